@@ -1,0 +1,1 @@
+"""deepprob: probabilistic deep models you can trust, on Pyro and PyTorch."""

@@ -1,0 +1,48 @@
+"""Errors that say what was expected, what came, and one thing to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepprob.posterior import Posterior
+
+
+class DivergenceError(RuntimeError):
+    """A fit whose steps stopped being finite.
+
+    Args:
+        message: What became non-finite, where, and what to change.
+        posterior: The last good posterior, or None if no step succeeded.
+    """
+
+    def __init__(self, message: str, posterior: Posterior | None = None) -> None:
+        super().__init__(message)
+        self.posterior = posterior
+
+
+class StorageError(ValueError):
+    """A file that cannot be trusted or read: truncated, altered, newer, or not ours."""
+
+
+def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
+    """The error for a name that is not among the known ones, with the nearest one suggested.
+
+    Args:
+        kind: What is being named, in the user's words ("likelihood", "model").
+        name: What the user wrote.
+        choices: The names that exist.
+
+    Returns:
+        A ``ValueError`` to raise.
+
+    Examples:
+        >>> print(unknown("likelihood", "bernouli", ["normal", "bernoulli"]))
+        unknown likelihood 'bernouli'. Did you mean 'bernoulli'? Choose from: bernoulli, normal.
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(known)}.")
