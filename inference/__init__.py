@@ -1,0 +1,14 @@
+"""Inference, imported as ``deepprob.inference``: one file per routine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+# A second name would make a second copy of everything here, and isinstance would fail between them.
+if __name__ == "inference":
+    raise ImportError(
+        "this folder is imported as deepprob.inference, not as inference. "
+        "Write: from deepprob.inference import svi"
+    )
+
+ROUTINES: dict[str, Callable[..., object]] = {}

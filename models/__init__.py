@@ -1,0 +1,12 @@
+"""Models, imported as ``deepprob.models``: one file per model."""
+
+from __future__ import annotations
+
+# A second name would make a second copy of everything here, and isinstance would fail between them.
+if __name__ == "models":
+    raise ImportError(
+        "this folder is imported as deepprob.models, not as models. "
+        "Write: from deepprob.models import VAE"
+    )
+
+MODELS: dict[str, type] = {}
