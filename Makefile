@@ -17,7 +17,7 @@ PIP   := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
 # One thread for each worker: the workers share the cores.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow lint format types doctest coverage hooks clean
