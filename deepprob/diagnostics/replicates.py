@@ -1,0 +1,56 @@
+"""Comparing data with replicates of them: the one test behind several checks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deepprob.diagnostics.check import Array, array
+
+
+def two_sided(observed: ArrayLike, replicated: ArrayLike) -> Array:
+    r"""Bayesian p-values, two-sided: how often replicates are as extreme as what was observed.
+
+    .. math:: p = 2 \min\{P(T_{rep} \ge T), P(T_{rep} \le T)\}, \text{ at most } 1
+
+    with the observation counted among the replicates, so that p is never zero and its level is
+    exact.
+
+    Args:
+        observed: Statistics of the data, shape ``(S,)``.
+        replicated: The same of every replicate, shape ``(R, S)``.
+
+    Examples:
+        >>> two_sided([50.0, 1000.0], np.repeat(np.arange(99.0)[:, None], 2, 1)).tolist()
+        [1.0, 0.02]
+    """
+    t, r = array(observed), array(replicated)
+    above = (1 + (r >= t).sum(0)) / (len(r) + 1)
+    below = (1 + (r <= t).sum(0)) / (len(r) + 1)
+    return array(np.minimum(1.0, 2 * np.minimum(above, below)))
+
+
+def joint_p(observed: ArrayLike, replicated: ArrayLike) -> float:
+    """One p-value for several statistics together: their largest standardised distance, ranked among replicates'.
+
+    A distance is taken from the median, in units of the root mean square distance on that side.
+    Observation and replicates are treated alike, so if they are exchangeable the test holds its
+    level exactly, however the statistics depend on each other and whatever their shape.
+
+    Args:
+        observed: Statistics of the data, shape ``(S,)``.
+        replicated: The same of every replicate, shape ``(R, S)``.
+
+    Examples:
+        >>> rng = np.random.default_rng(0)
+        >>> joint_p([0.0, 9.0], rng.normal(size=(99, 2))), joint_p([0.0, 0.0], rng.normal(size=(99, 2))) > 0.05
+        (0.01, True)
+    """
+    everything = np.concatenate([array(observed)[None], array(replicated)])  # (R + 1, S)
+    distance = everything - np.median(everything, 0)
+    furthest = np.zeros(len(everything))
+    for side in (np.clip(distance, 0, None), np.clip(-distance, 0, None)):
+        scale = np.sqrt(np.square(side).sum(0) / np.maximum((side > 0).sum(0), 1))
+        standard = np.divide(side, scale, out=np.zeros_like(side), where=scale > 0)
+        furthest = np.maximum(furthest, standard.max(1))
+    return float((furthest >= furthest[0]).mean())

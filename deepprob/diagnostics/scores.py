@@ -1,0 +1,130 @@
+"""Are predictions better than knowing no inputs at all?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from deepprob.diagnostics.calibration import class_probs, one_label
+from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
+
+NAME = "predictions inform"
+
+
+def crps(draws: ArrayLike, target: ArrayLike) -> Array:
+    r"""Continuous ranked probability score of draws, in the target's units; lower is better.
+
+    .. math:: \mathbb{E}|Y - y| - \tfrac12 \mathbb{E}|Y - Y'|
+
+    Args:
+        draws: Shape ``(K, *batch)``.
+        target: Shape ``batch``.
+
+    References:
+        Gneiting, Raftery (2007), Strictly proper scoring rules, prediction, and estimation.
+
+    Examples:
+        >>> crps(np.full((10, 1), 2.0), [5.0]).tolist()
+        [3.0]
+    """
+    values, y = np.sort(array(draws), 0), array(target)
+    count = len(values)
+    weight = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, *[1] * y.ndim)
+    # The pairs are counted without each draw's distance to itself: unbiased in the number of draws.
+    return array(np.abs(values - y).mean(0) - (weight * values).sum(0) / (count * max(count - 1, 1)))
+
+
+def brier(probs: ArrayLike, labels: ArrayLike) -> Array:
+    """Squared distance of the probabilities from what came true, per row; lower is better.
+
+    Examples:
+        >>> brier([[1.0, 0.0], [0.5, 0.5]], [0, 1]).tolist()
+        [0.0, 0.5]
+    """
+    p, y = array(probs), array(labels).astype(np.int64)
+    return np.asarray(np.square(p - np.eye(p.shape[1])[y]).sum(1))
+
+
+def skill(
+    nll: ArrayLike,
+    baseline: ArrayLike,
+    *,
+    level: float = 0.05,
+    details: dict[str, Any] | None = None,
+) -> Check:
+    """Whether predictions score better than the targets' own distribution, row by row.
+
+    Args:
+        nll: Negative log predictive density of each row, nats.
+        baseline: The same of a prediction that ignores the inputs.
+        level: The false-alarm rate for predictions that are no worse.
+        details: Further scores to keep.
+
+    Returns:
+        The mean NLL; a fail if it is surely above the baseline's.
+
+    Examples:
+        >>> skill(np.full(9, 2.0), np.full(9, 1.0)).verdict, skill(np.full(9, 0.5), np.full(9, 1.0)).verdict
+        ('fail', 'pass')
+    """
+    scores, reference = array(nll), array(baseline)
+    rows = len(scores)
+    mean, base = float(scores.mean()), float(reference.mean())
+    loss = scores - reference
+    se, paired = (float(v.std(ddof=1) / np.sqrt(rows)) if rows > 1 else 0.0 for v in (scores, loss))
+    worse = float(loss.mean()) - float(stats.norm.ppf(1 - level)) * paired > 0
+    verdict: Verdict = "fail" if worse else "pass"
+    gain = number(-float(loss.mean()), paired)
+    return Check(
+        name=NAME,
+        value=mean,
+        se=se,
+        threshold=base,
+        verdict=verdict,
+        reading=f"NLL is {number(mean, se)} nats per row; without the inputs it would be {number(base)} "
+        f"(a gain of {gain})" + (": the inputs make predictions worse." if worse else "."),
+        next_step="" if not worse else "Check that inputs and targets belong together, fit longer, or simplify.",
+        details={"nll": mean, "nll_se": se, "baseline": base, **(details or {})},
+    )
+
+
+def _mean_se(values: Array) -> dict[str, float]:
+    rows = values.reshape(len(values), -1).mean(1)
+    return {"mean": float(rows.mean()), "se": float(rows.std(ddof=1) / np.sqrt(len(rows)))}
+
+
+def _nll(case: Case) -> Array:
+    target = case.batch[-1]
+    return array(-array(case.prediction.log_prob(target)).reshape(len(target), -1).sum(1))
+
+
+def _run(case: Case, level: float) -> Check:
+    nll, rows = _nll(case), len(case.target)
+    if case.prediction.kind == "real":
+        y = case.target.reshape(rows, -1)
+        flat = stats.norm.logpdf(y, y.mean(0), np.maximum(y.std(0), 1e-12)).sum(1)
+        residual = case.target - array(case.prediction.mean).reshape(case.target.shape)
+        details: dict[str, Any] = {
+            "crps": _mean_se(crps(case.replicates, case.target)),
+            "rmse": float(np.sqrt(np.square(residual).mean())),
+        }
+        return skill(nll, -flat, level=level, details=details)
+    probs, labels = class_probs(case), case.target.reshape(rows).astype(np.int64)
+    share = np.bincount(labels, minlength=probs.shape[1]) / rows
+    details = {
+        "brier": _mean_se(brier(probs, labels)),
+        "accuracy": _mean_se((probs.argmax(1) == labels) * 1.0),
+    }
+    return skill(nll, -np.log(share[labels]), level=level, details=details)
+
+
+predictions_inform = Diagnostic(
+    NAME,
+    "Are predictions better than knowing no inputs at all?",
+    lambda case: (case.supervised and case.prediction.kind == "real") or one_label(case),
+    _run,
+    tests=True,
+)

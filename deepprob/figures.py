@@ -1,0 +1,406 @@
+"""Pictures of a fit: pure drawings of arrays, and `pictures`, which picks those that suit a `Case`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from deepprob.diagnostics.calibration import bins_of, class_probs, one_label
+from deepprob.diagnostics.check import Array, Case, array, num_optional
+from deepprob.diagnostics.collapse import codes, codes_are_used
+
+BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9822b", "#b8bec4", "#1d2329"
+STYLE: Any = {
+    "text.color": INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "xtick.color": "#5c6670",
+    "ytick.color": "#5c6670",
+    "font.size": 9,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawing with its words.
+
+    Args:
+        name: A short name, for a file.
+        title: What it shows.
+        caption: How to read it, in one sentence.
+        alt: The same in words, for those who do not see it.
+        png: The image.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    png: bytes
+
+
+def render(figure: Figure) -> bytes:
+    """A figure as PNG, without any global state of pyplot."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _figure(width: float = 5.6, height: float = 3.5) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _axes(figure: Figure) -> Any:
+    with rc_context(STYLE):
+        return figure.add_subplot()
+
+
+def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch: int = 1) -> Figure:
+    """The ELBO of every step, its running mean, and the held-out ELBO.
+
+    Args:
+        elbo: One value per step, nats per datum.
+        held_out: One value per epoch.
+        steps_per_epoch: Steps in an epoch.
+    """
+    values, held = array(elbo), array(held_out)
+    values = np.where(np.isfinite(values), values, np.nan)
+    figure = _figure()
+    axes = _axes(figure)
+    time = (np.arange(len(values)) + 1) / steps_per_epoch
+    axes.plot(time, values, color=GREY, linewidth=0.6, label="step")
+    width = max(len(values) // 50, 1)
+    blocks = len(values) // width
+    if width > 1:
+        centre = values[len(values) - blocks * width :].reshape(blocks, width)
+        axes.plot(
+            time[len(values) - blocks * width :].reshape(blocks, width).mean(1),
+            np.nanmean(centre, 1),
+            color=BLUE,
+            linewidth=1.6,
+            label=f"mean of {width} steps",
+        )
+    if np.isfinite(held).any():
+        axes.plot(np.arange(len(held)) + 1, held, color=ORANGE, linewidth=1.6, label="held out")
+    seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
+    seen = seen[np.isfinite(seen)]
+    if len(seen):  # the first steps may be far below: they are cut off rather than all else squeezed
+        low, high = float(np.quantile(seen, 0.002)), float(seen.max())
+        axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
+    axes.set_xlabel("epoch" if steps_per_epoch > 1 or len(held) else "step")
+    axes.set_ylabel("ELBO, nats per datum")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
+    """Named rows of images, one under the other, on one scale of grey.
+
+    Args:
+        rows: Label to images, shape ``(n, height, width)`` or with channels first or last.
+        columns: How many of each.
+    """
+    grids = {label: array(images)[:columns] for label, images in rows.items()}
+    low = min(float(g.min()) for g in grids.values())
+    high = max(float(g.max()) for g in grids.values())
+    figure = _figure(5.6, 0.62 * len(grids) + 0.12)
+    places = figure.subplots(len(grids), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
+    for i, (label, images) in enumerate(grids.items()):
+        for j in range(columns):
+            axes = places[i, j]
+            axes.set_axis_off()
+            if j < len(images):
+                axes.imshow(
+                    _picture(images[j], low, high),
+                    cmap="gray_r",
+                    vmin=0,
+                    vmax=1,
+                    interpolation="nearest",
+                )
+        places[i, 0].text(-0.15, 0.5, label, ha="right", va="center", fontsize=9, transform=places[i, 0].transAxes)
+    return figure
+
+
+def _picture(image: Array, low: float, high: float) -> Array:
+    if image.ndim == 3 and image.shape[0] in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    return (image - low) / max(high - low, 1e-12)
+
+
+def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figure:
+    """Codes in the plane: as they are if there are two of them, else along their two principal axes.
+
+    Args:
+        centres: Posterior means, shape ``(rows, latent)``.
+        labels: What to colour by, shape ``(rows,)``.
+    """
+    points = array(centres)
+    plane, names = points, ["first coordinate", "second coordinate"]
+    if points.shape[1] > 2:
+        centred = points - points.mean(0)
+        _, size, axes_ = np.linalg.svd(centred, full_matrices=False)
+        plane = centred @ axes_[:2].T
+        share = np.square(size[:2]) / max(float(np.square(size).sum()), 1e-300)
+        names = [f"{which} principal axis ({part:.0%})" for which, part in zip(("first", "second"), share, strict=True)]
+    elif points.shape[1] == 1:
+        plane, names = np.concatenate([points, np.zeros_like(points)], 1), ["code", ""]
+    figure = _figure(5.6, 4.2)
+    axes = _axes(figure)
+    if labels is None:
+        axes.scatter(*plane.T, s=9, alpha=0.7, color=BLUE, linewidths=0)
+    else:
+        classes = np.unique(array(labels))
+        if len(classes) <= 10:
+            for i, value in enumerate(classes):
+                chosen = array(labels) == value
+                axes.scatter(
+                    *plane[chosen].T,
+                    s=10,
+                    alpha=0.8,
+                    color=f"C{i}",
+                    linewidths=0,
+                    label=f"{value:g}",
+                )
+            figure.legend(frameon=False, loc="outside right upper", handletextpad=0.1, markerscale=1.6)
+        else:
+            drawn = axes.scatter(*plane.T, s=9, c=array(labels), cmap="viridis", linewidths=0)
+            figure.colorbar(drawn, ax=axes, label="label")
+    axes.set_xlabel(names[0])
+    axes.set_ylabel(names[1])
+    return figure
+
+
+def kl_bars(nats: ArrayLike) -> Figure:
+    """KL of every code coordinate from its prior, largest first.
+
+    Args:
+        nats: Shape ``(latent,)``.
+    """
+    values = np.sort(array(nats))[::-1]
+    figure = _figure()
+    axes = _axes(figure)
+    axes.bar(np.arange(1, len(values) + 1), values, color=BLUE, width=0.8)
+    axes.set_xlabel("code coordinate, by rank")
+    axes.set_ylabel("KL from the prior, nats per row")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figure:
+    """Accuracy against confidence, in bins of equal numbers of rows, with 90 % intervals.
+
+    Args:
+        probs: Class probabilities, shape ``(rows, classes)``.
+        labels: True classes, shape ``(rows,)``.
+        bins: Number of bins.
+    """
+    p, y = array(probs), array(labels)
+    confidence, correct = p.max(1), p.argmax(1) == y
+    index = bins_of(confidence, bins)
+    centre, hit, count = (
+        np.array([f(confidence[index == b], correct[index == b]) for b in range(index.max() + 1)])
+        for f in (lambda c, h: c.mean(), lambda c, h: h.mean(), lambda c, h: len(c))
+    )
+    # Wilson's interval: it has width even where all of a bin came true.
+    z = 1.645
+    middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    figure = _figure(5.6, 4.2)
+    axes = _axes(figure)
+    low = min(float(centre.min()), float((middle - half).min()))
+    axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect")
+    axes.vlines(centre, middle - half, middle + half, color=BLUE, linewidth=1.2)
+    axes.plot(centre, hit, "o-", color=BLUE, markersize=4, linewidth=1, label="observed, 90 % interval")
+    axes.set_xlabel("confidence in the predicted class")
+    axes.set_ylabel("how often it was right")
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike) -> Figure:
+    """Predicted means with intervals over what was observed.
+
+    Args:
+        target: Shape ``(rows,)``.
+        mean: Predicted means, shape ``(rows,)``.
+        low: Lower ends of the 90 % intervals.
+        high: Upper ends.
+    """
+    y, m, lo, hi = (array(v).ravel() for v in (target, mean, low, high))
+    if len(y) > 300:
+        y, m, lo, hi = (v[np.linspace(0, len(v) - 1, 300).astype(int)] for v in (y, m, lo, hi))
+    outside = (y < lo) | (y > hi)
+    figure = _figure(5.6, 4.2)
+    axes = _axes(figure)
+    for chosen, colour, label in (
+        (~outside, BLUE, "inside its interval"),
+        (outside, ORANGE, "outside"),
+    ):
+        axes.vlines(y[chosen], lo[chosen], hi[chosen], color=colour, linewidth=0.8, alpha=0.5)
+        axes.plot(y[chosen], m[chosen], "o", color=colour, markersize=3, label=label)
+    ends = [float(min(y.min(), m.min())), float(max(y.max(), m.max()))]
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
+    axes.set_xlabel("observed")
+    axes.set_ylabel("predicted, with 90 % interval")
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def predictive_band(
+    inputs: ArrayLike,
+    target: ArrayLike,
+    mean: ArrayLike,
+    half: tuple[Any, Any],
+    most: tuple[Any, Any],
+) -> Figure:
+    """Predicted mean with its 50 % and 90 % bands over one input, and the data.
+
+    Args:
+        inputs: Shape ``(rows,)``.
+        target: Shape ``(rows,)``.
+        mean: Shape ``(rows,)``.
+        half: Ends of the 50 % intervals.
+        most: Ends of the 90 % intervals.
+    """
+    x = array(inputs).ravel()
+    order = np.argsort(x)
+    figure = _figure(5.6, 4.2)
+    axes = _axes(figure)
+    for ends, alpha, label in ((most, 0.18, "90 % band"), (half, 0.35, "50 % band")):
+        low, high = (array(end).ravel()[order] for end in ends)
+        axes.fill_between(x[order], low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
+    axes.plot(x[order], array(mean).ravel()[order], color=BLUE, linewidth=1.6, label="mean")
+    axes.plot(x, array(target).ravel(), "o", color=INK, markersize=2.5, alpha=0.6, label="data")
+    axes.set_xlabel("input")
+    axes.set_ylabel("target")
+    axes.legend(frameon=False)
+    return figure
+
+
+def pictures(case: Case) -> list[Picture]:
+    """The pictures that suit a posterior and its data."""
+    found = (_curve(case), _images(case), _codes(case), _classes(case), _real(case))
+    return [picture for some in found for picture in some]
+
+
+def _curve(case: Case) -> Iterator[Picture]:
+    history = case.posterior.history
+    if not len(history.steps.get("elbo", ())):
+        return
+    elbo, held = history.steps["elbo"], history.epochs.get("held_out_elbo", ())
+    figure = training_curve(elbo, held, steps_per_epoch=history.steps_per_epoch)
+    last = f"{np.nanmean(array(elbo)[-history.steps_per_epoch :]):.4g}"
+    yield Picture(
+        "training",
+        "How the ELBO rose",
+        "It should have levelled off; a held-out curve that falls while the other rises means overfitting.",
+        f"Line plot of the ELBO per datum over {len(elbo)} steps, ending near {last} nats.",
+        render(figure),
+    )
+
+
+def image_shape(case: Case) -> tuple[int, ...] | None:
+    """Shape of one image, if the rows are images."""
+    declared = getattr(case.program, "image_shape", None)
+    if case.supervised or case.ragged:
+        return None
+    shape = tuple(declared) if declared is not None else tuple(case.batch[0].shape[1:])
+    return shape if len(shape) in (2, 3) and int(np.prod(shape)) == case.batch[0][0].numel() else None
+
+
+def _images(case: Case, count: int = 10) -> Iterator[Picture]:
+    shape = image_shape(case)
+    if shape is None or not case.per_row:
+        return
+    rows = case.data.rows(slice(0, count))
+    batch = case.program.accept(rows)
+    rebuilt = array(case.posterior.predict(*batch, draws=50, seed=case.seed).mean)
+    grid = {
+        "data": array(batch[0]).reshape(-1, *shape),
+        "rebuilt": rebuilt.reshape(-1, *shape),
+    }
+    words = "held-out data, their reconstructions below"
+    if num_optional(case.program) >= len(batch):
+        site = case.posterior.structure.observed[0]
+        grid["invented"] = array(case.posterior.sample_prior(count, seed=case.seed)[site]).reshape(-1, *shape)
+        words += ", and images drawn from the prior in the last row"
+    yield Picture(
+        "reconstructions",
+        "Data, reconstructions and inventions",
+        "A reconstruction is the mean of what a row's code says: it should look like the row, if softer. "
+        "Inventions start from the prior: they should look like data.",
+        f"Rows of {len(rows)} images: {words}.",
+        render(image_rows(grid, columns=count)),
+    )
+
+
+def _codes(case: Case) -> Iterator[Picture]:
+    if not codes_are_used.applies(case):
+        return
+    draws, nats = codes(case)
+    unused = [n for n in case.data.names[len(case.batch) :] if case.data[n].dim() == 1]
+    labels = array(case.sample[unused[0]]) if unused else None
+    yield Picture(
+        "codes",
+        "Where the rows lie in the latent space",
+        "Each point is a row's mean code" + (f", coloured by {unused[0]}." if unused else "."),
+        f"Scatter plot of the codes of {draws.shape[1]} rows in {draws.shape[2]} dimensions, drawn in two.",
+        render(latent_scatter(draws.mean(0), labels)),
+    )
+    if nats is not None:
+        yield Picture(
+            "information",
+            "What each code coordinate knows",
+            "Coordinates near zero carry nothing: the posterior there is the prior.",
+            f"Bar chart of the KL of {len(nats)} code coordinates, {nats.sum():.3g} nats in all.",
+            render(kl_bars(nats)),
+        )
+
+
+def _classes(case: Case) -> Iterator[Picture]:
+    if not one_label(case):
+        return
+    figure = reliability(class_probs(case), case.target.reshape(len(case.target)))
+    yield Picture(
+        "reliability",
+        "Do probabilities come true?",
+        "On the dashed line predictions are right as often as they say; below it they promise too much.",
+        f"Reliability diagram of {len(case.target)} predictions.",
+        render(figure),
+    )
+
+
+def _real(case: Case) -> Iterator[Picture]:
+    if not case.supervised or case.prediction.kind != "real" or case.target.size != len(case.target):
+        return
+    mean, (low, high) = array(case.prediction.mean), case.prediction.interval(0.9)
+    inputs = array(case.inputs[0])
+    words = f"Predictions of {len(case.target)} rows with 90 % intervals"
+    if inputs.size == len(inputs):
+        half = case.prediction.interval(0.5)
+        figure = predictive_band(inputs, case.target, mean, half, (low, high))
+        caption = "Nine of ten points should lie in the outer band, half of them in the inner one."
+    else:
+        figure = predicted_against_observed(case.target, mean, low, high)
+        caption = "Nine of ten intervals should reach the dashed line."
+    yield Picture(
+        "predictions",
+        "Predictions and what came true",
+        caption,
+        f"{words}, against the data.",
+        render(figure),
+    )
