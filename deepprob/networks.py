@@ -445,9 +445,7 @@ def _half(size: int) -> int:
 
 def _size(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{name} must be a whole number; got {value!r} ({type(value).__name__}). Write an int."
-        )
+        raise TypeError(f"{name} must be a whole number; got {value!r} ({type(value).__name__}). Write an int.")
     if value < 1:
         raise ValueError(f"{name} must be at least 1; got {value}. Give the number of units.")
     return value
@@ -455,9 +453,7 @@ def _size(name: str, value: object) -> int:
 
 def _sizes(name: str, values: object) -> list[int]:
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(
-            f"{name} must be a sequence of whole numbers; got {values!r}. Write e.g. (64, 64)."
-        )
+        raise TypeError(f"{name} must be a sequence of whole numbers; got {values!r}. Write e.g. (64, 64).")
     return [_size(name, value) for value in values]
 
 

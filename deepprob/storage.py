@@ -171,9 +171,7 @@ def _check_kind(kind: str) -> None:
 def _check_free(folder: Path, kind: Kind) -> None:
     """Refuse to write over what is not ours to replace."""
     if folder.exists() and not folder.is_dir():
-        raise StorageError(
-            f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Choose another path."
-        )
+        raise StorageError(f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Choose another path.")
     if not (folder / _MANIFEST).exists():
         return
     try:
@@ -181,9 +179,7 @@ def _check_free(folder: Path, kind: Kind) -> None:
     except StorageError as error:
         raise StorageError(f"will not write over what is there: {error}") from error
     if found != kind:
-        raise StorageError(
-            f"will not write a {kind} over a {found} at {str(folder)!r}. Choose another folder."
-        )
+        raise StorageError(f"will not write a {kind} over a {found} at {str(folder)!r}. Choose another folder.")
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
@@ -212,9 +208,7 @@ def _replace(target: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)
-    if (
-        os.name == "posix"
-    ):  # the new name itself must reach the disk before the next step relies on it
+    if os.name == "posix":  # the new name itself must reach the disk before the next step relies on it
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -240,22 +234,15 @@ def _sweep(folder: Path) -> None:
 
 def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
     if not folder.exists():
-        raise StorageError(
-            f"no {kind} at {str(folder)!r}: there is no such folder. Check the path."
-        )
+        raise StorageError(f"no {kind} at {str(folder)!r}: there is no such folder. Check the path.")
     if not folder.is_dir():
-        raise StorageError(
-            f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Give the folder's path."
-        )
+        raise StorageError(f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Give the folder's path.")
     header = _parse(folder)
     stated = header.pop("sha256")
     if stated != _fingerprint(header):
         raise _altered(folder / _MANIFEST, "its sha256 is not the one it states")
     if header["kind"] != kind:
-        raise StorageError(
-            f"{str(folder)!r} holds a {header['kind']}, not a {kind}. "
-            f"Open it as a {header['kind']}."
-        )
+        raise StorageError(f"{str(folder)!r} holds a {header['kind']}, not a {kind}. Open it as a {header['kind']}.")
     return header
 
 
@@ -280,8 +267,7 @@ def _parse(folder: Path) -> dict[str, Any]:
     schema = header.get("schema")
     if type(schema) is int and schema > SCHEMA:
         raise StorageError(
-            f"{str(folder)!r} has schema {schema}, and this deepprob reads up to {SCHEMA}. "
-            "Upgrade deepprob to read it."
+            f"{str(folder)!r} has schema {schema}, and this deepprob reads up to {SCHEMA}. Upgrade deepprob to read it."
         )
     _check_form(file, header)
     return header
@@ -344,10 +330,7 @@ def _encode(value: object, where: str) -> Any:
         return [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) and key != _FLOAT for key in value):
         return {key: _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, Mapping):
-        what = f"a mapping with keys {list(value)!r}"
-    else:
-        what = f"{type(value).__name__}"
+    what = f"a mapping with keys {list(value)!r}" if isinstance(value, Mapping) else type(value).__name__
     raise TypeError(
         f"{where} must be JSON (None, bool, int, float, str, list, or dict with string keys); got "
         f"{what}. Convert it first, e.g. with .item() or .tolist()."

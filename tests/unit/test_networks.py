@@ -99,9 +99,7 @@ def test_a_decoder_is_a_map_over_pixels_of_each_parameter() -> None:
 # Sequences ----------------------------------------------------------------------------------------
 
 RECURRENT = [
-    {"kind": kind, **way}
-    for kind in ("gru", "lstm", "rnn")
-    for way in ({}, {"reverse": True}, {"bidirectional": True})
+    {"kind": kind, **way} for kind in ("gru", "lstm", "rnn") for way in ({}, {"reverse": True}, {"bidirectional": True})
 ]
 
 

@@ -224,9 +224,7 @@ def test_a_missing_tensor_file_is_refused(saved: Path) -> None:
 def test_the_wrong_kind_is_refused(saved: Path) -> None:
     with pytest.raises(StorageError, match="holds a posterior, not a checkpoint"):
         storage.read(saved, kind="checkpoint")
-    with pytest.raises(
-        ValueError, match=r"unknown kind of save 'postrior'\. Did you mean 'posterior'"
-    ):
+    with pytest.raises(ValueError, match=r"unknown kind of save 'postrior'\. Did you mean 'posterior'"):
         storage.read(saved, kind="postrior")  # type: ignore[arg-type]
 
 
@@ -252,9 +250,7 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     ],
     ids=["json", "list", "nan", "deep", "binary", "pickle"],
 )
-def test_a_foreign_folder_is_neither_read_nor_written_over(
-    tmp_path: Path, content: bytes, message: str
-) -> None:
+def test_a_foreign_folder_is_neither_read_nor_written_over(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "manifest.json"
     file.write_bytes(content)
     with pytest.raises(StorageError, match=message):
@@ -301,9 +297,7 @@ def test_one_kind_is_never_written_over_another(saved: Path) -> None:
         ({}, {"$float": "nan"}, r"got a mapping with keys \['\$float'\]"),
     ],
 )
-def test_what_cannot_be_saved_is_named(
-    saved: Path, tensors: Any, manifest: Any, message: str
-) -> None:
+def test_what_cannot_be_saved_is_named(saved: Path, tensors: Any, manifest: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         storage.write(saved, tensors, manifest, kind="posterior")
     assert_good(saved)
@@ -314,9 +308,7 @@ def test_what_cannot_be_saved_is_named(
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("nth", [1, 2])
-def test_a_full_disk_leaves_the_old_save(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
-) -> None:
+def test_a_full_disk_leaves_the_old_save(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
     original, calls = getattr(os, call), []
 
     def fail(*args: Any) -> Any:
