@@ -7,8 +7,12 @@ from collections.abc import Callable
 # A second name would make a second copy of everything here, and isinstance would fail between them.
 if __name__ == "inference":
     raise ImportError(
-        "this folder is imported as deepprob.inference, not as inference. "
-        "Write: from deepprob.inference import svi"
+        "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"
     )
 
-ROUTINES: dict[str, Callable[..., object]] = {}
+from deepprob.inference.svi import svi
+from deepprob.posterior import Posterior
+
+ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
+
+__all__ = ["ROUTINES", "svi"]

@@ -1,0 +1,186 @@
+"""What can be done between the steps of a fit: warm-up, early stopping, checkpoints, logging."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from deepprob.history import History
+
+
+class Fit(Protocol):
+    """What a callback sees of a running fit.
+
+    Attributes:
+        epoch: Epochs done.
+        step: Steps done.
+        total_steps: Steps planned.
+        steps_per_epoch: Steps in one epoch.
+        history: All that was recorded so far.
+        stop: Set it to True to end the fit after this epoch.
+        warm_up_steps: Steps until every warm-up is over.
+    """
+
+    epoch: int
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    history: History
+    stop: bool
+    warm_up_steps: int
+
+    def save_checkpoint(self, path: Path) -> None:
+        """Write all that is needed to go on from here, bit for bit."""
+
+
+class Callback:
+    """Does nothing; subclass what you need."""
+
+    def start(self, fit: Fit) -> None:
+        """Called once, before the first step (and again when a fit is resumed)."""
+
+    def warm_up(self, fit: Fit) -> int:
+        """How many steps this callback changes the objective for; best states and early stopping wait for it."""
+        return 0
+
+    def kl_weight(self, step: int, steps_per_epoch: int) -> float:
+        """What to multiply the KL with at a step."""
+        return 1.0
+
+    def step_end(self, fit: Fit) -> None:
+        """Called after every step."""
+
+    def epoch_end(self, fit: Fit) -> None:
+        """Called after every epoch, when the epoch's row of the history is complete."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed fit needs to know, as JSON."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+class KLWarmUp(Callback):
+    r"""Raise the weight of the KL linearly from ``start_weight`` to 1.
+
+    Args:
+        epochs: Over how many epochs.
+        start_weight: The weight at the first step.
+
+    Examples:
+        >>> warm_up = KLWarmUp(epochs=2)
+        >>> [warm_up.kl_weight(step, steps_per_epoch=2) for step in range(5)]
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+
+    def __init__(self, epochs: float, start_weight: float = 0.0) -> None:
+        if not epochs > 0:
+            raise ValueError(f"KLWarmUp's epochs must be positive; got {epochs}.")
+        if not 0 <= start_weight <= 1:
+            raise ValueError(f"KLWarmUp's start_weight must lie in [0, 1]; got {start_weight}.")
+        self.epochs, self.start_weight = epochs, start_weight
+
+    def start(self, fit: Fit) -> None:
+        if self.warm_up(fit) > fit.total_steps:
+            warnings.warn(
+                f"KLWarmUp(epochs={self.epochs}) is longer than the fit "
+                f"({fit.total_steps / fit.steps_per_epoch:g} epochs): the KL never gets its full weight. "
+                "Shorten the warm-up or raise epochs.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def warm_up(self, fit: Fit) -> int:
+        return math.ceil(self.epochs * fit.steps_per_epoch)
+
+    def kl_weight(self, step: int, steps_per_epoch: int) -> float:
+        done = min(1.0, step / (self.epochs * steps_per_epoch))
+        return self.start_weight + (1.0 - self.start_weight) * done
+
+
+class EarlyStopping(Callback):
+    """End the fit when the ELBO has not improved for a while; waits for any warm-up.
+
+    Args:
+        patience: How many epochs without improvement.
+        min_delta: What counts as one, in nats per datum.
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise ValueError(f"EarlyStopping's patience must be at least 1 epoch; got {patience}.")
+        self.patience, self.min_delta = patience, min_delta
+        self.best, self.waited = -math.inf, 0
+
+    def start(self, fit: Fit) -> None:
+        if fit.step == 0:
+            self.best, self.waited = -math.inf, 0
+
+    def epoch_end(self, fit: Fit) -> None:
+        if fit.step < fit.warm_up_steps:
+            return
+        epochs = fit.history.epochs
+        value = (epochs.get("held_out_elbo") or epochs["elbo"])[-1]
+        if value > self.best + self.min_delta:
+            self.best, self.waited = value, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            fit.stop = True
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.best, self.waited = state["best"], state["waited"]
+
+
+class Checkpoint(Callback):
+    """Write checkpoints to a folder, and resume from one that is there.
+
+    A fit that was killed at any moment and is started again with the same arguments ends with the same parameters,
+    bit for bit on the CPU, as if it had not been.
+
+    Args:
+        path: The folder. It always holds one complete checkpoint, never half a one.
+        every: Epochs between two checkpoints; fractions count steps.
+        resume: Whether to go on from a checkpoint found there; False starts over.
+    """
+
+    def __init__(self, path: str | Path, every: float = 1, *, resume: bool = True) -> None:
+        if not every > 0:
+            raise ValueError(f"Checkpoint's every must be a positive number of epochs; got {every}.")
+        self.path, self.every, self.resume = Path(path), every, resume
+
+    def step_end(self, fit: Fit) -> None:
+        interval = max(1, round(self.every * fit.steps_per_epoch))
+        # The end of an epoch is written by epoch_end, when its row of the history is there.
+        if fit.step % interval == 0 and fit.step % fit.steps_per_epoch:
+            fit.save_checkpoint(self.path)
+
+    def epoch_end(self, fit: Fit) -> None:
+        interval = max(1, round(self.every * fit.steps_per_epoch))
+        if fit.step % interval == 0 or fit.stop or fit.step >= fit.total_steps:
+            fit.save_checkpoint(self.path)
+
+
+class Log(Callback):
+    """Print one line every few epochs.
+
+    Args:
+        every: Epochs between two lines.
+        file: Where to, standard output by default.
+    """
+
+    def __init__(self, every: int = 1, file: TextIO | None = None) -> None:
+        self.every, self.file = every, file
+
+    def epoch_end(self, fit: Fit) -> None:
+        if fit.epoch % self.every == 0:
+            last = {name: values[-1] for name, values in fit.history.epochs.items()}
+            text = "  ".join(f"{name} {value:.4g}" for name, value in last.items())
+            print(f"epoch {fit.epoch}  {text}", file=self.file or sys.stdout)

@@ -1,0 +1,152 @@
+"""Copies of callables that own what they captured.
+
+A model is often a function that reaches its networks through a closure or a global name. A fit must not train the
+caller's networks in place, so the function is copied together with the modules that it captured.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import nn
+
+
+def captured_modules(fn: Any) -> list[nn.Module]:
+    """The modules a callable is, is bound to, or reaches through its closure and globals, each once."""
+    found: dict[int, nn.Module] = {}
+    for value in _walk(fn, set()):
+        if isinstance(value, nn.Module):
+            found.setdefault(id(value), value)
+    return list(found.values())
+
+
+def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
+    """A copy of a callable, or of a tuple of them, with its own copy of every module captured.
+
+    What two callables share, their copies share.
+
+    Args:
+        fns: A callable or a tuple of callables (other values are returned as they are).
+        memo: As in ``copy.deepcopy``.
+
+    Examples:
+        >>> net = nn.Linear(1, 1)
+        >>> def f(x):
+        ...     return net(x)
+        >>> g = own_copy(f)
+        >>> captured_modules(g)[0] is net, captured_modules(f)[0] is net
+        (False, True)
+    """
+    memo = {} if memo is None else memo
+    if isinstance(fns, tuple):
+        return tuple(own_copy(fn, memo) for fn in fns)
+    return _copy(fns, memo)
+
+
+def _globals_used(fn: types.FunctionType) -> dict[str, Any]:
+    """Global names that a function's code, nested code included, refers to."""
+    names: set[str] = set()
+    todo = [fn.__code__]
+    while todo:
+        code = todo.pop()
+        names.update(code.co_names)
+        todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
+    return {name: fn.__globals__[name] for name in names if name in fn.__globals__}
+
+
+def _is_users(value: Any, fn: types.FunctionType) -> bool:
+    """Whether a global is worth following: a module object, or a function of the same file."""
+    if isinstance(value, nn.Module):
+        return True
+    return isinstance(value, types.FunctionType) and value.__module__ == fn.__module__
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module):
+        yield value
+        if isinstance(value, AutoGuide):
+            yield from _walk(getattr(value, "_model", None), seen)
+    elif inspect.ismethod(value):
+        yield from _walk(value.__self__, seen)
+        yield from _walk(value.__func__, seen)
+    elif isinstance(value, functools.partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _walk(part, seen)
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            if cell.cell_contents is not value:
+                yield from _walk(cell.cell_contents, seen)
+        for part in _globals_used(value).values():
+            if _is_users(part, value):
+                yield from _walk(part, seen)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _walk(part, seen)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _walk(part, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
+        for part in vars(value).values():
+            if isinstance(part, nn.Module | list | tuple | dict):
+                yield from _walk(part, seen)
+
+
+def _copy(value: Any, memo: dict[int, Any]) -> Any:
+    if id(value) in memo:
+        return memo[id(value)]
+    if isinstance(value, nn.Module):
+        return _copy_module(value, memo)
+    if isinstance(value, types.FunctionType):
+        return _copy_function(value, memo)
+    if inspect.ismethod(value):
+        return types.MethodType(value.__func__, _copy(value.__self__, memo))
+    if isinstance(value, functools.partial):
+        arguments = [_copy(a, memo) for a in value.args]
+        keywords = {k: _copy(v, memo) for k, v in value.keywords.items()}
+        return functools.partial(_copy(value.func, memo), *arguments, **keywords)
+    if isinstance(value, type | types.ModuleType | str) or value is None:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value  # data and initial values are read, never trained in place
+    return copy.deepcopy(value, memo)
+
+
+def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    # An AutoGuide forgets its model, and its place among others, whenever it is copied; so does the original.
+    guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
+    kept = [(g.__dict__["_model"], g.__dict__["master"]) for g in guides]
+    try:
+        twin = copy.deepcopy(module, memo)
+    finally:
+        for guide, (model, master) in zip(guides, kept, strict=True):
+            guide.__dict__.update(_model=model, master=master)
+    for guide, (model, _) in zip(guides, kept, strict=True):
+        memo[id(guide)].__dict__["_model"] = tuple(_copy(m, memo) for m in model)
+    return twin
+
+
+def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    if not captured_modules(fn):
+        return fn
+    cells = tuple(types.CellType() for _ in fn.__closure__ or ())
+    scope = dict(fn.__globals__)
+    twin = types.FunctionType(fn.__code__, scope, fn.__name__, fn.__defaults__, cells or None)
+    twin.__kwdefaults__ = fn.__kwdefaults__
+    twin.__dict__.update(fn.__dict__)
+    memo[id(fn)] = twin  # before its captures: a recursive function captures itself
+    for cell, original in zip(cells, fn.__closure__ or (), strict=True):
+        cell.cell_contents = _copy(original.cell_contents, memo)
+    for name, part in _globals_used(fn).items():
+        if _is_users(part, fn):
+            scope[name] = _copy(part, memo)
+    return twin

@@ -1,0 +1,94 @@
+"""Guides by name: Pyro's AutoGuides, attached to a program's own copy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from pyro.infer import autoguide
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.guides import AutoContinuous
+
+from deepprob.errors import unknown
+from deepprob.program import FunctionProgram, Program, run_bound
+from deepprob.traces import Structure
+
+
+def _flow(model: Callable[..., Any]) -> AutoGuide:
+    return autoguide.AutoIAFNormal(model, num_transforms=2)
+
+
+GUIDES: dict[str, Callable[[Callable[..., Any]], AutoGuide]] = {
+    "normal": autoguide.AutoNormal,
+    "multivariate_normal": autoguide.AutoMultivariateNormal,
+    "low_rank": autoguide.AutoLowRankMultivariateNormal,
+    "flow": _flow,
+    "laplace": autoguide.AutoLaplaceApproximation,
+    "map": autoguide.AutoDelta,
+}
+
+GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
+
+
+def attach_guide(program: Program, guide: GuideSpec) -> str | None:
+    """Give a program (one's own copy) the guide that was asked for.
+
+    Args:
+        program: The copy to change.
+        guide: A name from `GUIDES`, an ``AutoGuide`` class, a callable with the model's arguments, or None for the
+            program's own.
+
+    Returns:
+        The name under which the guide can be built again, or None if it came as a callable.
+
+    Raises:
+        ValueError: If there is no guide of that name, or none at all.
+    """
+    spec: Any = guide
+    if spec is None and isinstance(program, FunctionProgram) and not program.has_guide:
+        spec = program.current_guide
+    if isinstance(program, FunctionProgram) and spec is None and isinstance(program.current_guide, AutoGuide):
+        _tell_rows(program.current_guide, program)
+    if spec is None:
+        if not program.has_guide:
+            raise ValueError(f"the program has no guide. Name one: guide={'|'.join(map(repr, GUIDES))}.")
+        return None
+    model = program.bound_model()
+    name = None
+    if isinstance(spec, str):
+        if spec not in GUIDES:
+            raise unknown("guide", spec, GUIDES)
+        name, built = spec, GUIDES[spec](model)
+    elif isinstance(spec, type) and issubclass(spec, AutoGuide):
+        name = next((n for n, g in GUIDES.items() if g is spec), None)
+        built = spec(model)
+    elif callable(spec):
+        built = spec
+    else:
+        raise TypeError(f"guide must be a name, an AutoGuide class or a callable; got {type(spec).__name__}.")
+    program.attach(built)
+    return name
+
+
+def _tell_rows(guide: AutoGuide, program: Program) -> None:
+    """Let an AutoGuide that was made elsewhere know the rows at hand when it first runs its model."""
+    for part in guide.modules():
+        if isinstance(part, AutoGuide) and part.prototype_trace is None:
+            part.__dict__["_model"] = (functools.partial(run_bound, program.binding, part.model),)
+
+
+def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
+    """Refuse guides whose per-row parameters would belong to places in a batch instead of rows.
+
+    Raises:
+        ValueError: If the guide is one joint distribution over latents of the rows at hand.
+    """
+    guide = program.current_guide
+    if full_batch or not found.local or not isinstance(guide, AutoGuide):
+        return
+    if isinstance(guide, AutoContinuous | autoguide.AutoDiscreteParallel):
+        raise ValueError(
+            f"guide {type(guide).__name__} is one distribution over the latents of all rows ({', '.join(found.local)}), "
+            "which minibatches cannot fit. Use batch_size=None, or guide='normal'."
+        )

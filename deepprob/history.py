@@ -1,0 +1,71 @@
+"""What happened during a fit, step by step and epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class History:
+    """The record of a fit.
+
+    Attributes:
+        steps: One value per step: ``elbo``, ``likelihood``, ``kl_local``, ``kl_global`` (nats per datum),
+            ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
+        epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
+            ``kl_weight``, ``skipped``, ``seconds``.
+        steps_per_epoch: Steps in one epoch.
+        best_epoch: The epoch whose parameters the posterior holds.
+        interrupted: Whether the fit was stopped from outside.
+        stopped_early: Whether a callback ended the fit.
+    """
+
+    steps: dict[str, list[float]] = field(default_factory=dict)
+    epochs: dict[str, list[float]] = field(default_factory=dict)
+    steps_per_epoch: int = 1
+    best_epoch: int = 0
+    interrupted: bool = False
+    stopped_early: bool = False
+
+    def add_step(self, values: Mapping[str, float]) -> None:
+        """Record one step."""
+        for name, value in values.items():
+            self.steps.setdefault(name, []).append(value)
+
+    def add_epoch(self, values: Mapping[str, float]) -> None:
+        """Record one epoch."""
+        for name, value in values.items():
+            self.epochs.setdefault(name, []).append(value)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The record as tensors to save, by ``steps.<name>`` and ``epochs.<name>``."""
+        rows = {f"steps.{n}": v for n, v in self.steps.items()} | {f"epochs.{n}": v for n, v in self.epochs.items()}
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
+
+    def facts(self) -> dict[str, int | bool]:
+        """All but the curves, as JSON."""
+        return {
+            "steps_per_epoch": self.steps_per_epoch,
+            "best_epoch": self.best_epoch,
+            "interrupted": self.interrupted,
+            "stopped_early": self.stopped_early,
+        }
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, int | bool]) -> History:
+        """The inverse of `to_tensors` and `facts`.
+
+        Examples:
+            >>> past = History(steps={"elbo": [1.0, 2.0]}, best_epoch=3)
+            >>> History.restore(past.to_tensors(), past.facts()) == past
+            True
+        """
+        record = cls(**facts)  # type: ignore[arg-type]
+        for key, values in tensors.items():
+            kind, _, name = key.partition(".")
+            getattr(record, kind)[name] = values.tolist()
+        return record

@@ -1,0 +1,81 @@
+"""What a fit's data looked like, so that later data can be compared and the program run again without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One argument of a program, as it was in the fit.
+
+    Attributes:
+        name: The argument's name.
+        shape: Shape of one row.
+        dtype: Name of the type, without ``torch.``.
+        fill: A value that occurred; the program can be run on rows made of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    fill: float
+
+    def check(self, value: Tensor, variable_length: bool) -> None:
+        """Compare a later value with the fit's.
+
+        Raises:
+            ValueError: If its rows have another shape.
+        """
+        came, fitted = tuple(value.shape[1:]), self.shape
+        free = int(variable_length and len(came) > 1 and len(came) == len(fitted))
+        if came[free:] == fitted[free:] and len(came) == len(fitted):
+            return
+        if len(came) == len(fitted) == 1:
+            raise ValueError(
+                f"{self.name} must have {fitted[0]} features per row as in the fit; got {came[0]}. "
+                "Give the same columns in the same order."
+            )
+        hint = (
+            f" Reshape one row to x.reshape(1, -1) or one column to x.reshape(-1, {fitted[0]})."
+            if not came and fitted
+            else ""
+        )
+        raise ValueError(f"{self.name} must have rows of shape {fitted} as in the fit; got {came}.{hint}")
+
+    def example(self, rows: int) -> Tensor:
+        """Some rows that the program can be run on."""
+        return torch.full((rows, *self.shape), self.fill, dtype=getattr(torch, self.dtype))
+
+
+def specs_of(batch: Sequence[Tensor], names: Sequence[str]) -> list[InputSpec]:
+    """The specification of a batch.
+
+    Examples:
+        >>> specs_of([torch.zeros(5, 3)], ["x"])
+        [InputSpec(name='x', shape=(3,), dtype='float32', fill=0.0)]
+    """
+    return [
+        InputSpec(
+            name=names[i] if i < len(names) else f"argument {i + 1}",
+            shape=tuple(value.shape[1:]),
+            dtype=str(value.dtype).removeprefix("torch."),
+            fill=float(value.min()),
+        )
+        for i, value in enumerate(batch)
+    ]
+
+
+def to_json(specs: Sequence[InputSpec]) -> list[dict[str, Any]]:
+    """Specifications as JSON."""
+    return [asdict(spec) for spec in specs]
+
+
+def from_json(rows: Sequence[dict[str, Any]]) -> list[InputSpec]:
+    """The inverse of `to_json`."""
+    return [InputSpec(row["name"], tuple(row["shape"]), row["dtype"], row["fill"]) for row in rows]

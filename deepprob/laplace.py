@@ -1,0 +1,44 @@
+"""The Laplace approximation of a fitted mode."""
+
+from __future__ import annotations
+
+import torch
+
+from deepprob.guides import attach_guide
+from deepprob.owned import OwnedProgram
+from deepprob.program import Batch, num_rows
+
+
+def laplace(owned: OwnedProgram, batch: Batch) -> None:
+    r"""Replace a fitted mode by the Gaussian of the same curvature, in place.
+
+    .. math:: q(z) = N(\hat z, H^{-1}), \qquad H = -\nabla^2 \log p(x, z) |_{z = \hat z}
+
+    Args:
+        owned: A program fitted with ``guide="laplace"``; afterwards its guide is a multivariate normal.
+        batch: All of the data.
+
+    Raises:
+        ValueError: If the curvature is not that of a mode.
+    """
+    program = owned.program
+    rows = torch.arange(num_rows(batch), device=owned.device)
+    with owned.running(), program.bound(rows, owned.num_data):
+        prepared = program.prepare(*batch)
+        try:
+            gaussian = program.current_guide.laplace_approximation(*prepared)
+            covariance_root = gaussian.get_posterior(*prepared).scale_tril.detach()
+        except RuntimeError as error:
+            raise ValueError(
+                "the Laplace approximation needs a mode, and the fit has not reached one (the curvature is not that of "
+                "a maximum). Raise epochs, or use guide='normal'."
+            ) from error
+    location, scale = gaussian.loc.detach(), covariance_root.diagonal()
+    owned.guide_name = attach_guide(program, "multivariate_normal")
+    owned.materialise(batch)
+    guide = program.current_guide
+    with torch.no_grad():
+        guide.loc.copy_(location)
+        guide.scale = scale
+        guide.scale_tril = covariance_root / scale.unsqueeze(-1)
+    owned.materialise(batch)  # the store still holds the values from before

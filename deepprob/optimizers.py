@@ -1,0 +1,135 @@
+"""The optimizer as a factory: which one, how its learning rate moves, whether gradients are clipped or weights averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepprob.errors import unknown
+
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "nadam": torch.optim.NAdam,
+}
+
+Schedule = Callable[[int, int], float]
+
+
+def constant(step: int, total: int) -> float:
+    """The full learning rate throughout."""
+    return 1.0
+
+
+def cosine(step: int, total: int) -> float:
+    """Half a cosine from 1 at the first step to 0.01 after the last.
+
+    Examples:
+        >>> round(cosine(0, 10), 3), round(cosine(5, 10), 3), round(cosine(10, 10), 3)
+        (1.0, 0.505, 0.01)
+    """
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * step / max(total, 1)))
+
+
+def linear(step: int, total: int) -> float:
+    """A straight line from 1 at the first step to 0.01 after the last."""
+    return 1.0 - 0.99 * step / max(total, 1)
+
+
+_SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How a routine minimises its loss.
+
+    Args:
+        name: ``"adam"``, ``"adamw"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"nadam"``, or any class of
+            ``torch.optim``.
+        learning_rate: The peak step size; None takes the program's own.
+        schedule: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of (step, number of steps) that returns
+            what to multiply ``learning_rate`` with.
+        clip_norm: Largest Euclidean norm of the whole gradient; None leaves it alone.
+        average: Decay of an exponential moving average of the parameters, which the posterior then holds; None
+            for the last parameters themselves.
+        options: Further arguments of the optimizer's class.
+
+    Raises:
+        ValueError: If a name is unknown or a number out of range.
+
+    Examples:
+        >>> Optimizer("adm")
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown optimizer 'adm'. Did you mean 'adam'? Choose from: adagrad, adam, adamw, nadam, rmsprop, sgd.
+    """
+
+    name: str | type[torch.optim.Optimizer] = "adam"
+    learning_rate: float | None = None
+    schedule: str | Schedule = "cosine"
+    clip_norm: float | None = None
+    average: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.name, str) and self.name not in _CLASSES:
+            raise unknown("optimizer", self.name, _CLASSES)
+        if isinstance(self.schedule, str) and self.schedule not in _SCHEDULES:
+            raise unknown("schedule", self.schedule, _SCHEDULES)
+        if self.learning_rate is not None and not (0 < self.learning_rate < math.inf):
+            raise ValueError(f"learning_rate must be positive; got {self.learning_rate}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be positive, or None; got {self.clip_norm}.")
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"average must lie between 0 and 1, or be None; got {self.average}.")
+
+    def build(self, params: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
+        """The torch optimizer over some parameters."""
+        cls: Any = _CLASSES[self.name] if isinstance(self.name, str) else self.name
+        built: torch.optim.Optimizer = cls(list(params), lr=learning_rate, **self.options)
+        return built
+
+    def rate(self, step: int, total: int, peak: float) -> float:
+        """The learning rate of a step, of ``total`` steps in all."""
+        schedule = _SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        return peak * schedule(step, total)
+
+    def describe(self) -> dict[str, Any]:
+        """The factory as JSON."""
+        return {
+            "name": self.name if isinstance(self.name, str) else self.name.__name__,
+            "learning_rate": self.learning_rate,
+            "schedule": self.schedule
+            if isinstance(self.schedule, str)
+            else getattr(self.schedule, "__name__", "custom"),
+            "clip_norm": self.clip_norm,
+            "average": self.average,
+            "options": {k: v if isinstance(v, int | float | str | bool) else repr(v) for k, v in self.options.items()},
+        }
+
+
+def optimizer_named(optimizer: str | Optimizer | type[torch.optim.Optimizer] | None) -> Optimizer:
+    """The factory that a name or a torch class stands for.
+
+    Raises:
+        ValueError: If there is none of that name.
+        TypeError: If it is something else, an optimizer over parameters already built for instance.
+    """
+    if optimizer is None:
+        return Optimizer()
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if isinstance(optimizer, str) or (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
+        return Optimizer(optimizer)
+    raise TypeError(
+        f"optimizer must be a name, a class of torch.optim, or deepprob's Optimizer(...); got {type(optimizer).__name__}. "
+        "The routine builds it over its own copy of the parameters."
+    )

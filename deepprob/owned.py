@@ -1,0 +1,175 @@
+"""A routine's own copy of a program: with its guide, its private store and all of its parameters in existence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from deepprob.capture import own_copy
+from deepprob.guides import GuideSpec, attach_guide, check_minibatches
+from deepprob.inputs import InputSpec, specs_of
+from deepprob.program import Batch, Program
+from deepprob.runtime import StoreState, empty_store, private_store
+from deepprob.traces import Structure, run, structure
+
+_PROBE_ROWS = 4
+
+
+class _CloneInitialValues(Messenger):  # type: ignore[misc]
+    """Keeps ``pyro.param("loc", tensor)`` from training the caller's tensor in place."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, *rest = msg["args"]
+        if rest and isinstance(rest[0], Tensor) and not isinstance(rest[0], nn.Parameter):
+            msg["args"] = (name, rest[0].detach().clone(), *rest[1:])
+
+
+class OwnedProgram:
+    """A program copied, given its guide, and run once, so that every parameter exists.
+
+    Args:
+        program: The caller's program; it is not changed.
+        batch: The data, or rows like them.
+        num_data: Number of rows of the whole data.
+        guide: Which guide, see `attach_guide`.
+        device: Where to work.
+        full_batch: Whether every step will see all rows.
+        fresh: Whether to draw new weights, except where marked by `pretrained`.
+
+    Raises:
+        ValueError: If the guide lacks a latent site of the model, or cannot be fitted on minibatches.
+
+    Attributes:
+        program: The copy.
+        store: What ``pyro.param`` and AutoGuides registered.
+        structure: Its sites.
+        inputs: What the data looked like.
+        guide_name: The guide's name if it has one.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        batch: Batch,
+        num_data: int,
+        *,
+        guide: GuideSpec = None,
+        device: torch.device | str = "cpu",
+        full_batch: bool = True,
+        fresh: bool = False,
+    ) -> None:
+        self.program: Program = own_copy(program)
+        self.store: StoreState = empty_store()
+        self.num_data = num_data
+        self.device = torch.device(device)
+        self.guide_name = attach_guide(self.program, guide)
+        self.program.to(self.device)
+        if fresh:
+            redraw_weights(self.program)
+        self.program.adapt(*batch)
+        probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
+        self.structure = self.materialise(probe)
+        check_minibatches(self.program, self.structure, full_batch)
+        self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
+
+    def materialise(self, batch: Batch) -> Structure:
+        """Run the program once with checks on, so that every parameter exists; what was in the store is dropped.
+
+        Args:
+            batch: The data, or rows like them.
+        """
+        self.store.update(empty_store())
+        batch = tuple(x.to(self.device) for x in batch)
+        rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
+        with torch.no_grad(), private_store(self.store, validate=True), _CloneInitialValues():
+            batch = self.program.prepare(*batch)
+            found = structure(self.program, *run(self.program, batch, rows, self.num_data))
+        for name, value in self.store["params"].items():
+            if value.device != self.device:
+                self.store["params"][name] = value.detach().to(self.device).requires_grad_()
+        return found
+
+    @contextmanager
+    def running(self, *, validate: bool = False) -> Iterator[None]:
+        """Run the program inside this context: on its own parameters, in its own store."""
+        with private_store(self.store, validate=validate):
+            yield
+
+    def parameters(self) -> dict[str, Tensor]:
+        """All that is trained, by name: the modules' parameters and the store's unconstrained values, each once."""
+        found: dict[str, Tensor] = {n: p for n, p in self.program.named_parameters() if p.requires_grad}
+        known = {id(p) for p in self.program.parameters()}
+        for name, value in self.store["params"].items():
+            if id(value) not in known and value.requires_grad:
+                found[f"store.{name}"] = value
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that makes up the program's state, frozen parameters and buffers included."""
+        found = {f"program.{n}": t for n, t in self.program.state_dict(keep_vars=True).items()}
+        known = {id(t) for t in found.values()}
+        for name, value in self.store["params"].items():
+            if id(value) not in known:
+                found[f"store.{name}"] = value
+        return {name: value.detach() for name, value in found.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the state, in place.
+
+        Raises:
+            ValueError: If a tensor is missing, left over or of another shape.
+        """
+        own = self.tensors()
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        if missing or extra:
+            raise ValueError(
+                f"the file is of another program: missing {missing or 'nothing'}, left over {extra or 'nothing'}. "
+                "Give the program that was saved."
+            )
+        for name, value in own.items():
+            if value.shape != tensors[name].shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)} in this program but {tuple(tensors[name].shape)} in the "
+                    "file. Give the program that was saved."
+                )
+            with torch.no_grad():
+                value.copy_(tensors[name])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the state."""
+        return {name: value.clone() for name, value in self.tensors().items()}
+
+
+def pretrained(module: nn.Module) -> nn.Module:
+    """Mark a module whose weights are to be kept when a fit draws new ones.
+
+    Examples:
+        >>> net = pretrained(nn.Linear(2, 2))
+        >>> before = net.weight.clone()
+        >>> redraw_weights(net)
+        >>> bool((net.weight == before).all())
+        True
+    """
+    module._deepprob_pretrained = True  # type: ignore[assignment]
+    return module
+
+
+def redraw_weights(module: nn.Module) -> None:
+    """Draw the weights anew, by each module's own ``reset_parameters``, except below `pretrained` modules.
+
+    Args:
+        module: The module to change.
+    """
+    if getattr(module, "_deepprob_pretrained", False):
+        return
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for child in module.children():
+        redraw_weights(child)

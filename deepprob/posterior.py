@@ -1,0 +1,674 @@
+"""The noun `Posterior`: what every routine returns, to sample, predict, score, save and hand to ArviZ."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from deepprob import arviz_compat, inputs, storage
+from deepprob.capture import own_copy
+from deepprob.errors import StorageError
+from deepprob.history import History
+from deepprob.objectives import closed_form_kls
+from deepprob.owned import OwnedProgram
+from deepprob.prediction import Prediction
+from deepprob.program import Batch, FunctionProgram, Program, num_rows
+from deepprob.runtime import RandomStream
+from deepprob.traces import Site, Structure, is_auxiliary, is_deterministic, is_local, run, run_prior, sample_sites
+
+# So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
+_CHUNK = 2**24
+
+
+class Posterior:
+    """The posterior over a program's latent sites, whatever the routine that found it.
+
+    Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
+    same questions. Every query takes a ``seed`` and leaves the caller's random state alone; none loops over draws.
+
+    Args:
+        owned: The fitted program; the posterior owns it.
+        history: What happened during the fit.
+        config: The routine and its settings, as JSON.
+        seed: The fit's seed.
+        chains: For the kind that holds draws: values by site, shape ``(chains, draws, *site)``.
+        exact: Whether `log_evidence` is a closed form.
+
+    Attributes:
+        history: The record of the fit.
+        config: The routine and its settings.
+        seed: The fit's seed.
+        versions: Of Python and the packages that made it.
+        exact: Whether `log_evidence` is a closed form.
+    """
+
+    def __init__(
+        self,
+        owned: OwnedProgram,
+        *,
+        history: History | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        chains: Mapping[str, Tensor] | None = None,
+        exact: bool = False,
+    ) -> None:
+        self._owned = owned
+        self.history = history or History()
+        self.config = dict(config or {})
+        self.seed, self.exact = seed, exact
+        self.versions = _versions()
+        self._chains = None if chains is None else {n: v.detach().to(owned.device) for n, v in chains.items()}
+        owned.program.eval()
+
+    # -- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def program(self) -> Program:
+        """The posterior's own copy of the program."""
+        return self._owned.program
+
+    @property
+    def structure(self) -> Structure:
+        """The program's sites."""
+        return self._owned.structure
+
+    @property
+    def kind(self) -> str:
+        """``"guide"`` or ``"draws"``."""
+        return "guide" if self._chains is None else "draws"
+
+    @property
+    def latent_sites(self) -> dict[str, str]:
+        """``"global"`` or ``"local"`` by latent site."""
+        found = dict.fromkeys(self.structure.global_, "global")
+        return found | dict.fromkeys(self.structure.local, "local")
+
+    def parameters(self) -> dict[str, Tensor]:
+        """A copy of the fitted parameters and buffers, by name."""
+        return self._owned.snapshot()
+
+    # -- queries -------------------------------------------------------------------------------------------------
+
+    def sample(self, *data: Any, draws: int = 100, seed: int = 0) -> dict[str, Tensor]:
+        """Draw latent sites from the posterior.
+
+        Args:
+            data: The program's arguments; without them only global sites are drawn.
+            draws: How many, K.
+            seed: Of the draws.
+
+        Returns:
+            Values by site: ``(K, *site)`` for global sites, a scalar site's being ``(K,)``; ``(K, B, *site)`` for
+            local ones.
+        """
+        _check_draws(draws)
+        if data:
+            batch = self._batch(data)
+            names: tuple[str, ...] = self.structure.latent
+        else:
+            batch, names = self._example(), self.structure.global_
+            if not names:
+                raise ValueError(
+                    f"every latent site ({', '.join(self.structure.local)}) belongs to rows. Give the rows: "
+                    "posterior.sample(x)."
+                )
+        with self._querying(seed):
+            guide_trace, _ = self._run(batch, draws)
+            return {name: self._draws_first(guide_trace.nodes[name], draws) for name in names}
+
+    def predict(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
+        """The posterior predictive distribution of the rows given.
+
+        Args:
+            data: The program's arguments; what is observed may be left out.
+            draws: How many draws from the posterior, K.
+            seed: Of the draws.
+            site: Which observed site, if there are several.
+
+        Raises:
+            ValueError: If the rows are not like the fit's, or the site is not clear.
+        """
+        _check_draws(draws)
+        batch = self._batch(data)
+        with self._querying(seed):
+            _, model_trace = self._run(batch, draws, predict=True)
+        observed = [n for n, s in sample_sites(model_trace) if s["infer"].get("was_observed")] or [
+            n for n, _ in sample_sites(model_trace) if n in self.structure.observed
+        ]
+        if site is None:
+            if len(observed) != 1:
+                raise ValueError(f"the program observes {', '.join(observed) or 'nothing'}. Say which: site='...'.")
+            site = observed[0]
+        elif site not in observed:
+            raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
+        node = model_trace.nodes[site]
+        return Prediction(node["fn"], node["value"], site)
+
+    def sample_prior(self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0) -> dict[str, Tensor]:
+        """Ancestral samples of every site from the model alone, with the fitted parameters.
+
+        Args:
+            rows: How many rows, B.
+            data: The program's arguments where the model needs them (inputs of a regression).
+            draws: How many draws of everything, K.
+            seed: Of the draws.
+
+        Returns:
+            Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global ones.
+        """
+        _check_draws(draws)
+        batch = self._batch(data) if data else ()
+        with self._querying(seed):
+            trace = run_prior(
+                self.program, self._padded(batch), num_rows(batch) if batch else rows, draws=draws, plates=self._plates
+            )
+        return {n: self._draws_first(s, draws) for n, s in sample_sites(trace) if not is_deterministic(s)}
+
+    def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
+        """Log-likelihood of every row under every draw, in nats.
+
+        Args:
+            data: The program's arguments, observed ones included.
+            draws: How many, K.
+            seed: Of the draws.
+
+        Returns:
+            Shape ``(K, B)``.
+        """
+        _check_draws(draws)
+        batch = self._batch(data)
+        parts = []
+        for chunk in self._chunks(batch, draws):
+            with self._querying(seed):
+                _, model_trace = self._run(chunk, draws)
+                parts.append(self._by_row(model_trace, draws))
+        return torch.cat(parts, dim=1)
+
+    def log_weights(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
+        r"""Log importance weights ``log p(x, z_k) - log q(z_k | x)``.
+
+        Args:
+            data: The program's arguments, observed ones included.
+            particles: How many, K.
+            seed: Of the draws.
+
+        Returns:
+            Shape ``(K, B)`` where every latent belongs to a row, else ``(K,)`` for the data as a whole.
+
+        Raises:
+            ValueError: If the posterior holds draws: their density is not known.
+        """
+        _check_draws(particles)
+        if self._chains is not None:
+            raise ValueError(
+                "importance weights need a guide's density; this posterior holds draws. Use log_likelihood."
+            )
+        batch = self._batch(data)
+        if not self._amortized(batch):
+            with self._querying(seed):
+                guide_trace, model_trace = self._run(batch, particles)
+                return self._joint_weights(guide_trace, model_trace, particles)
+        parts = []
+        with self._querying(seed):
+            for chunk in self._chunks(batch, particles):
+                guide_trace, model_trace = self._run(chunk, particles)
+                parts.append(self._row_weights(guide_trace, model_trace, particles))
+        return torch.cat(parts, dim=1)
+
+    def log_evidence(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
+        r"""Importance-weighted lower bound on the log evidence, in nats.
+
+        .. math:: \log \hat p(x) = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)
+
+        Args:
+            data: The program's arguments, observed ones included.
+            particles: How many, K; with one it is an ELBO, and it tightens as they grow.
+            seed: Of the draws.
+
+        Returns:
+            One value per row, shape ``(B,)``, where every latent belongs to a row; one number otherwise.
+
+        References:
+            Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
+        """
+        weights = self.log_weights(*data, particles=particles, seed=seed)
+        return weights.logsumexp(0) - math.log(particles)
+
+    def elbo(self, *data: Any, particles: int = 1, seed: int = 0) -> Tensor:
+        """Evidence lower bound of every row, in nats, without the KL of global latents.
+
+        Args:
+            data: The program's arguments, observed ones included.
+            particles: Draws to average over, K.
+            seed: Of the draws.
+
+        Returns:
+            Shape ``(B,)``.
+        """
+        _check_draws(particles)
+        batch = self._batch(data)
+        with self._querying(seed):
+            return self.elbo_of(batch, particles)
+
+    def elbo_of(self, batch: Batch, particles: int) -> Tensor:
+        """`elbo` of a batch that was accepted already, inside a running program; routines use it for held-out data."""
+        parts = []
+        for chunk in self._chunks(batch, particles):
+            guide_trace, model_trace = self._run(chunk, particles)
+            closed = closed_form_kls(guide_trace, model_trace)
+            total = self._by_row(model_trace, particles)
+            for name, site in sample_sites(guide_trace):
+                if name in self.structure.local:
+                    kl = closed.get(name)
+                    total = total - (
+                        self._log_ratio(guide_trace, model_trace, name)
+                        if kl is None
+                        else self._rows(kl, site, particles)
+                    )
+            parts.append(total.mean(0))
+        return torch.cat(parts)
+
+    def trace(self, *data: Any, draws: int = 100, seed: int = 0, predict: bool = False) -> tuple[Trace, Trace]:
+        """The guide's and the model's Pyro traces under a leading plate of draws, for diagnostics.
+
+        Args:
+            data: The program's arguments.
+            draws: How many, K; values have shape ``(K, B, *site)`` for local sites, ``(K, 1, *site)`` for global ones.
+            seed: Of the draws.
+            predict: Draw the observed sites anew.
+        """
+        _check_draws(draws)
+        batch = self._batch(data)
+        with self._querying(seed):
+            return self._run(batch, draws, predict=predict)
+
+    # -- handing on ----------------------------------------------------------------------------------------------
+
+    def to_arviz(self, *data: Any, draws: int = 1000, seed: int = 0) -> Any:
+        """The posterior as ArviZ keeps it: InferenceData on ArviZ 0.23, a DataTree on 1.x.
+
+        Groups: posterior, and with data posterior_predictive, log_likelihood, observed_data, and (of a guide)
+        sample_stats with ``lp`` and ``log_q`` of global latents.
+
+        Args:
+            data: The program's arguments, observed ones included.
+            draws: How many; the kind that holds draws gives all of its own.
+            seed: Of the draws.
+        """
+        if not data:
+            return arviz_compat.from_dict(
+                {"posterior": self._by_chain(self.sample(draws=self._count(draws), seed=seed))}
+            )
+        draws = self._count(draws)
+        batch = self._batch(data)
+        with self._querying(seed):
+            guide_trace, model_trace = self._run(batch, draws)
+        with self._querying(seed):
+            _, predicted = self._run(batch, draws, predict=True)
+        with torch.no_grad():
+            return self._to_arviz(guide_trace, model_trace, predicted, draws)
+
+    def _to_arviz(self, guide_trace: Trace, model_trace: Trace, predicted: Trace, draws: int) -> Any:
+        latents = {n: self._draws_first(guide_trace.nodes[n], draws) for n in self.structure.latent}
+        seen = {n: s for n, s in sample_sites(model_trace) if n in self.structure.observed and s["is_observed"]}
+        groups = {
+            "posterior": self._by_chain(latents),
+            "posterior_predictive": self._by_chain({n: self._draws_first(predicted.nodes[n], draws) for n in seen}),
+            "log_likelihood": self._by_chain({n: self._site_rows(s, draws) for n, s in seen.items()}),
+            "observed_data": {n: s["value"].cpu().numpy() for n, s in seen.items()},
+        }
+        if self._chains is None and self.structure.global_:
+            log_q = sum(self._sum(s, draws) for _, s in sample_sites(guide_trace) if not is_deterministic(s))
+            log_p = sum(self._sum(s, draws) for _, s in sample_sites(model_trace) if not is_deterministic(s))
+            groups["sample_stats"] = self._by_chain({"lp": torch.as_tensor(log_p), "log_q": torch.as_tensor(log_q)})
+        return arviz_compat.from_dict(groups)
+
+    def summary(self, draws: int = 1000, seed: int = 0) -> str:
+        """A table of the global sites: mean, sd and a central 90 % interval of every entry (of large sites, the norm)."""
+        lines = [f"{'site':28s} {'mean':>10s} {'sd':>10s} {'5 %':>10s} {'95 %':>10s}"]
+        for name, value in (self.sample(draws=draws, seed=seed) if self.structure.global_ else {}).items():
+            flat = value.reshape(len(value), -1).float()
+            columns = [(f"{name}[{i}]" if flat.shape[1] > 1 else name, flat[:, i]) for i in range(flat.shape[1])]
+            if flat.shape[1] > 20:
+                columns = [(f"|{name}| {tuple(value.shape[1:])}", flat.norm(dim=1))]
+            for title, column in columns:
+                low, high = torch.quantile(column, torch.tensor([0.05, 0.95], device=column.device)).tolist()
+                sd = column.std(unbiased=False)
+                lines.append(f"{title:28s} {column.mean():10.4g} {sd:10.4g} {low:10.4g} {high:10.4g}")
+        lines += [f"{name:28s} one for every row; give the rows to sample()" for name in self.structure.local]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        sites = ", ".join(f"{n} ({k})" for n, k in self.latent_sites.items()) or "no latent site"
+        return f"Posterior of {type(self.program).__name__} ({self.kind}): {sites}"
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to a folder: safetensors and JSON, never a pickle; atomic, the last good one survives.
+
+        Args:
+            path: The folder; made if need be.
+        """
+        tensors = {f"state.{n}": t for n, t in self._owned.tensors().items()}
+        tensors |= {f"history.{n}": t for n, t in self.history.to_tensors().items()}
+        tensors |= {f"chains.{n}": t for n, t in (self._chains or {}).items()}
+        manifest = {
+            "program": _registry_name(self.program),
+            "program_class": type(self.program).__name__,
+            "program_config": self.program.config,
+            "guide": self._owned.guide_name,
+            "num_data": self._owned.num_data,
+            "inputs": inputs.to_json(self._owned.inputs),
+            "history": self.history.facts(),
+            "config": self.config,
+            "seed": self.seed,
+            "exact": self.exact,
+            "posterior_kind": self.kind,
+            "made_with": self.versions,
+        }
+        storage.write(path, tensors, manifest, kind="posterior")
+
+    @classmethod
+    def load(cls, path: str | Path, program: Program | None = None, *, device: str | torch.device = "cpu") -> Posterior:
+        """Read a posterior that `save` wrote.
+
+        Args:
+            path: The folder.
+            program: The program that was fitted, if it is not one of the package's own (which are rebuilt from their
+                name and configuration). It is copied.
+            device: Where to put it.
+
+        Raises:
+            StorageError: If the file cannot be trusted, or a program of one's own is needed and was not given.
+        """
+        tensors, manifest = storage.read(path, kind="posterior")
+        if program is None:
+            program = _rebuild(path, manifest)
+        specs = inputs.from_json(manifest["inputs"])
+        num_data = manifest["num_data"]
+        groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
+        for key, value in tensors.items():
+            group, _, name = key.partition(".")
+            groups[group][name] = value
+        rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
+        try:
+            owned = OwnedProgram(
+                program,
+                tuple(spec.example(rows) for spec in specs),
+                num_data,
+                guide=manifest["guide"],
+                device=device,
+                full_batch=isinstance(program, FunctionProgram),
+            )
+            owned.inputs = specs
+            owned.load(groups["state"])
+        except ValueError as error:
+            raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
+        found = cls(
+            owned,
+            history=History.restore(groups["history"], manifest["history"]),
+            config=manifest["config"],
+            seed=manifest["seed"],
+            chains=groups["chains"] if manifest["posterior_kind"] == "draws" else None,
+            exact=manifest["exact"],
+        )
+        found.versions = manifest["made_with"]
+        return found
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _plates(self) -> int:
+        return max(1, self.structure.plates)
+
+    def _querying(self, seed: int) -> _Query:
+        return _Query(self._owned, RandomStream(seed, self._owned.device))
+
+    def _batch(self, data: tuple[Any, ...]) -> Batch:
+        """The program's arguments from what the user gave, compared with the fit's, on the device."""
+        if not data:
+            return ()
+        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
+        for spec, value in zip(self._owned.inputs, batch, strict=False):
+            spec.check(value, self.program.variable_length)
+        return tuple(x.to(self._owned.device) for x in batch)
+
+    def _example(self) -> Batch:
+        rows = self._owned.num_data if isinstance(self.program, FunctionProgram) else 1
+        return tuple(spec.example(rows).to(self._owned.device) for spec in self._owned.inputs)
+
+    def _padded(self, batch: Batch) -> Batch:
+        return self.program.pad(batch)
+
+    def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
+        batch = self.program.prepare(*batch)
+        size = num_rows(batch)
+        rows = torch.arange(size, device=self._owned.device)
+        guide = None if self._chains is None else _replay(self._chains, self.structure, draws, self._plates)
+        return run(
+            self.program,
+            self._padded(batch),
+            rows,
+            size,
+            draws=draws,
+            plates=self._plates,
+            predict=predict,
+            guide=guide,
+        )
+
+    def _amortized(self, batch: Batch) -> bool:
+        """Whether rows are independent of each other given the parameters."""
+        if self.structure.global_ or not self.structure.local:
+            return False
+        guide_trace, _ = self._run_one(batch)
+        plate = self.program.data_name
+        return all(is_local(s, plate) for _, s in sample_sites(guide_trace))
+
+    def _run_one(self, batch: Batch) -> tuple[Trace, Trace]:
+        with self._querying(0):
+            return self._run(tuple(x[:1] for x in batch), 1)
+
+    def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
+        """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
+        size = num_rows(batch)
+        if not isinstance(self.program, FunctionProgram) or self.program.data_name:
+            width = max((x[0].numel() for x in batch if len(x)), default=1)
+            step = max(1, _CHUNK // max(1, draws * width))
+            if step < size and not (self.structure.local and self.structure.global_):
+                for start in range(0, size, step):
+                    yield tuple(x[start : start + step] for x in batch)
+                return
+        yield batch
+
+    def _draws_first(self, site: Site, draws: int) -> Tensor:
+        """A site's value with draws in front, and without the dimensions of plates it is not in."""
+        value, event_dim = site["value"].detach(), site["fn"].event_dim
+        batch = tuple(value.shape[: value.dim() - event_dim])
+        event = tuple(value.shape[value.dim() - event_dim :])
+        batch = (1,) * (self._plates + 1 - len(batch)) + batch
+        value = value.reshape(batch + event).expand((draws, *batch[1:], *event))
+        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        keep = [size for dim, size in zip(range(-self._plates, 0), batch[1:], strict=True) if dim in used or size != 1]
+        return torch.as_tensor(value.reshape((draws, *keep, *event)))
+
+    def _rows(self, value: Tensor, site: Site, draws: int) -> Tensor:
+        """Sum a site's log-probability over all but draws and rows: ``(K, B)``."""
+        full = value.expand(torch.broadcast_shapes(value.shape, (draws,) + (1,) * self._plates))
+        for frame in site["cond_indep_stack"]:
+            if frame.name == self.program.data_name:
+                others = [d for d in range(-self._plates, 0) if d != frame.dim]
+                return full.sum(others) if others else full
+        return full.reshape(draws, -1)  # no data plate: every independent term is a row
+
+    def _site_rows(self, site: Site, draws: int) -> Tensor:
+        log_prob = site["fn"].log_prob(site["value"])
+        if site["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
+        return self._rows(log_prob, site, draws)
+
+    def _by_row(self, model_trace: Trace, draws: int) -> Tensor:
+        sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
+        if not sites:
+            raise ValueError(
+                f"nothing is observed: give all of {', '.join(self.program.argument_names)}, the observed ones included."
+            )
+        if all(is_local(s, self.program.data_name) for s in sites):
+            return torch.stack([self._site_rows(s, draws) for s in sites]).sum(0)
+        return torch.cat([self._site_rows(s, draws) for s in sites], dim=1)
+
+    def _log_ratio(self, guide_trace: Trace, model_trace: Trace, name: str) -> Tensor:
+        """``log q - log p`` of a local site and its auxiliary, by row."""
+        n = guide_trace.nodes[name]["value"].shape[0]
+        total = self._site_rows(guide_trace.nodes[name], n) - self._site_rows(model_trace.nodes[name], n)
+        helper = guide_trace.nodes.get(f"{name}_unconstrained")
+        if helper is not None and is_auxiliary(helper):
+            total = total + self._site_rows(helper, n)
+        return total
+
+    def _row_weights(self, guide_trace: Trace, model_trace: Trace, draws: int) -> Tensor:
+        total = self._by_row(model_trace, draws)
+        for name, site in sample_sites(model_trace):
+            if name in self.structure.local:
+                total = total + self._site_rows(site, draws)
+        for _, site in sample_sites(guide_trace):
+            if not site["is_observed"]:
+                total = total - self._site_rows(site, draws)
+        return total
+
+    def _sum(self, site: Site, draws: int) -> Tensor:
+        return self._site_rows(site, draws).sum(1)
+
+    def _joint_weights(self, guide_trace: Trace, model_trace: Trace, draws: int) -> Tensor:
+        total = torch.zeros(draws, device=self._owned.device)
+        for _, site in sample_sites(model_trace):
+            if not is_deterministic(site):
+                total = total + self._sum(site, draws)
+        for _, site in sample_sites(guide_trace):
+            if not site["is_observed"]:
+                total = total - self._sum(site, draws)
+        return total
+
+    def _count(self, draws: int) -> int:
+        if self._chains is None:
+            return draws
+        first = next(iter(self._chains.values()))
+        return int(first.shape[0] * first.shape[1])
+
+    def _by_chain(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        chains = 1 if self._chains is None else next(iter(self._chains.values())).shape[0]
+        return {n: v.reshape(chains, -1, *v.shape[1:]).detach().cpu().numpy() for n, v in values.items()}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return storage.versions()
+
+
+class _Query:
+    """The context of one query: no gradient, the posterior's own store, a random stream of its own."""
+
+    def __init__(self, owned: OwnedProgram, stream: RandomStream) -> None:
+        self._parts = (torch.no_grad(), owned.running(), stream.drawing())
+
+    def __enter__(self) -> None:
+        for part in self._parts:
+            part.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for part in reversed(self._parts):
+            part.__exit__(*error)
+
+
+def _check_draws(draws: int) -> None:
+    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+        raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}.")
+
+
+def _replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
+    """A guide that hands out stored draws, spread evenly over all chains."""
+
+    def guide(*batch: Any) -> None:
+        for name, value in chains.items():
+            flat = value.flatten(0, 1)  # (C * S, *site)
+            if draws <= len(flat):
+                index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
+            else:
+                index = torch.arange(draws, device=flat.device) % len(flat)
+            event_dim = found.event_dims[name]
+            chosen = flat[index]
+            batch_dims = chosen.dim() - 1 - event_dim
+            shape = (draws, *(1,) * (plates - batch_dims), *chosen.shape[1:])
+            pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
+
+    return guide
+
+
+def _registry_name(program: Program) -> str | None:
+    return type(program).registry_name if program.config is not None else None
+
+
+def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
+    from deepprob.models import MODELS  # late: the core does not depend on the models
+
+    name = manifest["program"]
+    if name is None:
+        raise StorageError(
+            f"{path} holds a posterior of {manifest['program_class']}, a program of your own. "
+            "Give it: Posterior.load(path, program=...)."
+        )
+    if name not in MODELS:
+        raise StorageError(f"{path} is of the model {name!r}, which this version does not have. Update deepprob.")
+    model: Callable[..., Program] = MODELS[name]
+    return model(**manifest["program_config"])
+
+
+def draws_posterior(
+    program: Program,
+    data: Any,
+    chains: Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Posterior:
+    """A posterior that holds draws, for routines that sample (and for draws made elsewhere).
+
+    Args:
+        program: The program they belong to; it is copied.
+        data: The data, or rows like them.
+        chains: Values by latent site, shape ``(chains, draws, *site)``.
+        config: The routine and its settings, as JSON.
+        seed: The routine's seed.
+
+    Raises:
+        ValueError: If a global latent site is missing, or shapes disagree.
+
+    Examples:
+        >>> def model(y=None):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(loc, 1.0).expand([3]).to_event(1), obs=y)
+        >>> p = draws_posterior(Program.of(model), torch.zeros(3), {"loc": torch.arange(6.0).reshape(2, 3)})
+        >>> p.sample(draws=6)["loc"]
+        tensor([0., 1., 2., 3., 4., 5.])
+    """
+    twin = own_copy(program)
+    batch = twin.accept(data)
+
+    def guide(*args: Any) -> None:
+        for name, value in chains.items():
+            pyro.sample(name, dist.Delta(value[0, 0], event_dim=value.dim() - 2))
+
+    owned = OwnedProgram(twin, batch, num_rows(batch), guide=guide)
+    counts = {tuple(v.shape[:2]) for v in chains.values()}
+    if len(counts) > 1:
+        raise ValueError(f"all sites must have the same chains and draws; got {sorted(counts)}.")
+    return Posterior(owned, config=config, seed=seed, chains=chains)

@@ -1,0 +1,176 @@
+"""The noun `Prediction`: what a posterior says about data, with its uncertainty split in two."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
+
+
+class Prediction:
+    r"""The posterior predictive distribution of some rows, an equal mixture over draws from the posterior.
+
+    .. math:: p(y \mid x) = \frac1K \sum_{k=1}^K p(y \mid x, \theta_k)
+
+    Args:
+        distribution: The observed site's distribution, batch shape ``(K, B, ...)``.
+        draws: One value from it for every draw, shape ``(K, B, ..., *event)``.
+        site: The site's name.
+
+    Attributes:
+        kind: ``"classes"``, ``"binary"``, ``"count"`` or ``"real"``.
+
+    Examples:
+        Certain members that disagree are epistemic uncertainty, and nothing else:
+
+        >>> import pyro.distributions as dist
+        >>> d = dist.Normal(torch.tensor([[-1.0], [1.0]]), torch.tensor(1e-6))
+        >>> p = Prediction(d, d.sample(), "y")
+        >>> round(float(p.epistemic), 3), round(float(p.aleatoric), 3)
+        (1.0, 0.0)
+    """
+
+    def __init__(self, distribution: Any, draws: Tensor, site: str = "y") -> None:
+        self.distribution, self.draws, self.site = distribution, draws, site
+        base = _base(distribution)
+        name = type(base).__name__
+        if name in _DISCRETE:
+            self.kind = _DISCRETE[name]
+        elif getattr(base.support, "is_discrete", False):
+            self.kind = "count"
+        else:
+            self.kind = "real"
+        self._base = base
+
+    @property
+    @torch.no_grad()
+    def mean(self) -> Tensor:
+        """Mean over draws of the conditional means, shape ``(B, ..., *event)``; of classes, the probabilities."""
+        if self.kind == "classes":
+            return self.probs
+        return self._moment("mean").mean(0)
+
+    @property
+    @torch.no_grad()
+    def sd(self) -> Tensor:
+        """Standard deviation of the mixture, shape as `mean`."""
+        if self.kind == "classes":
+            return (self.probs * (1 - self.probs)).sqrt()
+        return (self._moment("variance").mean(0) + self._between()).sqrt()
+
+    @property
+    @torch.no_grad()
+    def probs(self) -> Tensor:
+        """Class probabilities, shape ``(B, C)``, or the probability of a one, shape as `mean`.
+
+        Raises:
+            ValueError: If what is predicted is neither classes nor binary.
+        """
+        if self.kind not in ("classes", "binary"):
+            raise ValueError(f"probs are for classes; {self.site!r} is {self.kind}. Use mean, sd or interval.")
+        probs: Tensor = self._base.probs
+        return probs.mean(0)
+
+    @property
+    @torch.no_grad()
+    def aleatoric(self) -> Tensor:
+        """Uncertainty that more data would not remove.
+
+        In nats for classes, the mean entropy of the members; else in the target's units, the root of the mean
+        conditional variance. Shape ``(B,)`` for classes, else as `mean`.
+        """
+        if self.kind == "classes":
+            return _entropy(self._base.probs).mean(0)
+        if self.kind == "binary":
+            return _binary_entropy(self._base.probs).mean(0)
+        return self._moment("variance").mean(0).sqrt()
+
+    @property
+    @torch.no_grad()
+    def epistemic(self) -> Tensor:
+        """Uncertainty about the parameters and latents: in nats for classes the mutual information, else the standard
+        deviation over draws of the conditional mean, in the target's units."""
+        if self.kind == "classes":
+            return (_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
+        if self.kind == "binary":
+            return (_binary_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
+        return self._between().sqrt()
+
+    def interval(self, mass: float = 0.9) -> tuple[Tensor, Tensor]:
+        """The central interval that holds some probability mass, from the draws.
+
+        Args:
+            mass: Probability inside, between 0 and 1.
+
+        Returns:
+            Lower and upper ends, each shape ``(B, ..., *event)``.
+
+        Raises:
+            ValueError: If the mass is out of range, or classes are predicted.
+        """
+        if not 0 < mass < 1:
+            raise ValueError(f"mass must lie between 0 and 1; got {mass}. For nine tenths, interval(0.9).")
+        if self.kind == "classes":
+            raise ValueError("classes have no order and so no interval. Use probs.")
+        tail = (1 - mass) / 2
+        at = torch.tensor([tail, 1 - tail], dtype=torch.get_default_dtype(), device=self.draws.device)
+        low, high = torch.quantile(self.draws.to(at.dtype), at, dim=0)
+        return low, high
+
+    @torch.no_grad()
+    def log_prob(self, y: Any) -> Tensor:
+        r"""Log predictive density of the truth, ``log mean_k p(y | x, theta_k)``, in nats.
+
+        Args:
+            y: The truth, shape ``(B, ..., *event)``.
+
+        Returns:
+            One value per row, shape ``(B, ...)``.
+
+        Raises:
+            ValueError: If the shape is not that of the rows predicted.
+        """
+        value = torch.as_tensor(y, device=self.draws.device)
+        if value.is_floating_point():
+            value = value.to(torch.get_default_dtype())
+        if value.shape != self.draws.shape[1:]:
+            raise ValueError(
+                f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; got {tuple(value.shape)}."
+            )
+        terms: Tensor = self.distribution.log_prob(value)
+        return terms.logsumexp(0) - math.log(terms.shape[0])
+
+    def __len__(self) -> int:
+        return int(self.draws.shape[1])
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.site!r}: {self.kind}, {len(self)} rows, {self.draws.shape[0]} draws)"
+
+    def _moment(self, name: str) -> Tensor:
+        value: Tensor = getattr(self.distribution, name)
+        return value.expand(self.draws.shape)
+
+    def _between(self) -> Tensor:
+        return self._moment("mean").var(0, unbiased=False)
+
+
+def _base(distribution: Any) -> Any:
+    while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
+        "Independent",
+        "MaskedDistribution",
+        "ExpandedDistribution",
+    ):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(-1)
+
+
+def _binary_entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs) + torch.special.entr(1 - probs)

@@ -1,0 +1,331 @@
+"""The noun `Program`: a generative story, its guide, and the plate over the data."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from deepprob.capture import captured_modules, own_copy
+from deepprob.data import Split, as_split
+
+Batch = tuple[Any, ...]
+
+
+@dataclass
+class Binding:
+    """Which rows of which data a batch holds.
+
+    Attributes:
+        plate: Name of the data plate.
+        rows: Indices of the batch's rows, shape ``(B,)``; None outside of a run.
+        num_data: Number of rows of the whole data, N.
+    """
+
+    plate: str
+    rows: Tensor | None = None
+    num_data: int | None = None
+
+
+class Minibatch(Messenger):  # type: ignore[misc]
+    """Tells the data plate which rows of the data a batch holds.
+
+    Pyro asks for the indices of every plate by a message; this handler answers for the data plate, in the model
+    and in the guide alike. So the plate's scale is ``num_data / len(rows)``, and parameters of a row belong to
+    the row rather than to its place in the batch.
+
+    Args:
+        plate: Name of the data plate.
+        rows: Indices of the batch's rows, shape ``(B,)``.
+        num_data: Number of rows of the whole data, N.
+    """
+
+    def __init__(self, plate: str, rows: Tensor, num_data: int) -> None:
+        super().__init__()
+        self.plate, self.rows, self.num_data = plate, rows, num_data
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.plate and type(msg["fn"]).__name__ == "_Subsample":
+            # A plate of the batch's own length, plate("data", len(x)), already has all its rows.
+            size = msg["fn"].size
+            if msg["value"] is None and size == self.num_data:
+                msg["value"] = self.rows
+            elif msg["value"] is None and size != len(self.rows):
+                raise ValueError(
+                    f"plate {self.plate!r} has {size} rows, but the data given have {len(self.rows)}: the guide keeps "
+                    "parameters for every row of the fit. Give those rows, or use an amortized guide."
+                )
+            return
+        for frame in msg["cond_indep_stack"]:
+            # Such a plate has scale 1 in Pyro's eyes: weigh the batch as a sample of the whole data here.
+            if frame.name == self.plate and frame.full_size == frame.size != self.num_data:
+                msg["scale"] = msg["scale"] * (self.num_data / frame.size)
+
+
+def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
+    """Run a program's part with its data plate told of the rows at hand, whatever hides it from outer handlers."""
+    if binding.rows is None or binding.num_data is None:
+        return fn(*batch)
+    with Minibatch(binding.plate, binding.rows, binding.num_data):
+        return fn(*batch)
+
+
+class Program(PyroModule):  # type: ignore[misc]
+    """A probabilistic program: how the data came about, and how to guess what was not seen.
+
+    A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or
+    parametric posterior over the same latent sites. Both put what belongs to a row inside
+    ``with self.data_plate(x):`` and everything else outside of it. Observed arguments may be left out to
+    predict (``model(x, y=None)``).
+
+    Any existing Pyro program becomes one by `Program.of`.
+
+    Attributes:
+        data_name: Name of the data plate.
+        registry_name: Under which name the package knows the program, if it is one of its own.
+        config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
+        learning_rate: The step size a routine takes unless told otherwise.
+        variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
+
+    Examples:
+        A program whose guide is exact has an ELBO that does not depend on the noise:
+
+        >>> import pyro.distributions as dist
+        >>> class Coin(Program):
+        ...     def model(self, y=None):
+        ...         p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        ...         with self.data_plate(y):
+        ...             pyro.sample("y", dist.Bernoulli(p), obs=y)
+        ...     def guide(self, y=None):
+        ...         pyro.sample("p", dist.Beta(3.0, 2.0))
+        >>> len(Coin().data_plate(torch.ones(3)))
+        3
+    """
+
+    data_name: str = "data"
+    registry_name: str | None = None
+    config: dict[str, Any] | None = None
+    learning_rate: float = 1e-2
+    variable_length: bool = False
+
+    def model(self, *batch: Any) -> Any:
+        """The generative story: samples every site, with the data observed where they are given."""
+        raise TypeError(f"{type(self).__name__} has no model. Write model(self, *batch), a Pyro program.")
+
+    def guide(self, *batch: Any) -> Any:
+        """The posterior's program: samples every latent site of the model."""
+        raise TypeError(
+            f"{type(self).__name__} has no guide. Write guide(self, *batch), or fit it with guide='normal'."
+        )
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether the program brings a guide of its own."""
+        return "guide" in self.__dict__ or type(self).guide is not Program.guide
+
+    def attach(self, guide: Callable[..., Any]) -> None:
+        """Put another guide in the place of the program's own (on one's own copy)."""
+        if isinstance(guide, nn.Module):
+            self.add_module("attached_guide", guide)
+        # The instance's entry comes before the class's method.
+        self.__dict__["guide"] = guide
+
+    @property
+    def current_guide(self) -> Any:
+        """The guide itself, where it is an object (an ``AutoGuide``), else the method that runs it."""
+        return self.guide
+
+    def data_plate(self, *batch: Any) -> pyro.plate:
+        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the batch at hand.
+
+        Args:
+            batch: The program's arguments; the first tensor gives the number of rows where no routine does.
+        """
+        size = self.binding.num_data if self.binding.num_data is not None else num_rows(batch)
+        return pyro.plate(self.data_name, size, dim=-1)
+
+    @contextmanager
+    def bound(self, rows: Tensor, num_data: int) -> Iterator[None]:
+        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``."""
+        binding = self.binding
+        before = binding.rows, binding.num_data
+        binding.rows, binding.num_data = rows, num_data
+        try:
+            with Minibatch(binding.plate, rows, num_data):
+                yield
+        finally:
+            binding.rows, binding.num_data = before
+
+    @property
+    def binding(self) -> Binding:
+        """Which rows the data plate holds at the moment."""
+        found: Binding = self.__dict__.setdefault("_binding", Binding(self.data_name))
+        return found
+
+    def bound_model(self) -> Callable[..., Any]:
+        """The model as an AutoGuide must run it: its data plate told of the rows, though handlers are hidden."""
+        return functools.partial(run_bound, self.binding, self.model)
+
+    @property
+    def argument_names(self) -> list[str]:
+        """Names of the model's arguments, in order."""
+        return [p.name for p in self._arguments()]
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether the model takes any number of arguments."""
+        return any(p.kind is p.VAR_POSITIONAL for p in self._signature().parameters.values())
+
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.model)
+
+    def _arguments(self) -> list[inspect.Parameter]:
+        parameters = self._signature().parameters.values()
+        return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    def accept(self, data: Any, *, what: str = "data") -> Batch:
+        """What the program takes of some data: tensors, checked, in the order of the model's arguments.
+
+        Of a `Split` the fields that the model has no argument for are left out (the labels of images, for a model
+        of images alone); anything else must have exactly as many parts as the model has arguments, or fewer where
+        the rest may be left out.
+
+        Args:
+            data: Anything that `as_split` reads, or None for a program without data.
+            what: What to call it in an error.
+
+        Raises:
+            ValueError: If there are too many parts, or the values cannot be data of this program.
+        """
+        if data is None:
+            return ()
+        split = as_split(data, what=what)
+        names = self.argument_names
+        tensors = split.tensors
+        if not self.takes_any and len(tensors) > len(names):
+            if not isinstance(data, Split):
+                raise ValueError(
+                    f"the model takes {len(names)} argument(s) ({', '.join(names)}); {what} has {len(tensors)} parts "
+                    f"({', '.join(split.names)}). Leave out what the model does not use."
+                )
+            tensors = tensors[: len(names)]
+        return self.validate(*tensors)
+
+    def pad(self, batch: Batch) -> Batch:
+        """The batch with None for arguments that were left out and have no default, to predict them."""
+        needed = sum(p.default is p.empty for p in self._arguments())
+        return batch + (None,) * (needed - len(batch))
+
+    def validate(self, *batch: Any) -> Batch:
+        """Check a batch in the user's words and bring it to the types that the model wants; by default as it is."""
+        return batch
+
+    def adapt(self, *batch: Any) -> None:
+        """Set what depends on the training data as a whole (means and scales) before a fit; by default nothing."""
+
+    def prepare(self, *batch: Any) -> Batch:
+        """What is drawn anew whenever a batch is used (dynamic binarization); by default the batch as it is."""
+        return batch
+
+    def units(self, *batch: Any) -> Tensor | None:
+        """How many customary units each row has (time steps, words, dimensions), shape ``(B,)``; None if one."""
+        return None
+
+    @staticmethod
+    def of(
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | type[AutoGuide] | str | None = None,
+        *,
+        data_plate: str | None = None,
+    ) -> Program:
+        """A program made of an existing Pyro model and guide.
+
+        Its plates, masks, scales and ``pyro.param`` statements mean what they mean in Pyro. It is fitted on the full
+        batch unless it names its data plate: then minibatches are weighed by ``N / B``, whether the plate is written
+        ``pyro.plate("data", N)`` or ``pyro.plate("data", len(x))``.
+
+        Args:
+            model: A Pyro model: a function, a method, a module.
+            guide: A guide for it: a callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None
+                to name it in the routine.
+            data_plate: Name of the plate over rows.
+
+        Examples:
+            >>> import pyro.distributions as dist
+            >>> def model(y):
+            ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(y)):
+            ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+            >>> Program.of(model, "normal", data_plate="data").data_name
+            'data'
+        """
+        return FunctionProgram(model, guide, data_plate)
+
+
+class FunctionProgram(Program):
+    """A program whose model and guide were written elsewhere; made by `Program.of`."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any] | type[AutoGuide] | str | None,
+        data_plate: str | None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("model", model), ("guide", guide)):
+            if not (callable(value) or (name == "guide" and (value is None or isinstance(value, str)))):
+                raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
+        self.data_name = data_plate or ""
+        self.__dict__["_binding"] = Binding(self.data_name)
+        self._hold(model, guide)
+
+    def _hold(self, model: Any, guide: Any) -> None:
+        # Past PyroModule's __setattr__: it would put its own prefix on the user's site names.
+        self.__dict__["_model"], self.__dict__["_guide"] = model, guide
+        self.parts = nn.ModuleList(captured_modules(model) + captured_modules(guide))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
+        model, guide, binding = own_copy((self.__dict__["_model"], self.__dict__["_guide"], self.binding), memo)
+        twin = FunctionProgram(model, guide, self.data_name or None)
+        twin.__dict__["_binding"] = binding
+        memo[id(self)] = twin
+        return twin
+
+    def attach(self, guide: Callable[..., Any]) -> None:
+        self._hold(self.__dict__["_model"], guide)
+
+    def bound_model(self) -> Callable[..., Any]:
+        return functools.partial(run_bound, self.binding, self.__dict__["_model"])
+
+    def model(self, *batch: Any) -> Any:
+        return self.__dict__["_model"](*batch)
+
+    def guide(self, *batch: Any) -> Any:
+        return self.__dict__["_guide"](*batch)
+
+    @property
+    def current_guide(self) -> Any:
+        """The guide as it was given: a callable, a class, a name or None."""
+        return self.__dict__["_guide"]
+
+    @property
+    def has_guide(self) -> bool:
+        return callable(self.current_guide) and not isinstance(self.current_guide, type)
+
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.__dict__["_model"])
+
+
+def num_rows(batch: Sequence[Any]) -> int:
+    """Number of rows of a batch: the length of its first tensor, or 1 where there is none."""
+    return next((len(x) for x in batch if isinstance(x, Tensor) and x.dim()), 1)

@@ -1,0 +1,127 @@
+"""Where Pyro runs: a private parameter store, one lock, and random streams of our own.
+
+Pyro keeps its parameters and its stack of handlers in globals. Whatever calls into Pyro here does so inside
+`private_store`, so that two fits never meet, and inside `RandomStream.drawing`, so that the caller's random
+state is as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+# Pyro's handler stack is shared by all threads: two programs running at once corrupt each other's traces.
+_LOCK = threading.RLock()
+
+StoreState = dict[str, dict[str, Any]]
+
+
+def empty_store() -> StoreState:
+    """The state of a parameter store that holds nothing."""
+    return {"params": {}, "constraints": {}}
+
+
+@contextmanager
+def private_store(state: StoreState, *, validate: bool = False) -> Iterator[None]:
+    """Run Pyro on parameters of one's own, one thread at a time.
+
+    Args:
+        state: The store's content; what is registered inside is found in it afterwards.
+        validate: Whether Pyro and torch check arguments and supports (slow; once per fit is enough).
+
+    Examples:
+        >>> mine = empty_store()
+        >>> with private_store(mine):
+        ...     _ = pyro.param("loc", torch.zeros(()))
+        >>> "loc" in pyro.get_param_store(), "loc" in mine["params"]
+        (False, True)
+    """
+    with _LOCK, pyro.validation_enabled(validate), pyro.get_param_store().scope(state):
+        yield
+
+
+class RandomStream:
+    """A stream of random numbers that belongs to one fit or one query.
+
+    Everything that draws from torch's global generators inside `drawing` draws from this stream; outside, the
+    global generators are as the caller left them. The stream's position is its `state`, so that a fit that was
+    stopped goes on with the noise it would have had.
+
+    Args:
+        seed: Where the stream starts.
+        device: The device whose generator is also swapped, if it is not the CPU.
+
+    Examples:
+        >>> before = torch.get_rng_state()
+        >>> with RandomStream(0).drawing():
+        ...     a = torch.randn(3)
+        >>> with RandomStream(0).drawing():
+        ...     b = torch.randn(3)
+        >>> bool((a == b).all()), bool((torch.get_rng_state() == before).all())
+        (True, True)
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._cpu = torch.Generator().manual_seed(seed).get_state()
+        self._cuda: Tensor | None = None
+        if self.device.type == "cuda":
+            self._cuda = torch.Generator(self.device).manual_seed(seed).get_state()
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Let torch's global generators continue this stream."""
+        caller_cpu = torch.get_rng_state()
+        caller_cuda = torch.cuda.get_rng_state(self.device) if self._cuda is not None else None
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self.device)
+        try:
+            yield
+        finally:
+            self._cpu = torch.get_rng_state()
+            torch.set_rng_state(caller_cpu)
+            if caller_cuda is not None:
+                self._cuda = torch.cuda.get_rng_state(self.device)
+                torch.cuda.set_rng_state(caller_cuda, self.device)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The position, as tensors to save."""
+        return {"cpu": self._cpu} | ({} if self._cuda is None else {"cuda": self._cuda})
+
+    @state.setter
+    def state(self, value: dict[str, Tensor]) -> None:
+        self._cpu = value["cpu"].cpu()
+        if self._cuda is not None and "cuda" in value:
+            self._cuda = value["cuda"].cpu()
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """The device that a name stands for; ``"auto"`` is the GPU where there is one.
+
+    Args:
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or a ``torch.device``.
+
+    Raises:
+        ValueError: If a GPU is asked for and there is none.
+
+    Examples:
+        >>> pick_device("cpu")
+        device(type='cpu')
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}. Choose from: auto, cpu, cuda, cuda:<number>.") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no GPU. Use device='cpu' or 'auto'.")
+    return chosen

@@ -1,0 +1,192 @@
+"""Running a program: paired traces of guide and model, and what their sites are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from deepprob.layers import broadcast_linear
+from deepprob.program import Batch, Program
+
+DRAWS = "_draws"
+
+Site = Any
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What one dry run of a program showed.
+
+    Attributes:
+        local: Latent sites inside the data plate, in the model's order.
+        global_: Latent sites outside of it.
+        observed: Observed sites.
+        event_dims: Number of event dimensions of every site.
+        plates: Depth of vectorised plates, counted from the right; draws go one further to the left.
+    """
+
+    local: tuple[str, ...]
+    global_: tuple[str, ...]
+    observed: tuple[str, ...]
+    event_dims: dict[str, int]
+    plates: int
+
+    @property
+    def latent(self) -> tuple[str, ...]:
+        """All latent sites."""
+        return self.global_ + self.local
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """The sample statements of a trace, without the plates' own indices."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+            yield name, site
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether a site is ``pyro.deterministic`` (an observed Delta) or an empty factor."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Whether a guide's site is a helper for other sites, without a counterpart in the model."""
+    return bool(site["infer"].get("is_auxiliary"))
+
+
+def is_local(site: Site, plate: str) -> bool:
+    """Whether a site lies inside the data plate."""
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
+
+
+def run(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    num_data: int,
+    *,
+    draws: int | None = None,
+    plates: int = 1,
+    predict: bool = False,
+    guide: Callable[..., Any] | None = None,
+) -> tuple[Trace, Trace]:
+    """Run the guide, and the model on what the guide drew.
+
+    Args:
+        program: The program.
+        batch: Its arguments.
+        rows: Which rows of the data they are, shape ``(B,)``.
+        num_data: Number of rows of the whole data.
+        draws: If given, a leading plate of so many draws surrounds both.
+        plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
+        predict: Draw the observed sites anew instead of observing them.
+        guide: Another guide than the program's own.
+
+    Returns:
+        The guide's trace and the model's.
+    """
+    model: Any = poutine.uncondition(program.model) if predict else program.model
+    with ExitStack() as stack:
+        stack.enter_context(program.bound(rows, num_data))
+        if draws is not None:
+            stack.enter_context(pyro.plate(DRAWS, draws, dim=-plates - 1))
+            stack.enter_context(broadcast_linear())
+        guide_trace = poutine.trace(guide or program.guide).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    return guide_trace, model_trace
+
+
+def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plates: int = 1) -> Trace:
+    """Run the model alone, its observed sites drawn: ancestral samples from the prior.
+
+    Args:
+        program: The program.
+        batch: Its arguments; may be empty where the model needs none.
+        num_rows: Number of rows to draw.
+        draws: Number of draws of everything.
+        plates: As in `run`.
+    """
+    rows = torch.arange(num_rows)
+    with program.bound(rows, num_rows), pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
+        return poutine.trace(poutine.uncondition(program.model)).get_trace(*batch)
+
+
+def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Structure:
+    """Read the structure off one run, and check that the guide covers the model.
+
+    Raises:
+        ValueError: If the model samples a site that the guide lacks, or the guide one that the model lacks.
+    """
+    plate = str(program.data_name)
+    latents = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
+    drawn = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
+    title = type(program).__name__ if type(program).__name__ != "FunctionProgram" else "the"
+    for name, site in latents.items():
+        if name in drawn:
+            continue
+        if site["infer"].get("enumerate"):
+            raise ValueError(
+                f"site {name!r} is marked for enumeration, which the objective does not sum out. "
+                "Sample it in the guide, or sum it out in the model."
+            )
+        raise ValueError(
+            f"{title} guide has no site {name!r} but the model samples it. "
+            f'Add pyro.sample("{name}", ...) to the guide, or mark it observed.'
+        )
+    for name, site in drawn.items():
+        if name not in latents and not is_auxiliary(site):
+            raise ValueError(
+                f"{title} guide samples {name!r} but the model has no such latent site. "
+                f'Remove it, or mark it infer={{"is_auxiliary": True}}. Latent sites: {", ".join(latents) or "none"}.'
+            )
+    frames = [f for t in (model_trace, guide_trace) for _, s in sample_sites(t) for f in s["cond_indep_stack"]]
+    return Structure(
+        local=tuple(n for n, s in latents.items() if is_local(s, plate)),
+        global_=tuple(n for n, s in latents.items() if not is_local(s, plate)),
+        observed=tuple(n for n, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)),
+        event_dims={n: s["fn"].event_dim for n, s in sample_sites(model_trace)},
+        plates=max((-f.dim for f in frames if f.vectorized), default=0),
+    )
+
+
+def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
+    """Where a run stops being finite, in the user's words.
+
+    Args:
+        program: The program.
+        batch: All rows.
+        num_data: Their number.
+
+    Returns:
+        The first site whose value, parameters or log-probability are not finite, and which of them.
+    """
+    rows = torch.arange(num_data, device=batch[0].device if batch else None)
+    try:
+        traces = run(program, batch, rows, num_data)
+    except (ValueError, RuntimeError) as error:
+        return f"the program itself fails: {str(error).splitlines()[0]}"
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            base = site["fn"]
+            while hasattr(base, "base_dist"):
+                base = base.base_dist
+            for parameter in getattr(base, "arg_constraints", {}):
+                value = base.__dict__.get(parameter)
+                if isinstance(value, Tensor):
+                    if not bool(torch.isfinite(value).all()):
+                        return f"site {name!r}: {parameter} is not finite"
+                    if parameter == "scale" and bool((value <= 0).any()):
+                        return f"site {name!r}: scale reached 0"
+            if not bool(torch.isfinite(torch.as_tensor(site["value"])).all()):
+                return f"site {name!r}: its value is not finite"
+            if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+                return f"site {name!r}: its log-probability is not finite"
+    return "a gradient is not finite"
