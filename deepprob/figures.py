@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class Picture:
         caption: How to read it, in one sentence.
         alt: The same in words, for those who do not see it.
         png: The image.
+        wide: Whether it takes the whole width of a page.
     """
 
     name: str
@@ -48,6 +50,12 @@ class Picture:
     caption: str
     alt: str
     png: bytes
+    wide: bool = False
+
+    @property
+    def base64(self) -> str:
+        """The image as text, for a data URI."""
+        return base64.b64encode(self.png).decode()
 
 
 def render(figure: Figure) -> bytes:
@@ -58,7 +66,7 @@ def render(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(width: float = 5.6, height: float = 3.5) -> Figure:
+def _figure(width: float = 5.6, height: float = 4.0) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -115,7 +123,7 @@ def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
     grids = {label: array(images)[:columns] for label, images in rows.items()}
     low = min(float(g.min()) for g in grids.values())
     high = max(float(g.max()) for g in grids.values())
-    figure = _figure(5.6, 0.62 * len(grids) + 0.12)
+    figure = _figure(9.0, 0.84 * len(grids) + 0.1)
     places = figure.subplots(len(grids), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for i, (label, images) in enumerate(grids.items()):
         for j in range(columns):
@@ -158,7 +166,7 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
         names = [f"{which} principal axis ({part:.0%})" for which, part in zip(("first", "second"), share, strict=True)]
     elif points.shape[1] == 1:
         plane, names = np.concatenate([points, np.zeros_like(points)], 1), ["code", ""]
-    figure = _figure(5.6, 4.2)
+    figure = _figure()
     axes = _axes(figure)
     if labels is None:
         axes.scatter(*plane.T, s=9, alpha=0.7, color=BLUE, linewidths=0)
@@ -219,7 +227,7 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
     z = 1.645
     middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    figure = _figure(5.6, 4.2)
+    figure = _figure()
     axes = _axes(figure)
     low = min(float(centre.min()), float((middle - half).min()))
     axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect")
@@ -244,7 +252,7 @@ def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLik
     if len(y) > 300:
         y, m, lo, hi = (v[np.linspace(0, len(v) - 1, 300).astype(int)] for v in (y, m, lo, hi))
     outside = (y < lo) | (y > hi)
-    figure = _figure(5.6, 4.2)
+    figure = _figure()
     axes = _axes(figure)
     for chosen, colour, label in (
         (~outside, BLUE, "inside its interval"),
@@ -278,7 +286,7 @@ def predictive_band(
     """
     x = array(inputs).ravel()
     order = np.argsort(x)
-    figure = _figure(5.6, 4.2)
+    figure = _figure()
     axes = _axes(figure)
     for ends, alpha, label in ((most, 0.18, "90 % band"), (half, 0.35, "50 % band")):
         low, high = (array(end).ravel()[order] for end in ends)
@@ -345,6 +353,7 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
         "Inventions start from the prior: they should look like data.",
         f"Rows of {len(rows)} images: {words}.",
         render(image_rows(grid, columns=count)),
+        wide=True,
     )
 
 

@@ -89,6 +89,6 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
         return
     if isinstance(guide, AutoContinuous | autoguide.AutoDiscreteParallel):
         raise ValueError(
-            f"guide {type(guide).__name__} is one distribution over the latents of all rows ({', '.join(found.local)}), "
-            "which minibatches cannot fit. Use batch_size=None, or guide='normal'."
+            f"guide {type(guide).__name__} is one distribution over the latents of all rows "
+            f"({', '.join(found.local)}), which minibatches cannot fit. Use batch_size=None, or guide='normal'."
         )

@@ -71,11 +71,11 @@ def specs_of(batch: Sequence[Tensor], names: Sequence[str]) -> list[InputSpec]:
     ]
 
 
-def to_json(specs: Sequence[InputSpec]) -> list[dict[str, Any]]:
+def specs_to_json(specs: Sequence[InputSpec]) -> list[dict[str, Any]]:
     """Specifications as JSON."""
     return [asdict(spec) for spec in specs]
 
 
-def from_json(rows: Sequence[dict[str, Any]]) -> list[InputSpec]:
-    """The inverse of `to_json`."""
+def specs_from_json(rows: Sequence[dict[str, Any]]) -> list[InputSpec]:
+    """The inverse of `specs_to_json`."""
     return [InputSpec(row["name"], tuple(row["shape"]), row["dtype"], row["fill"]) for row in rows]

@@ -29,10 +29,11 @@ class ELBO:
         \big( \log p(x_i \mid z_i, w) - \mathrm{KL}(q(z_i) \,\|\, p(z_i)) \big) \Big]
         - \frac1N \mathrm{KL}(q(w) \,\|\, p(w))
 
-    with local latents :math:`z_i` inside the data plate and global latents :math:`w` outside. A minibatch of any size
-    gives an unbiased estimate. A site's KL is in closed form where torch or Pyro know one and where it is allowed: when
-    all that the model drew before the site, the guide drew before it too. Otherwise ``log q - log p`` is averaged. Sites
-    that cannot be reparameterised get the score-function estimator, its weight summed over the site's own plates only.
+    with local latents :math:`z_i` inside the data plate and global latents :math:`w` outside. A minibatch of any
+    size gives an unbiased estimate. A site's KL is in closed form where torch or Pyro know one and where it is
+    allowed: when all that the model drew before the site, the guide drew before it too. Otherwise ``log q - log p``
+    is averaged. Sites that cannot be reparameterised get the score-function estimator, its weight summed over the
+    site's own plates only.
 
     Args:
         particles: Draws from the guide per step, vectorised in a leading plate.

@@ -1,4 +1,4 @@
-"""The optimizer as a factory: which one, how its learning rate moves, whether gradients are clipped or weights averaged."""
+"""The optimizer as a factory: which one, its learning rate over time, clipping and averaging."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Optimizer:
         >>> Optimizer("adm")
         Traceback (most recent call last):
         ...
-        ValueError: unknown optimizer 'adm'. Did you mean 'adam'? Choose from: adagrad, adam, adamw, nadam, rmsprop, sgd.
+        ValueError: unknown optimizer 'adm'. Did you mean 'adam'? Choose from: adagrad, adam, ...
     """
 
     name: str | type[torch.optim.Optimizer] = "adam"
@@ -130,6 +130,6 @@ def optimizer_named(optimizer: str | Optimizer | type[torch.optim.Optimizer] | N
     if isinstance(optimizer, str) or (isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer)):
         return Optimizer(optimizer)
     raise TypeError(
-        f"optimizer must be a name, a class of torch.optim, or deepprob's Optimizer(...); got {type(optimizer).__name__}. "
-        "The routine builds it over its own copy of the parameters."
+        "optimizer must be a name, a class of torch.optim, or deepprob's Optimizer(...); "
+        f"got {type(optimizer).__name__}. The routine builds it over its own copy of the parameters."
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deepprob.capture import own_copy
 from deepprob.guides import GuideSpec, attach_guide, check_minibatches
+from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
 from deepprob.program import Batch, Program
 from deepprob.runtime import StoreState, empty_store, private_store
@@ -20,7 +21,7 @@ from deepprob.traces import Structure, run, structure
 _PROBE_ROWS = 4
 
 
-class _CloneInitialValues(Messenger):  # type: ignore[misc]
+class _CloneInitialValues(Messenger):
     """Keeps ``pyro.param("loc", tensor)`` from training the caller's tensor in place."""
 
     def _pyro_param(self, msg: Any) -> None:
@@ -39,7 +40,7 @@ class OwnedProgram:
         guide: Which guide, see `attach_guide`.
         device: Where to work.
         full_batch: Whether every step will see all rows.
-        fresh: Whether to draw new weights, except where marked by `pretrained`.
+        fresh: Whether to draw new weights, except where marked by `deepprob.initialisation.pretrained`.
 
     Raises:
         ValueError: If the guide lacks a latent site of the model, or cannot be fitted on minibatches.
@@ -70,7 +71,7 @@ class OwnedProgram:
         self.guide_name = attach_guide(self.program, guide)
         self.program.to(self.device)
         if fresh:
-            redraw_weights(self.program)
+            init_weights(self.program)
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.materialise(probe)
@@ -143,33 +144,3 @@ class OwnedProgram:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state."""
         return {name: value.clone() for name, value in self.tensors().items()}
-
-
-def pretrained(module: nn.Module) -> nn.Module:
-    """Mark a module whose weights are to be kept when a fit draws new ones.
-
-    Examples:
-        >>> net = pretrained(nn.Linear(2, 2))
-        >>> before = net.weight.clone()
-        >>> redraw_weights(net)
-        >>> bool((net.weight == before).all())
-        True
-    """
-    module._deepprob_pretrained = True  # type: ignore[assignment]
-    return module
-
-
-def redraw_weights(module: nn.Module) -> None:
-    """Draw the weights anew, by each module's own ``reset_parameters``, except below `pretrained` modules.
-
-    Args:
-        module: The module to change.
-    """
-    if getattr(module, "_deepprob_pretrained", False):
-        return
-    reset = getattr(module, "reset_parameters", None)
-    if callable(reset):
-        reset()
-        return
-    for child in module.children():
-        redraw_weights(child)

@@ -14,15 +14,17 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob import arviz_compat, inputs, storage
+from deepprob.arviz_compat import from_dict
 from deepprob.capture import own_copy
 from deepprob.errors import StorageError
 from deepprob.history import History
+from deepprob.inputs import specs_from_json, specs_to_json
 from deepprob.objectives import closed_form_kls
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows
 from deepprob.runtime import RandomStream
+from deepprob.storage import read, versions, write
 from deepprob.traces import Site, Structure, is_auxiliary, is_deterministic, is_local, run, run_prior, sample_sites
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
@@ -151,7 +153,7 @@ class Posterior:
         elif site not in observed:
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
         node = model_trace.nodes[site]
-        return Prediction(node["fn"], node["value"], site)
+        return Prediction(node["fn"], torch.as_tensor(node["value"]), site)
 
     def sample_prior(self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Ancestral samples of every site from the model alone, with the fitted parameters.
@@ -305,9 +307,7 @@ class Posterior:
             seed: Of the draws.
         """
         if not data:
-            return arviz_compat.from_dict(
-                {"posterior": self._by_chain(self.sample(draws=self._count(draws), seed=seed))}
-            )
+            return from_dict({"posterior": self._by_chain(self.sample(draws=self._count(draws), seed=seed))})
         draws = self._count(draws)
         batch = self._batch(data)
         with self._querying(seed):
@@ -330,10 +330,10 @@ class Posterior:
             log_q = sum(self._sum(s, draws) for _, s in sample_sites(guide_trace) if not is_deterministic(s))
             log_p = sum(self._sum(s, draws) for _, s in sample_sites(model_trace) if not is_deterministic(s))
             groups["sample_stats"] = self._by_chain({"lp": torch.as_tensor(log_p), "log_q": torch.as_tensor(log_q)})
-        return arviz_compat.from_dict(groups)
+        return from_dict(groups)
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
-        """A table of the global sites: mean, sd and a central 90 % interval of every entry (of large sites, the norm)."""
+        """A table of the global sites: mean, sd and central 90 % interval of every entry (of large sites, the norm)."""
         lines = [f"{'site':28s} {'mean':>10s} {'sd':>10s} {'5 %':>10s} {'95 %':>10s}"]
         for name, value in (self.sample(draws=draws, seed=seed) if self.structure.global_ else {}).items():
             flat = value.reshape(len(value), -1).float()
@@ -368,7 +368,7 @@ class Posterior:
             "program_config": self.program.config,
             "guide": self._owned.guide_name,
             "num_data": self._owned.num_data,
-            "inputs": inputs.to_json(self._owned.inputs),
+            "inputs": specs_to_json(self._owned.inputs),
             "history": self.history.facts(),
             "config": self.config,
             "seed": self.seed,
@@ -376,7 +376,7 @@ class Posterior:
             "posterior_kind": self.kind,
             "made_with": self.versions,
         }
-        storage.write(path, tensors, manifest, kind="posterior")
+        write(path, tensors, manifest, kind="posterior")
 
     @classmethod
     def load(cls, path: str | Path, program: Program | None = None, *, device: str | torch.device = "cpu") -> Posterior:
@@ -391,10 +391,10 @@ class Posterior:
         Raises:
             StorageError: If the file cannot be trusted, or a program of one's own is needed and was not given.
         """
-        tensors, manifest = storage.read(path, kind="posterior")
+        tensors, manifest = read(path, kind="posterior")
         if program is None:
             program = _rebuild(path, manifest)
-        specs = inputs.from_json(manifest["inputs"])
+        specs = specs_from_json(manifest["inputs"])
         num_data = manifest["num_data"]
         groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
         for key, value in tensors.items():
@@ -520,7 +520,8 @@ class Posterior:
         sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
         if not sites:
             raise ValueError(
-                f"nothing is observed: give all of {', '.join(self.program.argument_names)}, the observed ones included."
+                f"nothing is observed: give all of {', '.join(self.program.argument_names)}, "
+                "the observed ones included."
             )
         if all(is_local(s, self.program.data_name) for s in sites):
             return torch.stack([self._site_rows(s, draws) for s in sites]).sum(0)
@@ -528,7 +529,7 @@ class Posterior:
 
     def _log_ratio(self, guide_trace: Trace, model_trace: Trace, name: str) -> Tensor:
         """``log q - log p`` of a local site and its auxiliary, by row."""
-        n = guide_trace.nodes[name]["value"].shape[0]
+        n = torch.as_tensor(guide_trace.nodes[name]["value"]).shape[0]
         total = self._site_rows(guide_trace.nodes[name], n) - self._site_rows(model_trace.nodes[name], n)
         helper = guide_trace.nodes.get(f"{name}_unconstrained")
         if helper is not None and is_auxiliary(helper):
@@ -571,7 +572,7 @@ class Posterior:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    return storage.versions()
+    return versions()
 
 
 class _Query:

@@ -93,7 +93,8 @@ class Prediction:
     @torch.no_grad()
     def epistemic(self) -> Tensor:
         """Uncertainty about the parameters and latents: in nats for classes the mutual information, else the standard
-        deviation over draws of the conditional mean, in the target's units."""
+        deviation over draws of the conditional mean, in the target's units.
+        """
         if self.kind == "classes":
             return (_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
         if self.kind == "binary":
@@ -139,7 +140,8 @@ class Prediction:
             value = value.to(torch.get_default_dtype())
         if value.shape != self.draws.shape[1:]:
             raise ValueError(
-                f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; got {tuple(value.shape)}."
+                f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; "
+                f"got {tuple(value.shape)}. Reshape it."
             )
         terms: Tensor = self.distribution.log_prob(value)
         return terms.logsumexp(0) - math.log(terms.shape[0])
@@ -169,8 +171,8 @@ def _base(distribution: Any) -> Any:
 
 
 def _entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs).sum(-1)
+    return torch.as_tensor(torch.special.entr(probs).sum(-1))
 
 
 def _binary_entropy(probs: Tensor) -> Tensor:
-    return torch.special.entr(probs) + torch.special.entr(1 - probs)
+    return torch.as_tensor(torch.special.entr(probs) + torch.special.entr(1 - probs))

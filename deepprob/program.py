@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import torch
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
@@ -37,7 +36,7 @@ class Binding:
     num_data: int | None = None
 
 
-class Minibatch(Messenger):  # type: ignore[misc]
+class Minibatch(Messenger):
     """Tells the data plate which rows of the data a batch holds.
 
     Pyro asks for the indices of every plate by a message; this handler answers for the data plate, in the model
@@ -80,7 +79,7 @@ def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
         return fn(*batch)
 
 
-class Program(PyroModule):  # type: ignore[misc]
+class Program(PyroModule):
     """A probabilistic program: how the data came about, and how to guess what was not seen.
 
     A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import textwrap
@@ -70,18 +69,20 @@ class Report:
     @property
     def summary(self) -> str:
         """The verdict in one sentence."""
-        troubled = [c.name for c in self.checks if c.verdict != "pass"]
         if not self.checks:
             return "No check applies."
-        if not troubled:
+        if self.verdict == "pass":
             return (
                 f"All {len(self.checks)} checks are passed."
                 if len(self.checks) > 1
                 else "The one check made is passed."
             )
-        failed = sum(c.verdict == "fail" for c in self.checks)
-        said = f"{failed} failed, " if failed else ""
-        return f"{said}{len(troubled) - failed} need care, of {len(self.checks)} checks: {', '.join(troubled)}."
+        failed = [c.name for c in self.checks if c.verdict == "fail"]
+        careful = [c.name for c in self.checks if c.verdict == "caution"]
+        said = [f"{len(failed)} failed ({', '.join(failed)})"] if failed else []
+        if careful:
+            said.append(f"{len(careful)} need{'s' * (len(careful) == 1)} care ({', '.join(careful)})")
+        return f"Of {len(self.checks)} checks {' and '.join(said)}."
 
     def __getitem__(self, name: str) -> Check:
         """The check of a name."""
@@ -113,20 +114,11 @@ class Report:
     def to_html(self) -> str:
         """One page that needs nothing else: no script, no file beside it, pictures inside."""
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        images = [
-            {
-                "base64": base64.b64encode(p.png).decode(),
-                "alt": p.alt,
-                "title": p.title,
-                "caption": p.caption,
-            }
-            for p in self.draw()
-        ]
         tables = [(heading, list(_flat(rows))) for heading, rows in self.facts.items()]
         numbers = [(c.name, "; ".join(f"{k}: {v}" for k, v in _flat(c.to_dict()["details"]))) for c in self.checks]
         return environment.from_string(TEMPLATE).render(
             report=self,
-            pictures=images,
+            pictures=self.draw(),
             tables=[*tables, ("All numbers", numbers)],
             number=number,
             note=NOTE,
@@ -243,7 +235,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     }
     return {
         "fit": fit,
-        "config": dict(posterior.config),
+        "routine": dict(posterior.config),
         "program": dict(case.program.config or {}),
         "judged on": judged | {"level of each test": level},
         "versions": dict(posterior.versions),

@@ -6,8 +6,8 @@ TEMPLATE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src
-'unsafe-inline'"> <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{{ report.verdict }}: {{ report.title }}</title>
 <style>
@@ -44,15 +44,17 @@ header p { margin: .4rem 0 0; color: var(--soft); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr));
 gap: 1.25rem; } figure { margin: 0; background: var(--card); border: 1px solid var(--line);
     border-radius: 8px; overflow: hidden; }
-figure img { display: block; width: 100%; height: auto; background: #fff; }
+figure.wide { grid-column: 1 / -1; }
+figure img { display: block; width: 100%; aspect-ratio: 56 / 40; object-fit: contain; background: #fff; }
+figure.wide img { aspect-ratio: auto; height: auto; }
 figcaption { padding: .7rem 1rem .9rem; color: var(--soft); font-size: .92rem; }
 figcaption strong { color: var(--ink); display: block; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric:
 tabular-nums; } th, td { text-align: left; padding: .3rem 1rem .3rem 0; border-bottom: 1px solid
-var(--line); vertical-align: top; } th { font-weight: 600; white-space: nowrap; } td {
+var(--line); vertical-align: top; } th { font-weight: 600; width: 17rem; } td {
 overflow-wrap: anywhere; } footer { margin-top: 2.5rem; color: var(--soft); font-size: .88rem; }
-@media (max-width: 36rem) {
+@media (max-width: 36rem) { th { width: 9rem; }
   .check { grid-template-columns: 1fr; } .check p { grid-column: 1; } .check .value { text-align:
   left; }
 }
@@ -83,7 +85,7 @@ overflow-wrap: anywhere; } footer { margin-top: 2.5rem; color: var(--soft); font
 <h2>Pictures</h2>
 <div class="pictures">
 {% for picture in pictures %}
-<figure>
+<figure{% if picture.wide %} class="wide"{% endif %}>
   <img src="data:image/png;base64,{{ picture.base64 }}" alt="{{ picture.alt }}">
   <figcaption><strong>{{ picture.title }}</strong>{{ picture.caption }}</figcaption>
 </figure>
@@ -93,7 +95,7 @@ overflow-wrap: anywhere; } footer { margin-top: 2.5rem; color: var(--soft); font
 
 {% for heading, rows in tables %}
 {% if rows %}
-<h2>{{ heading }}</h2>
+<h2>{{ heading | capitalize }}</h2>
 <div class="scroll"><table>
 {% for key, value in rows %}<tr><th scope="row">{{ key }}</th><td>{{ value }}</td></tr>
 {% endfor %}

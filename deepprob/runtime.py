@@ -19,7 +19,7 @@ from torch import Tensor
 # Pyro's handler stack is shared by all threads: two programs running at once corrupt each other's traces.
 _LOCK = threading.RLock()
 
-StoreState = dict[str, dict[str, Any]]
+StoreState = Any  # pyro.params.param_store.StateDict, which Pyro does not export
 
 
 def empty_store() -> StoreState:

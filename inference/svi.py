@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepprob import storage
 from deepprob.callbacks import Callback, Checkpoint
 from deepprob.data import Shuffle
 from deepprob.errors import DivergenceError
@@ -30,6 +29,7 @@ from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.progress import ProgressBar
 from deepprob.runtime import RandomStream, pick_device
+from deepprob.storage import read, write
 from deepprob.traces import first_bad_site
 
 _DEFAULT_BATCH = 128
@@ -135,7 +135,7 @@ def _step(
         kl_weight=knobs.kl_weight,
         plates=max(1, state.owned.structure.plates),
     )
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     gradients = [p.grad for p in state.params.values() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
@@ -159,7 +159,7 @@ def svi(
     data: Any,
     *,
     epochs: int = 100,
-    batch_size: int | None | str = "auto",
+    batch_size: int | str | None = "auto",
     objective: str | Objective = "elbo",
     guide: GuideSpec = None,
     optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
@@ -188,8 +188,8 @@ def svi(
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` that carries learning rate, schedule, clipping
             and averaging. Adam with a cosine schedule by default.
         held_out: Data to score after every epoch; the posterior then holds the best epoch's parameters.
-        init: ``"fresh"`` draws new weights under ``seed``, except in modules marked by `pretrained`; ``"keep"`` starts
-            from the program's.
+        init: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
+            starts from the program's.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
@@ -234,7 +234,7 @@ class _Fit:
         program: Program,
         data: Any,
         epochs: int,
-        batch_size: int | None | str,
+        batch_size: int | str | None,
         objective: str | Objective,
         guide: GuideSpec,
         optimizer: str | Optimizer | type[torch.optim.Optimizer] | None,
@@ -481,13 +481,13 @@ class _Fit:
             "history": self.history.facts(),
             "callbacks": [c.state() for c in self.callbacks],
         }
-        storage.write(path, tensors, manifest, kind="checkpoint")
+        write(path, tensors, manifest, kind="checkpoint")
 
     def _resume(self) -> None:
         saved = next((c for c in self.callbacks if isinstance(c, Checkpoint) and c.resume), None)
         if saved is None or not (saved.path / "manifest.json").exists():
             return
-        tensors, manifest = storage.read(saved.path, kind="checkpoint")
+        tensors, manifest = read(saved.path, kind="checkpoint")
         if (was := manifest["fit"]) != (now := self._fingerprint()):
             changed = ", ".join(f"{k} (was {was.get(k)}, now {now.get(k)})" for k in now if was.get(k) != now.get(k))
             raise ValueError(
@@ -537,7 +537,7 @@ def _whole(name: str, value: Any, least: int) -> int:
     return value
 
 
-def _batch_size(batch_size: int | None | str, num_data: int, program: Program) -> int:
+def _batch_size(batch_size: int | str | None, num_data: int, program: Program) -> int:
     if batch_size is None:
         return num_data
     if batch_size == "auto":

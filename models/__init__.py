@@ -5,8 +5,12 @@ from __future__ import annotations
 # A second name would make a second copy of everything here, and isinstance would fail between them.
 if __name__ == "models":
     raise ImportError(
-        "this folder is imported as deepprob.models, not as models. "
-        "Write: from deepprob.models import VAE"
+        "this folder is imported as deepprob.models, not as models. Write: from deepprob.models import VAE"
     )
 
-MODELS: dict[str, type] = {}
+from deepprob.models.vae import VAE
+from deepprob.program import Program
+
+MODELS: dict[str, type[Program]] = {"vae": VAE}
+
+__all__ = ["MODELS", "VAE"]

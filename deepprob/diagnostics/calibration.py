@@ -98,7 +98,12 @@ def calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, l
         ),
         next_step=""
         if verdict == "pass"
-        else "Recalibrate on held-out data (temperature), average more posterior draws, or widen the posterior.",
+        else "Recalibrate on held-out data (temperature), "
+        + (
+            "try an ensemble or a richer guide."
+            if over > 0
+            else "fit longer, or use a prior that lets weights be larger."
+        ),
         details={
             "ece": observed,
             "ece_expected": expected,

@@ -63,14 +63,15 @@ def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -
     rise, se, inflation = _trend(means)
     cutoff = float(stats.t.ppf(1 - level / 4, BATCHES - 2))  # two-sided, and half of the level is for the windows
     windows, agreement = tail.reshape(WINDOWS, -1), _rhat(tail.reshape(WINDOWS, -1))
-    spread, spread_se, spread_cutoff = _spread(means, inflation, level / 2)
+    spread, spread_se, spread_cutoff = _spread(windows, level / 2)
     moves = abs(rise) - cutoff * se > scale
     wanders = agreement > RHAT and spread - spread_cutoff * spread_se > scale
     verdict: Verdict = "fail" if abs(rise) - cutoff * se > 10 * scale else "caution" if moves or wanders else "pass"
     change = "rose" if rise >= 0 else "fell"
     reading = (
         f"Over the last half of the fit the ELBO {change} by {number(abs(rise), se)} nats per datum; "
-        f"up to {number(scale)} counts as level (R-hat of its {WINDOWS} windows: {agreement:.2f})."
+        f"up to {number(scale)} counts as level{', which the noise allows' if abs(rise) > scale and not moves else ''} "
+        f"(R-hat of its {WINDOWS} windows: {agreement:.2f})."
     )
     return Check(
         name=NAME,
@@ -106,15 +107,18 @@ def _trend(means: Array) -> tuple[float, float, float]:
     return slope * (n - 1), se * (n - 1), inflation
 
 
-def _spread(means: Array, inflation: float, level: float) -> tuple[float, float, float]:
+def _spread(windows: Array, level: float) -> tuple[float, float, float]:
     """Largest difference between two windows' means, its standard error, and a cutoff for the largest of all."""
-    groups = means.reshape(WINDOWS, -1)
-    within = float(groups.var(1, ddof=1).mean())
-    centres = groups.mean(1)
-    se = inflation * float(np.sqrt(2 * within / groups.shape[1]))
+    pieces = min(25, windows.shape[1])
+    fine = windows[:, windows.shape[1] % pieces :].reshape(WINDOWS, pieces, -1).mean(2)
+    residual = fine - fine.mean(1, keepdims=True)
+    power = float(np.square(residual).sum())
+    rho = float((residual[:, 1:] * residual[:, :-1]).sum()) / power if power > 0 else 0.0
+    rho = float(np.clip(rho + (1 + 3 * rho) / pieces, 0.0, 0.95))
+    freedom = WINDOWS * (pieces - 1)
+    se = float(np.sqrt(2 * power / freedom / pieces * (1 + rho) / (1 - rho)))
     pairs = WINDOWS * (WINDOWS - 1) / 2
-    cutoff = float(stats.t.ppf(1 - level / (2 * pairs), len(means) - WINDOWS))
-    return float(np.ptp(centres)), se, cutoff
+    return float(np.ptp(fine.mean(1))), se, float(stats.t.ppf(1 - level / (2 * pairs), freedom))
 
 
 def _rhat(windows: Array) -> float:

@@ -102,7 +102,8 @@ def look_alike(
         threshold=level,
         verdict=verdict,
         reading=f"p = {chance:.2g} for {', '.join(names) if len(names) < 7 else f'{len(names)} statistics'}; furthest "
-        f"is {odd}: {seen[at]:.3g} in the data, {low:.3g} to {high:.3g} in 90 % of replicates.",
+        f"is {odd}: {seen[at]:.3g} in the data, {low:.3g} to {high:.3g} in 90 % of replicates"
+        + (", a difference too small to matter." if verdict == "pass" and chance <= level else "."),
         next_step="" if verdict == "pass" else _advice(odd),
         details={
             "statistics": {
@@ -157,24 +158,27 @@ def _run_rows(case: Case, level: float) -> Check:
     else:
         drawn = case.posterior.predict(*case.sample_batch, draws=case.particles, seed=case.seed).draws
     replicated = array(drawn).reshape(case.particles, *seen.shape)
-    observed, again = row_statistics(seen[None]), row_statistics(replicated)
+    binary = bool(np.isin(replicated, (0.0, 1.0)).all())
+    observed, again = row_statistics(seen[None], binary), row_statistics(replicated, binary)
     spread = float(seen.std())
     return look_alike(observed, again, dict.fromkeys(observed, spread), level=level)
 
 
-def row_statistics(data: ArrayLike) -> dict[str, Array]:
-    """`statistics`, and how much the rows' own means differ; of zeros and ones, only what is not settled by the mean.
+def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
+    """`statistics`, and how much the rows' own means differ.
 
     Args:
         data: Shape ``(R, rows, ...)``.
+        binary: Whether the likelihood is of zeros and ones: then sd, min and max are settled by the mean, and would
+            only tell zeros and ones from the shades of grey that they are often fitted to.
 
     Examples:
-        >>> {k: float(v[0]) for k, v in row_statistics([[[0.0, 0.0], [1.0, 1.0]]]).items()}
+        >>> {k: float(v[0]) for k, v in row_statistics([[[0.0, 0.0], [1.0, 1.0]]], binary=True).items()}
         {'mean': 0.5, 'sd of row means': 0.5}
     """
     values = array(data)
     result = statistics(values)
-    if np.isin(values, (0.0, 1.0)).all():
+    if binary:
         result = {"mean": result["mean"]}
     if values.ndim > 2:
         result["sd of row means"] = values.reshape(*values.shape[:2], -1).mean(2).std(1)

@@ -1,0 +1,205 @@
+"""The variational autoencoder: a code for every row, and networks both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from deepprob.conditional import Conditional
+from deepprob.data import DataSet
+from deepprob.errors import unknown
+from deepprob.networks import MLP
+from deepprob.program import Batch, Program
+
+LIKELIHOODS = ("bernoulli", "normal", "categorical")
+POSTERIORS = ("normal", "multivariate_normal", "low_rank")
+
+
+class VAE(Program):
+    r"""A variational autoencoder with one stochastic layer.
+
+    .. code-block:: text
+
+        z_i ~ N(0, I)                 code, (Z,)
+        x_i ~ p(x | decoder(z_i))     row, of any shape          i = 1..N
+        q(z_i | x_i) = posterior(encoder(x_i))
+
+    With ``likelihood="bernoulli"`` values between 0 and 1 are the probabilities of pixels, and binary pixels are drawn
+    from them anew at every use (dynamic binarization), so that the bound is one on binary data. With
+    ``likelihood="normal"`` the noise has one standard deviation, which is learned: with ``hidden_dims=()`` the model is
+    probabilistic PCA. With ``likelihood="categorical"`` values are whole numbers below ``num_classes``.
+
+    Args:
+        shape: Shape of one row, (28, 28) for an image.
+        latent_dim: Size of the code, Z.
+        hidden_dims: Sizes of the encoder's hidden layers; the decoder has them in reverse. None of them: linear maps.
+        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``.
+        posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"`` or ``"low_rank"``.
+        num_classes: Number of values for ``"categorical"``.
+        activation: Of the hidden layers.
+        encoder: A network of one's own from rows ``(*batch, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
+            outputs.
+        decoder: A network of one's own from codes to the likelihood's parameters.
+
+    Raises:
+        ValueError: If a name is unknown or a size out of range.
+
+    References:
+        Kingma, Welling (2014), Auto-Encoding Variational Bayes.
+        Rezende, Mohamed, Wierstra (2014), Stochastic Backpropagation.
+        Tipping, Bishop (1999), Probabilistic Principal Component Analysis.
+
+    Examples:
+        Codes belong to rows, images come out in the shape that went in:
+
+        >>> program = VAE((8, 8), latent_dim=2, hidden_dims=(16,))
+        >>> with program.bound(torch.arange(5), 5):
+        ...     program.guide(torch.rand(5, 8, 8)).shape, program.model(torch.rand(5, 8, 8)).shape
+        (torch.Size([5, 2]), torch.Size([5, 8, 8]))
+    """
+
+    registry_name = "vae"
+    learning_rate = 1e-3
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent_dim: int = 8,
+        hidden_dims: Sequence[int] = (400,),
+        likelihood: str = "bernoulli",
+        posterior: str = "normal",
+        num_classes: int | None = None,
+        activation: str = "relu",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        if posterior not in POSTERIORS:
+            raise unknown("posterior", posterior, POSTERIORS)
+        if likelihood == "categorical" and num_classes is None:
+            raise ValueError(
+                "likelihood='categorical' needs num_classes, the number of values. Say VAE(..., num_classes=K)."
+            )
+        self.shape, self.latent_dim = tuple(int(n) for n in shape), _size("latent_dim", latent_dim)
+        self.likelihood, self.num_classes = likelihood, num_classes
+        size = torch.Size(self.shape).numel()
+        code, pixels = (self.latent_dim,), (size,)
+        own_networks = encoder is not None or decoder is not None
+        encoder = encoder or nn.Sequential(
+            nn.Flatten(-len(self.shape)), MLP(size, Conditional.size(posterior, code), hidden_dims, activation)
+        )
+        # The normal's noise is one parameter, not the decoder's: a pixel's own noise could shrink without bound.
+        outputs = size if likelihood == "normal" else Conditional.size(likelihood, pixels, num_classes=num_classes)
+        decoder = decoder or MLP(self.latent_dim, outputs, tuple(reversed(tuple(hidden_dims))), activation)
+        self.encoder = Conditional(encoder, posterior, code)
+        self.decoder = decoder
+        self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
+        self.register_buffer("centre", torch.zeros(self.shape))
+        if likelihood == "normal":
+            self.raw_noise = nn.Parameter(torch.tensor(0.5))
+        if not own_networks:
+            self.config = {
+                "shape": list(self.shape),
+                "latent_dim": self.latent_dim,
+                "hidden_dims": list(hidden_dims),
+                "likelihood": likelihood,
+                "posterior": posterior,
+                "num_classes": num_classes,
+                "activation": activation,
+            }
+
+    @classmethod
+    def from_data(cls, data: DataSet, **options: Any) -> VAE:
+        """The autoencoder for a data set's rows."""
+        return cls(data.shape, **options)
+
+    def model(self, x: Tensor | None = None) -> Tensor:
+        """Draw codes from the prior and rows from the decoder; returns the rows."""
+        with self.data_plate(x):
+            prior = dist.Normal(self.prior_loc, torch.ones_like(self.prior_loc)).to_event(1)
+            z = pyro.sample("z", prior)  # (..., B, Z)
+            value: Tensor = pyro.sample("x", self.decode(z), obs=x)
+        return value
+
+    def guide(self, x: Tensor) -> Tensor:
+        """Draw codes given rows; returns the codes."""
+        with self.data_plate(x):
+            z: Tensor = pyro.sample("z", self.encoder(x - self.centre))
+        return z
+
+    def decode(self, z: Tensor) -> Any:
+        """The distribution of a row given its code, event shape ``shape``."""
+        out = self.decoder(z)
+        event_dim = len(self.shape)
+        if self.likelihood == "categorical":
+            logits = out.reshape(*z.shape[:-1], *self.shape, self.num_classes)
+            return dist.Categorical(logits=logits).to_event(event_dim)
+        out = out.reshape(*z.shape[:-1], *self.shape)
+        if self.likelihood == "bernoulli":
+            return dist.Bernoulli(logits=out, validate_args=False).to_event(event_dim)
+        return dist.Normal(out + self.centre, softplus(self.raw_noise) + 1e-4).to_event(event_dim)
+
+    def adapt(self, *batch: Any) -> None:
+        """Centre the encoder's input, and the normal's mean, on the training mean."""
+        self.centre.copy_(batch[0].to(self.centre.dtype).mean(0))
+
+    def prepare(self, *batch: Any) -> Batch:
+        """Draw binary pixels from grey ones; what is binary stays as it is."""
+        if self.likelihood != "bernoulli" or not batch:
+            return batch
+        return (torch.bernoulli(batch[0]),)
+
+    def validate(self, *batch: Any) -> Batch:
+        """Check shape and support.
+
+        Raises:
+            ValueError: If rows have another shape, or values outside of the likelihood's support.
+        """
+        if not batch:
+            return batch
+        x = batch[0]
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"rows must have shape {self.shape}, as in VAE({self.shape}); got {tuple(x.shape[1:])}. "
+                f"Reshape them: x.reshape(-1, {', '.join(map(str, self.shape))})."
+            )
+        low, high = x.min().item(), x.max().item()
+        if self.likelihood == "bernoulli" and not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"images must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
+                f"Divide by {high:g}, or choose likelihood='normal'."
+            )
+        if self.likelihood == "categorical":
+            return (_classes(x, int(self.num_classes or 0)),)
+        return (x.to(torch.get_default_dtype()),)
+
+    def units(self, *batch: Any) -> Tensor:
+        """Dimensions of a row."""
+        x = batch[0]
+        return torch.full((len(x),), float(x[0].numel()), device=x.device)
+
+
+def _size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+    return value
+
+
+def _classes(x: Tensor, num_classes: int) -> Tensor:
+    whole = x.round()
+    if bool((x != whole).any()):
+        raise ValueError("values must be whole numbers for a categorical likelihood. Round them, or choose 'normal'.")
+    if bool((whole < 0).any()) or bool((whole >= num_classes).any()):
+        raise ValueError(
+            f"values must be in 0..{num_classes - 1} for num_classes={num_classes}; got {int(whole.min())} to "
+            f"{int(whole.max())}. Raise num_classes, or renumber them."
+        )
+    return whole.long()
