@@ -1,0 +1,237 @@
+"""The deep Markov model: sequences whose latent state moves by a gated, nonlinear Gaussian transition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, relu, softplus
+
+from deepprob.distributions import GaussianPath
+from deepprob.networks import MLP, Recurrent
+from deepprob.program import Batch, Program
+
+_FLOOR = 1e-3  # of standard deviations: a transition that becomes certain ends every gradient
+_SILENT = -1e4  # log-odds of a note beyond a sequence's end: its log-probability of zero is 0.0 in floats
+
+
+class DeepMarkovModel(Program):
+    r"""Binary sequences of unequal length, driven by a latent Markov chain; the posterior reads the future.
+
+    .. math::
+        z_t &\sim \mathcal N\big(\mu(z_{t-1}), \sigma^2(z_{t-1})\big), \qquad
+        x_{td} \sim \mathrm{Bernoulli}(\pi_d(z_t)) \\
+        \mu(z) &= (1 - g) \odot (W z + b) + g \odot h, \qquad g = \mathrm{gate}(z), \; h = \mathrm{proposal}(z) \\
+        q(z_{1:T} \mid x) &= \prod_t \mathcal N\big(z_t \mid z_{t-1}, \mathrm{RNN}(x_t, \dots, x_T)\big)
+
+    The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``, so
+    that transition, emission and log-probabilities are evaluated for all steps at once; only the small combiner of
+    the posterior, which needs the draw of the step before, runs step by step. What is beyond a sequence's end has no
+    influence. A row's units are its time steps: the bound per step is ``elbo.sum() / lengths.sum()``.
+
+    Args:
+        observed_dim: Number of binary features D of a time step.
+        latent_dim: Size of the state, Z.
+        hidden_dim: Width of transition and emitter.
+        recurrent_dim: Width of the recurrent network and of the combiner.
+        dropout: Share of features hidden from the recurrent network while it is trained.
+
+    Raises:
+        ValueError: If a size is not positive, or dropout is not in [0, 1).
+
+    References:
+        Krishnan, Shalit, Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
+
+    Examples:
+        Padding has no influence on a sequence's own steps:
+
+        >>> dmm = DeepMarkovModel(3, latent_dim=2)
+        >>> x, lengths = dmm.validate(torch.ones(1, 4, 3), torch.tensor([2]))
+        >>> x.sum((0, 2)).tolist(), dmm.units(x, lengths).tolist()
+        ([3.0, 3.0, 0.0, 0.0], [2.0])
+    """
+
+    registry_name = "dmm"
+    learning_rate = 3e-3
+    variable_length = True
+
+    base_logits: Tensor
+    horizon: Tensor
+
+    def __init__(
+        self,
+        observed_dim: int,
+        latent_dim: int = 32,
+        hidden_dim: int = 100,
+        recurrent_dim: int = 100,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1); got {dropout}. Choose 0 for none.")
+        self.config: dict[str, Any] = {
+            "observed_dim": observed_dim,
+            "latent_dim": latent_dim,
+            "hidden_dim": hidden_dim,
+            "recurrent_dim": recurrent_dim,
+            "dropout": dropout,
+        }
+        self.observed_dim, self.dropout = observed_dim, dropout
+        self.emitter = MLP(latent_dim, observed_dim, (hidden_dim, hidden_dim))
+        self.transition = GatedTransition(latent_dim, hidden_dim)
+        self.recurrent = Recurrent(observed_dim, recurrent_dim, "lstm", reverse=True)
+        self.combiner = Combiner(latent_dim, recurrent_dim)
+        self.register_buffer("base_logits", torch.zeros(observed_dim))
+        self.register_buffer("horizon", torch.ones((), dtype=torch.long))
+
+    def model(self, x: Tensor | None, lengths: Tensor | None) -> None:
+        with self.data_plate(x) as rows:
+            if lengths is None:
+                lengths = self.horizon.expand(len(rows)) if x is None else _full(x)
+            steps = int(self.horizon) if x is None else x.shape[1]
+            prior = GaussianPath(self.transition, self.transition.start.value, lengths, steps)
+            z = pyro.sample("z", prior)  # (*draws, B, T, Z)
+            logits = torch.where(prior.inside, self.base_logits + self.emitter(z), _SILENT)  # (*draws, B, T, D)
+            pyro.sample("x", dist.Bernoulli(logits=logits, validate_args=False).to_event(2), obs=x)
+
+    def guide(self, x: Tensor, lengths: Tensor | None) -> None:
+        lengths = _full(x) if lengths is None else lengths
+        with self.data_plate(x):
+            summary = self.recurrent(dropout(x, self.dropout, self.training), lengths)  # (B, T, H)
+            context = self.combiner.project(summary)  # (B, T, 2 Z)
+            pyro.sample("z", GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [context]))
+
+    def adapt(self, *batch: Any) -> None:
+        """Start from the features' own log-odds, and remember how long sequences are for draws from the prior."""
+        x, lengths = batch
+        ones = x.sum((0, 1))  # padding is zero
+        self.base_logits.copy_((ones + 0.5).log() - (lengths.sum() - ones + 0.5).log())
+        self.horizon.copy_(lengths.max())
+
+    def units(self, *batch: Any) -> Tensor:
+        x, lengths = batch
+        return lengths.to(x.dtype)
+
+    def validate(self, *batch: Any) -> Batch:
+        x, lengths = (*batch, None)[:2]
+        if x.dim() != 3 or x.shape[2] != self.observed_dim:
+            raise ValueError(
+                f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. "
+                + ("Write x[None] for one sequence." if x.dim() == 2 else f"Give {self.observed_dim} features a step.")
+            )
+        lengths = _full(x) if lengths is None else _whole_lengths(lengths, x)
+        inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)  # (B, T)
+        x = torch.where(inside.unsqueeze(-1), x, torch.zeros_like(x)).to(self.base_logits.dtype)
+        if bool(((x != 0) & (x != 1)).any()):
+            raise ValueError(
+                f"x must be 0 or 1 for a Bernoulli likelihood; got values from {float(x.min()):g} to "
+                f"{float(x.max()):g}. Write (x > threshold).float()."
+            )
+        return x, lengths
+
+
+class GatedTransition(nn.Module):
+    """The prior's step: a linear one and a nonlinear one, mixed by a gate.
+
+    Args:
+        latent_dim: Size of the state, Z.
+        hidden_dim: Width of gate and proposal.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.start = Start(latent_dim)
+        self.gate = MLP(latent_dim, latent_dim, (hidden_dim,))
+        self.proposal = MLP(latent_dim, latent_dim, (hidden_dim,))
+        self.linear = Stay(latent_dim, latent_dim)
+        self.scale = nn.Linear(latent_dim, latent_dim)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the next state, each ``(*batch, Z)``."""
+        gate, proposal = torch.sigmoid(self.gate(z)), self.proposal(z)
+        loc = torch.lerp(self.linear(z), proposal, gate)
+        return loc, _FLOOR + softplus(self.scale(relu(proposal)))
+
+
+class Combiner(nn.Module):
+    r"""The posterior's step: what came before and what follows, averaged.
+
+    .. math:: h = \tfrac12 \big(\tanh(W z_{t-1} + b) + \mathrm{RNN}_t\big), \qquad \mu = A h + a, \;
+              \sigma = \mathrm{softplus}(C h + c)
+
+    The output is linear in ``h``, so the recurrent network's part of it is computed ahead for all steps.
+
+    Args:
+        latent_dim: Size of the state, Z.
+        hidden_dim: Width of ``h``, as of the recurrent network.
+    """
+
+    def __init__(self, latent_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.start = Start(latent_dim)
+        self.before = nn.Linear(latent_dim, hidden_dim)
+        self.output = nn.Linear(hidden_dim, 2 * latent_dim)
+
+    def project(self, summary: Tensor) -> Tensor:
+        """The recurrent network's share of all outputs, ``(B, T, H)`` to ``(B, T, 2 Z)``."""
+        projected: Tensor = self.output(0.5 * summary)
+        return projected
+
+    def forward(self, z: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the next state, each ``(*batch, Z)``."""
+        out = projected + torch.tanh(self.before(z)) @ (0.5 * self.output.weight.T)  # (*batch, 2 Z)
+        loc, raw = out.chunk(2, -1)
+        return loc, _FLOOR + softplus(raw)
+
+
+class Start(nn.Module):
+    """The learned state before the first step.
+
+    Args:
+        latent_dim: Size of the state, Z.
+    """
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(latent_dim))
+
+    def reset_parameters(self) -> None:
+        """Zero."""
+        nn.init.zeros_(self.value)
+
+
+class Stay(nn.Linear):
+    """A linear map that starts as the identity: at first, a state is what it was."""
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+def _full(x: Tensor) -> Tensor:
+    return torch.full((len(x),), x.shape[1], device=x.device)
+
+
+def _whole_lengths(lengths: Tensor, x: Tensor) -> Tensor:
+    """Lengths as whole numbers that fit the sequences."""
+    if tuple(lengths.shape) != (len(x),):
+        raise ValueError(
+            f"lengths must hold one number per row of x, shape ({len(x)},); got {tuple(lengths.shape)}. "
+            "Give the number of steps of each sequence."
+        )
+    if bool((lengths != lengths.round()).any()) if lengths.is_floating_point() else False:
+        row = int((lengths != lengths.round()).nonzero()[0])
+        raise ValueError(
+            f"lengths must be whole numbers; got {float(lengths[row]):g} in row {row}. Round or recount them."
+        )
+    wrong = (lengths < 1) | (lengths > x.shape[1])
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"lengths must be from 1 to the {x.shape[1]} steps of x; got {int(lengths[row])} in row {row}. "
+            "Drop empty sequences, pad x, or correct the lengths."
+        )
+    return lengths.long()
