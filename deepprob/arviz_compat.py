@@ -18,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
+
 
 @functools.cache
 def arviz() -> ModuleType:
@@ -119,7 +121,7 @@ def mcse(draws: ArrayLike, *, method: str = "mean") -> float:
 def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     """Pareto-smoothed importance sampling of each row of log weights.
 
-    Weights that are all equal have no tail: their k-hat is 0.
+    Weights that are all equal to 0.1 %, or to the rounding of single precision, have no tail: their k-hat is 0.
 
     Args:
         log_weights: Shape ``(*batch, K)``, up to a constant per row.
@@ -145,7 +147,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     flat = weights.reshape(-1, weights.shape[-1])
     smoothed, khat = np.empty_like(flat), np.zeros(len(flat))
     for i, row in enumerate(flat):  # ArviZ loops over rows as well
-        if np.ptp(row) < 1e-9 * max(1.0, float(np.abs(row).max())):
+        if np.ptp(row) < max(1e-3, ROUNDING * float(np.abs(row).max())):
             smoothed[i] = -np.log(row.size)
         else:
             smoothed[i], khat[i] = _psis_row(row)

@@ -114,7 +114,9 @@ def row_importance(log_weights: ArrayLike) -> Check:
             "particles": particles,
             "rows": rows,
             "khat_limit": limit,
-            "khat_quantiles": dict(zip(("5%", "50%", "95%"), np.quantile(khats, [0.05, 0.5, 0.95]), strict=True)),
+            "khat_quantiles": dict(
+                zip(("5%", "50%", "95%"), np.quantile(khats, [0.05, 0.5, 0.95], method="nearest"), strict=True)
+            ),
             "khat_se": khat_se(float(np.median(khats)), particles),
         },
     )

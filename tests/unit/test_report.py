@@ -1,0 +1,142 @@
+"""The report: its words, its page, its files."""
+
+from __future__ import annotations
+
+import json
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepprob import figures
+from deepprob.diagnostics import Check
+from deepprob.figures import Picture
+from deepprob.report import Report
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
+
+
+def a_report(title: str = "my fit") -> Report:
+    picture = Picture("p", title, title, title, figures.render(figures.kl_bars([2.0, 0.1])))
+    checks = (
+        Check("good", 0.1234, 0.01, 0.5, "pass", "All is well.", "", {"n": 3, "values": [1.0, float("nan")]}),
+        Check(title[:20], float("nan"), None, None, "caution", title, title, {title: title}),
+    )
+    return Report(checks, title, {"config": {title: title}, "versions": {"torch": "2"}}, lambda: (picture,))
+
+
+def test_verdict_comes_first_and_lines_fit() -> None:
+    long = Check("a", 1.0, 0.1, 0.5, "fail", "word " * 60, "word " * 40)
+    text = str(Report((long, *a_report().checks), "title " * 40))
+    assert text.startswith("FAIL · ")
+    assert max(map(len, text.splitlines())) <= 100
+    assert "Next: " in text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "summary"),
+    [
+        ((), "No check applies."),
+        (("pass",), "The one check made is passed."),
+        (("pass", "pass"), "All 2 checks are passed."),
+        (("pass", "caution"), "Of 2 checks 1 needs care (c1)."),
+        (("fail", "caution", "caution"), "Of 3 checks 1 failed (c0) and 2 need care (c1, c2)."),
+    ],
+)
+def test_summary(verdicts: tuple[str, ...], summary: str) -> None:
+    checks = tuple(Check(f"c{i}", 0.0, None, None, v, "r") for i, v in enumerate(verdicts))  # type: ignore[arg-type]
+    assert Report(checks, "t").summary == summary
+
+
+def test_a_check_is_found_by_name() -> None:
+    assert a_report()["good"].value == 0.1234
+    with pytest.raises(KeyError, match=r"no check 'best' was made\. There are: good, my fit"):
+        a_report()["best"]
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, as a browser reads them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_page_stands_alone_and_lets_nothing_run() -> None:
+    tags = Tags(a_report(HOSTILE).to_html()).found
+    assert not {"script", "link", "iframe", "object", "a"} & {tag for tag, _ in tags}
+    assert not [name for _, attrs in tags for name in attrs if name.startswith("on") or name == "href"]
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert {"http-equiv": "Content-Security-Policy", "content": policy} in [attrs for _, attrs in tags]
+    images = [attrs for tag, attrs in tags if tag == "img"]
+    assert len(images) == 1
+    assert str(images[0]["src"]).startswith("data:image/png;base64,") and images[0]["alt"] == HOSTILE
+
+
+def test_a_notebook_gets_a_frame_that_can_do_nothing() -> None:
+    frame = a_report(HOSTILE)._repr_html_()
+    assert frame.startswith("<iframe sandbox srcdoc=") and frame.count("<") == 2
+
+
+def test_json_holds_every_number(tmp_path: Path) -> None:
+    path = a_report().save(tmp_path / "deep" / "report.json")
+    data = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert data["verdict"] == "caution" and data["schema"] == 1
+    assert data["checks"][0]["details"] == {"n": 3, "values": [1.0, None]}
+    assert data["checks"][1]["value"] is None
+    assert data["versions"] == {"torch": "2"}
+
+
+def test_endings(tmp_path: Path) -> None:
+    assert a_report().save(str(tmp_path / "a.HTML")).read_text().startswith("<!doctype html>")
+    with pytest.raises(ValueError, match=r"saved as .html or .json; got 'a.pdf'"):
+        a_report().save(tmp_path / "a.pdf")
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_report().save(tmp_path / "a.json")
+    before = path.read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        a_report("other").save(path)
+    assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_pictures_of_odd_data(recwarn: pytest.WarningsRecorder) -> None:
+    rng = np.random.default_rng(0)
+    steps = np.where(np.arange(300) % 50 == 0, np.nan, -np.exp(-np.arange(300) / 30))
+    drawn = [
+        figures.training_curve(steps, [-1.0, np.nan, -0.5], steps_per_epoch=100),
+        figures.training_curve([-1.0]),
+        figures.training_curve(np.full(10, np.nan)),
+        figures.image_rows({"a": rng.random((3, 4, 4)), "b": rng.random((12, 3, 4, 4)), "c": np.zeros((2, 4, 4, 1))}),
+        figures.latent_scatter(rng.normal(size=(20, 1))),
+        figures.latent_scatter(rng.normal(size=(20, 2)), rng.integers(0, 3, 20)),
+        figures.latent_scatter(rng.normal(size=(40, 5)), np.arange(40)),
+        figures.kl_bars([0.0]),
+        figures.reliability(rng.dirichlet(np.ones(3), 7), rng.integers(0, 3, 7)),
+        figures.predicted_against_observed(*rng.normal(size=(2, 400, 1)), np.full(400, -3), np.full(400, 3)),
+        figures.predictive_band(*rng.normal(size=(3, 30)), (-np.ones(30), np.ones(30)), (-np.ones(30), np.ones(30))),
+    ]
+    assert all(figures.render(f).startswith(b"\x89PNG") for f in drawn)
+    assert not recwarn.list
+
+
+def test_drawing_leaves_no_global_state() -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    thread = threading.Thread(target=lambda: figures.render(figures.kl_bars([1.0, 2.0])))
+    thread.start()
+    thread.join()
+    assert dict(matplotlib.rcParams) == before
