@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.capture import captured_modules, own_copy
-from deepprob.data import Split, as_split
+from deepprob.data import DataSet, Split, as_split
 
 Batch = tuple[Any, ...]
 
@@ -95,6 +95,8 @@ class Program(PyroModule):
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The step size a routine takes unless told otherwise.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
+        tasks: What kinds of data set `from_data` takes, as ``DataSet.task`` names them; empty for any.
+        usual_steps: About how many steps a fit takes; the command chooses its epochs by it.
 
     Examples:
         A program whose guide is exact has an ELBO that does not depend on the noise:
@@ -116,6 +118,23 @@ class Program(PyroModule):
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
     variable_length: bool = False
+    tasks: tuple[str, ...] = ()
+    usual_steps: int = 2000
+
+    @classmethod
+    def from_data(cls, data: DataSet, **options: Any) -> Program:
+        """The program for a data set: sizes and likelihood from its rows, the rest from ``options``.
+
+        A model that the command ``deepprob fit`` should build writes it.
+
+        Args:
+            data: What will be fitted.
+            options: Arguments of the constructor that the data do not decide.
+
+        Raises:
+            TypeError: If the program does not know how.
+        """
+        raise TypeError(f"{cls.__name__} has no from_data. Write it, or call the constructor: {cls.__name__}(...).")
 
     def model(self, *batch: Any) -> Any:
         """The generative story: samples every site, with the data observed where they are given."""
