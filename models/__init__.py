@@ -8,9 +8,10 @@ if __name__ == "models":
         "this folder is imported as deepprob.models, not as models. Write: from deepprob.models import VAE"
     )
 
+from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
 from deepprob.program import Program
 
-MODELS: dict[str, type[Program]] = {"vae": VAE}
+MODELS: dict[str, type[Program]] = {"vae": VAE, "dmm": DeepMarkovModel}
 
-__all__ = ["MODELS", "VAE"]
+__all__ = ["MODELS", "VAE", "DeepMarkovModel"]

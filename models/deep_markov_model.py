@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu, softplus
 
+from deepprob.data import DataSet
 from deepprob.distributions import GaussianPath
 from deepprob.networks import MLP, Recurrent
 from deepprob.program import Batch, Program
@@ -27,9 +28,9 @@ class DeepMarkovModel(Program):
         \mu(z) &= (1 - g) \odot (W z + b) + g \odot h, \qquad g = \mathrm{gate}(z), \; h = \mathrm{proposal}(z) \\
         q(z_{1:T} \mid x) &= \prod_t \mathcal N\big(z_t \mid z_{t-1}, \mathrm{RNN}(x_t, \dots, x_T)\big)
 
-    The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``, so
-    that transition, emission and log-probabilities are evaluated for all steps at once; only the small combiner of
-    the posterior, which needs the draw of the step before, runs step by step. What is beyond a sequence's end has no
+    The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``:
+    transition, emission and log-probabilities are evaluated for all steps at once, and only the small combiner of the
+    posterior, which needs the draw of the step before, runs step by step. What is beyond a sequence's end has no
     influence. A row's units are its time steps: the bound per step is ``elbo.sum() / lengths.sum()``.
 
     Args:
@@ -87,22 +88,32 @@ class DeepMarkovModel(Program):
         self.register_buffer("base_logits", torch.zeros(observed_dim))
         self.register_buffer("horizon", torch.ones((), dtype=torch.long))
 
-    def model(self, x: Tensor | None, lengths: Tensor | None) -> None:
-        with self.data_plate(x) as rows:
-            if lengths is None:
-                lengths = self.horizon.expand(len(rows)) if x is None else _full(x)
-            steps = int(self.horizon) if x is None else x.shape[1]
+    @classmethod
+    def from_data(cls, data: DataSet, **options: Any) -> DeepMarkovModel:
+        """The deep Markov model for a data set's sequences."""
+        return cls(data.shape[-1], **options)
+
+    def model(self, x: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """Draw a path from the prior and notes at every step of it; returns the notes."""
+        if lengths is None:
+            lengths = self.horizon if x is None else _full(x)
+        steps = int(self.horizon) if x is None else x.shape[1]
+        with self.data_plate(x):
             prior = GaussianPath(self.transition, self.transition.start.value, lengths, steps)
             z = pyro.sample("z", prior)  # (*draws, B, T, Z)
             logits = torch.where(prior.inside, self.base_logits + self.emitter(z), _SILENT)  # (*draws, B, T, D)
-            pyro.sample("x", dist.Bernoulli(logits=logits, validate_args=False).to_event(2), obs=x)
+            value: Tensor = pyro.sample("x", dist.Bernoulli(logits=logits, validate_args=False).to_event(2), obs=x)
+        return value
 
-    def guide(self, x: Tensor, lengths: Tensor | None) -> None:
+    def guide(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        """Read each sequence from its end, then draw a path forwards; returns the path."""
         lengths = _full(x) if lengths is None else lengths
         with self.data_plate(x):
             summary = self.recurrent(dropout(x, self.dropout, self.training), lengths)  # (B, T, H)
             context = self.combiner.project(summary)  # (B, T, 2 Z)
-            pyro.sample("z", GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [context]))
+            posterior = GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [context])
+            z: Tensor = pyro.sample("z", posterior)  # (*draws, B, T, Z)
+        return z
 
     def adapt(self, *batch: Any) -> None:
         """Start from the features' own log-odds, and remember how long sequences are for draws from the prior."""
@@ -112,8 +123,8 @@ class DeepMarkovModel(Program):
         self.horizon.copy_(lengths.max())
 
     def units(self, *batch: Any) -> Tensor:
-        x, lengths = batch
-        return lengths.to(x.dtype)
+        steps: Tensor = batch[1].to(self.base_logits.dtype)
+        return steps
 
     def validate(self, *batch: Any) -> Batch:
         x, lengths = (*batch, None)[:2]

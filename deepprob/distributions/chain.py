@@ -14,7 +14,7 @@ from torch.distributions import constraints, register_kl
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
-class GaussianPath(TorchDistribution):  # type: ignore[misc]
+class GaussianPath(TorchDistribution):
     r"""A path :math:`z_{1:T}` of a Markov chain whose steps are diagonal Gaussians, ``lengths`` steps of it real.
 
     .. math:: p(z_{1:T}) = \prod_{t=1}^{T_i} \mathcal N\big(z_t \mid \mu(z_{t-1}, c_t), \sigma^2(z_{t-1}, c_t)\big)
@@ -60,7 +60,7 @@ class GaussianPath(TorchDistribution):  # type: ignore[misc]
         super().__init__(lengths.shape, torch.Size([steps, initial.shape[-1]]), validate_args=False)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GaussianPath:
-        new: GaussianPath = self._get_checked_instance(GaussianPath, _instance)
+        new: GaussianPath = self._get_checked_instance(GaussianPath, _instance)  # type: ignore[no-untyped-call]
         new.kernel, new.initial, new.context = self.kernel, self.initial, self.context
         new.inside, new._drawn = self.inside, None
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
@@ -104,7 +104,7 @@ class GaussianPath(TorchDistribution):  # type: ignore[misc]
         return torch.where(self.inside, terms, 0.0).sum((-2, -1))
 
 
-@register_kl(GaussianPath, GaussianPath)
+@register_kl(GaussianPath, GaussianPath)  # type: ignore[untyped-decorator]
 def _kl_paths(q: GaussianPath, p: GaussianPath) -> Tensor:
     path = q.last_drawn()
     (q_loc, q_scale), (p_loc, p_scale) = q.conditionals(path), p.conditionals(path)
