@@ -1,0 +1,214 @@
+"""as_split: whatever data a user has, as named tensors that are safe to fit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
+
+from deepprob.data.split import Split
+
+
+def as_split(data: Any, *, what: str = "data") -> Split:
+    """Any table, array or data set as a :class:`Split`, checked for what would spoil a fit.
+
+    Floats and bools come out in torch's default dtype, whole numbers as int64. Strides do not
+    matter. A tuple is always fields; a list of ``(T_i, D)`` arrays of unequal length is a list
+    of sequences, padded with zeros to ``(N, T_max, D)`` beside their ``lengths``.
+
+    Args:
+        data: A split, tensor, array, pandas frame or series, nested list of numbers, a tuple,
+            list or dict of these, a list of sequences, a torch ``Dataset`` or ``DataLoader``.
+        what: What the data are called in errors.
+
+    Returns:
+        The fields, named by the dict's keys or the series' names, else x, y, data_2, data_3, ...
+
+    Raises:
+        TypeError: If the data, or a column of them, are not numbers.
+        ValueError: If they are empty, not finite, unequal in length, or have no axis of rows.
+
+    Examples:
+        Whatever holds the numbers, the numbers are the same:
+
+        >>> pair = as_split((np.eye(3)[::-1], [1, 0, 1]))
+        >>> pair
+        Split(3 rows: x (3,) float32, y () int64)
+        >>> as_split({"notes": [[True], [False]]})["notes"].tolist()
+        [[1.0], [0.0]]
+    """
+    fields = _fields(data, what)
+    tensors = {name: _checked(value, f"{name!r} of {what}") for name, value in fields.items()}
+    try:
+        return Split(tensors)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from None
+
+
+def _fields(data: Any, what: str) -> Mapping[str, Any]:
+    """Take the container apart; the values are still whatever the user had."""
+    if isinstance(data, Split):
+        return dict(zip(data.names, data.tensors, strict=True))
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, DataLoader):
+        return _fields(_from_loader(data, what), what)
+    if isinstance(data, Dataset):
+        return _fields(_from_dataset(data, what), what)
+    if isinstance(data, tuple):
+        return _named(data, getattr(data, "_fields", None))
+    if isinstance(data, list) and data and all(_is_array(item) and item.ndim for item in data):
+        return _from_list(data)
+    return _named((data,))
+
+
+def _named(values: Sequence[Any], names: Sequence[str] | None = None) -> dict[str, Any]:
+    default = [*("x", "y"), *(f"data_{i}" for i in range(2, len(values)))][: len(values)]
+    given = [getattr(value, "name", None) for value in values]  # a pandas series has a name
+    own = [name if isinstance(name, str) and name else None for name in given]
+    chosen = list(names or (mine or other for mine, other in zip(own, default, strict=True)))
+    return dict(zip(chosen if len({*chosen}) == len(chosen) else default, values, strict=True))
+
+
+def _is_array(value: object) -> bool:
+    return hasattr(value, "__array__") and hasattr(value, "ndim") and hasattr(value, "shape")
+
+
+def _from_list(items: list[Any]) -> dict[str, Any]:
+    """A list of arrays is a list of fields, unless their lengths say that they are sequences."""
+    shapes = [tuple(item.shape) for item in items]
+    matrices = all(len(shape) == 2 for shape in shapes) and len({s[1:] for s in shapes}) == 1
+    if not matrices or len(items) == 1:
+        return _named(items)
+    if len({*shapes}) == 1:
+        raise ValueError(
+            f"a list of {len(items)} arrays of one shape {shapes[0]} may be {len(items)} sequences "
+            f"or {len(items)} fields. Stack them for sequences, or pass a tuple for fields."
+        )
+    tensors = [_checked(item, f"sequence {i}") for i, item in enumerate(items)]
+    if any(tensor.is_floating_point() for tensor in tensors):
+        tensors = [tensor.to(torch.get_default_dtype()) for tensor in tensors]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (N, T_max, D)
+    return {"x": padded, "lengths": torch.tensor([len(item) for item in tensors])}
+
+
+def _from_dataset(data: Dataset[Any], what: str) -> Any:
+    if isinstance(data, TensorDataset):
+        return data.tensors
+    rows = [data[i] for i in range(len(data))] if isinstance(data, Sized) else [*iter(data)]
+    if not rows:
+        raise ValueError(f"{what} is empty; expected at least one row. Pass a Dataset with rows.")
+    try:
+        batch = default_collate(rows)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"the rows of {what} must be numbers of one shape each ({error}). "
+            "Pass sequences of unequal length as a list of arrays, images as tensors."
+        ) from None
+    return tuple(batch) if isinstance(batch, list) else batch
+
+
+def _from_loader(loader: DataLoader[Any], what: str) -> Any:
+    """All rows of a loader, in the order of its data set where it adds nothing of its own."""
+    plain = type(loader.sampler) in (SequentialSampler, RandomSampler)
+    replaced = getattr(loader.sampler, "replacement", False)
+    if loader.collate_fn is default_collate and plain and not replaced:
+        return _from_dataset(loader.dataset, what)
+    with torch.random.fork_rng(devices=[]):  # starting a loader draws from the global generator
+        batches = [_fields(tuple(b) if isinstance(b, list) else b, what) for b in loader]
+    if not batches:
+        raise ValueError(f"{what} is empty; expected at least one batch. Pass a loader with rows.")
+    parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in batches[0]}
+    if any(len({part.shape[1:] for part in field}) > 1 for field in parts.values()):
+        raise ValueError(
+            f"the batches of {what} differ in shape, so they are not rows of one field. "
+            "Pad them to one length, or pass the data set itself."
+        )
+    return {name: torch.cat(field) for name, field in parts.items()}
+
+
+def _checked(value: Any, label: str) -> Tensor:
+    """A dense tensor of numbers with rows, all finite, in one of our two dtypes."""
+    tensor = _tensor(value, label)
+    if tensor.dim() == 0:
+        raise ValueError(f"{label} is one number, not rows. Give it a leading axis of rows.")
+    if tensor.numel() == 0:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{label} is empty: shape {shape}. Pass at least one row of numbers.")
+    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+        return tensor.to(torch.int64).contiguous()
+    tensor = tensor.to(torch.get_default_dtype()).contiguous()
+    # A finite sum has finite terms; only otherwise is the element-wise test worth its memory.
+    if not torch.isfinite(tensor.sum()):
+        for kind, bad in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):
+            if bad.any():
+                count, first = int(bad.sum()), int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
+                values = "value" if count == 1 else "values"
+                raise ValueError(
+                    f"{label} has {count} {kind} {values}, the first in row {first}. Drop these rows or fill them in."
+                )
+    return tensor
+
+
+def _tensor(value: Any, label: str) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"{label} is a sparse tensor; expected a dense one. Use .to_dense().")
+        if value.is_complex():
+            raise TypeError(f"{label} is complex; expected real numbers. Use torch.view_as_real.")
+        return value.detach()
+    pandas = sys.modules.get("pandas")  # whoever has a frame has imported it
+    if pandas is not None and isinstance(value, pandas.DataFrame):
+        array = _from_frame(value, label)
+    elif pandas is not None and isinstance(value, pandas.Series):
+        array = _from_frame(value.to_frame(), label)[:, 0]
+    elif isinstance(value, list | tuple) or _is_array(value) or isinstance(value, int | float):
+        if isinstance(value, np.ma.MaskedArray) and value.mask.any():
+            value = np.where(value.mask, np.nan, value.data)  # a masked value is a missing one
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"{label} is a list of unequal parts; expected one shape. "
+                "Pass sequences of unequal length as a list of (T, D) arrays."
+            ) from None
+    else:
+        parts = hasattr(value, "train") and hasattr(value, "test")
+        hint = "Pass one of its parts, e.g. .train" if parts else "Convert it to an array"
+        raise TypeError(
+            f"{label} must be numbers in a tensor, an array, a pandas frame, a Dataset or a "
+            f"DataLoader; got {type(value).__name__}. {hint}."
+        )
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{label} must be numbers; got dtype {array.dtype}. Encode text, dates and missing values as numbers."
+        )
+    # torch takes neither negative strides nor foreign byte order nor the widest floats.
+    dtype = np.dtype(np.int64) if array.dtype.kind in "ui" else array.dtype.newbyteorder("=")
+    wide = dtype.itemsize > 8
+    return torch.from_numpy(array.astype(np.float64 if wide else dtype, order="C", copy=True))
+
+
+def _from_frame(frame: Any, label: str) -> np.ndarray:
+    kinds = {name: getattr(dtype, "kind", "O") for name, dtype in frame.dtypes.items()}
+    wrong = [str(name) for name, kind in kinds.items() if kind not in "biuf"]
+    if wrong:
+        raise TypeError(
+            f"{label} has columns that are not numbers: {', '.join(wrong)}. Encode them as numbers or drop them."
+        )
+    whole = bool(kinds) and {*kinds.values()} <= {*"iu"} and not frame.isna().any(axis=None)
+    dtype, fill = (np.int64, 0) if whole else (np.float64, np.nan)
+    columns = [frame.iloc[:, i].to_numpy(dtype, na_value=fill) for i in range(len(kinds))]
+    return np.stack(columns, axis=1) if columns else np.empty((len(frame), 0))

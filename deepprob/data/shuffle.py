@@ -1,0 +1,62 @@
+"""Shuffle: which rows each step of an epoch sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class Shuffle:
+    r"""Endless minibatches of one size, as row numbers.
+
+    An epoch is one permutation of the rows cut into :math:`\lceil N / B \rceil` batches; the
+    last one wraps around to the permutation's start, so that every batch has the same size. A
+    full batch keeps the rows in order and draws nothing.
+
+    Args:
+        num_data: The number of rows N.
+        batch_size: The rows B in a batch; None, N or more is the full batch.
+        generator: Where the permutations come from, and the device they live on.
+
+    Raises:
+        TypeError: If a size is not a whole number.
+        ValueError: If a size is below one.
+
+    Examples:
+        Every row is seen in every epoch:
+
+        >>> shuffle = Shuffle(5, 2, torch.Generator().manual_seed(0))
+        >>> rows = shuffle.epoch()
+        >>> rows.shape, sorted(set(rows.flatten().tolist()))
+        (torch.Size([3, 2]), [0, 1, 2, 3, 4])
+    """
+
+    def __init__(self, num_data: int, batch_size: int | None, generator: torch.Generator) -> None:
+        self.num_data = _size("num_data", num_data)
+        full = batch_size is None or _size("batch_size", batch_size) >= num_data
+        self.batch_size = num_data if batch_size is None or full else batch_size
+        self.steps_per_epoch = -(-self.num_data // self.batch_size)
+        self.generator = generator
+
+    def epoch(self) -> Tensor:
+        """The rows of the next epoch, shape ``(steps_per_epoch, batch_size)``."""
+        device = self.generator.device
+        if self.batch_size == self.num_data:
+            return torch.arange(self.num_data, device=device).unsqueeze(0)  # (1, N)
+        order = torch.randperm(self.num_data, generator=self.generator, device=device)
+        missing = self.steps_per_epoch * self.batch_size - self.num_data
+        return torch.cat([order, order[:missing]]).view(self.steps_per_epoch, self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        while True:
+            yield from self.epoch()
+
+
+def _size(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1; got {value}. Pass a positive number.")
+    return value
