@@ -71,7 +71,7 @@ def test_the_kl_estimate_is_unbiased_and_so_is_its_gradient() -> None:
     assert kl.std() < 0.7 * sampled.std()
 
 
-# -- evidence -----------------------------------------------------------------------------------------------------------
+# -- evidence ----------------------------------------------------------------------------------------------------------
 
 
 def small_data() -> tuple[Tensor, Tensor]:
