@@ -83,7 +83,7 @@ def write(
     _check_kind(kind)
     content = _encode(manifest, "manifest")
     data = _serialise(tensors)
-    _check_free(folder, kind)
+    check_free(folder, kind=kind)
     digest = hashlib.sha256(data).hexdigest()
     name = f"tensors-{digest[:12]}.safetensors"
     header = {
@@ -168,8 +168,17 @@ def _check_kind(kind: str) -> None:
         raise unknown("kind of save", kind, get_args(Kind))
 
 
-def _check_free(folder: Path, kind: Kind) -> None:
-    """Refuse to write over what is not ours to replace."""
+def check_free(path: str | os.PathLike[str], *, kind: Kind) -> None:
+    """Refuse a folder in which :func:`write` would refuse to save, before the work to be saved is done.
+
+    Args:
+        path: The folder; it need not exist.
+        kind: What is to be saved, "posterior" or "checkpoint".
+
+    Raises:
+        StorageError: If the folder already holds something that is not ours or of another kind.
+    """
+    folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise StorageError(f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Choose another path.")
     if not (folder / _MANIFEST).exists():
