@@ -1,0 +1,8 @@
+"""``python -m deepprob`` is the command ``deepprob``."""
+
+from __future__ import annotations
+
+from deepprob.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What the command shows in a terminal: reports, tables, notes and errors."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from deepprob.diagnostics import Check
+    from deepprob.report import Report
+
+WIDTH = 100
+COLOURS = {"pass": "green", "caution": "yellow", "fail": "red"}
+INDENT = " " * 9
+
+
+class Screen:
+    """Where the command writes: results to standard output, all else to standard error.
+
+    Colours appear only in a terminal and not where ``NO_COLOR`` is set. Long lines are left to the terminal to wrap,
+    so that paths can be copied and a pipe gets whole lines.
+    """
+
+    def __init__(self) -> None:
+        self.out, self.err = Console(highlight=False), Console(stderr=True, highlight=False)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" and goes on
+
+    @property
+    def width(self) -> int:
+        """Columns to fill."""
+        return min(self.out.width, WIDTH) if self.out.is_terminal else WIDTH
+
+    def say(self, *parts: str | tuple[str, str | Style]) -> None:
+        """One line of plain or styled parts, to standard output."""
+        self.out.print(Text.assemble(*parts), soft_wrap=True)
+
+    def paragraph(self, text: str, *, indent: str = "", style: str = "") -> None:
+        """Text, wrapped and indented."""
+        for line in textwrap.wrap(text, self.width, initial_indent=indent, subsequent_indent=indent):
+            self.say((line, style))
+
+    def note(self, text: str) -> None:
+        """Something worth knowing, on standard error."""
+        self.err.print(Text.assemble(("note: ", "yellow"), " ".join(text.split())), soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        """What went wrong, in one line, on standard error."""
+        self.err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Aligned columns, one line a row."""
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for i, line in enumerate([header, *rows]):
+            first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            rest = "  ".join(["", *others]).rstrip()
+            self.say((first, "dim" if i == 0 else "bold"), (rest, "dim" if i == 0 else ""))
+
+    def report(self, report: Report, *, full: bool = True) -> None:
+        """A report, verdict first; without ``full`` only what is not passed is explained."""
+        colour = COLOURS[report.verdict]
+        self.say((f"{report.verdict.upper():<9}", f"bold {colour}"), (report.title, "bold"))
+        self.paragraph(report.summary, indent=INDENT)
+        self.say()
+        for check in report.checks:
+            self._check(check, explained=full or check.verdict != "pass")
+
+    def _check(self, check: Check, *, explained: bool) -> None:
+        value, _, se = check.measured.partition(" ± ")
+        spread = f"± {se}" if se else ""
+        limit = "" if check.threshold is None else f"limit {check.threshold:.3g}"
+        colour = COLOURS[check.verdict]
+        line = f"{check.name:<30}{value:>10} {spread:<12}{limit}".rstrip()
+        self.say((f"{check.verdict:<9}", colour), line)
+        if explained:
+            self.paragraph(check.reading, indent=INDENT, style="dim" if check.verdict == "pass" else "")
+        if explained and check.next_step:
+            self.paragraph(f"Next: {check.next_step}", indent=INDENT, style="cyan")
