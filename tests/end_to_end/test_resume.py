@@ -1,0 +1,88 @@
+"""A fit that is killed at random moments and started again ends where it would have ended."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deepprob.posterior import Posterior
+
+FIT = """
+import sys
+import torch
+from deepprob.callbacks import Checkpoint, EarlyStopping, KLWarmUp
+from deepprob.inference import svi
+from deepprob.models import VAE
+from deepprob.optimizers import Optimizer
+
+x = torch.rand(70, 12, generator=torch.Generator().manual_seed(0))
+folder, out = sys.argv[1:]
+posterior = svi(
+    VAE((12,), latent_dim=2, hidden_dims=(16,)),
+    x,
+    held_out=x[:20],
+    epochs=EPOCHS,
+    batch_size=16,
+    optimizer=Optimizer(average=0.9, clip_norm=5.0),
+    callbacks=[KLWarmUp(10), EarlyStopping(1000), Checkpoint(folder, every=0.6)],
+    seed=5,
+    progress=False,
+)
+posterior.save(out)
+"""
+
+
+def start(folder: Path, out: Path, epochs: int) -> subprocess.Popen[bytes]:
+    code = FIT.replace("EPOCHS", str(epochs))
+    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)], stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error.decode()
+
+
+def killed_and_resumed(tmp_path: Path, kills: int, epochs: int) -> None:
+    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
+    finish(start(tmp_path / "a", whole, epochs))
+    moments = random.Random(1)
+    done = 0
+    while done < kills:
+        process = start(tmp_path / "b", pieces, epochs)
+        # Some die while importing, some between two checkpoints, some while one is written.
+        began = time.monotonic()
+        while process.poll() is None and not (tmp_path / "b" / "manifest.json").exists():
+            if time.monotonic() - began > 120:
+                pytest.fail("no checkpoint after two minutes")
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 1.0))
+        if process.poll() is not None:
+            _, error = process.communicate()
+            assert process.returncode == 0, error.decode()
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done += 1
+    assert done == kills, f"the fit ended after {done} kills: make it longer"
+    finish(start(tmp_path / "b", pieces, epochs))
+    one, other = Posterior.load(whole), Posterior.load(pieces)
+    for name, value in one.parameters().items():
+        assert torch.equal(value, other.parameters()[name]), name
+    assert one.history.steps == other.history.steps
+    assert one.history.epochs["held_out_elbo"] == other.history.epochs["held_out_elbo"]
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    killed_and_resumed(tmp_path, kills=2, epochs=200)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    killed_and_resumed(tmp_path, kills=20, epochs=2000)
