@@ -65,6 +65,7 @@ class VAE(Program):
     """
 
     registry_name = "vae"
+    tasks = ("images", "binary", "classification", "regression")
     learning_rate = 1e-3
 
     def __init__(
