@@ -63,7 +63,8 @@ def _explain(error: Exception, screen: Screen) -> int:
     # The errors of the command line itself have no public class in all versions of typer.
     if message := getattr(error, "format_message", None):
         if text := message():
-            screen.error(f"{text.rstrip('.')}. See: deepprob --help")
+            where = getattr(getattr(error, "ctx", None), "command_path", "deepprob")
+            screen.error(f"{text}{'' if text.endswith(('.', '?')) else '.'} See: {where} --help")
         return 2 if text else 0
     if isinstance(error, typer.Abort):
         screen.error("interrupted.")
@@ -85,7 +86,7 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
-Draws = Annotated[int, typer.Option(help="Posterior draws, and importance samples per row.")]
+Draws = Annotated[int, typer.Option(min=1, help="Posterior draws, and importance samples per row.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 
 
@@ -110,8 +111,8 @@ def options(
 
 @app.command()
 def fit(
-    model: Annotated[str, typer.Argument(help="See: deepprob list models", show_default=False)],
-    data: Annotated[str, typer.Argument(help="See: deepprob list data", show_default=False)],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="See: deepprob list models", show_default=False)],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="See: deepprob list data", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Where to save; by default runs/MODEL-DATA.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; by default enough for most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
@@ -147,11 +148,13 @@ def fit(
 
     steps = math.ceil(len(dataset.train) / max(batch_size or 128, 1))
     epochs = max(LEAST_EPOCHS, round(kind.usual_steps / steps)) if epochs is None else epochs
-    screen.say((f"{kind.__name__} on {data}", "bold"), f": rows of {_sizes(dataset)}")
-    screen.say((f"{epochs} epochs of {steps} steps, seed {seed}", "dim"))
+
+    def announce() -> None:
+        screen.say((f"{kind.__name__} on {data}", "bold"), f": rows of {_sizes(dataset)}")
+        screen.say((f"{epochs} epochs of {steps} steps, seed {seed}", "dim"))
 
     began = time.perf_counter()
-    bar = FitBar(screen)
+    bar = FitBar(screen, announce)
     checkpoint = Checkpoint(saved, max(1, epochs // CHECKPOINTS), resume=resume)
     with _noting(screen), bar:
         try:
@@ -195,7 +198,9 @@ def fit(
 @app.command()
 def check(
     folder: Folder,
-    data: Annotated[str | None, typer.Argument(help="Judge by other data; by default the test rows.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+    ] = None,
     ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
     draws: Draws = 200,
     seed: Seed = 0,
@@ -212,7 +217,9 @@ def check(
 @app.command()
 def report(
     folder: Folder,
-    data: Annotated[str | None, typer.Argument(help="Judge by other data; by default the test rows.")] = None,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in DIR.")] = None,
     ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
     draws: Draws = 200,
@@ -235,7 +242,7 @@ def report(
 @app.command()
 def sample(
     folder: Folder,
-    draws: Annotated[int, typer.Option(help="How many.")] = 100,
+    draws: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
     out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="By default samples.npz in DIR.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -261,7 +268,9 @@ def sample(
 
 
 @app.command(name="list")
-def list_(what: Annotated[str, typer.Argument(help="models, data or routines.", show_default=False)]) -> None:
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, data or routines.", show_default=False)],
+) -> None:
     """List what there is: models, data or routines."""
     tables: dict[str, Callable[[], tuple[Sequence[str], Sequence[Sequence[str]]]]] = {
         "models": _models,
@@ -288,9 +297,12 @@ def _models() -> tuple[Sequence[str], Sequence[Sequence[str]]]:
 
 
 def _data() -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    from deepprob.data import DataRow, list_data
+    from deepprob.data import list_data
 
-    return DataRow._fields, list_data()
+    # The licence stands last: it is what a narrow terminal may cut off.
+    order = ("name", "task", "shape", "rows", "where", "licence")
+    rows = [row._replace(rows=row.rows.replace(" ", "")) for row in list_data()]
+    return order, [[getattr(row, column) for column in order] for row in rows]
 
 
 def _routines() -> tuple[Sequence[str], Sequence[Sequence[str]]]:

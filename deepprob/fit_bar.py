@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepprob.callbacks import Callback, Fit
@@ -13,9 +15,11 @@ class FitBar(Callback):
 
     Args:
         screen: Where to draw it.
+        announce: Called when all was found in order and the first step is next.
     """
 
-    def __init__(self, screen: Screen) -> None:
+    def __init__(self, screen: Screen, announce: Callable[[], None]) -> None:
+        self._announce = announce
         self._progress = Progress(
             TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
             BarColumn(28),
@@ -37,6 +41,7 @@ class FitBar(Callback):
         self._progress.stop()
 
     def start(self, fit: Fit) -> None:
+        self._announce()
         self._progress.update(self._task, total=fit.total_steps / fit.steps_per_epoch, elbo="")
         self._progress.start_task(self._task)
         self._show(fit)

@@ -56,12 +56,15 @@ class Screen:
         self.err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns, one line a row."""
+        """Aligned columns, one line a row, cut off where a terminal ends."""
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for i, line in enumerate([header, *rows]):
             first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             rest = "  ".join(["", *others]).rstrip()
-            self.say((first, "dim" if i == 0 else "bold"), (rest, "dim" if i == 0 else ""))
+            text = Text.assemble((first, "dim" if i == 0 else "bold"), (rest, "dim" if i == 0 else ""))
+            if self.out.is_terminal:
+                text.truncate(self.out.width, overflow="ellipsis")
+            self.out.print(text, soft_wrap=True)
 
     def report(self, report: Report, *, full: bool = True) -> None:
         """A report, verdict first; without ``full`` only what is not passed is explained."""
