@@ -56,7 +56,9 @@ class DeepMarkovModel(Program):
     """
 
     registry_name = "dmm"
-    learning_rate = 3e-3
+    tasks = ("sequences",)
+    usual_steps = 600
+    learning_rate = 1e-2
     variable_length = True
 
     base_logits: Tensor
