@@ -7,10 +7,12 @@ caller's networks in place, so the function is copied together with the modules 
 from __future__ import annotations
 
 import copy
+import dis
 import functools
 import inspect
 import types
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -51,14 +53,28 @@ def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
 
 
 def _globals_used(fn: types.FunctionType) -> dict[str, Any]:
-    """Global names that a function's code, nested code included, refers to."""
-    names: set[str] = set()
+    """Global names that a function's code, nested code included, refers to, in the order of the code."""
+    # The order names the parameters in a saved file, so it must be the same in every process.
+    names: dict[str, None] = {}
     todo = [fn.__code__]
     while todo:
-        code = todo.pop()
-        names.update(code.co_names)
+        code = todo.pop(0)
+        names |= {i.argval: None for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
         todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
     return {name: fn.__globals__[name] for name in names if name in fn.__globals__}
+
+
+def _partial_parts(value: functools.partial[Any]) -> tuple[Any, ...]:
+    # Pyro's handlers wrap functions in a subclass whose own .func repeats the arguments: read the slot beneath it.
+    return (functools.partial.func.__get__(value), *value.args)
+
+
+def _cell(cell: types.CellType) -> Any:
+    """What a closure's cell holds; None where the name is not bound yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _is_users(value: Any, fn: types.FunctionType) -> bool:
@@ -80,12 +96,11 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from _walk(value.__self__, seen)
         yield from _walk(value.__func__, seen)
     elif isinstance(value, functools.partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
+        for part in (*_partial_parts(value), *value.keywords.values()):
             yield from _walk(part, seen)
     elif isinstance(value, types.FunctionType):
         for cell in value.__closure__ or ():
-            if cell.cell_contents is not value:
-                yield from _walk(cell.cell_contents, seen)
+            yield from _walk(_cell(cell), seen)
         for part in _globals_used(value).values():
             if _is_users(part, value):
                 yield from _walk(part, seen)
@@ -109,16 +124,35 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, types.FunctionType):
         return _copy_function(value, memo)
     if inspect.ismethod(value):
-        return types.MethodType(value.__func__, _copy(value.__self__, memo))
+        return types.MethodType(_copy(value.__func__, memo), _copy(value.__self__, memo))
     if isinstance(value, functools.partial):
-        arguments = [_copy(a, memo) for a in value.args]
         keywords = {k: _copy(v, memo) for k, v in value.keywords.items()}
-        return functools.partial(_copy(value.func, memo), *arguments, **keywords)
+        target, *arguments = [_copy(part, memo) for part in _partial_parts(value)]
+        return functools.partial(target, *arguments, **keywords)
+    if type(value) in (list, tuple, dict):
+        return _copy_container(value, memo)
     if isinstance(value, type | types.ModuleType | str) or value is None:
         return value
     if isinstance(value, torch.Tensor):
         return value  # data and initial values are read, never trained in place
-    return copy.deepcopy(value, memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError:
+        if captured_modules(value):
+            raise
+        return value  # a lock, a file, a generator: nothing in it is trained
+
+
+def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
+    if not captured_modules(value):
+        return value
+    twin: Any
+    if isinstance(value, dict):
+        twin = {key: _copy(part, memo) for key, part in value.items()}
+    else:
+        twin = type(value)(_copy(part, memo) for part in value)
+    memo[id(value)] = twin
+    return twin
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -145,7 +179,8 @@ def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.Functi
     twin.__dict__.update(fn.__dict__)
     memo[id(fn)] = twin  # before its captures: a recursive function captures itself
     for cell, original in zip(cells, fn.__closure__ or (), strict=True):
-        cell.cell_contents = _copy(original.cell_contents, memo)
+        with suppress(ValueError):  # a name that is not bound yet
+            cell.cell_contents = _copy(original.cell_contents, memo)
     for name, part in _globals_used(fn).items():
         if _is_users(part, fn):
             scope[name] = _copy(part, memo)

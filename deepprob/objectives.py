@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.trace_struct import Trace
@@ -94,11 +95,12 @@ class ELBO:
         """
         draws = None if self.particles == 1 else self.particles
         guide_trace, model_trace = run(program, batch, rows, num_data, draws=draws, plates=plates)
-        likelihood, kl_local, kl_global = self._terms(program, guide_trace, model_trace)
+        closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
+        likelihood, kl_local, kl_global = self._terms(program, guide_trace, model_trace, closed)
         norm = 1.0 / (num_data * self.particles)
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
-        scores = _score_terms(guide_trace, model_trace)
+        scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
         if scores is not None:
             loss = loss - scores * norm
         terms = {
@@ -109,10 +111,11 @@ class ELBO:
         }
         return loss, terms
 
-    def _terms(self, program: Program, guide_trace: Trace, model_trace: Trace) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(
+        self, program: Program, guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         plate = str(program.data_name)
         likelihood = kl_local = kl_global = torch.zeros(())
-        closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
         for name, site in sample_sites(model_trace):
             if site["is_observed"]:
                 if not is_deterministic(site):
@@ -178,6 +181,8 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
 
 def _kl(posterior: Site, prior: Site) -> Tensor | None:
     q, p = posterior["fn"], prior["fn"]
+    if _is_delta(q):
+        return None  # Pyro knows one, but it leaves out the log_density of a change of variables
     try:
         kl: Tensor = kl_divergence(q, p)
     except NotImplementedError:
@@ -187,8 +192,16 @@ def _kl(posterior: Site, prior: Site) -> Tensor | None:
     return torch.as_tensor(scale_and_mask(kl, prior["scale"], prior["mask"]))
 
 
-def _score_terms(guide_trace: Trace, model_trace: Trace) -> Tensor | None:
-    """Sum of ``log q(z) * stop_gradient(log p - log q)`` over sites that have no reparameterised draw."""
+def _is_delta(distribution: Any) -> bool:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, Delta)
+
+
+def _score_terms(
+    guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
+) -> Tensor | None:
+    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterised draw."""
     rough = [
         s
         for _, s in sample_sites(guide_trace)
@@ -197,11 +210,16 @@ def _score_terms(guide_trace: Trace, model_trace: Trace) -> Tensor | None:
     if not rough:
         return None
     ratio = MultiFrameTensor()
-    for _, site in sample_sites(model_trace):
-        if not is_deterministic(site):
+    for name, site in sample_sites(model_trace):
+        if not site["is_observed"]:
+            # A KL in closed form has its own gradient in the loss; here it stands for its average.
+            term = -closed[name] if name in closed else log_prob(site)
+            ratio.add((site["cond_indep_stack"], (kl_weight * term).detach()))
+        elif not is_deterministic(site):
             ratio.add((site["cond_indep_stack"], log_prob(site).detach()))
-    for _, site in sample_sites(guide_trace):
-        ratio.add((site["cond_indep_stack"], -log_prob(site).detach()))
+    for name, site in sample_sites(guide_trace):
+        if name not in closed:
+            ratio.add((site["cond_indep_stack"], -(kl_weight * log_prob(site)).detach()))
     total = torch.zeros(())
     for site in rough:
         weight = ratio.sum_to(site["cond_indep_stack"])

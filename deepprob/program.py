@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,9 +75,30 @@ class Minibatch(Messenger):
 def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
     """Run a program's part with its data plate told of the rows at hand, whatever hides it from outer handlers."""
     if binding.rows is None or binding.num_data is None:
-        return fn(*batch)
+        return call_sampling(fn, *batch)
     with Minibatch(binding.plate, binding.rows, binding.num_data):
+        return call_sampling(fn, *batch)
+
+
+def call_sampling(fn: Callable[..., Any], *batch: Any) -> Any:
+    """Call a model or guide so that a ``PyroSample`` attribute read in it is a sample statement.
+
+    Pyro makes it one in ``forward`` and in methods marked ``pyro_method`` only; anywhere else the attribute is a draw
+    from the prior that no handler sees.
+    """
+    owner = getattr(fn, "__self__", None)
+    if not isinstance(owner, PyroModule) or not any(m.__dict__.get("_pyro_samples") for m in owner.modules()):
         return fn(*batch)
+    with owner._pyro_context:
+        return fn(*batch)
+
+
+def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Program, *batch: Any) -> Any:
+        return call_sampling(types.MethodType(method, self), *batch)
+
+    return call
 
 
 class Program(PyroModule):
@@ -101,7 +123,7 @@ class Program(PyroModule):
     Examples:
         A program whose guide is exact has an ELBO that does not depend on the noise:
 
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> class Coin(Program):
         ...     def model(self, y=None):
         ...         p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -120,6 +142,12 @@ class Program(PyroModule):
     variable_length: bool = False
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("model", "guide"):
+            if isinstance(method := cls.__dict__.get(name), types.FunctionType):
+                setattr(cls, name, _sampling_method(method))
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> Program:
@@ -154,7 +182,8 @@ class Program(PyroModule):
     def attach(self, guide: Callable[..., Any]) -> None:
         """Put another guide in the place of the program's own (on one's own copy)."""
         if isinstance(guide, nn.Module):
-            self.add_module("attached_guide", guide)
+            # Past PyroModule's add_module: under a context shared with the model, sites would be drawn only once.
+            nn.Module.add_module(self, "attached_guide", guide)
         # The instance's entry comes before the class's method.
         self.__dict__["guide"] = guide
 
@@ -326,10 +355,10 @@ class FunctionProgram(Program):
         return functools.partial(run_bound, self.binding, self.__dict__["_model"])
 
     def model(self, *batch: Any) -> Any:
-        return self.__dict__["_model"](*batch)
+        return call_sampling(self.__dict__["_model"], *batch)
 
     def guide(self, *batch: Any) -> Any:
-        return self.__dict__["_guide"](*batch)
+        return call_sampling(self.__dict__["_guide"], *batch)
 
     @property
     def current_guide(self) -> Any:
