@@ -301,7 +301,7 @@ def predictive_band(
 
 def pictures(case: Case) -> list[Picture]:
     """The pictures that suit a posterior and its data."""
-    found = (_curve(case), _images(case), _codes(case), _classes(case), _real(case))
+    found = (_images(case), _curve(case), _codes(case), _classes(case), _real(case))
     return [picture for some in found for picture in some]
 
 

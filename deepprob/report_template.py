@@ -42,7 +42,7 @@ header p { margin: .4rem 0 0; color: var(--soft); }
 .check p { grid-column: 2 / 4; margin: .25rem 0 0; color: var(--soft); }
 .check p.next { color: var(--ink); }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr));
-gap: 1.25rem; } figure { margin: 0; background: var(--card); border: 1px solid var(--line);
+gap: 1.25rem; grid-auto-flow: dense; } figure { margin: 0; background: var(--card); border: 1px solid var(--line);
     border-radius: 8px; overflow: hidden; }
 figure.wide { grid-column: 1 / -1; }
 figure img { display: block; width: 100%; aspect-ratio: 56 / 40; object-fit: contain; background: #fff; }

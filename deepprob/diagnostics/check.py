@@ -170,7 +170,7 @@ class Case:
     @property
     def ragged(self) -> bool:
         """Whether rows are sequences of unequal length, padded."""
-        return "lengths" in self.data.names
+        return self.program.variable_length or "lengths" in self.data.names
 
     @property
     def supervised(self) -> bool:

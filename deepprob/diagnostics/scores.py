@@ -97,7 +97,7 @@ def _mean_se(values: Array) -> dict[str, float]:
 
 
 def _nll(case: Case) -> Array:
-    target = case.batch[-1]
+    target = case.batch[-1].to(case.prediction.draws.dtype)  # whole numbers where a Bernoulli wants floats
     return array(-array(case.prediction.log_prob(target)).reshape(len(target), -1).sum(1))
 
 

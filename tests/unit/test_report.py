@@ -8,12 +8,19 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
 from deepprob import figures
+from deepprob.data import Split
 from deepprob.diagnostics import Check
 from deepprob.figures import Picture
-from deepprob.report import Report
+from deepprob.inference.svi import svi
+from deepprob.models import VAE, DeepMarkovModel
+from deepprob.program import Program
+from deepprob.report import Report, check
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 
@@ -140,3 +147,76 @@ def test_drawing_leaves_no_global_state() -> None:
     thread.start()
     thread.join()
     assert dict(matplotlib.rcParams) == before
+
+
+# -- on fits --------------------------------------------------------------------------------------------------------
+
+
+def pictured(report: Report) -> list[str]:
+    images = [attrs for tag, attrs in Tags(report.to_html()).found if tag == "img"]
+    assert all(attrs["alt"] for attrs in images)
+    return [picture.name for picture in report.draw()]
+
+
+def test_images_are_pictured_with_their_codes() -> None:
+    x = (torch.rand(120, 4, 4) < 0.3).float()
+    data = Split({"x": x, "kind": x[:, 0, 0].long()})
+    posterior = svi(VAE((4, 4), latent_dim=3), data, epochs=2, seed=0, progress=False)
+    report = check(posterior, data, ood=1 - x, draws=30, particles=30)
+    asked = ["finite steps", "elbo converged", "bound is tight", "k-hat of local latents", "codes are used"]
+    assert [c.name for c in report.checks] == [*asked, "replicates look alike", "novelty is noticed"]
+    assert pictured(report) == ["reconstructions", "training", "codes", "information"]
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_regression_is_pictured(columns: int) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(columns), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * w).sum(-1), 1.0), obs=y)
+
+    x = torch.randn(60, columns, generator=torch.Generator().manual_seed(0))
+    data = Split({"x": x, "y": x.sum(1)})
+    posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
+    report = check(posterior, data, train=data, draws=60, particles=60)
+    assert {"k-hat of global latents", "intervals hold", "predictions inform"} < {c.name for c in report.checks}
+    assert pictured(report) == ["training", "predictions"]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_classes_are_pictured(classes: int) -> None:
+    def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, classes), 1.0).to_event(2))
+        logits = (x.unsqueeze(-1) * w).sum(-2)
+        with pyro.plate("data", len(x)):
+            if classes == 2:
+                pyro.sample("y", dist.Bernoulli(logits=logits[..., 0]), obs=None if y is None else y.float())
+            else:
+                pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+
+    x = torch.randn(80, 2, generator=torch.Generator().manual_seed(0))
+    data = Split({"x": x, "y": (x[:, 0] > 0).long()})
+    posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
+    report = check(posterior, data, draws=60)
+    assert {"probabilities come true", "predictions inform"} < {c.name for c in report.checks}
+    assert pictured(report) == ["training", "reliability"]
+
+
+def test_sequences_and_programs_without_a_data_plate() -> None:
+    notes = Split({"notes": (torch.rand(12, 6, 5) < 0.4).float(), "lengths": torch.arange(1, 13).clamp(max=6)})
+    sequences = svi(DeepMarkovModel(5, latent_dim=2), notes, epochs=2, seed=0, progress=False)
+    report = check(sequences, notes, draws=30, particles=30)
+    assert "replicates look alike" not in [c.name for c in report.checks]
+    assert pictured(report)[0] == "training"
+
+    def schools(y: torch.Tensor | None = None) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("schools", 8):
+            theta = pyro.sample("theta", dist.Normal(mu, 2.0))
+            pyro.sample("y", dist.Normal(theta, 10.0), obs=y)
+
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    whole = svi(Program.of(schools, "normal"), y, epochs=60, seed=0, progress=False)
+    asked = [c.name for c in check(whole, y, draws=60, particles=60).checks]
+    assert asked == ["finite steps", "elbo converged", "k-hat of global latents", "replicates look alike"]
