@@ -14,9 +14,10 @@ from deepprob.capture import own_copy
 from deepprob.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
+from deepprob.objectives import log_prob
 from deepprob.program import Batch, Program
 from deepprob.runtime import StoreState, empty_store, private_store
-from deepprob.traces import Structure, run, structure
+from deepprob.traces import Structure, run, sample_sites, structure
 
 _PROBE_ROWS = 4
 
@@ -63,6 +64,7 @@ class OwnedProgram:
         device: torch.device | str = "cpu",
         full_batch: bool = True,
         fresh: bool = False,
+        check: bool = True,
     ) -> None:
         self.program: Program = own_copy(program)
         self.store: StoreState = empty_store()
@@ -74,26 +76,47 @@ class OwnedProgram:
             init_weights(self.program)
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
-        self.structure = self.materialise(probe)
+        self.structure = self.materialise(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
         self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
 
-    def materialise(self, batch: Batch) -> Structure:
+    def materialise(self, batch: Batch, *, check: bool = True) -> Structure:
         """Run the program once with checks on, so that every parameter exists; what was in the store is dropped.
 
         Args:
             batch: The data, or rows like them.
+            check: Whether to compare the values with the supports, and look for parameters that are not its own.
         """
         self.store.update(empty_store())
         batch = tuple(x.to(self.device) for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
-        with torch.no_grad(), private_store(self.store, validate=True), _CloneInitialValues():
+        training = self.program.training
+        self.program.eval()  # a look must not move the statistics of a batch norm
+        with private_store(self.store, validate=True), _CloneInitialValues():
             batch = self.program.prepare(*batch)
-            found = structure(self.program, *run(self.program, batch, rows, self.num_data))
+            traces = run(self.program, batch, rows, self.num_data)
+            found = structure(self.program, *traces)
+            if check:
+                self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
+        self.program.train(training)
         for name, value in self.store["params"].items():
             if value.device != self.device:
                 self.store["params"][name] = value.detach().to(self.device).requires_grad_()
         return found
+
+    def _check_ownership(self, terms: list[Tensor]) -> None:
+        """Refuse networks of the caller's that were not copied: they would be trained in place, or not at all."""
+        own = {id(p) for p in self.program.parameters()}
+        store = self.store["params"].values()
+        foreign: list[Tensor] = [p for p in store if isinstance(p, nn.Parameter) and id(p) not in own]
+        own |= {id(p) for p in store}
+        foreign += [leaf for leaf in _leaves(terms) if id(leaf) not in own]
+        if foreign:
+            raise ValueError(
+                f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
+                "Make their network an attribute of the program, a variable of the model's file or function, or an "
+                "argument bound by functools.partial, so that the fit can copy it."
+            )
 
     @contextmanager
     def running(self, *, validate: bool = False) -> Iterator[None]:
@@ -144,3 +167,18 @@ class OwnedProgram:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state."""
         return {name: value.clone() for name, value in self.tensors().items()}
+
+
+def _leaves(terms: list[Tensor]) -> Iterator[Tensor]:
+    """The tensors that a gradient would reach."""
+    todo = [term.grad_fn for term in terms if term.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            yield leaf
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                todo.append(after)

@@ -17,15 +17,23 @@ from torch import Tensor
 from deepprob.arviz_compat import from_dict
 from deepprob.capture import own_copy
 from deepprob.errors import StorageError
+from deepprob.evaluation import (
+    drawn_sites,
+    joint_weights,
+    local_elbo,
+    log_likelihood,
+    observed_sites,
+    row_weights,
+)
 from deepprob.history import History
 from deepprob.inputs import specs_from_json, specs_to_json
-from deepprob.objectives import closed_form_kls
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows
 from deepprob.runtime import RandomStream
+from deepprob.shapes import Layout
 from deepprob.storage import read, versions, write
-from deepprob.traces import Site, Structure, is_auxiliary, is_deterministic, is_local, run, run_prior, sample_sites
+from deepprob.traces import Structure, is_deterministic, is_local, run, run_guide, run_prior, sample_sites
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
@@ -124,8 +132,8 @@ class Posterior:
                     "posterior.sample(x)."
                 )
         with self._querying(seed):
-            guide_trace, _ = self._run(batch, draws)
-            return {name: self._draws_first(guide_trace.nodes[name], draws) for name in names}
+            guide_trace = self._run_guide(batch, draws)
+            return {name: self._layout(draws).draws_first(guide_trace.nodes[name]) for name in names}
 
     def predict(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
         """The posterior predictive distribution of the rows given.
@@ -173,7 +181,8 @@ class Posterior:
             trace = run_prior(
                 self.program, self._padded(batch), num_rows(batch) if batch else rows, draws=draws, plates=self._plates
             )
-        return {n: self._draws_first(s, draws) for n, s in sample_sites(trace) if not is_deterministic(s)}
+        layout = self._layout(draws)
+        return {n: layout.draws_first(s) for n, s in sample_sites(trace) if not is_deterministic(s)}
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
         """Log-likelihood of every row under every draw, in nats.
@@ -192,7 +201,7 @@ class Posterior:
         for chunk in self._chunks(batch, draws):
             with self._querying(seed):
                 _, model_trace = self._run(chunk, draws)
-                parts.append(self._by_row(model_trace, draws))
+                parts.append(log_likelihood(self._layout(draws), model_trace))
         return torch.cat(parts, dim=1)
 
     def log_weights(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
@@ -218,12 +227,12 @@ class Posterior:
         if not self._amortized(batch):
             with self._querying(seed):
                 guide_trace, model_trace = self._run(batch, particles)
-                return self._joint_weights(guide_trace, model_trace, particles)
+                return joint_weights(self._layout(particles), guide_trace, model_trace)
         parts = []
         with self._querying(seed):
             for chunk in self._chunks(batch, particles):
                 guide_trace, model_trace = self._run(chunk, particles)
-                parts.append(self._row_weights(guide_trace, model_trace, particles))
+                parts.append(row_weights(self._layout(particles), self.structure, guide_trace, model_trace))
         return torch.cat(parts, dim=1)
 
     def log_evidence(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
@@ -266,17 +275,7 @@ class Posterior:
         parts = []
         for chunk in self._chunks(batch, particles):
             guide_trace, model_trace = self._run(chunk, particles)
-            closed = closed_form_kls(guide_trace, model_trace)
-            total = self._by_row(model_trace, particles)
-            for name, site in sample_sites(guide_trace):
-                if name in self.structure.local:
-                    kl = closed.get(name)
-                    total = total - (
-                        self._log_ratio(guide_trace, model_trace, name)
-                        if kl is None
-                        else self._rows(kl, site, particles)
-                    )
-            parts.append(total.mean(0))
+            parts.append(local_elbo(self._layout(particles), self.structure, guide_trace, model_trace))
         return torch.cat(parts)
 
     def trace(self, *data: Any, draws: int = 100, seed: int = 0, predict: bool = False) -> tuple[Trace, Trace]:
@@ -318,18 +317,18 @@ class Posterior:
             return self._to_arviz(guide_trace, model_trace, predicted, draws)
 
     def _to_arviz(self, guide_trace: Trace, model_trace: Trace, predicted: Trace, draws: int) -> Any:
-        latents = {n: self._draws_first(guide_trace.nodes[n], draws) for n in self.structure.latent}
-        seen = {n: s for n, s in sample_sites(model_trace) if n in self.structure.observed and s["is_observed"]}
+        layout, seen = self._layout(draws), observed_sites(model_trace)
+        latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in self.structure.latent}
         groups = {
             "posterior": self._by_chain(latents),
-            "posterior_predictive": self._by_chain({n: self._draws_first(predicted.nodes[n], draws) for n in seen}),
-            "log_likelihood": self._by_chain({n: self._site_rows(s, draws) for n, s in seen.items()}),
+            "posterior_predictive": self._by_chain({n: layout.draws_first(predicted.nodes[n]) for n in seen}),
+            "log_likelihood": self._by_chain({n: layout.log_prob(s) for n, s in seen.items()}),
             "observed_data": {n: s["value"].cpu().numpy() for n, s in seen.items()},
         }
         if self._chains is None and self.structure.global_:
-            log_q = sum(self._sum(s, draws) for _, s in sample_sites(guide_trace) if not is_deterministic(s))
-            log_p = sum(self._sum(s, draws) for _, s in sample_sites(model_trace) if not is_deterministic(s))
-            groups["sample_stats"] = self._by_chain({"lp": torch.as_tensor(log_p), "log_q": torch.as_tensor(log_q)})
+            log_q = torch.stack([layout.total(s) for s in drawn_sites(guide_trace).values()]).sum(0)
+            lp = joint_weights(layout, guide_trace, model_trace) + log_q
+            groups["sample_stats"] = self._by_chain({"lp": lp, "log_q": log_q})
         return from_dict(groups)
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
@@ -409,6 +408,7 @@ class Posterior:
                 guide=manifest["guide"],
                 device=device,
                 full_batch=isinstance(program, FunctionProgram),
+                check=False,
             )
             owned.inputs = specs
             owned.load(groups["state"])
@@ -450,33 +450,32 @@ class Posterior:
     def _padded(self, batch: Batch) -> Batch:
         return self.program.pad(batch)
 
+    def _layout(self, draws: int) -> Layout:
+        return Layout(self.program.data_name, self._plates, draws)
+
+    def _stored(self, draws: int) -> Callable[..., None] | None:
+        return None if self._chains is None else _replay(self._chains, self.structure, draws, self._plates)
+
     def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
-        batch = self.program.prepare(*batch)
-        size = num_rows(batch)
-        rows = torch.arange(size, device=self._owned.device)
-        guide = None if self._chains is None else _replay(self._chains, self.structure, draws, self._plates)
-        return run(
-            self.program,
-            self._padded(batch),
-            rows,
-            size,
-            draws=draws,
-            plates=self._plates,
-            predict=predict,
-            guide=guide,
+        batch = self._padded(self.program.prepare(*batch))
+        rows = torch.arange(num_rows(batch), device=self._owned.device)
+        guide = self._stored(draws)
+        return run(self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide)
+
+    def _run_guide(self, batch: Batch, draws: int) -> Trace:
+        batch = self._padded(self.program.prepare(*batch))
+        rows = torch.arange(num_rows(batch), device=self._owned.device)
+        return run_guide(
+            self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=self._stored(draws)
         )
 
     def _amortized(self, batch: Batch) -> bool:
         """Whether rows are independent of each other given the parameters."""
         if self.structure.global_ or not self.structure.local:
             return False
-        guide_trace, _ = self._run_one(batch)
-        plate = self.program.data_name
-        return all(is_local(s, plate) for _, s in sample_sites(guide_trace))
-
-    def _run_one(self, batch: Batch) -> tuple[Trace, Trace]:
         with self._querying(0):
-            return self._run(tuple(x[:1] for x in batch), 1)
+            guide_trace = self._run_guide(tuple(x[:1] for x in batch), 1)
+        return all(is_local(s, self.program.data_name) for _, s in sample_sites(guide_trace))
 
     def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
@@ -489,75 +488,6 @@ class Posterior:
                     yield tuple(x[start : start + step] for x in batch)
                 return
         yield batch
-
-    def _draws_first(self, site: Site, draws: int) -> Tensor:
-        """A site's value with draws in front, and without the dimensions of plates it is not in."""
-        value, event_dim = site["value"].detach(), site["fn"].event_dim
-        batch = tuple(value.shape[: value.dim() - event_dim])
-        event = tuple(value.shape[value.dim() - event_dim :])
-        batch = (1,) * (self._plates + 1 - len(batch)) + batch
-        value = value.reshape(batch + event).expand((draws, *batch[1:], *event))
-        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-        keep = [size for dim, size in zip(range(-self._plates, 0), batch[1:], strict=True) if dim in used or size != 1]
-        return torch.as_tensor(value.reshape((draws, *keep, *event)))
-
-    def _rows(self, value: Tensor, site: Site, draws: int) -> Tensor:
-        """Sum a site's log-probability over all but draws and rows: ``(K, B)``."""
-        full = value.expand(torch.broadcast_shapes(value.shape, (draws,) + (1,) * self._plates))
-        for frame in site["cond_indep_stack"]:
-            if frame.name == self.program.data_name:
-                others = [d for d in range(-self._plates, 0) if d != frame.dim]
-                return full.sum(others) if others else full
-        return full.reshape(draws, -1)  # no data plate: every independent term is a row
-
-    def _site_rows(self, site: Site, draws: int) -> Tensor:
-        log_prob = site["fn"].log_prob(site["value"])
-        if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
-        return self._rows(log_prob, site, draws)
-
-    def _by_row(self, model_trace: Trace, draws: int) -> Tensor:
-        sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
-        if not sites:
-            raise ValueError(
-                f"nothing is observed: give all of {', '.join(self.program.argument_names)}, "
-                "the observed ones included."
-            )
-        if all(is_local(s, self.program.data_name) for s in sites):
-            return torch.stack([self._site_rows(s, draws) for s in sites]).sum(0)
-        return torch.cat([self._site_rows(s, draws) for s in sites], dim=1)
-
-    def _log_ratio(self, guide_trace: Trace, model_trace: Trace, name: str) -> Tensor:
-        """``log q - log p`` of a local site and its auxiliary, by row."""
-        n = torch.as_tensor(guide_trace.nodes[name]["value"]).shape[0]
-        total = self._site_rows(guide_trace.nodes[name], n) - self._site_rows(model_trace.nodes[name], n)
-        helper = guide_trace.nodes.get(f"{name}_unconstrained")
-        if helper is not None and is_auxiliary(helper):
-            total = total + self._site_rows(helper, n)
-        return total
-
-    def _row_weights(self, guide_trace: Trace, model_trace: Trace, draws: int) -> Tensor:
-        total = self._by_row(model_trace, draws)
-        for name, site in sample_sites(model_trace):
-            if name in self.structure.local:
-                total = total + self._site_rows(site, draws)
-        for _, site in sample_sites(guide_trace):
-            if not site["is_observed"]:
-                total = total - self._site_rows(site, draws)
-        return total
-
-    def _sum(self, site: Site, draws: int) -> Tensor:
-        return self._site_rows(site, draws).sum(1)
-
-    def _joint_weights(self, guide_trace: Trace, model_trace: Trace, draws: int) -> Tensor:
-        total = torch.zeros(draws, device=self._owned.device)
-        for _, site in sample_sites(model_trace):
-            if not is_deterministic(site):
-                total = total + self._sum(site, draws)
-        for _, site in sample_sites(guide_trace):
-            if not site["is_observed"]:
-                total = total - self._sum(site, draws)
-        return total
 
     def _count(self, draws: int) -> int:
         if self._chains is None:
@@ -656,7 +586,8 @@ def draws_posterior(
     Examples:
         >>> def model(y=None):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("y", dist.Normal(loc, 1.0).expand([3]).to_event(1), obs=y)
+        ...     with pyro.plate("data", 3):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
         >>> p = draws_posterior(Program.of(model), torch.zeros(3), {"loc": torch.arange(6.0).reshape(2, 3)})
         >>> p.sample(draws=6)["loc"]
         tensor([0., 1., 2., 3., 4., 5.])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -31,6 +31,8 @@ class Structure:
         observed: Observed sites.
         event_dims: Number of event dimensions of every site.
         plates: Depth of vectorised plates, counted from the right; draws go one further to the left.
+        places: The plate dimensions of every latent site, from left to right.
+        by_row: Whether all that the guide draws belongs to rows, auxiliary sites included.
     """
 
     local: tuple[str, ...]
@@ -38,6 +40,8 @@ class Structure:
     observed: tuple[str, ...]
     event_dims: dict[str, int]
     plates: int
+    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    by_row: bool = False
 
     @property
     def latent(self) -> tuple[str, ...]:
@@ -57,9 +61,19 @@ def is_deterministic(site: Site) -> bool:
     return bool(site["infer"].get("_deterministic"))
 
 
+def is_factor(site: Site) -> bool:
+    """Whether a site is ``pyro.factor``: it has a log-probability but no value."""
+    return type(site["fn"]).__name__ == "Unit"
+
+
 def is_auxiliary(site: Site) -> bool:
     """Whether a guide's site is a helper for other sites, without a counterpart in the model."""
     return bool(site["infer"].get("is_auxiliary"))
+
+
+def is_data(site: Site) -> bool:
+    """Whether a site is observed data: neither a factor nor a deterministic value."""
+    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
 
 
 def is_local(site: Site, plate: str) -> bool:
@@ -93,15 +107,41 @@ def run(
     Returns:
         The guide's trace and the model's.
     """
+    guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
     model: Any = poutine.uncondition(program.model) if predict else program.model
-    with ExitStack() as stack:
-        stack.enter_context(program.bound(rows, num_data))
-        if draws is not None:
-            stack.enter_context(pyro.plate(DRAWS, draws, dim=-plates - 1))
-            stack.enter_context(broadcast_linear())
-        guide_trace = poutine.trace(guide or program.guide).get_trace(*batch)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
-    return guide_trace, model_trace
+    with program.bound(rows, num_data), _stacked(draws, plates):
+        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+
+
+def run_guide(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    num_data: int,
+    *,
+    draws: int | None = None,
+    plates: int = 1,
+    guide: Callable[..., Any] | None = None,
+) -> Trace:
+    """Run the guide alone; arguments as in `run`."""
+    with program.bound(rows, num_data), _stacked(draws, plates):
+        return poutine.trace(guide or program.guide).get_trace(*batch)
+
+
+@contextmanager
+def _stacked(draws: int | None, plates: int) -> Iterator[None]:
+    """Surround a program with a leading plate of draws, and say what is wrong where it cannot take one."""
+    if draws is None:
+        yield
+        return
+    try:
+        with pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
+            yield
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"the program failed when {draws} draws were stacked in a leading dimension: {str(error).splitlines()[0]} "
+            "Write its shapes from the right (x[..., 0], sum(-1), mean @ w.unsqueeze(-1)) so that they broadcast."
+        ) from error
 
 
 def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plates: int = 1) -> Trace:
@@ -115,7 +155,7 @@ def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plat
         plates: As in `run`.
     """
     rows = torch.arange(num_rows)
-    with program.bound(rows, num_rows), pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
+    with program.bound(rows, num_rows), _stacked(draws, plates):
         return poutine.trace(poutine.uncondition(program.model)).get_trace(*batch)
 
 
@@ -147,13 +187,19 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
                 f"{title} guide samples {name!r} but the model has no such latent site. "
                 f'Remove it, or mark it infer={{"is_auxiliary": True}}. Latent sites: {", ".join(latents) or "none"}.'
             )
-    frames = [f for t in (model_trace, guide_trace) for _, s in sample_sites(t) for f in s["cond_indep_stack"]]
+    everything = [s for t in (model_trace, guide_trace) for _, s in sample_sites(t)]
+    frames = [f for s in everything for f in s["cond_indep_stack"]]
     return Structure(
         local=tuple(n for n, s in latents.items() if is_local(s, plate)),
         global_=tuple(n for n, s in latents.items() if not is_local(s, plate)),
-        observed=tuple(n for n, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)),
+        observed=tuple(n for n, s in sample_sites(model_trace) if is_data(s)),
         event_dims={n: s["fn"].event_dim for n, s in sample_sites(model_trace)},
-        plates=max((-f.dim for f in frames if f.vectorized), default=0),
+        # Batch dimensions outside of any plate are in the way of draws as well.
+        plates=max(
+            [-f.dim for f in frames if f.vectorized] + [len(s["fn"].batch_shape) for s in everything], default=0
+        ),
+        places={n: tuple(sorted(f.dim for f in s["cond_indep_stack"] if f.vectorized)) for n, s in latents.items()},
+        by_row=all(is_local(s, plate) for s in drawn.values()),
     )
 
 

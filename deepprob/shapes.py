@@ -1,0 +1,59 @@
+"""Where draws, rows and events stand in the values of a run's sites."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deepprob.traces import Site
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of a run under a leading plate of draws: ``(K, *plates, *event)``.
+
+    Attributes:
+        plate: Name of the data plate.
+        plates: Depth of the program's own plates.
+        draws: Number of draws, K.
+    """
+
+    plate: str
+    plates: int
+    draws: int
+
+    def draws_first(self, site: Site) -> Tensor:
+        """A site's value with draws in front, and without the axes of plates it is not in: ``(K, *site)``."""
+        value, event_dim = site["value"].detach(), site["fn"].event_dim
+        batch = tuple(value.shape[: value.dim() - event_dim])
+        event = tuple(value.shape[value.dim() - event_dim :])
+        batch = (1,) * (self.plates + 1 - len(batch)) + batch
+        value = value.reshape(batch + event).expand((self.draws, *batch[1:], *event))
+        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        keep = [size for dim, size in zip(range(-self.plates, 0), batch[1:], strict=True) if dim in used or size != 1]
+        return torch.as_tensor(value.reshape((self.draws, *keep, *event)))
+
+    def by_row(self, value: Tensor, site: Site) -> Tensor:
+        """Sum what belongs to a site over all but draws and rows: ``(K, B)``.
+
+        Outside of the data plate every independent term is a row.
+        """
+        full = value.expand(torch.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
+        for frame in site["cond_indep_stack"]:
+            if frame.name == self.plate:
+                others = [d for d in range(-self.plates, 0) if d != frame.dim]
+                return full.sum(others) if others else full
+        return full.reshape(self.draws, -1)
+
+    def log_prob(self, site: Site) -> Tensor:
+        """A site's log-probability, masked but not scaled: ``(K, B)``."""
+        log_prob = site["fn"].log_prob(site["value"])
+        if site["mask"] is not None:
+            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
+        return self.by_row(log_prob, site)
+
+    def total(self, site: Site) -> Tensor:
+        """A site's log-probability over all rows: ``(K,)``."""
+        return self.log_prob(site).sum(1)
