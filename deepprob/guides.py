@@ -81,14 +81,29 @@ def _tell_rows(guide: AutoGuide, program: Program) -> None:
 def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
     """Refuse guides whose per-row parameters would belong to places in a batch instead of rows.
 
+    An AutoGuide that keeps parameters for every row is freed from the batch size that it first ran on.
+
     Raises:
-        ValueError: If the guide is one joint distribution over latents of the rows at hand.
+        ValueError: If the guide is one joint distribution over latents of the rows at hand, or knows only these rows.
     """
     guide = program.current_guide
     if full_batch or not found.local or not isinstance(guide, AutoGuide):
         return
-    if isinstance(guide, AutoContinuous | autoguide.AutoDiscreteParallel):
-        raise ValueError(
-            f"guide {type(guide).__name__} is one distribution over the latents of all rows "
-            f"({', '.join(found.local)}), which minibatches cannot fit. Use batch_size=None, or guide='normal'."
-        )
+    sites = ", ".join(found.local)
+    for part in guide.modules():
+        if isinstance(part, AutoContinuous | autoguide.AutoDiscreteParallel):
+            raise ValueError(
+                f"guide {type(part).__name__} is one distribution over the latents of all rows ({sites}), which "
+                "minibatches cannot fit. Use batch_size=None, or guide='normal'."
+            )
+        frames = part._prototype_frames if isinstance(part, AutoGuide) else {}
+        frame = frames.get(program.data_name)
+        if frame is None:
+            continue
+        if frame.full_size in (None, frame.size):
+            raise ValueError(
+                f"guide {type(part).__name__} keeps parameters for every row of {sites}, but plate "
+                f"{program.data_name!r} has the length of the batch. Write it with the number of all rows, "
+                f"pyro.plate({program.data_name!r}, N), or use batch_size=None, or an amortized guide."
+            )
+        frames[program.data_name] = frame._replace(size=None)

@@ -7,6 +7,7 @@ import torch
 from deepprob.guides import attach_guide
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch, num_rows
+from deepprob.runtime import RandomStream
 
 
 def laplace(owned: OwnedProgram, batch: Batch) -> None:
@@ -23,7 +24,8 @@ def laplace(owned: OwnedProgram, batch: Batch) -> None:
     """
     program = owned.program
     rows = torch.arange(num_rows(batch), device=owned.device)
-    with owned.running(), program.bound(rows, owned.num_data):
+    # The curvature is exact: what is drawn on the way must not come from the caller's random state.
+    with RandomStream(0, owned.device).drawing(), owned.running(), program.bound(rows, owned.num_data):
         prepared = program.prepare(*batch)
         try:
             gaussian = program.current_guide.laplace_approximation(*prepared)
@@ -35,10 +37,12 @@ def laplace(owned: OwnedProgram, batch: Batch) -> None:
             ) from error
     location, scale = gaussian.loc.detach(), covariance_root.diagonal()
     owned.guide_name = attach_guide(program, "multivariate_normal")
-    owned.materialise(batch)
+    with RandomStream(0, owned.device).drawing():
+        owned.materialise(batch)
     guide = program.current_guide
     with torch.no_grad():
         guide.loc.copy_(location)
         guide.scale = scale
         guide.scale_tril = covariance_root / scale.unsqueeze(-1)
-    owned.materialise(batch)  # the store still holds the values from before
+    with RandomStream(0, owned.device).drawing():
+        owned.materialise(batch)  # the store still holds the values from before

@@ -76,7 +76,11 @@ class RandomStream:
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Let torch's global generators continue this stream."""
+        """Let torch's global generators continue this stream; no other stream does so meanwhile."""
+        with _LOCK:
+            yield from self._swapped()
+
+    def _swapped(self) -> Iterator[None]:
         caller_cpu = torch.get_rng_state()
         caller_cuda = torch.cuda.get_rng_state(self.device) if self._cuda is not None else None
         torch.set_rng_state(self._cpu)
