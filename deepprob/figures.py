@@ -343,8 +343,7 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
     }
     words = "held-out data, their reconstructions below"
     if num_optional(case.program) >= len(batch):
-        site = case.posterior.structure.observed[0]
-        grid["invented"] = array(case.posterior.sample_prior(count, seed=case.seed)[site]).reshape(-1, *shape)
+        grid["invented"] = array(case.posterior.predict_prior(count, seed=case.seed).mean).reshape(-1, *shape)
         words += ", and images drawn from the prior in the last row"
     yield Picture(
         "reconstructions",

@@ -151,6 +151,23 @@ class Posterior:
         batch = self._batch(data)
         with self._querying(seed):
             _, model_trace = self._run(batch, draws, predict=True)
+        return self._prediction(model_trace, site)
+
+    def predict_prior(
+        self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
+    ) -> Prediction:
+        """The prior predictive distribution: what the model says before it sees a row, with the fitted parameters.
+
+        Args:
+            rows: How many rows, B.
+            data: The program's arguments where the model needs them (inputs of a regression).
+            draws: How many draws of everything, K.
+            seed: Of the draws.
+            site: Which observed site, if there are several.
+        """
+        return self._prediction(self._prior_trace(rows, data, draws, seed), site)
+
+    def _prediction(self, model_trace: Trace, site: str | None) -> Prediction:
         observed = [n for n, s in sample_sites(model_trace) if s["infer"].get("was_observed")] or [
             n for n, _ in sample_sites(model_trace) if n in self.structure.observed
         ]
@@ -175,14 +192,15 @@ class Posterior:
         Returns:
             Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global ones.
         """
+        trace, layout = self._prior_trace(rows, data, draws, seed), self._layout(draws)
+        return {n: layout.draws_first(s) for n, s in sample_sites(trace) if not is_deterministic(s)}
+
+    def _prior_trace(self, rows: int, data: tuple[Any, ...], draws: int, seed: int) -> Trace:
         _check_draws(draws)
         batch = self._batch(data) if data else ()
+        size = num_rows(batch) if batch else rows
         with self._querying(seed):
-            trace = run_prior(
-                self.program, self._padded(batch), num_rows(batch) if batch else rows, draws=draws, plates=self._plates
-            )
-        layout = self._layout(draws)
-        return {n: layout.draws_first(s) for n, s in sample_sites(trace) if not is_deterministic(s)}
+            return run_prior(self.program, self._padded(batch), size, draws=draws, plates=self._plates)
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
         """Log-likelihood of every row under every draw, in nats.
