@@ -136,8 +136,8 @@ class Prediction:
             ValueError: If the shape is not that of the rows predicted.
         """
         value = torch.as_tensor(y, device=self.draws.device)
-        if value.is_floating_point():
-            value = value.to(torch.get_default_dtype())
+        if self.kind != "classes":  # labels stay whole numbers; all else is compared as numbers of the draws' type
+            value = value.to(self.draws.dtype)
         if value.shape != self.draws.shape[1:]:
             raise ValueError(
                 f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; "
