@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     fit_seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     epochs = posterior.history.epochs
     return {
-        "options": {n: str(v) if isinstance(v, Path) else v for n, v in vars(options).items()},
+        "options": {n: v for n, v in vars(options).items() if n != "out"},
         "machine": {"platform": platform.platform(), "torch": torch.__version__, "threads": options.threads},
         "parameters": sum(p.numel() for p in program.parameters()),
         "best_epoch": posterior.history.best_epoch,
