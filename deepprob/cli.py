@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 USER_ERRORS = (ValueError, TypeError, OSError, DivergenceError)
 LEAST_EPOCHS = 20
-CHECKPOINTS = 20  # so many in a fit
+CHECKPOINTS = 50  # so many in a fit: an interrupted one loses little
 SHOWN = 100  # images in a grid
 
 
@@ -86,7 +86,7 @@ app = typer.Typer(
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
 Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
-Draws = Annotated[int, typer.Option(min=1, help="Posterior draws, and importance samples per row.")]
+Draws = Annotated[int, typer.Option(min=25, help="Posterior draws, and importance samples per row.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 
 
@@ -117,6 +117,7 @@ def fit(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data; by default enough for most.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
+    warm_up: Annotated[float | None, typer.Option(help="Epochs until the KL has its full weight.")] = None,
     guide: Annotated[str | None, typer.Option(help="normal, low_rank, ...; by default the model's own.")] = None,
     latent_dim: Annotated[int | None, typer.Option(help="Size of the latent code or state.")] = None,
     hidden: Annotated[str | None, typer.Option(help="Sizes of hidden layers: 200,100")] = None,
@@ -129,19 +130,19 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
-    from deepprob import storage
-    from deepprob.callbacks import Checkpoint
+    from deepprob.callbacks import Checkpoint, KLWarmUp
     from deepprob.data import load_data
     from deepprob.fit_bar import FitBar
     from deepprob.inference import svi
     from deepprob.optimizers import Optimizer
+    from deepprob.storage import check_free
 
     screen = Screen()
     kind = _model(model)
     dataset = load_data(data, split=split)
     program = _program(model, kind, dataset, _options(kind, latent_dim, hidden, settings or []))
     folder = out or Path("runs", f"{model}-{data.replace('/', '-')}")
-    storage.check_free(folder, kind="posterior")
+    check_free(folder, kind="posterior")
     saved = folder / "checkpoint"
     if resume and not (saved / "manifest.json").exists():
         screen.note(f"there is no interrupted fit in {folder}; this one starts at the beginning.")
@@ -155,6 +156,7 @@ def fit(
 
     began = time.perf_counter()
     bar = FitBar(screen, announce)
+    warming = [] if warm_up is None else [KLWarmUp(warm_up)]
     checkpoint = Checkpoint(saved, max(1, epochs // CHECKPOINTS), resume=resume)
     with _noting(screen), bar:
         try:
@@ -169,7 +171,7 @@ def fit(
                 device=device,
                 seed=seed,
                 progress=False,
-                callbacks=[checkpoint, bar],
+                callbacks=[*warming, checkpoint, bar],
             )
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
@@ -181,7 +183,8 @@ def fit(
     if posterior.history.interrupted:
         done, planned = len(posterior.history.steps.get("elbo", ())), epochs * steps
         screen.note(f"interrupted after {done} of {planned} steps. The best posterior so far is in {folder}.")
-        screen.say(("go on with  ", "dim"), f"{_repeated()} --resume")
+        if (saved / "manifest.json").exists():
+            screen.say(("go on with  ", "dim"), f"{_repeated()} --resume")
         raise typer.Exit(130)
     _remove(saved)
 

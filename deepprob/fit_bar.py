@@ -22,7 +22,7 @@ class FitBar(Callback):
         self._announce = announce
         self._progress = Progress(
             TextColumn("epoch {task.completed:.0f} of {task.total:.0f}"),
-            BarColumn(28),
+            BarColumn(28, complete_style="blue", finished_style="blue"),
             TextColumn("{task.fields[elbo]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
@@ -31,10 +31,9 @@ class FitBar(Callback):
             disable=not screen.err.is_terminal,
             refresh_per_second=5,
         )
-        self._task = self._progress.add_task("fit", total=1, elbo="starting", start=False)
+        self._task = self._progress.add_task("fit", total=1, elbo="", start=False)
 
     def __enter__(self) -> FitBar:
-        self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,8 +41,9 @@ class FitBar(Callback):
 
     def start(self, fit: Fit) -> None:
         self._announce()
-        self._progress.update(self._task, total=fit.total_steps / fit.steps_per_epoch, elbo="")
+        self._progress.update(self._task, total=fit.total_steps / fit.steps_per_epoch)
         self._progress.start_task(self._task)
+        self._progress.start()
         self._show(fit)
 
     def step_end(self, fit: Fit) -> None:

@@ -1,13 +1,16 @@
 """Does an installed deepprob work? Run from an empty folder: python smoke.py [ROOT].
 
-With ROOT, the package must also have been imported from somewhere below it, so that a checkout
-or another environment cannot stand in for the one that is meant.
+It imports every part, then fits, checks, saves and loads on a little data, first from Python and then by the
+command. With ROOT, the package must also have been imported from somewhere below it, so that a checkout or another
+environment cannot stand in for the one that is meant.
 """
 
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 MODULES = ("deepprob", "deepprob.models", "deepprob.inference")
@@ -22,7 +25,45 @@ def main(arguments: list[str]) -> int:
         if root is not None and not where.is_relative_to(root):
             print(f"smoke test failed: {name} should come from below {root}", file=sys.stderr)
             return 1
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        wrong = from_python(Path(folder)) or by_command(Path(folder))
+    if wrong:
+        print(f"smoke test failed: {wrong}", file=sys.stderr)
+    return bool(wrong)
+
+
+def from_python(folder: Path) -> str | None:
+    """Fit, check, save and load; what went wrong, if anything did."""
+    from deepprob.data import load_data
+    from deepprob.inference import svi
+    from deepprob.models import VAE
+    from deepprob.posterior import Posterior
+    from deepprob.report import check
+
+    digits = load_data("digits")
+    few, unseen = digits.train.rows(slice(0, 64)), digits.test.rows(slice(0, 32))
+    posterior = svi(VAE(digits.shape, latent_dim=2, hidden_dims=(8,)), few, epochs=2, progress=False)
+    report = check(posterior, unseen, draws=30, particles=30)
+    page = report.save(folder / "report.html")
+    posterior.save(folder / "posterior")
+    again = Posterior.load(folder / "posterior")
+    gap = (posterior.log_evidence(unseen) - again.log_evidence(unseen)).abs().max().item()
+    print(f"from Python: verdict {report.verdict}, log-evidence after loading off by {gap:g}")
+    if gap > 1e-6:
+        return f"a loaded posterior gives another log-evidence, off by {gap:g}"
+    return None if "<img" in Path(page).read_text() else "the report has no picture"
+
+
+def by_command(folder: Path) -> str | None:
+    """The same by the installed script; what went wrong, if anything did."""
+    script, run = str(Path(sys.executable).with_name("deepprob")), str(folder / "run")
+    fit = ["fit", "vae", "digits", "--epochs", "1", "--latent-dim", "2", "--hidden", "8", "--out", run]
+    for arguments, codes in ((fit, (0,)), (["check", run], (0, 1)), (["check", str(folder)], (2,))):
+        done = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=300, check=False)
+        print(f"deepprob {arguments[0]}: exit code {done.returncode}")
+        if done.returncode not in codes or "Traceback" in done.stderr:
+            return f"deepprob {' '.join(arguments)}\n{done.stdout}{done.stderr}"
+    return None
 
 
 if __name__ == "__main__":

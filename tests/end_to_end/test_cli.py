@@ -1,0 +1,272 @@
+"""The command `deepprob`, as a user types it: mostly in this process, at the end in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import deepprob.inference
+import deepprob.report
+from deepprob.cli import app
+from deepprob.data import load_data
+from deepprob.diagnostics import Check
+from deepprob.errors import DivergenceError
+from deepprob.fit_bar import FitBar
+from deepprob.inference import svi
+from deepprob.models import MODELS, VAE
+from deepprob.posterior import Posterior
+from deepprob.program import Program
+from deepprob.report import Report
+from deepprob.storage import write
+
+TINY = ["--epochs", "2", "--latent-dim", "2", "--hidden", "16"]
+
+
+def deepprob_(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def error_of(result: Result) -> str:
+    """The one line that a failed command leaves, and nothing else."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    result = deepprob_("fit", "vae", "digits", *TINY, "--out", str(folder))
+    assert result.exit_code == 0, result.output
+    (folder / "said.txt").write_text(result.stdout)
+    return folder
+
+
+def test_fit_says_the_verdict_and_where_things_are(fitted: Path) -> None:
+    said = (fitted / "said.txt").read_text()
+    assert re.search(r"^VAE on digits: rows of \(8, 8\), 1078 train / 360 valid / 359 test$", said, re.M)
+    assert re.search(r"^(PASS|CAUTION|FAIL) +VAE on digits, 359 test rows$", said, re.M)
+    for line in (f"posterior  {fitted}", f"report     {fitted}/report.html", f"deepprob check {fitted}"):
+        assert line in said
+    page = (fitted / "report.html").read_text()
+    assert page.count("<img") >= 3 and "<script" not in page
+    assert json.loads((fitted / "report.json").read_text())["verdict"] in ("pass", "caution", "fail")
+    assert not (fitted / "checkpoint").exists()
+
+
+def test_a_fit_remembers_its_data_and_is_the_python_call(fitted: Path) -> None:
+    posterior = Posterior.load(fitted)
+    assert posterior.config["data"] == {"name": "digits", "split": 0}
+    digits = load_data("digits")
+    program = VAE(digits.shape, latent_dim=2, hidden_dims=(16,))
+    twin = svi(program, digits.train, epochs=2, held_out=digits.valid, progress=False)
+    here, there = posterior.parameters(), twin.parameters()
+    assert all(bool((here[name] == there[name]).all()) for name in there)
+
+
+def test_check_prints_the_report_that_fit_made(fitted: Path) -> None:
+    result = deepprob_("check", str(fitted))
+    verdict = json.loads((fitted / "report.json").read_text())["verdict"]
+    assert result.exit_code == (1 if verdict == "fail" else 0)
+    assert result.stdout.startswith(verdict.upper())
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert "\x1b" not in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("caution", 0), ("fail", 1)])
+def test_check_fails_when_the_verdict_is_fail(
+    fitted: Path, monkeypatch: pytest.MonkeyPatch, verdict: Any, code: int
+) -> None:
+    found = Report((Check("a question", 1.0, 0.1, 0.5, verdict, "Half is well.", "Look."),), "a fit")
+    monkeypatch.setattr(deepprob.report, "check", lambda *args, **named: found)
+    result = deepprob_("check", str(fitted))
+    assert result.exit_code == code
+    assert re.search(rf"^{verdict} +a question +1.00 ± 0.10 +limit 0.5$", result.stdout, re.M)
+    assert "Next: Look." in result.stdout
+
+
+def test_check_takes_other_data(fitted: Path) -> None:
+    asked = deepprob_("check", str(fitted), "digits", "--draws", "30")
+    assert "VAE on digits, 359 test rows" in asked.stdout
+    assert "rows must have shape (8, 8)" in error_of(deepprob_("check", str(fitted), "wine"))
+
+
+def test_report_writes_page_and_json(fitted: Path, tmp_path: Path) -> None:
+    result = deepprob_("report", str(fitted), "--out", "pages/mine.html", "--draws", "30", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    assert "mine.html" in result.stdout and "mine.json" in result.stdout
+    assert (tmp_path / "pages/mine.html").exists()
+    assert json.loads((tmp_path / "pages/mine.json").read_text())["judged on"]["seed"] == 3
+
+
+def test_sample_writes_arrays_and_a_picture(fitted: Path, tmp_path: Path) -> None:
+    results = [deepprob_("sample", str(fitted), "--draws", "12", "--out", f"{name}.npz") for name in "ab"]
+    assert all(r.exit_code == 0 for r in results), results[0].output
+    with np.load("a.npz", allow_pickle=False) as a, np.load("b.npz", allow_pickle=False) as b:
+        assert (a["x"].shape, a["z"].shape) == ((12, 8, 8), (12, 2))
+        assert set(np.unique(a["x"])) <= {0.0, 1.0}
+        assert (a["x"] == b["x"]).all()
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lists_name_everything() -> None:
+    for what, names in (("models", MODELS), ("data", ["digits", "uci/yacht"]), ("routines", ["svi"])):
+        result = deepprob_("list", what)
+        assert result.exit_code == 0
+        assert set(names) <= {line.split()[0] for line in result.stdout.splitlines()}
+
+
+def test_version_and_help() -> None:
+    assert deepprob_("--version").stdout == f"deepprob {metadata.version('deepprob')}\n"
+    assert all(name in deepprob_("--help").stdout for name in ("fit", "check", "report", "sample", "list"))
+
+
+WRONG = {
+    "unknown model 'vea'. Did you mean 'vae'?": ["fit", "vea", "digits"],
+    "unknown data set 'digit'. Did you mean 'digits'?": ["fit", "vae", "digit"],
+    "unknown option of VAE 'likelihod'. Did you mean 'likelihood'?": ["fit", "vae", "digits", "--set", "likelihod=x"],
+    "unknown likelihood 'norml'. Did you mean 'normal'?": ["fit", "vae", "digits", "--set", "likelihood=norml"],
+    "--set wants NAME=VALUE; got 'normal'": ["fit", "vae", "digits", "--set", "normal"],
+    "--hidden wants whole numbers, like 200,100; got 'wide'": ["fit", "vae", "digits", "--hidden", "wide"],
+    "model 'dmm' is for sequences; data set 'digits' is for images.*jsb_chorales": ["fit", "dmm", "digits"],
+    "images must be in .0, 1. for a Bernoulli likelihood": ["fit", "vae", "wine"],
+    "epochs must be a whole number of at least 1; got 0": ["fit", "vae", "digits", "--epochs", "0"],
+    "batch_size must be a whole number of at least 1; got 0": ["fit", "vae", "digits", "--batch-size", "0"],
+    "unknown guide 'norml'. Did you mean 'normal'?": ["fit", "vae", "digits", "--guide", "norml"],
+    "learning_rate must be": ["fit", "vae", "digits", "--learning-rate", "-1"],
+    "data set 'digits' has 1 standard split": ["fit", "vae", "digits", "--split", "2"],
+    "a posterior is saved as a folder, but '.*' is a file": ["fit", "vae", "digits", "--out", __file__],
+    "no posterior at 'nowhere': there is no such folder": ["check", "nowhere"],
+    "no posterior at 'nowhere'": ["sample", "nowhere"],
+    "--out must end in .html; got 'page.txt'": ["report", "nowhere", "--out", "page.txt"],
+    "--out must end in .npz; got 'draws.csv'": ["sample", "nowhere", "--out", "draws.csv"],
+    "unknown list 'model'. Did you mean 'models'?": ["list", "model"],
+    "No such command 'fitt'. Did you mean 'fit'?": ["fitt"],
+    "No such option: --epoch": ["fit", "vae", "digits", "--epoch", "3"],
+    "Invalid value for '--epochs'": ["fit", "vae", "digits", "--epochs", "many"],
+    "Invalid value for '--draws'": ["sample", "nowhere", "--draws", "0"],
+    "Missing argument 'DATA'. See: .*fit --help": ["fit", "vae"],
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_errors_take_one_line_before_any_training(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FitBar, "start", lambda self, fit: pytest.fail("training began"))
+    assert re.match(f"error: .*{message}", error_of(deepprob_(*WRONG[message])))
+
+
+def test_a_posterior_without_data_is_asked_for_them(tmp_path: Path) -> None:
+    digits = load_data("digits")
+    svi(VAE((8, 8), 2, (8,)), digits.train, epochs=1, progress=False).save(tmp_path / "own")
+    assert re.match(
+        "error: .*own does not say what data it was fitted to.*check .*own DATA", error_of(deepprob_("check", "own"))
+    )
+
+
+def test_a_checkpoint_is_not_written_over(tmp_path: Path) -> None:
+    write(tmp_path / "other", {}, {}, kind="checkpoint")
+    said = error_of(deepprob_("fit", "vae", "digits", "--out", "other"))
+    assert re.match("error: will not write a posterior over a checkpoint", said)
+
+
+def test_a_program_without_from_data_says_so() -> None:
+    with pytest.raises(TypeError, match=r"Program has no from_data\. Write it, or call the constructor"):
+        Program.from_data(load_data("iris"))
+
+
+def test_debug_shows_where_and_a_defect_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **named: Any) -> None:
+        raise RuntimeError("wheels came off")
+
+    monkeypatch.setattr(deepprob.inference, "svi", broken)
+    result = deepprob_("fit", "vae", "digits")
+    assert result.exit_code == 3
+    assert re.match(r"error: RuntimeError: wheels came off \(a defect of deepprob; --debug", result.stderr)
+    assert "in broken" in deepprob_("fit", "vae", "digits", "--debug").stderr
+
+
+def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = svi(VAE((8, 8), 2, (8,)), load_data("digits").train, epochs=1, progress=False)
+
+    def diverges(*args: Any, **named: Any) -> None:
+        raise DivergenceError("elbo became nan at epoch 2.", good)
+
+    monkeypatch.setattr(deepprob.inference, "svi", diverges)
+    assert re.match(
+        r"error: elbo became nan at epoch 2\. It is in kept\.",
+        error_of(deepprob_("fit", "vae", "digits", "--out", "kept")),
+    )
+    assert Posterior.load("kept").config["data"]["name"] == "digits"
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    step_end = FitBar.step_end
+
+    def interrupt(self: FitBar, fit: Any) -> None:
+        step_end(self, fit)
+        if fit.step == 30:
+            signal.raise_signal(signal.SIGINT)
+
+    fit = ["fit", "vae", "digits", *TINY[2:], "--epochs", "5", "--out", "stopped"]
+    with monkeypatch.context() as patch:
+        patch.setattr(FitBar, "step_end", interrupt)
+        result = deepprob_(*fit)
+    assert result.exit_code == 130, result.output
+    assert "note: interrupted after 30 of 45 steps. The best posterior so far is in stopped." in result.stderr
+    assert re.search("go on with .*--resume", result.stdout)
+    assert Posterior.load("stopped").history.interrupted
+
+    resumed = deepprob_(*fit, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.stderr == ""
+    assert deepprob_(*fit[:-1], "whole").exit_code == 0
+    a, b = Posterior.load("stopped").parameters(), Posterior.load("whole").parameters()
+    assert all(bool((a[name] == b[name]).all()) for name in b)
+
+
+def test_resume_without_a_checkpoint_says_that_it_starts_anew() -> None:
+    result = deepprob_("fit", "vae", "digits", *TINY, "--out", "new", "--resume", "--warm-up", "100")
+    assert result.exit_code == 0, result.output
+    first, second = result.stderr.splitlines()
+    assert first == "note: there is no interrupted fit in new; this one starts at the beginning."
+    assert re.match(r"note: KLWarmUp\(epochs=100.0\) is longer than the fit", second)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "deepprob", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=settings)
+
+
+def test_a_process_of_its_own_fits() -> None:
+    done = run("fit", "vae", "digits", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no bar where nobody watches
+    assert "posterior  runs/vae-digits" in done.stdout and "\x1b" not in done.stdout
+    assert Path("runs/vae-digits/report.html").exists()
+
+
+def test_a_process_of_its_own_refuses_in_one_line() -> None:
+    done = run("check", "nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: no posterior at 'nowhere': there is no such folder. Check the path.\n"
