@@ -15,6 +15,7 @@ from deepprob.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
 from deepprob.objectives import log_prob
+from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
 from deepprob.runtime import StoreState, empty_store, private_store
 from deepprob.traces import Structure, run, sample_sites, structure
@@ -97,6 +98,7 @@ class OwnedProgram:
             traces = run(self.program, batch, rows, self.num_data)
             found = structure(self.program, *traces)
             if check:
+                check_observed(traces[1])
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
         for name, value in self.store["params"].items():

@@ -11,11 +11,11 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
-from deepprob.capture import own_copy
 from deepprob.errors import StorageError
 from deepprob.evaluation import (
     drawn_sites,
@@ -30,10 +30,10 @@ from deepprob.inputs import specs_from_json, specs_to_json
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows
-from deepprob.runtime import RandomStream
+from deepprob.runtime import RandomStream, pick_device
 from deepprob.shapes import Layout
 from deepprob.storage import read, versions, write
-from deepprob.traces import Structure, is_deterministic, is_local, run, run_guide, run_prior, sample_sites
+from deepprob.traces import Structure, is_deterministic, run, run_guide, run_prior, sample_sites
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
@@ -168,9 +168,7 @@ class Posterior:
         return self._prediction(self._prior_trace(rows, data, draws, seed), site)
 
     def _prediction(self, model_trace: Trace, site: str | None) -> Prediction:
-        observed = [n for n, s in sample_sites(model_trace) if s["infer"].get("was_observed")] or [
-            n for n, _ in sample_sites(model_trace) if n in self.structure.observed
-        ]
+        observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
         if site is None:
             if len(observed) != 1:
                 raise ValueError(f"the program observes {', '.join(observed) or 'nothing'}. Say which: site='...'.")
@@ -242,7 +240,7 @@ class Posterior:
                 "importance weights need a guide's density; this posterior holds draws. Use log_likelihood."
             )
         batch = self._batch(data)
-        if not self._amortized(batch):
+        if not self._amortized():
             with self._querying(seed):
                 guide_trace, model_trace = self._run(batch, particles)
                 return joint_weights(self._layout(particles), guide_trace, model_trace)
@@ -418,16 +416,18 @@ class Posterior:
             group, _, name = key.partition(".")
             groups[group][name] = value
         rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
+        stream = RandomStream(0, pick_device(device))
         try:
-            owned = OwnedProgram(
-                program,
-                tuple(spec.example(rows) for spec in specs),
-                num_data,
-                guide=manifest["guide"],
-                device=device,
-                full_batch=isinstance(program, FunctionProgram),
-                check=False,
-            )
+            with stream.drawing():
+                owned = OwnedProgram(
+                    program,
+                    tuple(spec.example(rows) for spec in specs),
+                    num_data,
+                    guide=_first_draw(groups["chains"]) if groups["chains"] else manifest["guide"],
+                    device=device,
+                    full_batch=isinstance(program, FunctionProgram),
+                    check=False,
+                )
             owned.inputs = specs
             owned.load(groups["state"])
         except ValueError as error:
@@ -454,6 +454,11 @@ class Posterior:
 
     def _batch(self, data: tuple[Any, ...]) -> Batch:
         """The program's arguments from what the user gave, compared with the fit's, on the device."""
+        if not data and self.program.num_required:
+            raise ValueError(
+                f"the program needs rows of {', '.join(self.program.argument_names)}; got none. "
+                "Give them as in the fit; only what is observed may be left out."
+            )
         if not data:
             return ()
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
@@ -487,18 +492,15 @@ class Posterior:
             self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=self._stored(draws)
         )
 
-    def _amortized(self, batch: Batch) -> bool:
+    def _amortized(self) -> bool:
         """Whether rows are independent of each other given the parameters."""
-        if self.structure.global_ or not self.structure.local:
-            return False
-        with self._querying(0):
-            guide_trace = self._run_guide(tuple(x[:1] for x in batch), 1)
-        return all(is_local(s, self.program.data_name) for _, s in sample_sites(guide_trace))
+        return bool(self.structure.local) and not self.structure.global_ and self.structure.by_row
 
     def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
         size = num_rows(batch)
-        if not isinstance(self.program, FunctionProgram) or self.program.data_name:
+        keeps_rows = isinstance(self.program.current_guide, AutoGuide) and self.structure.local
+        if self.program.data_name and not keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
             step = max(1, _CHUNK // max(1, draws * width))
             if step < size and not (self.structure.local and self.structure.global_):
@@ -556,8 +558,23 @@ def _replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: 
             event_dim = found.event_dims[name]
             chosen = flat[index]
             batch_dims = chosen.dim() - 1 - event_dim
-            shape = (draws, *(1,) * (plates - batch_dims), *chosen.shape[1:])
+            places, batch_shape = found.places[name], [1] * plates
+            # A site has no dimension for the plates that it is not in.
+            dims = places if len(places) == batch_dims else range(-batch_dims, 0)
+            for dim, size in zip(dims, chosen.shape[1:], strict=False):
+                batch_shape[dim] = size
+            shape = (draws, *batch_shape, *chosen.shape[1 + batch_dims :])
             pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
+
+    return guide
+
+
+def _first_draw(chains: Mapping[str, Tensor]) -> Callable[..., None]:
+    """A guide over the same sites, for the dry run."""
+
+    def guide(*batch: Any) -> None:
+        for name, value in chains.items():
+            pyro.sample(name, dist.Delta(value[0, 0], event_dim=value.dim() - 2))
 
     return guide
 
@@ -610,15 +627,14 @@ def draws_posterior(
         >>> p.sample(draws=6)["loc"]
         tensor([0., 1., 2., 3., 4., 5.])
     """
-    twin = own_copy(program)
-    batch = twin.accept(data)
-
-    def guide(*args: Any) -> None:
-        for name, value in chains.items():
-            pyro.sample(name, dist.Delta(value[0, 0], event_dim=value.dim() - 2))
-
-    owned = OwnedProgram(twin, batch, num_rows(batch), guide=guide)
     counts = {tuple(v.shape[:2]) for v in chains.values()}
-    if len(counts) > 1:
-        raise ValueError(f"all sites must have the same chains and draws; got {sorted(counts)}.")
+    if len(counts) != 1 or any(v.dim() < 2 for v in chains.values()):
+        shapes = ", ".join(f"{name} has {tuple(v.shape)}" for name, v in chains.items()) or "there is no site"
+        raise ValueError(
+            f"all sites must have the same chains and draws, shape (chains, draws, *site); {shapes}. "
+            "Give one chain as value.unsqueeze(0)."
+        )
+    batch = program.accept(data)
+    with RandomStream(seed).drawing():
+        owned = OwnedProgram(program, batch, num_rows(batch), guide=_first_draw(chains))
     return Posterior(owned, config=config, seed=seed, chains=chains)

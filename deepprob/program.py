@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -231,6 +231,11 @@ class Program(PyroModule):
         return [p.name for p in self._arguments()]
 
     @property
+    def num_required(self) -> int:
+        """How many of the model's arguments have no default."""
+        return sum(p.default is p.empty for p in self._arguments())
+
+    @property
     def takes_any(self) -> bool:
         """Whether the model takes any number of arguments."""
         return any(p.kind is p.VAR_POSITIONAL for p in self._signature().parameters.values())
@@ -260,7 +265,7 @@ class Program(PyroModule):
             return ()
         split = as_split(data, what=what)
         names = self.argument_names
-        tensors = split.tensors
+        tensors = self._in_order(split, what) if isinstance(data, Mapping | Split) else split.tensors
         if not self.takes_any and len(tensors) > len(names):
             if not isinstance(data, Split):
                 raise ValueError(
@@ -270,10 +275,22 @@ class Program(PyroModule):
             tensors = tensors[: len(names)]
         return self.validate(*tensors)
 
+    def _in_order(self, split: Split, what: str) -> tuple[Tensor, ...]:
+        """Fields that bear the names of arguments, in the order of the arguments; others as they come."""
+        names, fields = self.argument_names, split.names
+        known = [n for n in names if n in split]
+        if all(fields.index(n) == names.index(n) for n in known):
+            return split.tensors
+        if known == names[: len(known)] and len(known) >= self.num_required:
+            return tuple(split[n] for n in known)
+        raise ValueError(
+            f"the model takes {', '.join(names)} in this order; {what} has the fields {', '.join(fields)}. "
+            "Name every field after its argument, or give a tuple in the model's order."
+        )
+
     def pad(self, batch: Batch) -> Batch:
         """The batch with None for arguments that were left out and have no default, to predict them."""
-        needed = sum(p.default is p.empty for p in self._arguments())
-        return batch + (None,) * (needed - len(batch))
+        return batch + (None,) * (self.num_required - len(batch))
 
     def validate(self, *batch: Any) -> Batch:
         """Check a batch in the user's words and bring it to the types that the model wants; by default as it is."""

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from deepprob.layers import broadcast_linear
@@ -32,7 +33,7 @@ class Structure:
         event_dims: Number of event dimensions of every site.
         plates: Depth of vectorised plates, counted from the right; draws go one further to the left.
         places: The plate dimensions of every latent site, from left to right.
-        by_row: Whether all that the guide draws belongs to rows, auxiliary sites included.
+        by_row: Whether the guide's density of local sites is a product over rows.
     """
 
     local: tuple[str, ...]
@@ -76,6 +77,14 @@ def is_data(site: Site) -> bool:
     return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
 
 
+class _Unobserve(UnconditionMessenger):
+    """Draws data anew, but neither what is deterministic, which Pyro also keeps as observed, nor factors."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg) and not is_factor(msg):
+            super()._pyro_sample(msg)
+
+
 def is_local(site: Site, plate: str) -> bool:
     """Whether a site lies inside the data plate."""
     return any(frame.name == plate for frame in site["cond_indep_stack"])
@@ -108,7 +117,7 @@ def run(
         The guide's trace and the model's.
     """
     guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
-    model: Any = poutine.uncondition(program.model) if predict else program.model
+    model: Any = _Unobserve()(program.model) if predict else program.model
     with program.bound(rows, num_data), _stacked(draws, plates):
         return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
 
@@ -156,7 +165,7 @@ def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plat
     """
     rows = torch.arange(num_rows)
     with program.bound(rows, num_rows), _stacked(draws, plates):
-        return poutine.trace(poutine.uncondition(program.model)).get_trace(*batch)
+        return poutine.trace(_Unobserve()(program.model)).get_trace(*batch)
 
 
 def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Structure:
@@ -199,7 +208,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             [-f.dim for f in frames if f.vectorized] + [len(s["fn"].batch_shape) for s in everything], default=0
         ),
         places={n: tuple(sorted(f.dim for f in s["cond_indep_stack"] if f.vectorized)) for n, s in latents.items()},
-        by_row=all(is_local(s, plate) for s in drawn.values()),
+        by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
     )
 
 
