@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from deepprob.capture import own_copy
@@ -18,7 +19,7 @@ from deepprob.objectives import log_prob
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
 from deepprob.runtime import StoreState, empty_store, private_store
-from deepprob.traces import Structure, run, sample_sites, structure
+from deepprob.traces import Structure, is_deterministic, run, sample_sites, structure
 
 _PROBE_ROWS = 4
 
@@ -95,16 +96,58 @@ class OwnedProgram:
         self.program.eval()  # a look must not move the statistics of a batch norm
         with private_store(self.store, validate=True), _CloneInitialValues():
             batch = self.program.prepare(*batch)
-            traces = run(self.program, batch, rows, self.num_data)
+            traces = self._try(batch, rows)
             found = structure(self.program, *traces)
             if check:
                 check_observed(traces[1])
+                if found.latent and not any(
+                    s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(traces[1])
+                ):
+                    raise ValueError(
+                        "nothing is observed, so there is nothing to learn from. Give the observed arguments too, all "
+                        f"of {', '.join(self.program.argument_names)}, and pass them to pyro.sample(..., obs=...)."
+                    )
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
         for name, value in self.store["params"].items():
             if value.device != self.device:
                 self.store["params"][name] = value.detach().to(self.device).requires_grad_()
         return found
+
+    def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
+        """Run the program, and say on what it failed if it fails."""
+        try:
+            return run(self.program, batch, rows, self.num_data)
+        except (RuntimeError, TypeError, IndexError) as error:
+            names = [*self.program.argument_names, *("argument",) * len(batch)]
+            kinds = [
+                f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
+                for n, x in zip(names, batch, strict=False)
+            ]
+            raise ValueError(
+                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {str(error).splitlines()[0]}. "
+                "Check the shapes and types of the data, or the program."
+            ) from error
+
+    def check_data(self, batch: Batch, size: int) -> None:
+        """Run the program on all rows, in pieces of one size, and hold them against the model's supports.
+
+        Args:
+            batch: All rows.
+            size: Rows in a piece.
+
+        Raises:
+            ValueError: If values lie outside of the support of the site that observes them.
+        """
+        training = self.program.training
+        self.program.eval()
+        with torch.no_grad(), self.running():
+            for start in range(0, self.num_data, size):
+                first = min(start, self.num_data - size)
+                piece = tuple(x[first : first + size].to(self.device) for x in batch)
+                rows = torch.arange(first, first + size, device=self.device)
+                check_observed(run(self.program, self.program.prepare(*piece), rows, self.num_data)[1])
+        self.program.train(training)
 
     def _check_ownership(self, terms: list[Tensor]) -> None:
         """Refuse networks of the caller's that were not copied: they would be trained in place, or not at all."""

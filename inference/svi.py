@@ -245,16 +245,13 @@ class _Fit:
         callbacks: Sequence[Callback],
     ) -> None:
         self.objective, self.optimizer = objective_named(objective), optimizer_named(optimizer)
-        self.callbacks, self.seed = list(callbacks), _whole("seed", seed, least=0)
+        self.callbacks, self.seed = _callbacks(callbacks), _whole("seed", seed, least=0)
         self.epochs = _whole("epochs", epochs, least=1)
         if init_ not in ("fresh", "keep"):
             raise ValueError(f"init must be 'fresh' or 'keep'; got {init_!r}.")
-        for callback in self.callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(f"callbacks must be Callback objects; got {type(callback).__name__}.")
         self.device = pick_device(device)
-        batch = program.accept(data)
-        held = None if held_out is None else program.accept(held_out, what="held_out")
+        batch = _complete(program, program.accept(data), "data")
+        held = None if held_out is None else _complete(program, program.accept(held_out, what="held_out"), "held_out")
         num_data = num_rows(batch)
         size = _batch_size(batch_size, num_data, program)
         self.noise = RandomStream(self.seed, self.device)
@@ -268,9 +265,15 @@ class _Fit:
                 full_batch=size == num_data,
                 fresh=init_ == "fresh",
             )
-        if held is not None:
-            for spec, value in zip(owned.inputs, held, strict=False):
-                spec.check(value, program.variable_length)
+            if size < num_data and type(program).validate is Program.validate:
+                owned.check_data(batch, size)
+        if held is not None and len(held) != len(batch):
+            raise ValueError(
+                f"held_out must have the {len(batch)} parts of data ({', '.join(s.name for s in owned.inputs)}); "
+                f"got {len(held)}. Give the observed ones too: it is scored."
+            )
+        for spec, value in zip(owned.inputs, held or (), strict=False):
+            spec.check(value, program.variable_length)
         self.data = tuple(x.to(self.device) for x in batch)
         self.held_out = None if held is None else tuple(x.to(self.device) for x in held)
         self.peak = self.optimizer.learning_rate or program.learning_rate
@@ -285,6 +288,7 @@ class _Fit:
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
         self.best_value, self.best = -math.inf, owned.snapshot()
         self.bad_in_a_row = 0
+        self.before_best: tuple[dict[str, Tensor], int] | None = None
         self.pending: list[Terms] = []
         self.config = {
             "routine": "svi",
@@ -296,6 +300,8 @@ class _Fit:
             "init": init_,
             "device": str(self.device),
         }
+        if self.held_out is not None:
+            self._score(self.held_out)  # what cannot be scored is found before any training
 
     def run(self, progress: bool | str) -> Posterior:
         self._resume()
@@ -377,13 +383,14 @@ class _Fit:
         if self.held_out is not None:
             row["held_out_elbo"] = self._score(self.held_out)
         self.history.add_epoch(row)
-        if self.step < self.warm_up_steps and self.step < self.total_steps:
-            return
         value = row.get("held_out_elbo", row["elbo"])
-        # Without held-out data the last state is the one to keep, as long as it is finite.
-        if math.isfinite(value) and (self.held_out is None or value > self.best_value):
-            self.best_value, self.best = value, self._current()
-            self.history.best_epoch = self.epoch
+        warming_up = self.step < min(self.warm_up_steps, self.total_steps)
+        # Without held-out data, and while values cannot be compared, the last state is the one to keep.
+        if math.isfinite(value) and (self.held_out is None or warming_up or value > self.best_value):
+            if self.held_out is None:
+                self.before_best = self.best, self.history.best_epoch
+            self.best_value = -math.inf if warming_up else value
+            self.best, self.history.best_epoch = self._current(), self.epoch
 
     def _current(self) -> dict[str, Tensor]:
         """A copy of the parameters as the posterior would hold them: averaged, if that was asked for."""
@@ -416,7 +423,7 @@ class _Fit:
     def _watch(self, terms: Terms) -> None:
         """Count steps that were not applied, and give up when nothing else comes."""
         if not bool(terms["skipped"]):
-            self.bad_in_a_row = 0
+            self.bad_in_a_row, self.before_best = 0, None
             return
         self.bad_in_a_row += 1
         if self.bad_in_a_row < _PATIENCE:
@@ -426,25 +433,38 @@ class _Fit:
         with torch.no_grad(), owned.running(), self.noise.drawing():
             batch = owned.program.prepare(*self.data)
             where = first_bad_site(owned.program, batch, owned.num_data)
+        found = self._posterior()
         epoch = (self.step - 1) // self.steps_per_epoch + 1
         rate = self._knobs().learning_rate
         kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
         value = self.history.steps["elbo"][-1]
+        what = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
         raise DivergenceError(
-            f"elbo became {value:g} at epoch {epoch}, step {self.step - _PATIENCE + 1} ({where}). "
+            f"{what} at epoch {epoch}, step {self.step - _PATIENCE + 1} ({where}). "
             f"The best state so far ({kept}) is kept. "
             f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale.",
-            self._posterior(),
+            found,
         )
 
     def _posterior(self) -> Posterior:
         owned = self.state.owned
-        if self.step % self.steps_per_epoch and self.held_out is None and not self.bad_in_a_row:
+        incomparable = self.held_out is None or not self.history.best_epoch
+        if self.bad_in_a_row:
+            if self.before_best is not None:  # no step has been finite on the best so far
+                self.best, self.history.best_epoch = self.before_best
+        elif self.step % self.steps_per_epoch and incomparable:
             self.best = self._current()  # stopped within an epoch: every applied step was finite
         owned.load(self.best)
         if owned.guide_name == "laplace":
-            laplace(owned, self.data)
+            self._laplace()
         return Posterior(owned, history=self.history, config=self.config, seed=self.seed)
+
+    def _laplace(self) -> None:
+        try:
+            laplace(self.state.owned, self.data)
+        except ValueError:
+            if not (self.history.interrupted or self.bad_in_a_row):
+                raise  # of a fit that was cut short the mode so far is what there is
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -532,9 +552,28 @@ def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:
 
 
 def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := int(value)) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
-    return value
+    return number
+
+
+def _callbacks(callbacks: Any) -> list[Callback]:
+    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
+        came = callbacks if not isinstance(callbacks, Sequence) else callbacks[0]
+        raise TypeError(
+            f"callbacks must be a list of Callback objects; got {type(came).__name__}. Write callbacks=[KLWarmUp(5)]."
+        )
+    return list(callbacks)
+
+
+def _complete(program: Program, batch: Batch, what: str) -> Batch:
+    if len(batch) < program.num_required:
+        missing = ", ".join(program.argument_names[len(batch) : program.num_required])
+        raise ValueError(
+            f"the model takes {', '.join(program.argument_names)}; {what} lacks {missing}. "
+            "Give a tuple in this order, the observed ones included."
+        )
+    return batch
 
 
 def _batch_size(batch_size: int | str | None, num_data: int, program: Program) -> int:
