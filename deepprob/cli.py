@@ -176,7 +176,7 @@ def fit(
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
                 _save(error.posterior, dataset, split, folder)
-                raise DivergenceError(f"{error} It is in {folder}.", error.posterior) from error
+                raise DivergenceError(f"{error} What was kept is in {folder}.", error.posterior) from error
             raise
     _save(posterior, dataset, split, folder)
     screen.say((_what_happened(posterior, time.perf_counter() - began), "dim"))
@@ -188,8 +188,12 @@ def fit(
         raise typer.Exit(130)
     _remove(saved)
 
-    report = _judge(screen, posterior, dataset, train=True)
-    page = _write(report, folder / "report.html")
+    try:
+        report = _judge(screen, posterior, dataset, train=True)
+        page = _write(report, folder / "report.html")
+    except KeyboardInterrupt:
+        screen.note(f"interrupted before the report was written. The posterior is in {folder}.")
+        raise typer.Exit(130) from None
     screen.say()
     screen.report(report, full=False)
     screen.say()

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import deepprob.inference
 import deepprob.report
 from deepprob.cli import app
-from deepprob.data import load_data
+from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
 from deepprob.errors import DivergenceError
 from deepprob.fit_bar import FitBar
@@ -213,7 +217,7 @@ def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(deepprob.inference, "svi", diverges)
     assert re.match(
-        r"error: elbo became nan at epoch 2\. It is in kept\.",
+        r"error: elbo became nan at epoch 2\. What was kept is in kept\.",
         error_of(deepprob_("fit", "vae", "digits", "--out", "kept")),
     )
     assert Posterior.load("kept").config["data"]["name"] == "digits"
@@ -244,12 +248,60 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.Mon
     assert all(bool((a[name] == b[name]).all()) for name in b)
 
 
+def test_ctrl_c_during_the_report_keeps_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepprob.report, "check", lambda *args, **named: signal.raise_signal(signal.SIGINT))
+    result = deepprob_("fit", "vae", "digits", *TINY, "--out", "kept")
+    assert result.exit_code == 130
+    assert result.stderr == "note: interrupted before the report was written. The posterior is in kept.\n"
+    assert Posterior.load("kept").seed == 0
+
+
 def test_resume_without_a_checkpoint_says_that_it_starts_anew() -> None:
     result = deepprob_("fit", "vae", "digits", *TINY, "--out", "new", "--resume", "--warm-up", "100")
     assert result.exit_code == 0, result.output
     first, second = result.stderr.splitlines()
     assert first == "note: there is no interrupted fit in new; this one starts at the beginning."
     assert re.match(r"note: KLWarmUp\(epochs=100.0\) is longer than the fit", second)
+
+
+class Line(Program):
+    """A small supervised program, to see what the command makes of targets and of options of one's own."""
+
+    registry_name = "line"
+    tasks = ("regression",)
+    usual_steps = 60
+
+    def __init__(self, features: int, scale: float = 100.0) -> None:
+        super().__init__()
+        self.config = {"features": features, "scale": scale}
+        self.features, self.scale = features, scale
+
+    @classmethod
+    def from_data(cls, data: DataSet, *, scale: float = 100.0) -> Line:
+        return cls(data.shape[0], scale)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        prior = dist.Normal(torch.zeros(self.features), 1.0).to_event(1)
+        w = pyro.sample("w", prior)
+        with self.data_plate(x):
+            mean = 150.0 + self.scale * (x * w).sum(-1, keepdim=True)  # (..., B, 1)
+            pyro.sample("y", dist.Normal(mean, 70.0).to_event(1), obs=y)
+
+
+def test_a_supervised_model_predicts_the_test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "line", Line)
+    fit = ["fit", "line", "diabetes", "--guide", "normal", "--set", "scale=50.0"]
+    result = deepprob_(*fit)
+    assert result.exit_code == 0, result.output
+    assert "20 epochs of 3 steps" in result.stdout
+    assert "k-hat of global latents" in result.stdout
+    assert Posterior.load("runs/line-diabetes").program.config == {"features": 10, "scale": 50.0}
+    assert deepprob_("sample", "runs/line-diabetes", "--draws", "7").exit_code == 0
+    with np.load("runs/line-diabetes/samples.npz", allow_pickle=False) as found:
+        assert {n: found[n].shape for n in found} == {"y": (7, 88, 1), "mean": (88, 1), "sd": (88, 1)}
+    assert not Path("runs/line-diabetes/samples.png").exists()
+    assert "unknown option of Line 'latent_dim'" in error_of(deepprob_(*fit, "--latent-dim", "3"))
+    assert "Choose from: diabetes" in error_of(deepprob_("fit", "line", "digits"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
