@@ -57,7 +57,7 @@ class DeepMarkovModel(Program):
 
     registry_name = "dmm"
     tasks = ("sequences",)
-    usual_steps = 600
+    usual_steps = 400
     learning_rate = 1e-2
     variable_length = True
 
