@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
@@ -18,19 +16,10 @@ from deepprob.inputs import InputSpec, specs_of
 from deepprob.objectives import log_prob
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
-from deepprob.runtime import StoreState, empty_store, private_store
+from deepprob.runtime import RandomStream, StoreState, empty_store, private_store
 from deepprob.traces import Structure, is_deterministic, run, sample_sites, structure
 
 _PROBE_ROWS = 4
-
-
-class _CloneInitialValues(Messenger):
-    """Keeps ``pyro.param("loc", tensor)`` from training the caller's tensor in place."""
-
-    def _pyro_param(self, msg: Any) -> None:
-        name, *rest = msg["args"]
-        if rest and isinstance(rest[0], Tensor) and not isinstance(rest[0], nn.Parameter):
-            msg["args"] = (name, rest[0].detach().clone(), *rest[1:])
 
 
 class OwnedProgram:
@@ -94,25 +83,28 @@ class OwnedProgram:
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
         self.program.eval()  # a look must not move the statistics of a batch norm
-        with private_store(self.store, validate=True), _CloneInitialValues():
+        with private_store(self.store, validate=True):
             batch = self.program.prepare(*batch)
-            traces = self._try(batch, rows)
-            found = structure(self.program, *traces)
-            if check:
+            with torch.no_grad():
+                found = structure(self.program, *self._try(batch, rows))
+        self._take_over()
+        if check:
+            with RandomStream(0, self.device).drawing(), self.running(validate=True):
+                traces = self._try(batch, rows)
                 check_observed(traces[1])
-                if found.latent and not any(
-                    s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(traces[1])
-                ):
-                    raise ValueError(
-                        "nothing is observed, so there is nothing to learn from. Give the observed arguments too, all "
-                        f"of {', '.join(self.program.argument_names)}, and pass them to pyro.sample(..., obs=...)."
-                    )
+                self._check_evidence(traces[1])
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
-        for name, value in self.store["params"].items():
-            if value.device != self.device:
-                self.store["params"][name] = value.detach().to(self.device).requires_grad_()
         return found
+
+    def _take_over(self) -> None:
+        """Make the store's parameters our own: ``pyro.param("loc", tensor)`` would train the caller's in place."""
+        own = {id(p) for p in self.program.parameters()}
+        for name, value in self.store["params"].items():
+            if id(value) not in own:
+                self.store["params"][name] = value.detach().to(self.device, copy=True).requires_grad_()
+                if not isinstance(value, nn.Parameter):
+                    value.requires_grad_(False)  # as it was before Pyro met it
 
     def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
         """Run the program, and say on what it failed if it fails."""
@@ -149,14 +141,18 @@ class OwnedProgram:
                 check_observed(run(self.program, self.program.prepare(*piece), rows, self.num_data)[1])
         self.program.train(training)
 
+    def _check_evidence(self, model_trace: Trace) -> None:
+        if any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace)):
+            return
+        raise ValueError(
+            "nothing is observed, so there is nothing to learn from. Give the observed arguments too, all of "
+            f"{', '.join(self.program.argument_names)}, and pass them to pyro.sample(..., obs=...)."
+        )
+
     def _check_ownership(self, terms: list[Tensor]) -> None:
         """Refuse networks of the caller's that were not copied: they would be trained in place, or not at all."""
-        own = {id(p) for p in self.program.parameters()}
-        store = self.store["params"].values()
-        foreign: list[Tensor] = [p for p in store if isinstance(p, nn.Parameter) and id(p) not in own]
-        own |= {id(p) for p in store}
-        foreign += [leaf for leaf in _leaves(terms) if id(leaf) not in own]
-        if foreign:
+        own = {id(p) for p in (*self.program.parameters(), *self.store["params"].values())}
+        if foreign := [leaf for leaf in _leaves(terms) if id(leaf) not in own]:
             raise ValueError(
                 f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
                 "Make their network an attribute of the program, a variable of the model's file or function, or an "

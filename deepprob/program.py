@@ -358,7 +358,7 @@ class FunctionProgram(Program):
     def _hold(self, model: Any, guide: Any) -> None:
         # Past PyroModule's __setattr__: it would put its own prefix on the user's site names.
         self.__dict__["_model"], self.__dict__["_guide"] = model, guide
-        self.parts = nn.ModuleList(captured_modules(model) + captured_modules(guide))
+        self.parts = nn.ModuleList(captured_modules((model, guide)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
         model, guide, binding = own_copy((self.__dict__["_model"], self.__dict__["_guide"], self.binding), memo)
@@ -389,7 +389,10 @@ class FunctionProgram(Program):
         return callable(self.current_guide) and not isinstance(self.current_guide, type)
 
     def _signature(self) -> inspect.Signature:
-        return inspect.signature(self.__dict__["_model"])
+        model = self.__dict__["_model"]
+        while isinstance(model, functools.partial) and model.args and isinstance(model.args[0], Messenger):
+            model = model.args[1]  # Pyro's handlers wrap a model so that its signature is lost
+        return inspect.signature(model)
 
 
 def num_rows(batch: Sequence[Any]) -> int:

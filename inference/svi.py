@@ -434,7 +434,7 @@ class _Fit:
             batch = owned.program.prepare(*self.data)
             where = first_bad_site(owned.program, batch, owned.num_data)
         found = self._posterior()
-        epoch = (self.step - 1) // self.steps_per_epoch + 1
+        epoch = (self.step - _PATIENCE) // self.steps_per_epoch + 1
         rate = self._knobs().learning_rate
         kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
         value = self.history.steps["elbo"][-1]
