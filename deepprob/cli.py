@@ -269,7 +269,7 @@ def sample(
     for name, value in values.items():
         screen.say((f"{name:<8}", "bold"), f"{value.shape!s:<18}", (f"mean {value.mean():.4g}", "dim"))
     screen.say(("samples  ", "dim"), str(file))
-    if (image := _grid(posterior, dataset, values)) is not None:
+    if (image := _grid(dataset, values)) is not None:
         file.with_suffix(".png").write_bytes(image)
         screen.say(("picture  ", "dim"), str(file.with_suffix(".png")))
 
@@ -461,18 +461,20 @@ def _drawn(posterior: Posterior, dataset: DataSet, draws: int, seed: int) -> dic
     case = Case(posterior, dataset.test)
     if not case.supervised:
         sites = posterior.sample_prior(draws, seed=seed)
-        return {name: value[0].cpu().numpy() for name, value in sites.items()}
+        parts = {name: value[0] for name, value in sites.items()}
+        if len(posterior.structure.observed) == 1:  # the same draws' means: a picture of them shows more
+            parts["mean"] = posterior.predict_prior(draws, seed=seed).mean
+        return {name: value.cpu().numpy() for name, value in parts.items()}
     found = posterior.predict(*case.inputs, draws=draws, seed=seed)
     parts = {found.site: found.draws, "mean": found.mean, "sd": found.sd}
     return {name: value.cpu().numpy() for name, value in parts.items()}
 
 
-def _grid(posterior: Posterior, dataset: DataSet, values: dict[str, Any]) -> bytes | None:
+def _grid(dataset: DataSet, values: dict[str, Any]) -> bytes | None:
     """Drawn images side by side, if that is what they are."""
     from deepprob.figures import image_rows, render
 
-    site = posterior.structure.observed[0]
-    images = values.get(site)
+    images = values.get("mean")
     if dataset.task != "images" or images is None or images.shape[1:] != tuple(dataset.shape):
         return None
     images = images[:SHOWN]
