@@ -26,12 +26,26 @@ class InputSpec:
     dtype: str
     fill: float
 
-    def check(self, value: Tensor, variable_length: bool) -> None:
-        """Compare a later value with the fit's.
+    def conform(self, value: Tensor, variable_length: bool = False) -> Tensor:
+        """A later value in the type that the fit's had.
 
         Raises:
-            ValueError: If its rows have another shape.
+            ValueError: If its rows have another shape, or are not whole numbers where the fit's were.
+
+        Examples:
+            >>> InputSpec("x", (2,), "float32", 0.0).conform(torch.tensor([[1, 2]]))
+            tensor([[1., 2.]])
         """
+        self._check_shape(value, variable_length)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if not dtype.is_floating_point and value.is_floating_point() and bool((wrong := value != value.round()).any()):
+            raise ValueError(
+                f"{self.name} must be whole numbers as in the fit; got {value[wrong][0].item():g}. "
+                "Round them, or fit on such numbers."
+            )
+        return value.to(dtype)
+
+    def _check_shape(self, value: Tensor, variable_length: bool) -> None:
         came, fitted = tuple(value.shape[1:]), self.shape
         free = int(variable_length and len(came) > 1 and len(came) == len(fitted))
         if came[free:] == fitted[free:] and len(came) == len(fitted):

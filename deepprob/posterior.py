@@ -462,9 +462,9 @@ class Posterior:
         if not data:
             return ()
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
-        for spec, value in zip(self._owned.inputs, batch, strict=False):
-            spec.check(value, self.program.variable_length)
-        return tuple(x.to(self._owned.device) for x in batch)
+        free = self.program.variable_length
+        known = [spec.conform(x, free) for spec, x in zip(self._owned.inputs, batch, strict=False)]
+        return tuple(x.to(self._owned.device) for x in (*known, *batch[len(known) :]))
 
     def _example(self) -> Batch:
         rows = self._owned.num_data if isinstance(self.program, FunctionProgram) else 1

@@ -272,8 +272,8 @@ class _Fit:
                 f"held_out must have the {len(batch)} parts of data ({', '.join(s.name for s in owned.inputs)}); "
                 f"got {len(held)}. Give the observed ones too: it is scored."
             )
-        for spec, value in zip(owned.inputs, held or (), strict=False):
-            spec.check(value, program.variable_length)
+        if held is not None:
+            held = tuple(s.conform(x, program.variable_length) for s, x in zip(owned.inputs, held, strict=True))
         self.data = tuple(x.to(self.device) for x in batch)
         self.held_out = None if held is None else tuple(x.to(self.device) for x in held)
         self.peak = self.optimizer.learning_rate or program.learning_rate
