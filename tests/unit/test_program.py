@@ -1,0 +1,322 @@
+"""Program: what it takes of data, who owns what, and how existing Pyro programs come in."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch import Tensor, nn
+
+from deepprob.data import Split
+from deepprob.inference import svi
+from deepprob.optimizers import Optimizer
+from deepprob.posterior import Posterior
+from deepprob.program import Minibatch, Program, num_rows
+from deepprob.traces import run
+
+torch.manual_seed(0)
+X = torch.randn(40, 3)
+Y = X @ torch.tensor([1.0, 2.0, -1.0]) + 0.1 * torch.randn(40)
+
+
+def regression(x: Tensor, y: Tensor | None = None) -> Tensor:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    with pyro.plate("data", len(x)):
+        return pyro.sample("y", dist.Normal((x * w).sum(-1), 0.5), obs=y)
+
+
+def fitted(program: Program, data: Any = (X, Y), **options: Any) -> Posterior:
+    return svi(program, data, **{"epochs": 3, "batch_size": 10, "progress": False} | options)
+
+
+class Codes(Program):
+    """A code for every row, with parameters of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+        self.head = PyroModule[nn.Linear](1, 1)
+        self.scale = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        shift = pyro.param("shift", torch.tensor(0.3))
+        with self.data_plate(x):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(self.head(self.net(x)).squeeze(-1) + shift + z, self.scale), obs=y)
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        slope = pyro.param("slope", torch.tensor(0.3))
+        with self.data_plate(x):
+            pyro.sample("z", dist.Normal(slope * x[..., 0], 1.0))
+
+
+# -- of(): every way in which a Pyro program is written -----------------------------------------------------------
+
+
+def test_of_refuses_what_cannot_be_called() -> None:
+    with pytest.raises(TypeError, match=r"model must be a callable Pyro program; got int\."):
+        Program.of(3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"guide must be a callable Pyro program; got float\."):
+        Program.of(regression, 1.0)  # type: ignore[arg-type]
+
+
+def test_closures_and_their_networks_are_copied() -> None:
+    net = nn.Linear(3, 1)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(net(x).squeeze(-1) + z, 1.0), obs=y)
+
+    before = net.weight.clone()
+    posterior = fitted(Program.of(model, "normal", data_plate="data"), batch_size=None)
+    assert torch.equal(net.weight, before)
+    trained = [v for n, v in posterior.parameters().items() if n.endswith("weight")]
+    assert len(trained) == 1
+    assert not torch.equal(trained[0], before)
+
+
+def test_bound_methods_partials_lambdas_and_handlers() -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.net = nn.Linear(3, 1)
+
+        def model(self, noise: float, x: Tensor, y: Tensor | None = None) -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(self.net(x).squeeze(-1) + w, noise), obs=y)
+
+    holder = Holder()
+    before = holder.net.weight.clone()
+    forms = {
+        "partial of a method": functools.partial(holder.model, 0.5),
+        "lambda": lambda x, y=None: holder.model(0.5, x, y),
+        "handler": poutine.scale(functools.partial(holder.model, 0.5), scale=1.0),
+    }
+    for form in forms.values():
+        program = Program.of(form, "normal", data_plate="data")
+        assert program.argument_names == ["x", "y"]
+        posterior = fitted(program)
+        assert posterior.log_likelihood(X, Y, draws=3).shape == (3, 40)
+        assert torch.equal(holder.net.weight, before)
+
+
+def test_a_method_of_a_class_that_reaches_a_global_network() -> None:
+    net = nn.Linear(3, 1)
+
+    class Model:
+        def __call__(self, x: Tensor, y: Tensor | None = None) -> None:
+            self.run(x, y)
+
+        def run(self, x: Tensor, y: Tensor | None = None) -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(net(x).squeeze(-1) + w, 1.0), obs=y)
+
+    before = net.weight.clone()
+    fitted(Program.of(Model().run, "normal", data_plate="data"))
+    assert torch.equal(net.weight, before)
+    with pytest.raises(ValueError, match=r"parameters that are not its own, one of shape \(1, 3\)\. Make their network"):
+        fitted(Program.of(Model(), "normal", data_plate="data"))
+
+
+def guide_list() -> AutoGuideList:
+    guide = AutoGuideList(two_sites)
+    guide.append(AutoNormal(poutine.block(two_sites, expose=["a"])))
+    guide.append(AutoDelta(poutine.block(two_sites, expose=["s"])))
+    return guide
+
+
+def two_sites(x: Tensor, y: Tensor | None = None) -> None:
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x[..., 0] * a, s), obs=y)
+
+
+def test_autoguide_objects_serve_many_fits_and_stay_as_they_were() -> None:
+    for guide in (AutoNormal(two_sites), AutoMultivariateNormal(two_sites), guide_list()):
+        program = Program.of(two_sites, guide, data_plate="data")
+        first, second = fitted(program), fitted(program)
+        assert guide.prototype_trace is None
+        assert torch.equal(first.log_likelihood(X, Y), second.log_likelihood(X, Y))
+        assert {n: tuple(v.shape) for n, v in first.sample(draws=5).items()} == {"a": (5,), "s": (5,)}
+
+
+def test_bare_parameters_and_tensors_are_never_trained_in_place() -> None:
+    tensor, parameter = torch.zeros(3), nn.Parameter(torch.zeros(3))
+    for start in (tensor, parameter):
+
+        def model(x: Tensor, y: Tensor | None = None, start: Tensor = start) -> None:
+            w = pyro.param("w", start)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal((x * w).sum(-1) + z, 1.0), obs=y)
+
+        posterior = fitted(Program.of(functools.partial(model, start=start), "normal", data_plate="data"))
+        assert torch.equal(start, torch.zeros(3))
+        assert bool((posterior.parameters()["store.w"] != 0).all())
+    assert not tensor.requires_grad
+
+
+# -- a Program of one's own ---------------------------------------------------------------------------------------
+
+
+def test_parameters_of_every_kind_train_and_the_program_stays() -> None:
+    program = Codes()
+    before = {n: v.clone() for n, v in program.state_dict().items()}
+    posterior = fitted(program)
+    assert all(torch.equal(v, before[n]) for n, v in program.state_dict().items())
+    start = {f"program.{n}": v for n, v in before.items()} | dict.fromkeys(("store.shift", "store.slope"), 0.3)
+    assert posterior.parameters().keys() == start.keys()
+    assert all(bool((v != start[n]).any()) for n, v in posterior.parameters().items())
+
+
+def test_pyro_sample_attributes_are_sites_in_model_and_guide() -> None:
+    class Mean(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = PyroSample(dist.Normal(0.0, 1.0))
+
+        def model(self, y: Tensor | None = None) -> None:
+            w = self.w
+            with self.data_plate(y):
+                pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    y = torch.full((8,), 2.0)
+    posterior = svi(Mean(), y, guide="normal", epochs=400, optimizer=Optimizer(learning_rate=0.05))
+    assert posterior.latent_sites == {"w": "global"}
+    assert float(posterior.sample(draws=2000)["w"].mean()) == pytest.approx(16 / 9, abs=0.05)
+
+
+def test_pyro_sample_attributes_of_a_bound_method() -> None:
+    class Mean(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = PyroSample(dist.Normal(0.0, 1.0))
+
+        def model(self, y: Tensor) -> None:
+            w = self.w
+            with pyro.plate("data", len(y)):
+                pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    assert svi(Program.of(Mean().model, "normal"), Y, epochs=2).latent_sites == {"w": "global"}
+
+
+def test_a_program_without_parts_says_so() -> None:
+    with pytest.raises(TypeError, match=r"Program has no model\. Write model\(self, \*batch\)"):
+        Program().model(X)
+    with pytest.raises(TypeError, match=r"Program has no guide\. Write guide\(self, \*batch\), or fit it with"):
+        Program().guide(X)
+
+
+def test_units_default_to_one_per_row() -> None:
+    assert Codes().units(X) is None
+    assert Codes().prepare(X)[0] is X
+
+
+# -- rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_data_plate_has_the_rows_of_the_batch() -> None:
+    program = Codes()
+    assert program.data_plate(X).size == 40
+    with program.bound(torch.tensor([5, 2]), 40):
+        plate = program.data_plate(X[:2])
+        with plate as rows:
+            assert rows.tolist() == [5, 2]
+        assert plate.size == 40
+    assert program.binding.rows is None
+
+
+@pytest.mark.parametrize("length", ["N", "len(x)"])
+def test_minibatches_weigh_both_ways_of_writing_the_plate(length: str) -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", 40 if length == "N" else len(y)):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    program = Program.of(model, lambda y: None, data_plate="data")
+    _, trace = run(program, (Y[:10],), torch.arange(10), 40)
+    assert float(torch.as_tensor(trace.nodes["y"]["scale"])) == 4.0
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 30, None])
+def test_parameters_of_a_row_belong_to_the_row(batch_size: int | None) -> None:
+    truth = torch.arange(30.0)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", 30):
+            z = pyro.sample("z", dist.Normal(0.0, 100.0))
+            pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    posterior = svi(
+        Program.of(model, "normal", data_plate="data"),
+        truth,
+        epochs=400 if batch_size in (30, None) else 200,
+        batch_size=batch_size,
+        optimizer=Optimizer(learning_rate=0.5),
+    )
+    codes = posterior.sample(truth, draws=50)["z"]
+    assert codes.shape == (50, 30)
+    assert float((codes.mean(0) - truth).abs().max()) < 0.3
+    assert posterior.log_evidence(truth, particles=5).shape == (30,)
+    with pytest.raises(ValueError, match=r"plate 'data' has 30 rows, but the data given have 29: the guide keeps"):
+        posterior.sample(truth[:29])
+
+
+def test_parameters_of_a_row_need_the_number_of_all_rows() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    with pytest.raises(ValueError, match=r"keeps parameters for every row of z, but plate 'data' has the length of"):
+        fitted(Program.of(model, "normal", data_plate="data"), Y)
+    assert fitted(Program.of(model, "normal", data_plate="data"), Y, batch_size=None).latent_sites == {"z": "local"}
+
+
+def test_minibatch_speaks_of_its_plate_only() -> None:
+    with Minibatch("data", torch.tensor([3, 1]), 9), pyro.plate("other", 9, subsample_size=9) as rows:
+        assert rows.tolist() == list(range(9))
+
+
+def test_num_rows() -> None:
+    assert num_rows((None, torch.zeros(3, 2))) == 3
+    assert num_rows(()) == 1
+
+
+# -- data ---------------------------------------------------------------------------------------------------------
+
+
+def test_fields_find_arguments_by_name_and_tuples_by_place() -> None:
+    program = Program.of(regression)
+    for data in ({"x": X, "y": Y}, {"y": Y, "x": X}, Split({"y": Y, "x": X}), (X, Y)):
+        x, y = program.accept(data)
+        assert x.shape == (40, 3)
+        assert y.shape == (40,)
+    images, labels = program.accept({"images": X, "labels": Y})
+    assert images.shape == (40, 3)
+    assert labels.shape == (40,)
+
+
+def test_fields_that_fit_no_argument() -> None:
+    program = Program.of(regression)
+    with pytest.raises(ValueError, match=r"the model takes x, y in this order; data has the fields y, images\. Name"):
+        program.accept({"y": Y, "images": X})
+    with pytest.raises(ValueError, match=r"the model takes 2 argument\(s\) \(x, y\); held_out has 3 parts"):
+        program.accept((X, Y, Y), what="held_out")
+    assert len(program.accept(Split({"x": X, "y": Y, "weight": Y}))) == 2
+
+
+def test_no_data_is_no_batch() -> None:
+    assert Program.of(regression).accept(None) == ()
+    assert Program.of(lambda *batch: None).takes_any
+    assert Program.of(regression).pad(()) == (None,)
