@@ -1,0 +1,105 @@
+"""Every notebook of the course runs as it is stored, in this interpreter, and its own asserts hold."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parents[2] / "tutorials"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+class ThisPython(AsyncKernelManager):
+    """A kernel of the interpreter that runs the tests, whatever is or is not registered on the machine."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            display_name="the interpreter of the tests",
+            language="python",
+        )
+
+
+def execute(notebook: NotebookNode, folder: Path, *, smoke: bool = True) -> NotebookNode:
+    """Run a notebook in an empty folder; the first error in it is raised."""
+    work, state = folder / "work", folder / "jupyter"
+    work.mkdir()
+    own = {"JUPYTER_RUNTIME_DIR": state, "JUPYTER_CONFIG_DIR": state, "IPYTHONDIR": state, "MPLCONFIGDIR": state}
+    env = os.environ | {name: str(path) for name, path in own.items()} | {"DEEPPROB_SMOKE": str(int(smoke))}
+    client = NotebookClient(
+        notebook, kernel_manager_class=ThisPython, timeout=600, resources={"metadata": {"path": str(work)}}
+    )
+    done: NotebookNode = client.execute(env=env)
+    assert not list(work.iterdir()), "a notebook leaves nothing behind"
+    return done
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def printed(notebook: NotebookNode, stream: str) -> str:
+    outputs = [out for cell in code_cells(notebook) for out in cell.outputs]
+    return "".join(out.text for out in outputs if out.output_type == "stream" and out.name == stream)
+
+
+def test_the_course_is_there() -> None:
+    assert NOTEBOOKS
+    named = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS if path.name not in named] == []
+
+
+@every_notebook
+def test_it_is_stored_without_traces_of_a_run(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in code_cells(notebook):
+        assert cell.outputs == [] and cell.execution_count is None, f"clear the outputs of cell {cell.id!r}"
+    assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n", "store it as nbformat writes it"
+
+
+@every_notebook
+def test_it_asserts_what_it_claims(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    source = "\n".join(line for cell in code_cells(notebook) for line in cell.source.splitlines() if line[:1] != "%")
+    asserts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+    assert len(asserts) >= 5
+
+
+@every_notebook
+def test_it_runs(path: Path, tmp_path: Path) -> None:
+    done = execute(nbformat.read(path, as_version=4), tmp_path)
+    assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
+
+
+@pytest.mark.slow
+@every_notebook
+def test_it_runs_in_full(path: Path, tmp_path: Path) -> None:
+    done = execute(nbformat.read(path, as_version=4), tmp_path, smoke=False)
+    assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
+
+
+def test_a_failing_assert_fails_the_run(tmp_path: Path) -> None:
+    """Or the tests above would prove nothing."""
+    cells = [nbformat.v4.new_code_cell("import os, sys; print(sys.executable, os.environ['DEEPPROB_SMOKE'])")]
+    cells.append(nbformat.v4.new_code_cell("assert 1 == 2, 'numbers differ'"))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    with pytest.raises(CellExecutionError, match="numbers differ"):
+        execute(notebook, tmp_path)
+    assert printed(notebook, "stdout") == f"{sys.executable} 1\n"
