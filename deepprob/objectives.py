@@ -183,11 +183,14 @@ def _kl(posterior: Site, prior: Site) -> Tensor | None:
     q, p = posterior["fn"], prior["fn"]
     if _is_delta(q):
         return None  # Pyro knows one, but it leaves out the log_density of a change of variables
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    # Some of torch's forms index one distribution's values by the other's: they need equal shapes.
+    q, p = (d if d.batch_shape == shape else d.expand(shape) for d in (q, p))
     try:
         kl: Tensor = kl_divergence(q, p)
     except NotImplementedError:
         return None
-    if kl.shape != torch.broadcast_shapes(q.batch_shape, p.batch_shape):
+    if kl.shape != shape:
         return None  # event dimensions interpreted differently
     return torch.as_tensor(scale_and_mask(kl, prior["scale"], prior["mask"]))
 

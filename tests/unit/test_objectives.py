@@ -1,0 +1,125 @@
+"""The ELBO's terms, their weights, and when a closed form is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from deepprob.objectives import ELBO, OBJECTIVES, closed_form_kls, describe, objective_named
+from deepprob.program import Program
+from deepprob.traces import run
+
+
+def model(y: Tensor, scale: float = 1.0) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w + z, 1.0), obs=y)
+
+
+def guide(y: Tensor) -> None:
+    pyro.sample("w", dist.Normal(0.5, 0.5))
+    with pyro.plate("data", len(y)):
+        pyro.sample("z", dist.Normal(y / 2, 0.5))
+
+
+def terms_of(program: Program, y: Tensor, num_data: int, **options: Any) -> dict[str, Tensor]:
+    with pyro.validation_enabled(False):
+        return ELBO(**options)(program, (y,), torch.arange(len(y)), num_data)[1]
+
+
+@pytest.mark.parametrize("particles", [0, -1, 1.5])
+def test_particles_are_whole_and_positive(particles: Any) -> None:
+    with pytest.raises(ValueError, match=r"particles must be a whole number of at least 1; got"):
+        ELBO(particles=particles)
+
+
+def test_names_and_objects() -> None:
+    assert objective_named("elbo") is OBJECTIVES["elbo"]
+    own = ELBO(particles=3, analytic_kl=False)
+    assert objective_named(own) is own
+    assert describe(own) == {"name": "elbo", "particles": 3, "analytic_kl": False}
+    with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo\."):
+        objective_named("elb")
+    with pytest.raises(TypeError, match=r"objective must be a name or an ELBO; got float\."):
+        objective_named(1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [2, 10])
+def test_terms_are_per_datum_whatever_the_batch(batch: int) -> None:
+    terms = terms_of(Program.of(model, guide, data_plate="data"), torch.full((batch,), 1.0), 10)
+    kl_w = torch.distributions.kl_divergence(dist.Normal(0.5, 0.5), dist.Normal(0.0, 1.0))
+    kl_z = torch.distributions.kl_divergence(dist.Normal(0.5, 0.5), dist.Normal(0.0, 1.0))
+    assert float(terms["kl_global"]) == pytest.approx(float(kl_w) / 10)
+    assert float(terms["kl_local"]) == pytest.approx(float(kl_z))
+    assert float(terms["elbo"]) == pytest.approx(
+        float(terms["likelihood"] - terms["kl_local"] - terms["kl_global"]), rel=1e-5
+    )
+    assert not any(t.requires_grad for t in terms.values())
+
+
+def test_without_a_data_plate_all_is_global() -> None:
+    terms = terms_of(Program.of(model, guide), torch.ones(10), 10)
+    assert float(terms["kl_local"]) == 0.0
+    assert float(terms["kl_global"]) > 0.0
+
+
+def test_scale_and_mask_weigh_the_closed_form_too() -> None:
+    y = torch.ones(4)
+    plain = terms_of(Program.of(model, guide, data_plate="data"), y, 4)
+    scaled = Program.of(poutine.scale(model, 3.0), poutine.scale(guide, 3.0), data_plate="data")
+    assert float(terms_of(scaled, y, 4)["kl_local"]) == pytest.approx(3 * float(plain["kl_local"]))
+    masked = Program.of(poutine.mask(model, mask=False), poutine.mask(guide, mask=False), data_plate="data")
+    assert float(terms_of(masked, y, 4)["elbo"]) == 0.0
+
+
+def test_factors_count_and_deterministic_values_do_not() -> None:
+    def with_factor(y: Tensor) -> None:
+        pyro.deterministic("twice", 2 * y)
+        pyro.factor("bonus", torch.tensor(7.0))
+        model(y)
+
+    y = torch.ones(4)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = terms_of(Program.of(model, guide), y, 4)
+        torch.manual_seed(0)
+        more = terms_of(Program.of(with_factor, guide), y, 4)
+    assert float(more["likelihood"] - plain["likelihood"]) == pytest.approx(7.0 / 4, rel=1e-4)
+
+
+def test_closed_forms_need_the_guides_past_to_hold_the_models() -> None:
+    def chain(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        b = pyro.sample("b", dist.Normal(a, 1.0))
+        pyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    def forward(y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.0, 0.5))
+        pyro.sample("b", dist.Normal(0.0, 0.5))
+
+    def backward(y: Tensor) -> None:
+        pyro.sample("b", dist.Normal(0.0, 0.5))
+        pyro.sample("a", dist.Normal(0.0, 0.5))
+
+    batch, rows = (torch.zeros(1),), torch.arange(1)
+    assert set(closed_form_kls(*run(Program.of(chain, forward), batch, rows, 1))) == {"a", "b"}
+    # b was drawn before a: averaging over b in closed form would need a of the same draw.
+    assert set(closed_form_kls(*run(Program.of(chain, backward), batch, rows, 1))) == {"a"}
+
+
+def test_families_without_a_closed_form_are_sampled() -> None:
+    def student(y: Tensor) -> None:
+        pyro.sample("w", dist.StudentT(3.0, 0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    def normal(y: Tensor) -> None:
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    assert closed_form_kls(*run(Program.of(student, normal), (torch.zeros(1),), torch.arange(1), 1)) == {}
