@@ -8,10 +8,11 @@ if __name__ == "models":
         "this folder is imported as deepprob.models, not as models. Write: from deepprob.models import VAE"
     )
 
+from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
 from deepprob.program import Program
 
-MODELS: dict[str, type[Program]] = {"vae": VAE, "dmm": DeepMarkovModel}
+MODELS: dict[str, type[Program]] = {"vae": VAE, "bnn": BayesianNeuralNetwork, "dmm": DeepMarkovModel}
 
-__all__ = ["MODELS", "VAE", "DeepMarkovModel"]
+__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "DeepMarkovModel"]

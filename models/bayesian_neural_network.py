@@ -1,0 +1,442 @@
+"""The Bayesian neural network: any torch network with a distribution over its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.functional import softplus
+
+from deepprob.data import DataSet
+from deepprob.errors import unknown
+from deepprob.networks import MLP, NETWORKS, ConvEncoder, network_from_config
+from deepprob.program import Batch, Program
+
+LIKELIHOODS = ("bernoulli", "categorical", "normal")
+PRIORS = ("hierarchical", "normal")
+
+_START_SD = 1e-3  # of the guide: it finds the function first, as a point estimate would, and then its uncertainty
+_START_NOISE = 0.1
+_NOISE_PRIOR = (math.log(0.1), 1.5)
+_HYPER_SD = 0.1
+
+
+class BayesianNeuralNetwork(Program):
+    r"""A network whose weights are random variables, for regression and classification.
+
+    .. code-block:: text
+
+        s_j ~ LogNormal(log prior_scale, 1)      for each input j of each layer          "<name>.scale"
+        W_kj ~ N(0, s_j^2 / fan_in)              weights; biases ~ N(0, 1)               "<name>", the network's own
+        sigma ~ LogNormal(log 0.1, 1.5)          noise, in standard deviations of y      "noise"
+        y_i ~ N(net(x_i; W), sigma^2)            or Categorical, Bernoulli(logits)       "y", i = 1..N
+        q: every weight normal, every scale log-normal, all independent
+
+    The scales are automatic relevance determination: inputs and hidden units that do not matter are given up together,
+    at little cost, and the others keep wide priors.
+
+    The network given stays as it is: the program works on a copy, runs it as a pure function of the weights, over all
+    draws at once, and the copy's own weights are the means of the guide. A fit begins at new ones drawn as the network
+    draws them, or with ``svi(..., init="keep")`` at those given. Parameters that are frozen (``requires_grad=False``)
+    stay fixed and have no site, so that a Bayesian last layer is a network with the rest frozen, fitted with
+    ``init="keep"``.
+
+    The network always runs in evaluation mode: dropout is off, as the weights are random already, and a batch norm
+    uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is
+    refused: it would make the rows depend on each other.
+
+    Data are given and predicted in their own units: `adapt` learns means and scales from the training rows.
+
+    Args:
+        net: A network from rows of x to as many numbers per row as y has columns, or classes; or the ``config`` of one
+            of our networks.
+        likelihood: ``"normal"``, ``"categorical"`` or ``"bernoulli"``.
+        num_classes: Number of classes for ``"categorical"``.
+        prior: ``"hierarchical"``, as above; or ``"normal"``, all weights and biases ``N(0, prior_scale^2)``.
+        prior_scale: See above.
+        noise: The noise's standard deviation in the units of y, where it is known; None to learn it.
+        standardize: Whether the network sees x, and the noise sees y, less its mean and divided by its standard
+            deviation: each column of a table, an image as a whole.
+
+    Raises:
+        TypeError: If the network is none.
+        ValueError: If a name is unknown, a number out of range, or the network cannot be lifted.
+
+    References:
+        Neal (1996), Bayesian Learning for Neural Networks.
+        Blundell, Cornebise, Kavukcuoglu, Wierstra (2015), Weight Uncertainty in Neural Networks.
+
+    Examples:
+        Weights are sites under the network's own names, and the network is left intact:
+
+        >>> net = nn.Linear(3, 1)
+        >>> before = net.weight.clone()
+        >>> program = BayesianNeuralNetwork(net)
+        >>> trace = pyro.poutine.trace(program.model).get_trace(torch.zeros(5, 3))
+        >>> [name for name in trace.stochastic_nodes]
+        ['weight.scale', 'weight', 'bias', 'noise', 'data', 'y']
+        >>> bool((net.weight == before).all())
+        True
+    """
+
+    registry_name = "bnn"
+    tasks = ("regression", "classification", "images")
+    learning_rate = 1e-2
+    usual_steps = 10_000
+
+    def __init__(
+        self,
+        net: nn.Module | Mapping[str, Any],
+        likelihood: str = "normal",
+        num_classes: int | None = None,
+        prior: str = "hierarchical",
+        prior_scale: float = 1.0,
+        noise: float | None = None,
+        standardize: bool = True,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        if prior not in PRIORS:
+            raise unknown("prior", prior, PRIORS)
+        self.likelihood, self.prior = likelihood, prior
+        self.num_classes = _num_classes(num_classes, likelihood)
+        self.prior_scale = _positive("prior_scale", prior_scale)
+        self.noise = None if noise is None else _positive("noise", noise)
+        if noise is not None and likelihood != "normal":
+            raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
+        self.standardize = bool(standardize)
+        self.net = _lifted(net)
+        weights = self._means()
+        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        self.gains = _gains(self.net)
+        self.raw_sd = nn.ParameterList([_raw(w, _START_SD) for w in weights.values()])
+        self.matrices = _matrices(self.net, weights) if prior == "hierarchical" else {}
+        starts = [torch.full((m.inputs,), math.log(self.prior_scale)) for m in self.matrices.values()]
+        self.scale_loc = nn.ParameterList([nn.Parameter(start) for start in starts])
+        self.scale_raw = nn.ParameterList([_raw(start, _HYPER_SD) for start in starts])
+        self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
+        self._set_units(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
+        self.train()
+        if type(self.net) in NETWORKS.values() and len(weights) == len(list(self.net.parameters())):
+            self.config = {
+                "net": self.net.config,
+                "likelihood": likelihood,
+                "num_classes": self.num_classes,
+                "prior": prior,
+                "prior_scale": self.prior_scale,
+                "noise": self.noise,
+                "standardize": self.standardize,
+            }
+
+    @classmethod
+    def from_data(
+        cls, data: DataSet, hidden_dims: tuple[int, ...] = (50,), activation: str = "tanh", **options: Any
+    ) -> BayesianNeuralNetwork:
+        """A dense network for a table, a convolutional one for images, with the likelihood that the targets ask for.
+
+        Args:
+            data: The data set.
+            hidden_dims: Sizes of a dense network's hidden layers.
+            activation: Of the hidden layers.
+            options: Other arguments of the constructor.
+
+        Raises:
+            ValueError: If the data set has no targets.
+        """
+        if len(data.train.names) < 2:
+            raise ValueError(f"data set {data.name!r} has no targets to predict. Choose another, or the model 'vae'.")
+        classes = data.num_classes
+        outputs = classes or data.train.tensors[1][0].numel()
+        net: nn.Module = (
+            MLP(data.shape[0], outputs, hidden_dims, activation)
+            if len(data.shape) == 1
+            else ConvEncoder(data.shape, outputs, activation=activation)
+        )
+        if classes:
+            options = {"likelihood": "categorical", "num_classes": classes} | options
+        return cls(net, **options)
+
+    # -- the program ---------------------------------------------------------------------------------------------
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Draw weights and noise, and targets given inputs; returns the targets."""
+        scales = {
+            name: pyro.sample(f"{name}.scale", self._scale_prior(loc))
+            for name, loc in zip(self.matrices, self.scale_loc, strict=True)
+        }
+        weights = {
+            name: pyro.sample(name, self._weight_prior(name, mean, scales.get(name)))
+            for name, mean in self._means().items()
+        }
+        noise = self._noise()
+        with self.data_plate(x):
+            value: Tensor = pyro.sample("y", self._observation(self.outputs(weights, x), noise), obs=y)
+        return value
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Draw the weights and all else that the model draws outside of the rows."""
+        for name, loc, raw in zip(self.matrices, self.scale_loc, self.scale_raw, strict=True):
+            pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)).to_event(1))
+        for (name, mean), raw in zip(self._means().items(), self.raw_sd, strict=True):
+            pyro.sample(name, dist.Normal(mean, softplus(raw)).to_event(mean.dim()))
+        for loc, raw in zip(self.noise_loc, self.noise_raw, strict=True):
+            pyro.sample("noise", dist.LogNormal(loc, softplus(raw)).to_event(1))
+
+    def outputs(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """What the network makes of the rows.
+
+        Args:
+            weights: By name, each with the same leading dimensions ``(*K, 1)``, or none of them.
+            x: Rows in the user's units, ``(B, ...)``.
+
+        Returns:
+            Outputs on the scale of the network, ``(*K, B, outputs)``.
+
+        Raises:
+            ValueError: If the network does not return one row of numbers for each row.
+        """
+        if self.standardize:
+            x = (x - self.x_loc) / self.x_scale
+        shapes = self.shapes
+        leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
+        if not leading:
+            return self._checked(functional_call(self.net, dict(weights), (x,)), x)
+        stacked = {
+            n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()
+        }  # (K, *weight)
+        out = self._checked(vmap(self._forward, in_dims=(0, None), randomness="different")(stacked, x), x)
+        # The last leading dimension is the place of the rows, which the network itself brings.
+        return out.reshape(*leading[:-1], *out.shape[-2:])
+
+    # -- what the data decide ------------------------------------------------------------------------------------
+
+    def adapt(self, *batch: Any) -> None:
+        """Take means and scales from the training rows; a column without variation gets scale 1."""
+        if not batch:
+            return
+        x, y = batch[0], batch[1] if len(batch) > 1 else None
+        of_x, of_y = (self.x_loc, self.x_scale), (self.y_loc, self.y_scale)
+        if self.standardize:
+            of_x = _moments(x, 0 if x.dim() == 2 else None)
+        if y is not None and self.likelihood == "normal":
+            of_y = _moments(y, 0) if self.standardize else (torch.zeros(y.shape[1]), torch.ones(y.shape[1]))
+        self._set_units(*(value.to(self.x_loc.device) for value in (*of_x, *of_y)))
+
+    def validate(self, *batch: Any) -> Batch:
+        """Check rows and targets, and bring them to the types that the likelihood wants.
+
+        Raises:
+            ValueError: If x is not rows of features, or y cannot be targets of the likelihood.
+        """
+        if not batch:
+            return batch
+        x = batch[0]
+        if x.dim() < 2:
+            raise ValueError(
+                f"x must be rows of features, shape (N, D); got shape {tuple(x.shape)}. "
+                "Reshape one feature to x.reshape(-1, 1), or one row to x.reshape(1, -1)."
+            )
+        x = x.to(torch.get_default_dtype())
+        if len(batch) == 1:
+            return (x,)
+        y = batch[1]
+        if self.likelihood == "categorical":
+            return x, _labels(y, int(self.num_classes or 0))
+        if y.dim() > 2:
+            raise ValueError(f"y must have shape (N, outputs) or (N,); got {tuple(y.shape)}. Flatten its rows.")
+        y = y.reshape(len(y), -1).to(torch.get_default_dtype())
+        if self.likelihood == "bernoulli" and bool(((y != 0) & (y != 1)).any()):
+            wrong = y[(y != 0) & (y != 1)][0].item()
+            raise ValueError(
+                f"y must be 0 or 1 for likelihood='bernoulli'; got {wrong:g}. "
+                "Renumber the two classes, or choose likelihood='categorical'."
+            )
+        return x, y
+
+    def train(self, mode: bool = True) -> BayesianNeuralNetwork:
+        """Set the mode; the network itself stays in evaluation mode."""
+        super().train(mode)
+        self.net.eval()
+        return self
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _means(self) -> dict[str, Tensor]:
+        """The guide's means: the copied network's own weights, by name."""
+        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+
+    def _forward(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = functional_call(self.net, weights, (x,))
+        return out
+
+    def _set_units(self, x_loc: Tensor, x_scale: Tensor, y_loc: Tensor, y_scale: Tensor) -> None:
+        """Set the standardisation, and a noise for every column of y."""
+        for name, value in {"x_loc": x_loc, "x_scale": x_scale, "y_loc": y_loc, "y_scale": y_scale}.items():
+            self.register_buffer(name, value)
+        if self.likelihood != "normal" or self.noise is not None:
+            return
+        if not len(self.noise_loc) or self.noise_loc[0].shape != y_loc.shape:
+            start = torch.full_like(y_loc, math.log(_START_NOISE))
+            self.noise_loc, self.noise_raw = nn.ParameterList([start]), nn.ParameterList([_raw(start, _HYPER_SD)])
+
+    def _scale_prior(self, like: Tensor) -> Any:
+        return dist.LogNormal(torch.full_like(like, math.log(self.prior_scale)), 1.0).to_event(1)
+
+    def _weight_prior(self, name: str, like: Tensor, scale: Tensor | None) -> Any:
+        loc, sd = torch.zeros_like(like), torch.ones_like(like)
+        if self.prior == "normal":
+            sd = sd * self.prior_scale
+        elif scale is not None:
+            matrix = self.matrices[name]
+            sd = scale.reshape(*scale.shape[:-1], *matrix.shape) / math.sqrt(matrix.fan_in)  # (*K, 1, out, in)
+        elif name in self.gains:
+            loc = torch.ones_like(like)
+        return dist.Normal(loc, sd).to_event(like.dim())
+
+    def _noise(self) -> Tensor | None:
+        if self.noise is not None:
+            return torch.full_like(self.y_loc, self.noise)
+        for like in self.noise_loc:
+            loc, sd = _NOISE_PRIOR
+            prior = dist.LogNormal(torch.full_like(like, loc), sd).to_event(1)
+            noise: Tensor = pyro.sample("noise", prior) * self.y_scale
+            return noise
+        return None
+
+    def _observation(self, out: Tensor, noise: Tensor | None) -> Any:
+        if self.likelihood == "categorical":
+            return dist.Categorical(logits=out)
+        if noise is None:
+            return dist.Bernoulli(logits=out).to_event(1)
+        return dist.Normal(self.y_loc + self.y_scale * out, noise).to_event(1)
+
+    def _checked(self, out: Tensor, x: Tensor) -> Tensor:
+        if out.dim() < 2 or out.shape[-2] != len(x):
+            raise ValueError(
+                f"the network must return (rows, outputs) for rows of shape {tuple(x.shape[1:])}; got "
+                f"{tuple(out.shape[-2:])} for {len(x)} rows. Flatten or unsqueeze its last layer's output."
+            )
+        if self.num_classes not in (None, out.shape[-1]):
+            raise ValueError(
+                f"the network has {out.shape[-1]} outputs, but num_classes={self.num_classes}. Make them equal."
+            )
+        return out
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """What the prior must know of a layer's weights.
+
+    Attributes:
+        inputs: How many inputs the layer has.
+        shape: What to reshape the inputs' scales to, so that they broadcast against the weights.
+        fan_in: How many numbers one output sums.
+    """
+
+    inputs: int
+    shape: tuple[int, ...]
+    fan_in: int
+
+
+def _matrices(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, _Matrix]:
+    """The weights that have an axis of inputs; the second, but for transposed convolutions."""
+    found = {}
+    for name, weight in weights.items():
+        if weight.dim() > 1:
+            transposed = type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose")
+            axis = 0 if transposed else 1
+            shape = tuple(size if i == axis else 1 for i, size in enumerate(weight.shape))
+            found[name] = _Matrix(weight.shape[axis], shape, weight.numel() // weight.shape[1 - axis])
+    return found
+
+
+def _gains(net: nn.Module) -> set[str]:
+    """Names of the weights that multiply what was normalised: their prior's mean is 1."""
+    norms = [name for name, part in net.named_modules() if "Norm" in type(part).__name__]
+    return {f"{name}.weight".removeprefix(".") for name in norms}
+
+
+def _lifted(net: Any) -> nn.Module:
+    """The network's copy to work on.
+
+    Raises:
+        TypeError: If it is no network.
+        ValueError: If nothing in it can be random, rows would depend on each other, or a name is taken.
+    """
+    if isinstance(net, Mapping):
+        net = network_from_config(net)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. For a dense one, MLP(D, outputs).")
+    lifted = copy.deepcopy(net)
+    names = [n for n, p in lifted.named_parameters() if p.requires_grad]
+    if not names:
+        raise ValueError("net has no parameter that is not frozen, so nothing is random. Set requires_grad=True.")
+    if taken := {"noise", "y", "data"} & set(names):
+        raise ValueError(f"net has a parameter named {taken.pop()!r}, which is a site of the program. Rename it.")
+    for name, part in lifted.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"net has a batch norm without running statistics ({name!r}), so that rows would depend on each other. "
+                "Use LayerNorm or GroupNorm, or track_running_stats=True."
+            )
+    return lifted
+
+
+def _raw(like: Tensor, sd: float) -> nn.Parameter:
+    """What softplus makes a standard deviation of."""
+    return nn.Parameter(torch.full_like(like.detach(), math.log(math.expm1(sd))))
+
+
+def _moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the rows, or over everything; of what does not vary, 1."""
+    value = value.to(torch.get_default_dtype())
+    loc, sd = (value.mean(), value.std(unbiased=False)) if axis is None else (value.mean(axis), value.std(axis, False))
+    # A float column of one number has a standard deviation of rounding errors.
+    return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))
+
+
+def _labels(y: Tensor, num_classes: int) -> Tensor:
+    if y.dim() == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.dim() != 1:
+        raise ValueError(f"labels y must have shape (N,); got {tuple(y.shape)}. Of one-hot rows take y.argmax(1).")
+    whole = y.round()
+    if bool((bad := y != whole).any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"labels y must be whole numbers; got {y[row].item():g} in row {row}. Number the classes from 0."
+        )
+    if bool((bad := (whole < 0) | (whole >= num_classes)).any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(
+            f"labels y must be in 0..{num_classes - 1} for num_classes={num_classes}; got {int(y[row])} in row {row}. "
+            "Number the classes from 0, or raise num_classes."
+        )
+    return whole.long()
+
+
+def _num_classes(value: Any, likelihood: str) -> int | None:
+    if likelihood != "categorical":
+        if value is not None:
+            raise ValueError(
+                f"num_classes is of likelihood='categorical'; got likelihood={likelihood!r}. Leave it out."
+            )
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
+        raise ValueError(f"likelihood='categorical' needs num_classes, a whole number of at least 2; got {value!r}.")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a positive number; got {value!r}.")
+    return float(value)
