@@ -28,13 +28,17 @@ def log_likelihood(layout: Layout, model_trace: Trace) -> Tensor:
     Raises:
         ValueError: If nothing was observed.
     """
-    if not observed_sites(model_trace):
-        raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
-    check_observed(model_trace)
+    _check_data(model_trace)
     sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
     if all(is_local(s, layout.plate) for s in sites):
         return torch.stack([layout.log_prob(s) for s in sites]).sum(0)
     return torch.cat([layout.log_prob(s) for s in sites], dim=1)
+
+
+def _check_data(model_trace: Trace) -> None:
+    if not observed_sites(model_trace):
+        raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
+    check_observed(model_trace)
 
 
 def row_weights(layout: Layout, structure: Structure, guide_trace: Trace, model_trace: Trace) -> Tensor:
@@ -49,6 +53,7 @@ def row_weights(layout: Layout, structure: Structure, guide_trace: Trace, model_
 
 def joint_weights(layout: Layout, guide_trace: Trace, model_trace: Trace) -> Tensor:
     """``log p(x, z) - log q(z)`` by draw, of the data as a whole: ``(K,)``."""
+    _check_data(model_trace)
     log_p = [layout.total(s) for _, s in sample_sites(model_trace) if not is_deterministic(s)]
     log_q = [layout.total(s) for s in drawn_sites(guide_trace).values()]
     return torch.stack(log_p).sum(0) - (torch.stack(log_q).sum(0) if log_q else 0.0)

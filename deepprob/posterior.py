@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
+from deepprob.capture import own_copy
 from deepprob.errors import StorageError
 from deepprob.evaluation import (
     drawn_sites,
@@ -420,10 +422,10 @@ class Posterior:
         try:
             with stream.drawing():
                 owned = OwnedProgram(
-                    program,
+                    _with_prior_guide(program, groups["chains"]) if groups["chains"] else program,
                     tuple(spec.example(rows) for spec in specs),
                     num_data,
-                    guide=_first_draw(groups["chains"]) if groups["chains"] else manifest["guide"],
+                    guide=manifest["guide"],
                     device=device,
                     full_batch=isinstance(program, FunctionProgram),
                     check=False,
@@ -569,14 +571,16 @@ def _replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: 
     return guide
 
 
-def _first_draw(chains: Mapping[str, Tensor]) -> Callable[..., None]:
-    """A guide over the same sites, for the dry run."""
+def _with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
+    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
+    twin: Program = own_copy(program)
+    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
+    return twin
 
-    def guide(*batch: Any) -> None:
-        for name, value in chains.items():
-            pyro.sample(name, dist.Delta(value[0, 0], event_dim=value.dim() - 2))
 
-    return guide
+def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
+    with poutine.block(expose=sites):
+        model(*batch)
 
 
 def _registry_name(program: Program) -> str | None:
@@ -636,5 +640,5 @@ def draws_posterior(
         )
     batch = program.accept(data)
     with RandomStream(seed).drawing():
-        owned = OwnedProgram(program, batch, num_rows(batch), guide=_first_draw(chains))
+        owned = OwnedProgram(_with_prior_guide(program, chains), batch, num_rows(batch))
     return Posterior(owned, config=config, seed=seed, chains=chains)

@@ -1,0 +1,360 @@
+"""Posterior: shapes of every query, both kinds, and what comes back from a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
+from torch import Tensor
+
+from deepprob.errors import StorageError
+from deepprob.inference import svi
+from deepprob.models import VAE
+from deepprob.optimizers import Optimizer
+from deepprob.posterior import Posterior, draws_posterior
+from deepprob.program import Program
+
+torch.manual_seed(0)
+X = torch.randn(12, 2)
+Y = X[:, 0] - X[:, 1]
+GUIDES = ["normal", "multivariate_normal", "low_rank", "flow", "laplace", "map"]
+
+
+def regression(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        mean = pyro.deterministic("mean", (x * w).sum(-1))
+        pyro.sample("y", dist.Normal(mean, noise), obs=y)
+
+
+def codes(y: Tensor | None = None) -> None:
+    with pyro.plate("data", 12):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def nested(x: Tensor, y: Tensor | None = None) -> None:
+    with pyro.plate("features", 3, dim=-2):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))  # (..., 3, 1)
+        assert w.shape[-2:] == (3, 1)
+    b = pyro.sample("b", dist.Normal(torch.zeros(2, 4), 1.0).to_event(2))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(w.sum(-2, keepdim=True) * x[:, 0] + b.sum((-1, -2)), 1.0), obs=y)
+
+
+def fitted(model: Any = regression, data: Any = (X, Y), **options: Any) -> Posterior:
+    return svi(Program.of(model, "normal", data_plate="data"), data, **{"epochs": 3, "progress": False} | options)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    return fitted()
+
+
+# -- shapes -------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_of_global_sites(posterior: Posterior) -> None:
+    assert posterior.latent_sites == {"w": "global", "noise": "global"}
+    assert posterior.kind == "guide"
+    shapes = {n: tuple(v.shape) for n, v in posterior.sample(draws=5).items()}
+    assert shapes == {"w": (5, 2), "noise": (5,)}
+    assert posterior.sample(X[:3], draws=5)["w"].shape == (5, 2)
+    assert posterior.log_likelihood(X, Y, draws=5).shape == (5, 12)
+    assert posterior.log_weights(X, Y, particles=5).shape == (5,)
+    assert posterior.log_evidence(X, Y, particles=5).shape == ()
+    assert posterior.elbo(X, Y, particles=2).shape == (12,)
+    assert posterior.predict(X[:1], draws=1).mean.shape == (1,)
+
+
+def test_shapes_of_local_sites() -> None:
+    posterior = fitted(codes, Y)
+    assert posterior.latent_sites == {"z": "local"}
+    assert posterior.sample(Y, draws=5)["z"].shape == (5, 12)
+    assert posterior.log_weights(Y, particles=5).shape == (5, 12)
+    assert posterior.log_evidence(Y, particles=5).shape == (12,)
+    assert posterior.elbo(Y).shape == (12,)
+    with pytest.raises(ValueError, match=r"every latent site \(z\) belongs to rows\. Give the rows: posterior\.sample"):
+        posterior.sample()
+    assert "one for every row" in posterior.summary()
+
+
+def test_a_joint_guide_has_no_bound_by_row() -> None:
+    posterior = fitted(codes, Y, guide="multivariate_normal")
+    assert posterior.log_evidence(Y, particles=5).shape == ()
+    with pytest.raises(ValueError, match=r"one distribution over the latents of all rows.*Use log_evidence"):
+        posterior.elbo(Y)
+
+
+def test_shapes_of_nested_plates_and_matrices() -> None:
+    posterior = fitted(nested)
+    draws = posterior.sample(draws=6)
+    assert {n: tuple(v.shape) for n, v in draws.items()} == {"w": (6, 3), "b": (6, 2, 4)}
+    assert posterior.log_likelihood(X, Y, draws=6).shape == (6, 12)
+    twin = draws_posterior(Program.of(nested, data_plate="data"), (X, Y), {n: v[None] for n, v in draws.items()})
+    assert torch.equal(twin.sample(draws=6)["w"], draws["w"])
+    assert torch.allclose(twin.log_likelihood(X, Y, draws=6), posterior.log_likelihood(X, Y, draws=6), atol=1e-4)
+
+
+def test_sites_whose_batch_is_in_no_plate() -> None:
+    def model(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0))
+        pyro.sample("y", dist.Normal(w.sum((-1, -2)), 1.0), obs=y.sum())
+
+    assert svi(Program.of(model, "normal"), Y, epochs=1).sample(draws=7)["w"].shape == (7, 3, 2)
+
+
+def test_queries_are_seeded_and_leave_the_callers_random_state(posterior: Posterior) -> None:
+    before = torch.get_rng_state()
+    first, again, other = (posterior.sample(draws=3, seed=s)["w"] for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    posterior.predict(X)
+    posterior.log_evidence(X, Y)
+    posterior.to_arviz(X, Y, draws=2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_gradient_and_no_dropout(posterior: Posterior) -> None:
+    assert not posterior.sample(draws=2)["w"].requires_grad
+    assert not posterior.predict(X).mean.requires_grad
+    assert not posterior.program.training
+
+
+def test_parameters_are_copies(posterior: Posterior) -> None:
+    before = posterior.sample(draws=2)["w"]
+    for value in posterior.parameters().values():
+        value.zero_()
+    assert torch.equal(posterior.sample(draws=2)["w"], before)
+
+
+def test_log_likelihood_is_the_densities(posterior: Posterior) -> None:
+    draws = posterior.sample(X, draws=4, seed=3)
+    mean = draws["w"] @ X.T  # (4, 12)
+    expected = dist.Normal(mean, draws["noise"].unsqueeze(-1)).log_prob(Y)
+    assert torch.allclose(posterior.log_likelihood(X, Y, draws=4, seed=3), expected, atol=1e-4)
+
+
+def test_chunks_change_nothing(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = posterior.log_likelihood(X, Y, draws=4)
+    monkeypatch.setattr("deepprob.posterior._CHUNK", 40)
+    assert torch.allclose(posterior.log_likelihood(X, Y, draws=4), whole, atol=1e-5)
+    per_row = fitted(codes, Y)
+    assert per_row.log_weights(Y, particles=4).shape == (4, 12)
+
+
+def test_evidence_of_an_exact_guide_is_exact() -> None:
+    def model(y: Tensor | None = None) -> None:
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor | None = None) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        with pyro.plate("data", 12):
+            pyro.sample("z", dist.Normal(y / 2 + 0 * loc, math.sqrt(0.5)))
+
+    posterior = svi(Program.of(model, guide, data_plate="data"), Y, epochs=1, optimizer=Optimizer(learning_rate=1e-9))
+    exact = dist.Normal(0.0, math.sqrt(2)).log_prob(Y)
+    assert torch.allclose(posterior.log_evidence(Y, particles=3), exact, atol=1e-4)
+    assert torch.allclose(posterior.elbo(Y, particles=2000), exact, atol=0.05)
+
+
+# -- what is asked wrongly ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draws", [0, -1, 1.5, True])
+def test_draws_are_counted(posterior: Posterior, draws: Any) -> None:
+    for query in (
+        lambda: posterior.sample(draws=draws),
+        lambda: posterior.predict(X, draws=draws),
+        lambda: posterior.log_likelihood(X, Y, draws=draws),
+        lambda: posterior.log_weights(X, Y, particles=draws),
+        lambda: posterior.elbo(X, Y, particles=draws),
+    ):
+        with pytest.raises(ValueError, match=r"draws must be a whole number of at least 1; got"):
+            query()
+
+
+def test_rows_are_needed_and_the_observed_too(posterior: Posterior) -> None:
+    with pytest.raises(ValueError, match=r"the program needs rows of x, y; got none\. Give them as in the fit"):
+        posterior.predict()
+    for query in (posterior.log_likelihood, posterior.elbo, posterior.log_evidence):
+        with pytest.raises(ValueError, match=r"nothing is observed: give the observed arguments too"):
+            query(X)
+
+
+def test_which_site_to_predict() -> None:
+    def two(x: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(w, 1.0), obs=a)
+            pyro.sample("b", dist.Poisson(w.exp()), obs=b)
+
+    posterior = fitted(two, (X, Y, torch.ones(12)))
+    with pytest.raises(ValueError, match=r"the program observes a, b\. Say which: site='\.\.\.'\."):
+        posterior.predict(X)
+    with pytest.raises(ValueError, match=r"the program observes no site 'c'\. Choose from: a, b\."):
+        posterior.predict(X, site="c")
+    assert posterior.predict(X, site="b").kind == "count"
+
+
+def test_shapes_that_cannot_be_stacked_are_explained() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"the program failed when 3 draws were stacked.*Write its shapes from the"):
+        fitted(model).log_likelihood(X, Y, draws=3)
+
+
+def test_deterministic_values_and_factors_do_not_disturb() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            mean = pyro.deterministic("mean", w * x[:, 0])
+            pyro.factor("extra", torch.zeros(len(x)))
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    posterior = fitted(model)
+    assert posterior.predict(X, draws=4).draws.shape == (4, 12)
+    idata = posterior.to_arviz(X, Y, draws=4)
+    assert list(idata.log_likelihood.data_vars) == ["y"]
+    assert list(idata.posterior_predictive.data_vars) == ["y"]
+
+
+# -- draws --------------------------------------------------------------------------------------------------------
+
+
+def drawn() -> Posterior:
+    generator = torch.Generator().manual_seed(1)
+    chains = {"w": torch.randn(2, 5, 2, generator=generator), "noise": torch.rand(2, 5, generator=generator) + 0.5}
+    return draws_posterior(Program.of(regression, data_plate="data"), (X, Y), chains)
+
+
+def test_draws_answer_the_same_questions() -> None:
+    posterior = drawn()
+    before = torch.get_rng_state()
+    assert posterior.kind == "draws"
+    assert posterior.sample(draws=10)["w"].shape == (10, 2)
+    assert posterior.sample(draws=25)["noise"].shape == (25,)
+    assert posterior.predict(X, draws=10).mean.shape == (12,)
+    w, noise = posterior.sample(draws=10).values()
+    expected = dist.Normal(w @ X.T, noise.unsqueeze(-1)).log_prob(Y)
+    assert torch.allclose(posterior.log_likelihood(X, Y, draws=10), expected, atol=1e-4)
+    with pytest.raises(ValueError, match=r"importance weights need a guide's density; this posterior holds draws"):
+        posterior.log_weights(X, Y)
+    idata = posterior.to_arviz(X, Y)
+    assert idata.posterior["w"].shape == (2, 5, 2)
+    assert idata.log_likelihood["y"].shape == (2, 5, 12)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_draws_come_back(tmp_path: Path) -> None:
+    posterior = drawn()
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
+    assert again.kind == "draws"
+    assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+
+
+def test_draws_of_local_sites() -> None:
+    values = torch.arange(24.0).reshape(1, 2, 12)
+    posterior = draws_posterior(Program.of(codes, data_plate="data"), Y, {"z": values})
+    assert torch.equal(posterior.sample(Y, draws=2)["z"], values[0])
+    assert posterior.log_likelihood(Y, draws=2).shape == (2, 12)
+
+
+def test_draws_that_do_not_fit() -> None:
+    program = Program.of(regression)
+    for chains in (
+        {"w": torch.zeros(2, 5, 2), "noise": torch.ones(2, 4)},
+        {"w": torch.zeros(5), "noise": torch.ones(5)},
+        {},
+    ):
+        with pytest.raises(ValueError, match=r"all sites must have the same chains and draws, shape \(chains, draws"):
+            draws_posterior(program, (X, Y), chains)
+    with pytest.raises(ValueError, match=r"guide has no site 'noise' but the model samples it"):
+        draws_posterior(program, (X, Y), {"w": torch.zeros(2, 5, 2)})
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_guide_comes_back(guide: str, tmp_path: Path) -> None:
+    posterior = fitted(guide=guide, epochs=400 if guide == "laplace" else 3, optimizer=Optimizer(learning_rate=0.05))
+    posterior.save(tmp_path / "p")
+    before = torch.get_rng_state()
+    again = Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+    assert again.history == posterior.history
+    assert (again.config, again.seed, again.versions) == (posterior.config, posterior.seed, posterior.versions)
+    assert repr(again) == repr(posterior)
+
+
+def test_a_guide_class_comes_back_with_its_program(tmp_path: Path) -> None:
+    posterior = fitted(guide=AutoDiagonalNormal)
+    posterior.save(tmp_path / "p")
+    program = Program.of(regression, AutoDiagonalNormal, data_plate="data")
+    again = Posterior.load(tmp_path / "p", program=program)
+    assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+    with pytest.raises(StorageError, match=r"p does not fit the program FunctionProgram: the program has no guide"):
+        Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
+
+
+def test_a_program_of_ones_own_must_be_given_and_be_the_one(tmp_path: Path, posterior: Posterior) -> None:
+    posterior.save(tmp_path / "p")
+    with pytest.raises(StorageError, match=r"holds a posterior of FunctionProgram, a program of your own\. Give it: P"):
+        Posterior.load(tmp_path / "p")
+
+    def wider(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w.sum(-1) * x[:, 0], noise), obs=y)
+
+    with pytest.raises(StorageError, match=r"has shape \(3,\) in this program but \(2,\) in the file\. Give the prog"):
+        Posterior.load(tmp_path / "p", program=Program.of(wider, data_plate="data"))
+    with pytest.raises(StorageError, match=r"the file is of another program: missing .*, left over .*Give the program"):
+        Posterior.load(tmp_path / "p", program=Program.of(nested, data_plate="data"))
+
+
+def test_an_unknown_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = svi(VAE((4,), latent_dim=1, hidden_dims=(3,)), torch.rand(6, 4), epochs=1)
+    posterior.save(tmp_path / "p")
+    assert Posterior.load(tmp_path / "p").latent_sites == {"z": "local"}
+    monkeypatch.delitem(__import__("deepprob.models", fromlist=["MODELS"]).MODELS, "vae")
+    with pytest.raises(StorageError, match=r"is of the model 'vae', which this version does not have\. Update deepprob"):
+        Posterior.load(tmp_path / "p")
+
+
+def test_the_manifest_is_json_without_code(tmp_path: Path, posterior: Posterior) -> None:
+    posterior.save(tmp_path / "p")
+    files = sorted(f.name.split("-")[0] for f in (tmp_path / "p").iterdir())
+    assert files == ["manifest.json", "tensors"]
+    text = json.dumps(json.loads((tmp_path / "p" / "manifest.json").read_text()))
+    assert "__main__" not in text
+    assert "test_posterior" not in text
+
+
+def test_summary_and_repr(posterior: Posterior) -> None:
+    lines = posterior.summary(draws=50).splitlines()
+    assert [line.split()[0] for line in lines] == ["site", "w[0]", "w[1]", "noise"]
+    assert repr(posterior) == "Posterior of FunctionProgram (guide): w (global), noise (global)"
+
+
+def test_prior_samples() -> None:
+    posterior = fitted()
+    drawn = posterior.sample_prior(5, X, draws=3)
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"w": (3, 2), "noise": (3,), "y": (3, 12)}

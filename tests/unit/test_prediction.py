@@ -1,0 +1,90 @@
+"""Prediction: means, intervals, and uncertainty split in two."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from deepprob.prediction import Prediction
+
+K, B = 400, 3
+
+
+def predict(distribution: dist.Distribution) -> Prediction:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Prediction(distribution, distribution.sample())
+
+
+@pytest.mark.parametrize("event", [(), (2,)])
+def test_variance_is_the_sum_of_its_parts(event: tuple[int, ...]) -> None:
+    loc = torch.linspace(-1, 1, K).reshape(K, *(1,) * (1 + len(event))).expand(K, B, *event)
+    p = predict(dist.Normal(loc, 0.5).to_event(len(event)))
+    assert p.kind == "real"
+    assert p.mean.shape == p.sd.shape == p.aleatoric.shape == p.epistemic.shape == (B, *event)
+    assert torch.allclose(p.aleatoric, torch.tensor(0.5))
+    assert torch.allclose(p.sd**2, p.aleatoric**2 + p.epistemic**2, atol=1e-5)
+    low, high = p.interval(0.8)
+    assert bool((low < p.mean).all() & (p.mean < high).all())
+    assert len(p) == B
+    assert repr(p) == "Prediction('y': real, 3 rows, 400 draws)"
+
+
+def test_intervals_hold_their_mass() -> None:
+    low, high = predict(dist.Normal(torch.zeros(20_000, 1), 1.0)).interval(0.9)
+    assert float(low) == pytest.approx(-1.645, abs=0.05)
+    assert float(high) == pytest.approx(1.645, abs=0.05)
+
+
+def test_classes_in_nats() -> None:
+    agree = torch.tensor([[[0.5, 0.5]], [[0.5, 0.5]]])
+    differ = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+    doubt, dispute = (predict(dist.Categorical(p)) for p in (agree, differ))
+    assert doubt.kind == "classes"
+    assert float(doubt.aleatoric) == pytest.approx(math.log(2))
+    assert float(doubt.epistemic) == pytest.approx(0.0, abs=1e-6)
+    assert float(dispute.aleatoric) == pytest.approx(0.0, abs=1e-5)
+    assert float(dispute.epistemic) == pytest.approx(math.log(2), abs=1e-5)
+    assert torch.equal(dispute.mean, torch.tensor([[0.5, 0.5]]))
+    assert torch.allclose(dispute.sd, torch.tensor(0.5))
+    with pytest.raises(ValueError, match=r"classes have no order and so no interval\. Use probs\."):
+        doubt.interval()
+
+
+def test_binary_and_counts() -> None:
+    ones = predict(dist.Bernoulli(torch.tensor([[0.2], [0.8]])))
+    assert ones.kind == "binary"
+    assert float(ones.probs) == pytest.approx(0.5)
+    assert float(ones.epistemic) > 0
+    assert float(ones.aleatoric + ones.epistemic) == pytest.approx(math.log(2))
+    assert float(ones.sd) == pytest.approx(0.5)
+    assert predict(dist.Poisson(torch.ones(K, B))).kind == "count"
+
+
+def test_log_prob_is_of_the_mixture() -> None:
+    p = predict(dist.Normal(torch.tensor([[-1.0], [1.0]]), 0.1))
+    expected = math.log(0.5) + dist.Normal(1.0, 0.1).log_prob(torch.tensor(1.0))
+    assert float(p.log_prob([1.0])) == pytest.approx(float(expected), abs=1e-4)
+    assert p.log_prob(torch.tensor([1.0], dtype=torch.float64)).dtype == torch.get_default_dtype()
+    with pytest.raises(ValueError, match=r"the truth must have shape \(1,\) like the prediction; got \(1, 1\)"):
+        p.log_prob(torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("mass", [0.0, 1.0, 90])
+def test_mass_is_a_probability(mass: float) -> None:
+    with pytest.raises(ValueError, match=r"mass must lie between 0 and 1; got .* For nine tenths, interval\(0\.9\)\."):
+        predict(dist.Normal(torch.zeros(K, B), 1.0)).interval(mass)
+
+
+def test_probs_are_for_classes() -> None:
+    with pytest.raises(ValueError, match=r"probs are for classes; 'y' is real\. Use mean, sd or interval\."):
+        _ = predict(dist.Normal(torch.zeros(K, B), 1.0)).probs
+
+
+def test_masks_and_expansions_are_seen_through() -> None:
+    p = predict(dist.Categorical(torch.ones(2, 1, 4)).expand([2, 5]).mask(torch.ones(5, dtype=torch.bool)))
+    assert p.kind == "classes"
+    assert p.probs.shape == (5, 4)
