@@ -177,6 +177,8 @@ class Log(Callback):
     """
 
     def __init__(self, every: int = 1, file: TextIO | None = None) -> None:
+        if every < 1:
+            raise ValueError(f"Log's every must be at least 1 epoch; got {every}.")
         self.every, self.file = every, file
 
     def epoch_end(self, fit: Fit) -> None:

@@ -82,6 +82,10 @@ class Optimizer:
     def __post_init__(self) -> None:
         if isinstance(self.name, str) and self.name not in _CLASSES:
             raise unknown("optimizer", self.name, _CLASSES)
+        if not isinstance(self.name, str | type):
+            raise TypeError(f"an optimizer is named by text or by a class of torch.optim; got {self.name!r}.")
+        if self.name is torch.optim.LBFGS:
+            raise ValueError("LBFGS evaluates the loss several times a step, which noise would mislead. Choose adam.")
         if isinstance(self.schedule, str) and self.schedule not in _SCHEDULES:
             raise unknown("schedule", self.schedule, _SCHEDULES)
         if self.learning_rate is not None and not (0 < self.learning_rate < math.inf):

@@ -335,7 +335,7 @@ def test_an_unknown_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     posterior.save(tmp_path / "p")
     assert Posterior.load(tmp_path / "p").latent_sites == {"z": "local"}
     monkeypatch.delitem(__import__("deepprob.models", fromlist=["MODELS"]).MODELS, "vae")
-    with pytest.raises(StorageError, match=r"is of the model 'vae', which this version does not have\. Update deepprob"):
+    with pytest.raises(StorageError, match=r"is of the model 'vae', which this version does not have\. Update"):
         Posterior.load(tmp_path / "p")
 
 

@@ -124,7 +124,7 @@ def test_a_method_of_a_class_that_reaches_a_global_network() -> None:
     before = net.weight.clone()
     fitted(Program.of(Model().run, "normal", data_plate="data"))
     assert torch.equal(net.weight, before)
-    with pytest.raises(ValueError, match=r"parameters that are not its own, one of shape \(1, 3\)\. Make their network"):
+    with pytest.raises(ValueError, match=r"parameters that are not its own, one of shape \(1, 3\)\. Make their"):
         fitted(Program.of(Model(), "normal", data_plate="data"))
 
 

@@ -1,0 +1,136 @@
+"""Guides by name, class, object and callable, and the errors of a guide that does not fit its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from torch import Tensor
+
+from deepprob.guides import GUIDES, attach_guide
+from deepprob.inference import svi
+from deepprob.program import Program
+
+Y = torch.linspace(-1, 1, 12)
+
+
+def model(y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.Gamma(2.0, 2.0))
+    with pyro.plate("data", 12):
+        pyro.sample("y", dist.Normal(w, s), obs=y)
+
+
+def rows(y: Tensor | None = None) -> None:
+    with pyro.plate("data", 12):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def fitted(model: Any, guide: Any = None, **options: Any) -> Any:
+    return svi(Program.of(model, data_plate="data"), Y, guide=guide, **{"epochs": 2} | options)
+
+
+@pytest.mark.parametrize("guide", [*GUIDES, AutoNormal, AutoDiagonalNormal, AutoNormal(model)])
+def test_every_way_to_say_a_guide(guide: Any) -> None:
+    posterior = fitted(model, guide, epochs=300 if guide == "laplace" else 2)
+    assert {n: v.shape for n, v in posterior.sample(draws=4).items()} == {"w": (4,), "s": (4,)}
+    assert bool((posterior.sample(draws=4)["s"] > 0).all())
+
+
+def test_a_class_that_has_a_name_is_recorded_under_it() -> None:
+    program = Program.of(model, data_plate="data")
+    assert attach_guide(program, AutoNormal) == "normal"
+    assert attach_guide(program, AutoDiagonalNormal) is None
+    assert program.has_guide
+    assert attach_guide(program, None) is None
+
+
+@pytest.mark.parametrize("guide", ["multivariate_normal", "low_rank", "flow", "laplace"])
+def test_joint_guides_need_all_rows_at_once(guide: str) -> None:
+    with pytest.raises(ValueError, match=r"one distribution over the latents of all rows \(z\), which minibatches"):
+        fitted(rows, guide, batch_size=4)
+    assert fitted(rows, guide, batch_size=None, epochs=300 if guide == "laplace" else 2).latent_sites == {"z": "local"}
+
+
+def test_guides_that_are_none() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown guide 'norml'\. Did you mean 'normal'\? Choose from: flow, laplace,"
+    ):
+        fitted(model, "norml")
+    with pytest.raises(ValueError, match=r"the program has no guide\. Name one: guide='normal'\|'multivariate_normal'"):
+        fitted(model)
+    with pytest.raises(TypeError, match=r"guide must be a name, an AutoGuide class or a callable; got float\."):
+        fitted(model, 1.5)
+
+
+def test_a_guide_must_cover_the_model() -> None:
+    def partial(y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(
+        ValueError,
+        match=r"the guide has no site 's' but the model samples it\. Add pyro\.sample\(\"s\", \.\.\.\) to the guide",
+    ):
+        fitted(model, partial)
+
+
+def test_a_guide_must_not_draw_what_nobody_asked_for() -> None:
+    def more(y: Tensor | None = None) -> None:
+        for name in ("w", "extra"):
+            pyro.sample(name, dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+        pyro.sample("s", dist.Gamma(1.0, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"the guide samples 'extra' but the model has no such latent site\. Remove it"
+    ):
+        fitted(model, more)
+
+    def helper(y: Tensor | None = None) -> None:
+        u = pyro.sample("u", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), infer={"is_auxiliary": True})
+        pyro.sample("w", dist.Delta(u))
+        pyro.sample("s", dist.Gamma(1.0, 1.0))
+
+    assert set(fitted(model, helper).latent_sites) == {"w", "s"}
+
+
+def test_enumerated_sites_are_refused_by_name() -> None:
+    def discrete(y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 12):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(w + k, 1.0), obs=y)
+
+    def guide(y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+    with pytest.raises(ValueError, match=r"site 'k' is marked for enumeration, which the objective does not sum out\."):
+        fitted(discrete, guide)
+
+
+def test_laplace_needs_a_mode() -> None:
+    def saddle(y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.factor("bend", w**2)  # curves more than the prior
+        with pyro.plate("data", 12):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"the Laplace approximation needs a mode, and the fit has not reached one"):
+        fitted(saddle, "laplace")
+
+
+def test_laplace_is_exact_for_a_gaussian() -> None:
+    def gaussian(y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 12):
+            pyro.sample("y", dist.Normal(w, 0.5), obs=y)
+
+    posterior = fitted(gaussian, "laplace", epochs=300)
+    draws = posterior.sample(draws=20_000)["w"]
+    assert float(draws.std()) == pytest.approx((1 + 12 / 0.25) ** -0.5, rel=0.03)
+    weights = posterior.log_weights(Y, particles=50)
+    assert float(weights.std()) < 0.02

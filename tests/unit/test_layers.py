@@ -1,0 +1,40 @@
+"""Linear layers under a plate of draws."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from deepprob.layers import broadcast_linear
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_one_set_of_weights_per_draw(rows: int, with_bias: bool) -> None:
+    x, w, b = torch.randn(rows, 3), torch.randn(5, 1, 2, 3), torch.randn(5, 1, 2)
+    with broadcast_linear():
+        out = nn.functional.linear(x, w, b if with_bias else None)
+    expected = torch.stack([x @ w[k, 0].T + (b[k] if with_bias else 0) for k in range(5)])
+    assert torch.allclose(out, expected, atol=1e-5)
+
+
+def test_stacked_inputs_meet_stacked_weights() -> None:
+    x, w, b = torch.randn(5, 7, 3), torch.randn(5, 1, 2, 3), torch.randn(5, 1, 2)
+    with broadcast_linear():
+        out = nn.functional.linear(x, w, b)
+    assert torch.allclose(out, torch.stack([x[k] @ w[k, 0].T + b[k] for k in range(5)]), atol=1e-5)
+
+
+def test_a_random_bias_beside_fixed_weights() -> None:
+    x, w, b = torch.randn(7, 3), torch.randn(2, 3), torch.randn(5, 1, 2)
+    with broadcast_linear():
+        out = nn.functional.linear(x, w, b)
+    assert torch.allclose(out, (x @ w.T) + b, atol=1e-5)
+
+
+def test_plain_layers_and_other_functions_are_torchs_own() -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(4, 6, 3)
+    with broadcast_linear():
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+        assert torch.equal(nn.functional.relu(x), x.clamp_min(0))
