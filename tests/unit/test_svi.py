@@ -1,0 +1,407 @@
+"""svi: steps, seeds, interruption, divergence, held-out data, resuming, threads."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.errors import DivergenceError, StorageError
+from deepprob.inference import svi
+from deepprob.inference.svi import Knobs, init, step
+from deepprob.initialisation import pretrained
+from deepprob.objectives import ELBO
+from deepprob.optimizers import Optimizer
+from deepprob.owned import OwnedProgram
+from deepprob.posterior import Posterior
+from deepprob.program import Program
+from deepprob.runtime import RandomStream
+
+torch.manual_seed(0)
+X = torch.randn(40, 3)
+Y = X @ torch.tensor([1.0, 2.0, -1.0]) + 0.1 * torch.randn(40)
+
+
+def regression(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((x * w).sum(-1), 0.5), obs=y)
+
+
+def shrinking(y: Tensor) -> None:
+    """A scale that gradient ascent drives through zero."""
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+    scale = pyro.param("scale", torch.tensor(1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+
+def fitted(data: Any = (X, Y), model: Callable[..., Any] = regression, **options: Any) -> Posterior:
+    return svi(Program.of(model, "normal", data_plate="data"), data, **{"epochs": 4, "batch_size": 10} | options)
+
+
+def same(a: Posterior, b: Posterior) -> bool:
+    first, second = a.parameters(), b.parameters()
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+# -- steps --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_can_be_written_by_hand() -> None:
+    owned = OwnedProgram(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
+    state = init(owned, optimizer := Optimizer(), 0.05)
+    noise, objective = RandomStream(0), ELBO()
+    elbos = []
+    for _ in range(100):
+        state, terms = step(state, (X, Y), torch.arange(40), noise, Knobs(0.05), objective, optimizer)
+        elbos.append(float(terms["elbo"]))
+    assert state.step == 100
+    assert terms.keys() == {"elbo", "likelihood", "kl_local", "kl_global", "gradient_norm", "skipped"}
+    assert np.mean(elbos[-10:]) > np.mean(elbos[:10]) + 1.0
+
+
+def test_seeds() -> None:
+    assert same(fitted(seed=3), fitted(seed=np.int64(3)))
+    assert not same(fitted(seed=3), fitted(seed=4))
+
+
+def test_the_callers_random_state_and_store_are_untouched() -> None:
+    pyro.param("theirs", torch.zeros(()))
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    fitted(guide="laplace", epochs=100)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+    assert list(pyro.get_param_store().keys()) == ["theirs"]
+    pyro.clear_param_store()
+
+
+def test_clipping_bounds_the_step_and_averaging_smooths_it() -> None:
+    base = Optimizer("sgd", learning_rate=0.1, schedule="constant")
+    start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).parameters()
+
+    def moved(**options: Any) -> float:
+        end = fitted(optimizer=Optimizer(**{**base.__dict__, **options}), epochs=1, batch_size=None).parameters()
+        return math.sqrt(sum(float((end[n] - start[n]).square().sum()) for n in end))
+
+    assert moved(clip_norm=0.01) == pytest.approx(0.001, rel=0.01)
+    assert moved() > 0.01
+    assert 0 < moved(average=0.99) < moved()
+
+
+def test_history_has_a_value_for_every_step_and_epoch() -> None:
+    history = fitted(epochs=3, held_out=(X, Y), callbacks=[KLWarmUp(1)]).history
+    assert {len(v) for v in history.steps.values()} == {12}
+    assert {len(v) for v in history.epochs.values()} == {3}
+    assert history.steps_per_epoch == 4
+    assert history.epochs["kl_weight"] == [0.75, 1.0, 1.0]
+    assert history.epochs["learning_rate"] == sorted(history.epochs["learning_rate"], reverse=True)
+    assert {"elbo", "held_out_elbo", "skipped", "seconds"} <= history.epochs.keys()
+
+
+def test_fresh_and_kept_weights() -> None:
+    class Net(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.old, self.new = pretrained(nn.Linear(3, 3)), nn.Linear(3, 1)
+
+        def model(self, x: Tensor, y: Tensor | None = None) -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with self.data_plate(x):
+                pyro.sample("y", dist.Normal(self.new(self.old(x)).squeeze(-1) + w, 1.0), obs=y)
+
+    program, tiny = Net(), Optimizer(learning_rate=1e-12)
+    fresh, again, kept = (
+        svi(program, (X, Y), epochs=1, guide="normal", optimizer=tiny, init=how).parameters()
+        for how in ("fresh", "fresh", "keep")
+    )
+    assert torch.allclose(kept["program.new.weight"], program.new.weight)
+    assert not torch.allclose(fresh["program.new.weight"], program.new.weight)
+    assert torch.equal(fresh["program.new.weight"], again["program.new.weight"])
+    assert torch.allclose(fresh["program.old.weight"], program.old.weight)
+
+
+def test_a_program_without_data() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+
+    posterior = svi(Program.of(model, "normal"), None, epochs=800, optimizer=Optimizer(learning_rate=0.05))
+    assert float(posterior.sample(draws=4000)["z"].mean()) == pytest.approx(1.0, abs=0.05)
+
+
+# -- data of every kind -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"y": Y, "x": X},
+        [X, Y],
+        (X.double(), Y.numpy()),
+        (X.numpy()[::-1].copy()[::-1], Y),
+        (X.T.contiguous().T, Y),
+        (pd.DataFrame(X.numpy()), pd.Series(Y.numpy(), name="price")),
+        TensorDataset(X, Y),
+        DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True),
+    ],
+    ids=["dict", "list", "float64 and numpy", "negative strides", "transposed", "pandas", "dataset", "loader"],
+)
+def test_the_same_numbers_give_the_same_fit(data: Any) -> None:
+    assert same(fitted(data), fitted())
+
+
+# -- what stops a fit ---------------------------------------------------------------------------------------------
+
+
+class Interrupt(Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step_end(self, fit: Fit) -> None:
+        if fit.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [7, 8])  # within an epoch, and at its end
+@pytest.mark.parametrize("options", [{}, {"held_out": (X, Y)}, {"guide": "laplace"}, {"callbacks": [KLWarmUp(20)]}])
+def test_an_interrupt_returns_what_was_learnt(at: int, options: dict[str, Any]) -> None:
+    callbacks = [Interrupt(at), *options.get("callbacks", [])]
+    with pytest.warns(UserWarning, match=rf"the fit was interrupted after {at} of 120 steps; this is the best so far"):
+        posterior = fitted(epochs=30, **options | {"callbacks": callbacks})
+    assert posterior.history.interrupted
+    assert len(posterior.history.steps["elbo"]) == at
+    untouched = fitted(epochs=1, optimizer=Optimizer(learning_rate=1e-12)).parameters()
+    if "guide" not in options:
+        assert any(not torch.allclose(v, untouched[n]) for n, v in posterior.parameters().items())
+    assert posterior.predict(X, draws=3).mean.shape == (40,)
+
+
+def test_ctrl_c_in_a_process_of_its_own() -> None:
+    program = """
+import os, signal, warnings, torch, pyro, pyro.distributions as dist
+from deepprob.program import Program
+from deepprob.inference import svi
+from deepprob.callbacks import Callback
+class Press(Callback):
+    def step_end(self, fit):
+        if fit.step == 50:
+            os.kill(os.getpid(), signal.SIGINT)
+def model(y):
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+posterior = svi(Program.of(model, "normal"), torch.ones(9), epochs=100000, callbacks=[Press()])
+print(posterior.history.interrupted, len(posterior.history.steps["elbo"]), posterior.sample(draws=3)["w"].shape)
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True 50 torch.Size([3])\nTrue\n"
+    assert "the fit was interrupted after 50 of 100000 steps" in done.stderr
+
+
+def test_somebody_elses_handler_is_left_alone() -> None:
+    def theirs(signum: int, frame: Any) -> None:
+        raise AssertionError
+
+    before = signal.signal(signal.SIGINT, theirs)
+    try:
+        fitted()
+        assert signal.getsignal(signal.SIGINT) is theirs
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 2}, {"held_out": torch.zeros(3)}])
+def test_divergence_names_the_site_and_carries_the_last_good_posterior(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        DivergenceError,
+        match=r"elbo became nan at epoch \d+, step \d+ \(site 'y': scale reached 0\)\. The best state so far \(epoch "
+        r"\d+\) is kept\. Lower learning_rate \(now 0\.1\), clip the gradient, or bound the scale\.",
+    ) as caught:
+        fitted(
+            torch.zeros(8),
+            shrinking,
+            epochs=100,
+            optimizer=Optimizer("sgd", learning_rate=0.1, schedule="constant"),
+            **{"batch_size": 2} | options,
+        )
+    posterior = caught.value.posterior
+    assert posterior is not None
+    assert bool(torch.isfinite(posterior.log_likelihood(torch.zeros(8), draws=3)).all())
+    assert posterior.history.steps["skipped"][-20:] == [1.0] * 20
+
+
+def test_a_step_that_is_not_finite_is_not_applied_and_is_counted() -> None:
+    def sometimes(y: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 8) as rows:
+            hole = torch.where((rows == 3).any(), math.nan, 0.0)
+            pyro.sample("y", dist.Normal(z + hole * z, 1.0, validate_args=False), obs=y)
+
+    def model(y: Tensor) -> None:
+        if torch.is_grad_enabled() and training["now"]:
+            return sometimes(y)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 8):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        return None
+
+    training = {"now": False}
+
+    class Begin(Callback):
+        def start(self, fit: Fit) -> None:
+            training["now"] = True
+
+    posterior = fitted(torch.ones(8), model, batch_size=2, epochs=5, callbacks=[Begin()])
+    assert posterior.history.epochs["skipped"] == [1.0] * 5
+    assert sum(posterior.history.steps["skipped"]) == 5.0
+    assert all(math.isfinite(v) for v in posterior.history.epochs["elbo"])
+    assert all(bool(torch.isfinite(v).all()) for v in posterior.parameters().values())
+
+
+# -- held-out data ------------------------------------------------------------------------------------------------
+
+
+class Spoil(Callback):
+    """Make the fit worse after some epoch."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch_end(self, fit: Any) -> None:
+        if fit.epoch >= self.after:
+            for value in fit.state.params.values():
+                value.data += 1.0
+
+
+def test_the_best_epoch_is_kept() -> None:
+    posterior = fitted(epochs=8, held_out=(X, Y), callbacks=[Spoil(5)])
+    curve = posterior.history.epochs["held_out_elbo"]
+    assert posterior.history.best_epoch == int(np.argmax(curve)) + 1 == 5
+    plain = fitted(epochs=8, held_out=(X, Y), callbacks=[Spoil(9), _StopAfter(5)])
+    assert same(posterior, plain)
+
+
+class _StopAfter(Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def epoch_end(self, fit: Fit) -> None:
+        fit.stop = fit.epoch == self.epochs
+
+
+def test_early_stopping_ends_the_fit_after_the_warm_up() -> None:
+    posterior = fitted(epochs=30, held_out=(X, Y), callbacks=[KLWarmUp(6), EarlyStopping(2), Spoil(1)])
+    assert posterior.history.stopped_early
+    assert len(posterior.history.epochs["elbo"]) == 8
+    assert posterior.history.best_epoch == 6
+
+
+def test_a_stop_during_the_warm_up_keeps_what_was_learnt() -> None:
+    posterior = fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(3)])
+    assert posterior.history.best_epoch == 3
+    assert not same(posterior, fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(1)]))
+
+
+# -- resuming -----------------------------------------------------------------------------------------------------
+
+
+class Killed(RuntimeError):
+    pass
+
+
+class Kill(Callback):
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def step_end(self, fit: Fit) -> None:
+        if fit.step == self.at:
+            raise Killed
+
+
+@pytest.mark.parametrize("at", [1, 6, 9, 12, 17])
+@pytest.mark.parametrize("options", [{}, {"held_out": (X, Y), "optimizer": Optimizer("sgd", average=0.9)}])
+def test_a_killed_fit_resumes_bit_for_bit(at: int, options: dict[str, Any], tmp_path: Path) -> None:
+    def run(*more: Callback, folder: str = "run") -> Posterior:
+        checkpoint = Checkpoint(tmp_path / folder, every=0.5)
+        return fitted(epochs=5, callbacks=[KLWarmUp(2), EarlyStopping(9), checkpoint, *more], **options)
+
+    whole = run(Callback(), folder="whole")
+    with pytest.raises(Killed):
+        run(Kill(at))
+    resumed = run(Callback())
+    assert same(whole, resumed)
+    assert resumed.history.steps == whole.history.steps
+    without_clock = [{n: v for n, v in p.history.epochs.items() if n != "seconds"} for p in (whole, resumed)]
+    assert without_clock[0] == without_clock[1]
+
+
+def test_a_finished_fit_resumes_as_finished(tmp_path: Path) -> None:
+    first = fitted(callbacks=[Checkpoint(tmp_path / "c")])
+    assert same(first, fitted(callbacks=[Checkpoint(tmp_path / "c")]))
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    fitted(callbacks=[Checkpoint(tmp_path / "c")])
+    with pytest.raises(
+        ValueError, match=r"is of another fit: seed \(was 0, now 1\)\. Give the same arguments, another"
+    ):
+        fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c")])
+    assert same(fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c", resume=False)]), fitted(seed=1))
+
+
+def test_a_posterior_is_no_checkpoint(tmp_path: Path) -> None:
+    fitted().save(tmp_path / "p")
+    with pytest.raises(StorageError, match=r"posterior"):
+        fitted(callbacks=[Checkpoint(tmp_path / "p")])
+
+
+# -- company ------------------------------------------------------------------------------------------------------
+
+
+def test_fits_in_two_threads_are_the_fits_alone() -> None:
+    alone = [fitted(epochs=10, seed=s) for s in (0, 1)]
+    found: dict[int, Posterior] = {}
+
+    def work(seed: int) -> None:
+        found[seed] = fitted(epochs=10, seed=seed)
+
+    before = torch.get_rng_state()
+    threads = [threading.Thread(target=work, args=(s,)) for s in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same(alone[s], found[s]) for s in (0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_fit_inside_a_fit() -> None:
+    class Inner(Callback):
+        def epoch_end(self, fit: Fit) -> None:
+            fitted(epochs=1, seed=9)
+
+    assert same(fitted(callbacks=[Inner()]), fitted())
+
+
+def test_logging_shows_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    fitted(epochs=2, callbacks=[Log()], progress=True)
+    captured = capsys.readouterr()
+    assert [line.split()[:2] for line in captured.out.splitlines()] == [["epoch", "1"], ["epoch", "2"]]
+    assert "8/8" in captured.err
