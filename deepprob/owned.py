@@ -86,13 +86,15 @@ class OwnedProgram:
         with private_store(self.store, validate=True):
             batch = self.program.prepare(*batch)
             with torch.no_grad():
-                found = structure(self.program, *self._try(batch, rows))
+                traces = self._try(batch, rows)
+            if check:
+                self._check_evidence(traces[1])
+            found = structure(self.program, *traces)
         self._take_over()
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
                 traces = self._try(batch, rows)
                 check_observed(traces[1])
-                self._check_evidence(traces[1])
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
         return found
