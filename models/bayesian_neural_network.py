@@ -329,6 +329,10 @@ class BayesianNeuralNetwork(Program):
             raise ValueError(
                 f"the network has {out.shape[-1]} outputs, but num_classes={self.num_classes}. Make them equal."
             )
+        if self.y_loc.numel() not in (1, out.shape[-1]):
+            raise ValueError(
+                f"the network has {out.shape[-1]} outputs, but y has {self.y_loc.numel()} columns. Make them equal."
+            )
         return out
 
 

@@ -1,0 +1,417 @@
+"""The Bayesian neural network: its sites, its units, what it refuses, and that the network given stays as it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from deepprob.data import Split, load_data
+from deepprob.inference import svi
+from deepprob.initialisation import pretrained
+from deepprob.models import MODELS, BayesianNeuralNetwork
+from deepprob.networks import MLP, ConvEncoder
+from deepprob.optimizers import Optimizer
+from deepprob.posterior import Posterior
+
+
+def table(rows: int = 40, features: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, features, generator=generator)
+    return x, torch.sin(2 * x[:, :1]) + 0.1 * torch.randn(rows, 1, generator=generator)
+
+
+def network(outputs: int = 1) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, outputs))
+
+
+def fit(program: BayesianNeuralNetwork, data: Any, epochs: int = 3, **options: Any) -> Posterior:
+    return svi(program, data, epochs=epochs, progress=False, **{"seed": 1} | options)
+
+
+@pytest.fixture(scope="module")
+def posterior() -> Posterior:
+    return fit(BayesianNeuralNetwork(network()), table(), epochs=200, batch_size=None)
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+
+def test_the_network_given_stays_as_it_is() -> None:
+    net = network()
+    before, mode = copy.deepcopy(net.state_dict()), net.training
+    program = BayesianNeuralNetwork(net)
+    own = copy.deepcopy(program.state_dict())
+    fitted = fit(program, table())
+    after = net.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[n], before[n]) for n in before)
+    assert net.training == mode and all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert all(torch.equal(v, own[n]) for n, v in program.state_dict().items())
+    assert not torch.equal(fitted.parameters()["program.net.0.weight"], before["0.weight"])
+
+
+def test_weights_are_global_sites_under_the_networks_names(posterior: Posterior) -> None:
+    net = network()
+    assert posterior.latent_sites == dict.fromkeys(
+        ["0.weight.scale", "2.weight.scale", *(n for n, _ in net.named_parameters()), "noise"], "global"
+    )
+    draws = posterior.sample(draws=5)
+    for name, weight in net.named_parameters():
+        assert draws[name].shape == (5, *weight.shape)
+    assert draws["0.weight.scale"].shape == (5, 3) and draws["2.weight.scale"].shape == (5, 8)
+    assert draws["noise"].shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("net", "rows"),
+    [
+        (MLP(3, 2, (5,), layer_norm=True), torch.randn(7, 3)),
+        (ConvEncoder((6, 6), 2, channels=(3,)), torch.randn(7, 6, 6)),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 2)), torch.randn(7, 1, 6, 6)),
+        (nn.Sequential(nn.ConvTranspose1d(3, 4, 2), nn.Flatten(), nn.Linear(12, 2)), torch.randn(7, 3, 2)),
+    ],
+)
+@pytest.mark.parametrize("leading", [(), (1, 1), (4, 1), (2, 3, 1)])
+def test_every_draw_is_the_network_with_those_weights(net: nn.Module, rows: Tensor, leading: tuple[int, ...]) -> None:
+    program = BayesianNeuralNetwork(net, standardize=False)
+    weights = {n: torch.randn(*leading, *p.shape) for n, p in net.named_parameters()}
+    out = program.outputs(weights, rows)
+    assert out.shape == (*leading[:-1], 7, 2)
+    flat = {n: w.reshape(-1, *p.shape) for (n, p), w in zip(net.named_parameters(), weights.values(), strict=True)}
+    for k, each in enumerate(out.reshape(-1, 7, 2)):
+        expected = functional_call(net, {n: w[k] for n, w in flat.items()}, (rows,))
+        torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-4)
+    program.model(rows)  # the prior's scales broadcast against every kind of weights
+
+
+def test_the_prior_is_scaled_by_fan_in_and_a_gain_is_about_one() -> None:
+    program = BayesianNeuralNetwork(MLP(3, 1, (5,), layer_norm=True), prior_scale=2.0)
+    trace = pyro.poutine.trace(
+        pyro.poutine.condition(program.model, {"layers.0.weight.scale": torch.tensor([1.0, 2, 3])})
+    )
+    sites = trace.get_trace(torch.zeros(4, 3)).nodes
+    expected = torch.tensor([1.0, 2, 3]).expand(5, 3) / 3**0.5
+    torch.testing.assert_close(sites["layers.0.weight"]["fn"].base_dist.scale, expected)
+    assert (sites["layers.1.weight"]["fn"].mean == 1).all() and (sites["layers.1.bias"]["fn"].mean == 0).all()
+    torch.testing.assert_close(
+        sites["layers.3.weight.scale"]["fn"].base_dist.base_dist.loc.exp(), torch.full((5,), 2.0)
+    )
+
+
+def test_a_normal_prior_has_no_scales() -> None:
+    program = BayesianNeuralNetwork(network(), prior="normal", prior_scale=0.5, noise=0.1)
+    sites = pyro.poutine.trace(program.model).get_trace(torch.zeros(4, 3)).nodes
+    assert [n for n, s in sites.items() if s["type"] == "sample" and n != "data"] == [
+        *(n for n, _ in network().named_parameters()),
+        "y",
+    ]
+    assert (sites["0.weight"]["fn"].stddev == 0.5).all()
+
+
+def test_frozen_parameters_are_not_random_and_not_trained() -> None:
+    net = network()
+    net[0].requires_grad_(False)
+    found = fit(BayesianNeuralNetwork(net), table(), init="keep")
+    assert set(found.latent_sites) == {"2.weight.scale", "2.weight", "2.bias", "noise"}
+    assert torch.equal(found.parameters()["program.net.0.weight"], net[0].weight)
+    assert BayesianNeuralNetwork(MLP(3, 1)).config is not None and found.program.config is None
+
+
+def test_a_fit_starts_at_new_weights_or_at_those_given() -> None:
+    still = Optimizer(learning_rate=1e-12)
+    net = network()
+    kept = fit(BayesianNeuralNetwork(net), table(), epochs=1, init="keep", optimizer=still)
+    torch.testing.assert_close(kept.parameters()["program.net.0.weight"], net[0].weight.detach())
+    fresh = fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still)
+    assert not torch.allclose(fresh.parameters()["program.net.0.weight"], net[0].weight)
+    pretrained(net[0])
+    half = fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still)
+    torch.testing.assert_close(half.parameters()["program.net.0.weight"], net[0].weight.detach())
+    assert not torch.allclose(half.parameters()["program.net.2.weight"], net[2].weight)
+
+
+def test_dropout_is_off_and_batch_norm_keeps_its_statistics() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 1))
+    net[1].running_mean.fill_(0.3)
+    found = fit(BayesianNeuralNetwork(net), table(), init="keep")
+    assert (found.parameters()["program.net.1.running_mean"] == 0.3).all()
+    x = table()[0]
+    whole, part = found.predict(x, draws=20).distribution.mean, found.predict(x[:5], draws=20).distribution.mean
+    torch.testing.assert_close(
+        whole[:, :5], part
+    )  # no row depends on another, and no draw on chance beside the weights
+
+
+def test_gradients_reach_every_parameter() -> None:
+    program = BayesianNeuralNetwork(network())
+    x, y = table()
+    guide = pyro.poutine.trace(program.guide).get_trace(x, y)
+    model = pyro.poutine.trace(pyro.poutine.replay(program.model, guide)).get_trace(x, y)
+    (guide.log_prob_sum() - model.log_prob_sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and (p.grad != 0).any() for p in program.parameters())
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+
+def test_units_make_no_difference_but_their_own() -> None:
+    x, y = table()
+    scale, shift = torch.tensor([1e3, 1e-2, 5.0]), torch.tensor([1e3, 0.0, -20.0])
+    plain = fit(BayesianNeuralNetwork(network()), (x, y), epochs=100)
+    other = fit(BayesianNeuralNetwork(network()), (x * scale + shift, 50 * y + 1000), epochs=100)
+    a, b = plain.predict(x, draws=50), other.predict(x * scale + shift, draws=50)
+    torch.testing.assert_close(b.mean, 50 * a.mean + 1000, rtol=1e-3, atol=0.5)
+    torch.testing.assert_close(b.sd, 50 * a.sd, rtol=1e-2, atol=0.1)
+    torch.testing.assert_close(b.log_prob(50 * y + 1000), a.log_prob(y) - np.log(50.0), rtol=1e-2, atol=0.02)
+    gap = plain.log_likelihood(x, y).mean() - other.log_likelihood(x * scale + shift, 50 * y + 1000).mean()
+    assert abs(float(gap) - np.log(50.0)) < 0.02
+
+
+def test_units_come_from_the_training_rows_alone() -> None:
+    x, y = table()
+    found = fit(BayesianNeuralNetwork(network()), (x, y), held_out=(100 * x, 100 * y))
+    parameters = found.parameters()
+    torch.testing.assert_close(parameters["program.x_loc"], x.mean(0))
+    torch.testing.assert_close(parameters["program.y_scale"], y.std(0, unbiased=False))
+
+
+def test_a_constant_column_has_scale_one() -> None:
+    x, y = table()
+    x[:, 1] = 0.1
+    program = BayesianNeuralNetwork(network())
+    program.adapt(*program.accept((x, y)))
+    assert program.x_scale[1] == 1.0 and program.x_scale[0] != 1.0
+    assert fit(program, (x, torch.full_like(y, 7.0)), epochs=1).predict(x).mean.isfinite().all()
+
+
+def test_an_image_is_standardised_as_a_whole() -> None:
+    images = torch.rand(9, 4, 4) * 255
+    program = BayesianNeuralNetwork(ConvEncoder((4, 4), 2, channels=(3,)), "categorical", num_classes=2)
+    program.adapt(*program.accept((images, torch.zeros(9, dtype=torch.long))))
+    torch.testing.assert_close(program.x_loc, images.mean())
+    assert program.y_scale.item() == 1.0
+
+
+def test_every_column_of_y_has_its_own_noise() -> None:
+    x, _ = table()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.cat([x, torch.randn(200, 3, generator=generator)])
+    fast = Optimizer(learning_rate=5e-2)
+    both = torch.cat([x[:, :1], x[:, 1:2] + 3 * torch.randn(240, 1, generator=generator)], dim=1)
+    found = fit(BayesianNeuralNetwork(nn.Linear(3, 2)), (x, both), epochs=300, batch_size=None, optimizer=fast)
+    noise = found.sample(draws=50)["noise"].mean(0)
+    assert noise.shape == (2,) and noise[1] > 2 * noise[0]
+    assert found.predict(x).mean.shape == (240, 2) and found.log_likelihood(x, both, draws=3).shape == (3, 240)
+
+
+def test_a_noise_that_is_known_is_in_the_units_of_y() -> None:
+    x, y = table()
+    found = fit(BayesianNeuralNetwork(network(), noise=3.0), (x, 100 * y))
+    assert "noise" not in found.latent_sites
+    assert (found.predict(x).aleatoric == 3.0).all()
+
+
+def test_without_standardisation_numbers_are_taken_as_they_are() -> None:
+    x, y = table()
+    found = fit(BayesianNeuralNetwork(network(2), standardize=False), (x + 5, y.repeat(1, 2) + 5)).parameters()
+    assert (found["program.x_loc"] == 0).all() and (found["program.y_scale"] == 1).all()
+    assert found["program.noise_loc.0"].shape == (2,)
+
+
+# -- likelihoods ------------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_learned() -> None:
+    x, _ = table(120)
+    labels = (x[:, 0] > 0).long() + (x[:, 0] > 1).long()
+    net = network(3)
+    found = fit(BayesianNeuralNetwork(net, "categorical", num_classes=3), (x, labels), epochs=300, batch_size=None)
+    predicted = found.predict(x)
+    assert predicted.kind == "classes" and predicted.probs.shape == (120, 3)
+    assert (predicted.probs.argmax(1) == labels).float().mean() > 0.9
+    assert "noise" not in found.latent_sites and found.program.x_loc.shape == (3,)
+
+
+def test_two_classes_are_learned() -> None:
+    x, _ = table(120)
+    found = fit(BayesianNeuralNetwork(network(), "bernoulli"), (x, x[:, 0] > 0), epochs=300, batch_size=None)
+    predicted = found.predict(x)
+    assert predicted.kind == "binary" and predicted.probs.shape == (120, 1)
+    assert ((predicted.probs[:, 0] > 0.5) == (x[:, 0] > 0)).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.Tensor.double, torch.Tensor.long, lambda v: v > 0, lambda v: v.numpy()[::-1]]
+)
+def test_any_kind_of_numbers_is_taken(convert: Any) -> None:
+    x, y = table()
+    found = fit(BayesianNeuralNetwork(network()), (convert(3 * x), convert(3 * y)), epochs=1)
+    assert found.predict(convert(3 * x)).mean.dtype == torch.get_default_dtype()
+
+
+def test_targets_may_be_one_axis_and_labels_two() -> None:
+    x, y = table()
+    found = fit(BayesianNeuralNetwork(network()), (x, y[:, 0]), epochs=1)
+    assert found.predict(x).mean.shape == (40, 1)
+    assert torch.equal(found.log_likelihood(x, y[:, 0]), found.log_likelihood(x, y))
+    program = BayesianNeuralNetwork(network(2), "categorical", num_classes=2)
+    assert program.accept((x, torch.ones(40, 1)))[1].shape == (40,)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+_READ = """
+import json, sys, torch
+from deepprob.posterior import Posterior
+posterior = Posterior.load(sys.argv[1])
+x = torch.linspace(-1, 1, 12).reshape(4, 3)
+print(json.dumps(posterior.log_likelihood(x, x.sum(1), draws=7, seed=3).tolist()))
+"""
+
+
+def test_a_fresh_process_gives_the_same_densities(tmp_path: Path) -> None:
+    x, y = table()
+    x[:, 2] = 4.0
+    found = fit(BayesianNeuralNetwork(MLP(3, 1, (6,), activation="tanh"), prior_scale=0.7), (x, 30 * y + 7))
+    found.save(tmp_path / "bnn")
+    run = subprocess.run(
+        [sys.executable, "-c", _READ, str(tmp_path / "bnn")], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    rows = torch.linspace(-1, 1, 12).reshape(4, 3)
+    expected = found.log_likelihood(rows, rows.sum(1), draws=7, seed=3)
+    torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_the_config_makes_the_program_again() -> None:
+    program = BayesianNeuralNetwork(
+        ConvEncoder((4, 4), 3, channels=(2,)), "categorical", num_classes=3, prior="normal", prior_scale=0.5
+    )
+    twin = MODELS["bnn"](**json.loads(json.dumps(program.config)))
+    assert twin.config == program.config
+    assert [(n, p.shape) for n, p in twin.named_parameters()] == [(n, p.shape) for n, p in program.named_parameters()]
+
+
+def test_a_network_of_ones_own_is_given_again(tmp_path: Path) -> None:
+    found = fit(BayesianNeuralNetwork(network()), table())
+    found.save(tmp_path / "bnn")
+    with pytest.raises(ValueError, match="program of your own"):
+        Posterior.load(tmp_path / "bnn")
+    again = Posterior.load(tmp_path / "bnn", program=BayesianNeuralNetwork(network()))
+    assert torch.equal(again.log_likelihood(*table()), found.log_likelihood(*table()))
+
+
+@pytest.mark.parametrize(
+    ("name", "likelihood", "outputs"),
+    [("diabetes", "normal", 1), ("wine", "categorical", 3), ("digits", "categorical", 10)],
+)
+def test_a_data_set_decides_sizes_and_likelihood(name: str, likelihood: str, outputs: int) -> None:
+    data = load_data(name)
+    program = BayesianNeuralNetwork.from_data(data)
+    assert program.likelihood == likelihood and program.net.out_features == outputs
+    with program.bound(torch.arange(len(data.test)), len(data.test)):
+        assert len(program.model(*program.accept(data.test))) == len(data.test)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"likelihood": "bernouli"}, "unknown likelihood 'bernouli'. Did you mean 'bernoulli'"),
+        ({"prior": "norml"}, "unknown prior 'norml'. Did you mean 'normal'"),
+        ({"prior_scale": 0.0}, "prior_scale must be a positive number; got 0.0"),
+        ({"noise": -1.0}, "noise must be a positive number; got -1.0"),
+        ({"noise": 0.1, "likelihood": "bernoulli"}, "noise is of likelihood='normal'; got likelihood='bernoulli'"),
+        ({"likelihood": "categorical"}, "needs num_classes, a whole number of at least 2; got None"),
+        ({"likelihood": "categorical", "num_classes": 1}, "needs num_classes, a whole number of at least 2; got 1"),
+        ({"num_classes": 3}, "num_classes is of likelihood='categorical'; got likelihood='normal'"),
+    ],
+)
+def test_wrong_settings(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BayesianNeuralNetwork(network(), **arguments)
+
+
+class _Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.zeros(1))
+
+
+def test_networks_that_cannot_be_lifted() -> None:
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module; got str"):
+        BayesianNeuralNetwork("mlp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no parameter that is not frozen"):
+        BayesianNeuralNetwork(nn.Tanh())
+    with pytest.raises(ValueError, match="parameter named 'noise', which is a site of the program"):
+        BayesianNeuralNetwork(_Named())
+    with pytest.raises(ValueError, match=r"batch norm without running statistics \('1'\)"):
+        BayesianNeuralNetwork(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)))
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(4), torch.zeros(4), r"x must be rows of features, shape \(N, D\).*x.reshape\(-1, 1\)"),
+        (torch.zeros(4, 3), torch.zeros(5), "'x' has 4, 'y' has 5"),
+        (torch.full((4, 3), torch.nan), torch.zeros(4), "'x' of data"),
+        (torch.zeros(4, 3), torch.full((4,), torch.inf), "'y' of data"),
+        (torch.zeros(0, 3), torch.zeros(0), "'x' of data is empty"),
+        (torch.zeros(4, 3), torch.zeros(4, 2, 2), r"y must have shape \(N, outputs\) or \(N,\); got \(4, 2, 2\)"),
+    ],
+)
+def test_wrong_rows(x: Tensor, y: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(BayesianNeuralNetwork(network()), (x, y))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0, 1, 3, 2]), r"labels y must be in 0..2 for num_classes=3; got 3 in row 2"),
+        (torch.tensor([0, -1, 1, 2]), r"labels y must be in 0..2 for num_classes=3; got -1 in row 1"),
+        (torch.tensor([0.0, 1.0, 0.5, 2.0]), "labels y must be whole numbers; got 0.5 in row 2"),
+        (torch.eye(4)[:, :3], r"labels y must have shape \(N,\); got \(4, 3\). Of one-hot rows take y.argmax\(1\)"),
+    ],
+)
+def test_wrong_labels(y: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(BayesianNeuralNetwork(network(3), "categorical", num_classes=3), (torch.randn(4, 3), y))
+
+
+def test_wrong_binary_targets() -> None:
+    with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2"):
+        fit(BayesianNeuralNetwork(network(), "bernoulli"), (torch.randn(4, 3), torch.tensor([0, 1, 2, 1])))
+
+
+def test_networks_and_data_that_do_not_fit_together() -> None:
+    x, y = table()
+    with pytest.raises(ValueError, match="the network has 2 outputs, but num_classes=3"):
+        fit(BayesianNeuralNetwork(network(2), "categorical", num_classes=3), (x, torch.zeros(40)))
+    with pytest.raises(ValueError, match=r"the network must return \(rows, outputs\)"):
+        fit(BayesianNeuralNetwork(nn.Sequential(network(), nn.Flatten(0))), (x, y))
+    with pytest.raises(ValueError, match="the network has 1 outputs, but y has 2 columns"):
+        fit(BayesianNeuralNetwork(network()), (x, y.repeat(1, 2)))
+    with pytest.raises(ValueError, match="cannot run on rows of x"):
+        fit(BayesianNeuralNetwork(network()), (x[:, :2], y))
+    found = fit(BayesianNeuralNetwork(network()), (x, y), epochs=1)
+    with pytest.raises(ValueError, match="x must have 3 features per row as in the fit; got 2"):
+        found.predict(x[:, :2])
+    with pytest.raises(ValueError, match="has no targets to predict"):
+        BayesianNeuralNetwork.from_data(_Unlabelled())  # type: ignore[arg-type]
+
+
+class _Unlabelled:
+    name, train = "faces", Split({"images": torch.zeros(2, 4, 4)})
