@@ -409,8 +409,10 @@ class Posterior:
             StorageError: If the file cannot be trusted, or a program of one's own is needed and was not given.
         """
         tensors, manifest = read(path, kind="posterior")
+        stream = RandomStream(0, pick_device(device))
         if program is None:
-            program = _rebuild(path, manifest)
+            with stream.drawing():
+                program = _rebuild(path, manifest)
         specs = specs_from_json(manifest["inputs"])
         num_data = manifest["num_data"]
         groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
@@ -418,7 +420,6 @@ class Posterior:
             group, _, name = key.partition(".")
             groups[group][name] = value
         rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
-        stream = RandomStream(0, pick_device(device))
         try:
             with stream.drawing():
                 owned = OwnedProgram(

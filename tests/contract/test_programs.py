@@ -1,0 +1,184 @@
+"""What holds for every registered model, and for programs of one's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from scenarios import MODEL_SCENARIOS, fit, missing
+
+from deepprob.inference import svi
+from deepprob.models import MODELS
+from deepprob.objectives import ELBO
+from deepprob.owned import OwnedProgram
+from deepprob.posterior import Posterior
+from deepprob.program import Program
+
+NAMES = sorted(MODEL_SCENARIOS)
+
+
+def test_every_registered_name_has_a_scenario() -> None:
+    assert missing() == set()
+    assert all(cls.registry_name == name for name, cls in MODELS.items())
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def posterior(name: str) -> Posterior:
+    return fit(name)
+
+
+def owned(name: str) -> OwnedProgram:
+    scenario = MODEL_SCENARIOS[name]
+    program = scenario.make()
+    batch = program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
+    return OwnedProgram(program, batch, len(batch[0]))
+
+
+def test_the_config_rebuilds_the_program(name: str) -> None:
+    program = MODEL_SCENARIOS[name].make()
+    assert program.config is not None
+    assert program.registry_name == name
+    twin = MODELS[name](**json.loads(json.dumps(program.config)))
+    assert {n: p.shape for n, p in twin.named_parameters()} == {n: p.shape for n, p in program.named_parameters()}
+    assert twin.config == program.config
+
+
+def test_the_guide_covers_every_latent_site(name: str) -> None:
+    found = owned(name).structure
+    assert found.latent
+    assert found.observed
+
+
+def test_gradients_reach_every_parameter(name: str) -> None:
+    scenario = MODEL_SCENARIOS[name]
+    ours = owned(name)
+    batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
+    with torch.random.fork_rng(), ours.running():
+        torch.manual_seed(0)
+        totals = {n: torch.zeros_like(p) for n, p in ours.parameters().items()}
+        for _ in range(5):  # a unit that is off for one draw is on for another
+            loss, _ = ELBO()(ours.program, ours.program.prepare(*batch), torch.arange(24), 24)
+            gradients = torch.autograd.grad(loss, list(ours.parameters().values()), allow_unused=True)
+            for n, g in zip(totals, gradients, strict=True):
+                assert g is not None, f"no gradient reaches {n}"
+                totals[n] += g.abs()
+    assert [n for n, t in totals.items() if not bool((t > 0).any())] == []
+
+
+@pytest.mark.parametrize("rows", [1, 5, 24])
+def test_the_elbo_is_weighed_right_for_every_batch(name: str, rows: int) -> None:
+    """Per-row parts of a batch are scaled by N / B: the global KL is the same for every batch size."""
+    scenario, ours = MODEL_SCENARIOS[name], owned(name)
+    ours.program.eval()
+    batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
+    part = tuple(x[:rows] for x in batch)
+
+    def terms(data: tuple[torch.Tensor, ...], num_data: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        return ELBO()(ours.program, ours.program.prepare(*data), torch.arange(len(data[0])), num_data)[1]
+
+    with torch.random.fork_rng(), torch.no_grad(), ours.running():
+        alone, within = terms(part, rows), terms(part, 24)
+    assert float(within["likelihood"]) == pytest.approx(float(alone["likelihood"]), rel=1e-4)
+    assert float(within["kl_local"]) == pytest.approx(float(alone["kl_local"]), rel=1e-4, abs=1e-6)
+    assert float(within["kl_global"]) == pytest.approx(float(alone["kl_global"]) * rows / 24, rel=1e-4, abs=1e-6)
+
+
+def test_seeded_fits_are_equal_and_independent(name: str, posterior: Posterior) -> None:
+    scenario = MODEL_SCENARIOS[name]
+    program = scenario.make()
+    before = {n: v.clone() for n, v in program.state_dict().items()}
+    data = scenario.data if len(scenario.data) > 1 else scenario.data[0]
+    first, second = (svi(program, data, epochs=3, batch_size=8) for _ in range(2))
+    assert all(torch.equal(v, before[n]) for n, v in program.state_dict().items())
+    state, other = first.parameters(), second.parameters()
+    assert all(torch.equal(v, other[n]) for n, v in state.items())
+    with torch.no_grad():
+        for value in first.program.parameters():
+            value.zero_()
+    assert all(torch.equal(v, other[n]) for n, v in second.parameters().items())
+
+
+def test_the_callers_random_state_and_pyros_store_are_untouched(name: str, tmp_path: Path) -> None:
+    scenario = MODEL_SCENARIOS[name]
+    program, data = scenario.make(), scenario.data if len(scenario.data) > 1 else scenario.data[0]
+    pyro.param("theirs", torch.zeros(()))
+    before = torch.get_rng_state()
+    posterior = svi(program, data, epochs=2, held_out=data)
+    posterior.save(tmp_path / "fit")
+    posterior = Posterior.load(tmp_path / "fit")
+    posterior.predict(*scenario.data[: scenario.inputs], draws=2)
+    posterior.elbo(*scenario.data)
+    posterior.sample(*scenario.data, draws=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["theirs"]
+    pyro.clear_param_store()
+
+
+def test_two_programs_with_the_same_names_both_train(name: str) -> None:
+    scenario = MODEL_SCENARIOS[name]
+    alone = fit(name, seed=1).parameters()
+    fit(name, seed=2)
+    beside = fit(name, seed=1).parameters()
+    assert all(torch.equal(v, beside[n]) for n, v in alone.items())
+    start = svi(scenario.make(), scenario.data if len(scenario.data) > 1 else scenario.data[0], epochs=1, seed=1,
+                optimizer="sgd")  # fmt: skip
+    assert start.parameters().keys() == alone.keys()
+
+
+def test_queries_have_their_shapes(name: str, posterior: Posterior) -> None:
+    scenario = MODEL_SCENARIOS[name]
+    assert posterior.log_likelihood(*scenario.data, draws=3).shape == (3, 24)
+    assert posterior.elbo(*scenario.data).shape == (24,)
+    for site, value in posterior.sample(*scenario.data, draws=3).items():
+        local = posterior.latent_sites[site] == "local"
+        assert value.shape[: 1 + local] == ((3, 24) if local else (3,))
+    assert posterior.predict(*scenario.data[: scenario.inputs], draws=3).mean.shape[0] == 24
+    evidence = posterior.log_evidence(*scenario.data, particles=3)
+    assert evidence.shape == (() if "global" in posterior.latent_sites.values() else (24,))
+
+
+def test_arviz_has_its_groups(name: str, posterior: Posterior) -> None:
+    idata = posterior.to_arviz(*MODEL_SCENARIOS[name].data, draws=4)
+    groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert groups <= set(idata.groups())
+    assert set(idata.posterior.data_vars) == set(posterior.latent_sites)
+    for values in idata.log_likelihood.data_vars.values():
+        assert values.shape == (1, 4, 24)
+
+
+_FRESH = """
+import sys, json, torch
+sys.path.insert(0, {folder!r})
+from scenarios import MODEL_SCENARIOS
+from deepprob.posterior import Posterior
+posterior = Posterior.load({path!r})
+scenario = MODEL_SCENARIOS[{name!r}]
+print(json.dumps(posterior.log_likelihood(*scenario.data, draws=5).double().tolist()))
+"""
+
+
+def test_a_fresh_process_finds_the_same_densities(name: str, posterior: Posterior, tmp_path: Path) -> None:
+    posterior.save(tmp_path / "fit")
+    code = _FRESH.format(folder=str(Path(__file__).parent), path=str(tmp_path / "fit"), name=name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here = posterior.log_likelihood(*MODEL_SCENARIOS[name].data, draws=5).double()
+    assert torch.allclose(torch.tensor(json.loads(done.stdout), dtype=torch.float64), here, rtol=0, atol=1e-6)
+
+
+def test_a_program_is_copied_whole(name: str) -> None:
+    program = MODEL_SCENARIOS[name].make()
+    twin: Program = copy.deepcopy(program)
+    assert not {id(p) for p in program.parameters()} & {id(p) for p in twin.parameters()}
+    assert not {id(b) for b in program.buffers()} & {id(b) for b in twin.buffers()}

@@ -1,0 +1,111 @@
+"""What holds for every registered routine."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scenarios import ROUTINE_SETTINGS
+from torch import Tensor
+
+from deepprob.callbacks import Callback
+from deepprob.inference import ROUTINES
+from deepprob.posterior import Posterior, draws_posterior
+from deepprob.program import Program
+
+Y = torch.linspace(-1.0, 2.0, 16)
+
+
+def model(y: Tensor | None = None) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 16 if y is None else len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def program() -> Program:
+    return Program.of(model, "normal", data_plate="data")
+
+
+@pytest.fixture(params=sorted(ROUTINES))
+def routine(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(routine: str, **options: object) -> Posterior:
+    return ROUTINES[routine](program(), Y, **ROUTINE_SETTINGS[routine] | options)
+
+
+def test_the_signature_is_shared(routine: str) -> None:
+    parameters = list(inspect.signature(ROUTINES[routine]).parameters.values())
+    assert [p.name for p in parameters[:2]] == ["program", "data"]
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+    assert {"seed", "device", "progress", "callbacks"} <= {p.name for p in parameters}
+    assert len(parameters) <= 14
+
+
+def test_runs_are_seeded(routine: str) -> None:
+    first, again, other = (run(routine, seed=s).sample(draws=20)["loc"] for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_nothing_of_the_callers_changes(routine: str) -> None:
+    pyro.param("theirs", torch.zeros(()))
+    before = torch.get_rng_state()
+    run(routine)
+    assert torch.equal(before, torch.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["theirs"]
+    pyro.clear_param_store()
+
+
+def test_the_posterior_says_how_it_came_about(routine: str) -> None:
+    posterior = run(routine, seed=5)
+    assert posterior.config["routine"] == routine
+    assert posterior.seed == 5
+    assert {"python", "torch"} <= posterior.versions.keys()
+    assert posterior.sample(draws=7)["loc"].shape == (7,)
+
+
+def test_it_comes_back_from_its_folder(routine: str, tmp_path: Path) -> None:
+    posterior = run(routine)
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p", program=Program.of(model, data_plate="data"))
+    assert torch.equal(again.log_likelihood(Y), posterior.log_likelihood(Y))
+    assert again.config == posterior.config
+
+
+def test_to_arviz(routine: str) -> None:
+    idata = run(routine).to_arviz(Y, draws=6)
+    assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data"} <= set(idata.groups())
+    assert idata.log_likelihood["y"].shape[-1] == 16
+
+
+def test_callbacks_are_called(routine: str) -> None:
+    seen = []
+
+    class Watch(Callback):
+        def epoch_end(self, fit: object) -> None:
+            seen.append(fit)
+
+    run(routine, callbacks=[Watch()])
+    assert seen
+
+
+class Own(Program):
+    """A program of one's own, without a guide."""
+
+    def model(self, y: Tensor | None = None) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with self.data_plate(y):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def test_draws_of_a_program_of_ones_own(tmp_path: Path) -> None:
+    posterior = draws_posterior(Own(), Y, {"loc": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))})
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p", program=Own())
+    assert torch.equal(again.log_likelihood(Y, draws=8), posterior.log_likelihood(Y, draws=8))
