@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
-from deepprob.capture import own_copy
-from deepprob.errors import StorageError
+from deepprob.draws import replay, with_prior_guide
 from deepprob.evaluation import (
     drawn_sites,
     joint_weights,
@@ -28,13 +24,13 @@ from deepprob.evaluation import (
     row_weights,
 )
 from deepprob.history import History
-from deepprob.inputs import specs_from_json, specs_to_json
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows
-from deepprob.runtime import RandomStream, pick_device
+from deepprob.runtime import RandomStream
+from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.shapes import Layout
-from deepprob.storage import read, versions, write
+from deepprob.storage import versions
 from deepprob.traces import Structure, is_deterministic, run, run_guide, run_prior, sample_sites
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
@@ -376,24 +372,10 @@ class Posterior:
         Args:
             path: The folder; made if need be.
         """
-        tensors = {f"state.{n}": t for n, t in self._owned.tensors().items()}
-        tensors |= {f"history.{n}": t for n, t in self.history.to_tensors().items()}
-        tensors |= {f"chains.{n}": t for n, t in (self._chains or {}).items()}
-        manifest = {
-            "program": _registry_name(self.program),
-            "program_class": type(self.program).__name__,
-            "program_config": self.program.config,
-            "guide": self._owned.guide_name,
-            "num_data": self._owned.num_data,
-            "inputs": specs_to_json(self._owned.inputs),
-            "history": self.history.facts(),
-            "config": self.config,
-            "seed": self.seed,
-            "exact": self.exact,
-            "posterior_kind": self.kind,
-            "made_with": self.versions,
-        }
-        write(path, tensors, manifest, kind="posterior")
+        write_posterior(
+            path,
+            Content(self._owned, self.history, self.config, self.seed, self._chains, self.exact, self.versions),
+        )
 
     @classmethod
     def load(cls, path: str | Path, program: Program | None = None, *, device: str | torch.device = "cpu") -> Posterior:
@@ -408,42 +390,16 @@ class Posterior:
         Raises:
             StorageError: If the file cannot be trusted, or a program of one's own is needed and was not given.
         """
-        tensors, manifest = read(path, kind="posterior")
-        stream = RandomStream(0, pick_device(device))
-        if program is None:
-            with stream.drawing():
-                program = _rebuild(path, manifest)
-        specs = specs_from_json(manifest["inputs"])
-        num_data = manifest["num_data"]
-        groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
-        for key, value in tensors.items():
-            group, _, name = key.partition(".")
-            groups[group][name] = value
-        rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
-        try:
-            with stream.drawing():
-                owned = OwnedProgram(
-                    _with_prior_guide(program, groups["chains"]) if groups["chains"] else program,
-                    tuple(spec.example(rows) for spec in specs),
-                    num_data,
-                    guide=manifest["guide"],
-                    device=device,
-                    full_batch=isinstance(program, FunctionProgram),
-                    check=False,
-                )
-            owned.inputs = specs
-            owned.load(groups["state"])
-        except ValueError as error:
-            raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
+        content = read_posterior(path, program, device)
         found = cls(
-            owned,
-            history=History.restore(groups["history"], manifest["history"]),
-            config=manifest["config"],
-            seed=manifest["seed"],
-            chains=groups["chains"] if manifest["posterior_kind"] == "draws" else None,
-            exact=manifest["exact"],
+            content.owned,
+            history=content.history,
+            config=content.config,
+            seed=content.seed,
+            chains=content.chains,
+            exact=content.exact,
         )
-        found.versions = manifest["made_with"]
+        found.versions = content.versions
         return found
 
     # -- inside --------------------------------------------------------------------------------------------------
@@ -480,7 +436,7 @@ class Posterior:
         return Layout(self.program.data_name, self._plates, draws)
 
     def _stored(self, draws: int) -> Callable[..., None] | None:
-        return None if self._chains is None else _replay(self._chains, self.structure, draws, self._plates)
+        return None if self._chains is None else replay(self._chains, self.structure, draws, self._plates)
 
     def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
         batch = self._padded(self.program.prepare(*batch))
@@ -548,61 +504,6 @@ def _check_draws(draws: int) -> None:
         raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}.")
 
 
-def _replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
-    """A guide that hands out stored draws, spread evenly over all chains."""
-
-    def guide(*batch: Any) -> None:
-        for name, value in chains.items():
-            flat = value.flatten(0, 1)  # (C * S, *site)
-            if draws <= len(flat):
-                index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
-            else:
-                index = torch.arange(draws, device=flat.device) % len(flat)
-            event_dim = found.event_dims[name]
-            chosen = flat[index]
-            batch_dims = chosen.dim() - 1 - event_dim
-            places, batch_shape = found.places[name], [1] * plates
-            # A site has no dimension for the plates that it is not in.
-            dims = places if len(places) == batch_dims else range(-batch_dims, 0)
-            for dim, size in zip(dims, chosen.shape[1:], strict=False):
-                batch_shape[dim] = size
-            shape = (draws, *batch_shape, *chosen.shape[1 + batch_dims :])
-            pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
-
-    return guide
-
-
-def _with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
-    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
-    twin: Program = own_copy(program)
-    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
-    return twin
-
-
-def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
-    with poutine.block(expose=sites):
-        model(*batch)
-
-
-def _registry_name(program: Program) -> str | None:
-    return type(program).registry_name if program.config is not None else None
-
-
-def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
-    from deepprob.models import MODELS  # late: the core does not depend on the models
-
-    name = manifest["program"]
-    if name is None:
-        raise StorageError(
-            f"{path} holds a posterior of {manifest['program_class']}, a program of your own. "
-            "Give it: Posterior.load(path, program=...)."
-        )
-    if name not in MODELS:
-        raise StorageError(f"{path} is of the model {name!r}, which this version does not have. Update deepprob.")
-    model: Callable[..., Program] = MODELS[name]
-    return model(**manifest["program_config"])
-
-
 def draws_posterior(
     program: Program,
     data: Any,
@@ -624,6 +525,7 @@ def draws_posterior(
         ValueError: If a global latent site is missing, or shapes disagree.
 
     Examples:
+        >>> import pyro, pyro.distributions as dist
         >>> def model(y=None):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 3):
@@ -641,5 +543,5 @@ def draws_posterior(
         )
     batch = program.accept(data)
     with RandomStream(seed).drawing():
-        owned = OwnedProgram(_with_prior_guide(program, chains), batch, num_rows(batch))
+        owned = OwnedProgram(with_prior_guide(program, chains), batch, num_rows(batch))
     return Posterior(owned, config=config, seed=seed, chains=chains)

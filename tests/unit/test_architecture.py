@@ -119,7 +119,7 @@ def test_core_imports_no_model_and_no_routine() -> None:
         if module.name == "deepprob.cli":
             return True
         return (
-            module.name == "deepprob.posterior"
+            module.name == "deepprob.saving"
             and imported.in_function
             and within(imported.module, "deepprob.models")
         )
@@ -133,10 +133,10 @@ def test_core_imports_no_model_and_no_routine() -> None:
                 continue
             if not allowed(module, imported):
                 broken.append(f"{module.where(imported.line)} imports {imported.module}")
-            elif module.name == "deepprob.posterior":
+            elif module.name == "deepprob.saving":
                 late.append(module.where(imported.line))
     report(broken, "the core imports neither models nor routines:")
-    report(late[1:], "one late import in posterior.py is enough; also:")
+    report(late[1:], "one late import in saving.py is enough; also:")
 
 
 def test_models_and_routines_never_import_each_other() -> None:

@@ -1,0 +1,53 @@
+"""Guides for posteriors that hold draws."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from deepprob.capture import own_copy
+from deepprob.program import Program
+from deepprob.traces import Structure
+
+
+def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
+    """A guide that hands out stored draws, spread evenly over all chains."""
+
+    def guide(*batch: Any) -> None:
+        for name, value in chains.items():
+            flat = value.flatten(0, 1)  # (C * S, *site)
+            if draws <= len(flat):
+                index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
+            else:
+                index = torch.arange(draws, device=flat.device) % len(flat)
+            event_dim = found.event_dims[name]
+            chosen = flat[index]
+            batch_dims = chosen.dim() - 1 - event_dim
+            places, batch_shape = found.places[name], [1] * plates
+            # A site has no dimension for the plates that it is not in.
+            dims = places if len(places) == batch_dims else range(-batch_dims, 0)
+            for dim, size in zip(dims, chosen.shape[1:], strict=False):
+                batch_shape[dim] = size
+            shape = (draws, *batch_shape, *chosen.shape[1 + batch_dims :])
+            pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
+
+    return guide
+
+
+def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
+    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
+    twin: Program = own_copy(program)
+    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
+    return twin
+
+
+def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
+    with poutine.block(expose=sites):
+        model(*batch)

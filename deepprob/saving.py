@@ -1,0 +1,129 @@
+"""Posteriors on disk: what is written, and how the program is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepprob.draws import with_prior_guide
+from deepprob.errors import StorageError
+from deepprob.history import History
+from deepprob.inputs import specs_from_json, specs_to_json
+from deepprob.owned import OwnedProgram
+from deepprob.program import FunctionProgram, Program
+from deepprob.runtime import RandomStream, pick_device
+from deepprob.storage import read, write
+
+
+@dataclass
+class Content:
+    """All that a saved posterior consists of.
+
+    Attributes:
+        owned: The fitted program.
+        history: The record of the fit.
+        config: The routine and its settings.
+        seed: The fit's seed.
+        chains: Draws by site, or None where there is a guide.
+        exact: Whether the evidence is a closed form.
+        versions: Of what made it.
+    """
+
+    owned: OwnedProgram
+    history: History
+    config: dict[str, Any]
+    seed: int
+    chains: Mapping[str, Tensor] | None
+    exact: bool
+    versions: dict[str, str]
+
+
+def write_posterior(path: str | Path, content: Content) -> None:
+    """Write a posterior to a folder, atomically."""
+    owned, chains = content.owned, content.chains
+    program = owned.program
+    tensors = {f"state.{n}": t for n, t in owned.tensors().items()}
+    tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
+    tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
+    # A subclass inherits its parent's name, but is another program.
+    name = type(program).__dict__.get("registry_name") if program.config is not None else None
+    manifest = {
+        "program": name,
+        "program_class": type(program).__name__,
+        "program_config": program.config,
+        "guide": owned.guide_name,
+        "num_data": owned.num_data,
+        "inputs": specs_to_json(owned.inputs),
+        "history": content.history.facts(),
+        "config": content.config,
+        "seed": content.seed,
+        "exact": content.exact,
+        "posterior_kind": "guide" if chains is None else "draws",
+        "made_with": content.versions,
+    }
+    write(path, tensors, manifest, kind="posterior")
+
+
+def read_posterior(path: str | Path, program: Program | None, device: str | torch.device) -> Content:
+    """Read what `write_posterior` wrote.
+
+    Raises:
+        StorageError: If the file cannot be trusted, or does not fit the program.
+    """
+    tensors, manifest = read(path, kind="posterior")
+    stream = RandomStream(0, pick_device(device))
+    if program is None:
+        with stream.drawing():
+            program = _rebuild(path, manifest)
+    specs = specs_from_json(manifest["inputs"])
+    num_data = manifest["num_data"]
+    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
+    for key, value in tensors.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    chains = groups["chains"] if manifest["posterior_kind"] == "draws" else None
+    rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
+    try:
+        with stream.drawing():
+            owned = OwnedProgram(
+                program if chains is None else with_prior_guide(program, chains),
+                tuple(spec.example(rows) for spec in specs),
+                num_data,
+                guide=manifest["guide"],
+                device=device,
+                full_batch=isinstance(program, FunctionProgram),
+                check=False,
+            )
+        owned.inputs = specs
+        owned.load(groups["state"])
+    except ValueError as error:
+        raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
+    return Content(
+        owned,
+        History.restore(groups["history"], manifest["history"]),
+        manifest["config"],
+        manifest["seed"],
+        chains,
+        manifest["exact"],
+        manifest["made_with"],
+    )
+
+
+def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
+    from deepprob.models import MODELS  # late: the core does not depend on the models
+
+    name = manifest["program"]
+    if name is None:
+        raise StorageError(
+            f"{path} holds a posterior of {manifest['program_class']}, a program of your own. "
+            "Give it: Posterior.load(path, program=...)."
+        )
+    if name not in MODELS:
+        raise StorageError(f"{path} is of the model {name!r}, which this version does not have. Update deepprob.")
+    model: Callable[..., Program] = MODELS[name]
+    return model(**manifest["program_config"])
