@@ -85,9 +85,11 @@ def _words(support: Any) -> str:
         return "0 or 1"
     if low is not None and high is not None:
         return f"{kind} from {low:g} to {high:g}"
-    if low is not None:
+    if low is not None and not hasattr(support, "upper_bound"):
         least = "above" if type(support).__name__ == "_GreaterThan" else "of at least"
         return f"{kind} {least} {low:g}"
+    if hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
+        return f"{kind} within the bounds of their rows"
     return f"in the support {support}"
 
 

@@ -320,3 +320,10 @@ def test_no_data_is_no_batch() -> None:
     assert Program.of(regression).accept(None) == ()
     assert Program.of(lambda *batch: None).takes_any
     assert Program.of(regression).pad(()) == (None,)
+
+
+def test_from_data_is_written_by_those_who_can() -> None:
+    with pytest.raises(
+        TypeError, match=r"Codes has no from_data\. Write it, or call the constructor: Codes\(\.\.\.\)\."
+    ):
+        Codes.from_data(None)  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""Observed values against the distributions that observe them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from deepprob.observed import check_observed
+
+
+def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) -> None:
+    def model() -> None:
+        with pyro.plate("data", len(value)), poutine.mask(mask=True if mask is None else mask):
+            pyro.sample("y", fn, obs=value)
+
+    with pyro.validation_enabled(False):
+        check_observed(poutine.trace(model).get_trace())
+
+
+SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("fn", "good", "bad", "message"),
+    [
+        (
+            dist.Bernoulli(0.5),
+            [0.0, 1.0],
+            [0.5, 1.0],
+            r"y must be 0 or 1 for a Bernoulli likelihood; got values from 0\.5",
+        ),
+        (dist.Poisson(1.0), [0.0, 7.0], [-1.0], r"y must be whole numbers of at least 0 for a Poisson likelihood"),
+        (dist.Gamma(1.0, 1.0), [0.5], [-0.5], r"y must be numbers of at least 0 for a Gamma likelihood"),
+        (dist.LogNormal(0.0, 1.0), [0.5], [0.0], r"y must be numbers above 0 for a LogNormal likelihood"),
+        (dist.Beta(1.0, 1.0), [0.5], [1.5], r"y must be numbers from 0 to 1 for a Beta likelihood"),
+        (dist.Binomial(4, 0.5), [4.0], [5.0], r"y must be whole numbers from 0 to 4 for a Binomial likelihood"),
+        (
+            dist.Binomial(torch.tensor([4, 9]), 0.5),
+            [4.0, 9.0],
+            [5.0, 9.0],
+            r"y must be whole numbers within the bounds of their rows",
+        ),
+        (dist.Normal(0.0, 1.0), [1.0], [float("nan")], r"y must be in the support Real\(\) for a Normal likelihood"),
+    ],
+)
+def test_supports(fn: dist.Distribution, good: list[float], bad: list[float], message: str) -> None:
+    observe(fn, torch.tensor(good))
+    with pytest.raises(ValueError, match=message):
+        observe(fn, torch.tensor(bad))
+
+
+@pytest.mark.parametrize(
+    ("fn", "good"), [(dist.Dirichlet(torch.ones(2)), SIMPLEX), (dist.OneHotCategorical(torch.ones(2)), ONE_HOT)]
+)
+def test_supports_of_vectors(fn: dist.Distribution, good: Tensor) -> None:
+    observe(fn, good)
+    with pytest.raises(ValueError, match=r"y must be in the support \w+\(\) for a \w+ likelihood; got values from"):
+        observe(fn, 2 * good)
+
+
+def test_what_is_masked_is_not_looked_at() -> None:
+    value, seen = torch.tensor([1.0, 9.0]), torch.tensor([True, False])
+    observe(dist.Bernoulli(0.5), value, seen)
+    observe(dist.Bernoulli(0.5).expand([2]).mask(seen), value)
+    with pytest.raises(ValueError, match="y must be 0 or 1"):
+        observe(dist.Bernoulli(0.5), value, ~seen)
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape", "message"),
+    [
+        (dist.Normal(torch.zeros(4), 1.0), (4, 1), r"every row of y must have shape \(\), as .* Normal .*got \(1,\)\."),
+        (dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), (4, 1, 3), r"every row of y must have shape \(3,\)"),
+        (
+            dist.Normal(torch.zeros(4, 4), 1.0),
+            (4, 4),
+            r"has batch shape \(4, 4\), more dimensions than its plates\. Add",
+        ),
+        (dist.Normal(0.0, 1.0), (4, 4), r"every row of y must have shape \(\), .*got \(4,\)"),
+    ],
+)
+def test_shapes(fn: dist.Distribution, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        observe(fn, torch.zeros(shape))
+
+
+def test_shapes_that_are_right() -> None:
+    observe(dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), torch.zeros(4, 3))
+    observe(dist.Normal(0.0, 1.0), torch.zeros(4))
+
+    def without_a_plate() -> None:
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(5))
+
+    check_observed(poutine.trace(without_a_plate).get_trace())
+
+
+def test_without_a_support_nothing_is_said() -> None:
+    class Unknown(dist.Normal):
+        @property
+        def support(self) -> Any:  # type: ignore[override]
+            raise NotImplementedError
+
+    observe(Unknown(0.0, 1.0), torch.tensor([float("nan")]))

@@ -1,0 +1,80 @@
+"""Runs of a program: their structure, and where they stop being finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from deepprob.program import Program, run_bound
+from deepprob.traces import first_bad_site, run, run_prior, structure
+
+Y = torch.zeros(6)
+
+
+def hierarchical(y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 2, dim=-2):
+        pyro.sample("g", dist.Normal(w, 1.0))
+    with pyro.plate("data", 6):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.deterministic("twice", 2 * z, event_dim=1)
+        pyro.factor("extra", torch.zeros(6))
+        pyro.sample("y", dist.Normal(z.sum(-1) + w, 1.0), obs=y)
+
+
+def prior_of(model: Callable[..., None]) -> Callable[..., None]:
+    def guide(y: Tensor | None = None) -> None:
+        with pyro.poutine.block(hide=["y", "extra", "twice"]):
+            pyro.poutine.uncondition(model)(y)
+
+    return guide
+
+
+def test_structure_tells_local_from_global() -> None:
+    program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
+    found = structure(program, *run(program, (Y,), torch.arange(6), 6))
+    assert found.global_ == ("w", "g")
+    assert found.local == ("z",)
+    assert found.observed == ("y",)
+    assert found.latent == ("w", "g", "z")
+    assert found.plates == 2
+    assert found.places == {"w": (), "g": (-2,), "z": (-1,)}
+    assert found.event_dims["z"] == 1
+    assert found.by_row
+
+
+def test_draws_are_a_leading_plate() -> None:
+    program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
+    guide_trace, model_trace = run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
+    assert guide_trace.nodes["g"]["value"].shape == (4, 2, 1)
+    assert model_trace.nodes["z"]["value"].shape == (4, 1, 6, 3)
+    assert run_prior(program, (), 6, draws=4, plates=2).nodes["y"]["value"].shape == (4, 1, 6)
+
+
+def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
+    program = Program.of(hierarchical, data_plate="data")
+    assert run_bound(program.binding, lambda: 3) == 3
+    trace = pyro.poutine.trace(program.bound_model()).get_trace(Y)
+    assert trace.nodes["data"]["value"].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda y: pyro.sample("y", dist.Normal(0.0, torch.tensor(0.0)), obs=y), "site 'y': scale reached 0"),
+        (lambda y: pyro.sample("y", dist.Normal(torch.tensor(torch.inf), 1.0), obs=y), "site 'y': loc is not finite"),
+        (lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y / 0), "site 'y': its value is not finite"),
+        (lambda y: pyro.sample("y", dist.LogNormal(0.0, 1.0), obs=y), "site 'y': its log-probability is not finite"),
+        (lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y), "a gradient is not finite"),
+        (lambda y: y @ torch.zeros(3), "the program itself fails: inconsistent tensor size"),
+    ],
+)
+def test_the_first_bad_site_is_named(model: Callable[..., object], message: str) -> None:
+    program = Program.of(model, lambda y: None)
+    with pyro.validation_enabled(False):
+        assert first_bad_site(program, (Y,), 6).startswith(message)
