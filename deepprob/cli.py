@@ -130,9 +130,8 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
-    from deepprob.callbacks import Checkpoint, KLWarmUp
+    from deepprob.callbacks import Checkpoint, Heading, KLWarmUp
     from deepprob.data import load_data
-    from deepprob.fit_bar import FitBar
     from deepprob.inference import svi
     from deepprob.optimizers import Optimizer
     from deepprob.storage import check_free
@@ -155,10 +154,9 @@ def fit(
         screen.say((f"{epochs} epochs of {steps} steps, seed {seed}", "dim"))
 
     began = time.perf_counter()
-    bar = FitBar(screen, announce)
     warming = [] if warm_up is None else [KLWarmUp(warm_up)]
     checkpoint = Checkpoint(saved, max(1, epochs // CHECKPOINTS), resume=resume)
-    with _noting(screen), bar:
+    with _noting(screen):
         try:
             posterior = svi(
                 program,
@@ -170,8 +168,7 @@ def fit(
                 held_out=dataset.valid,
                 device=device,
                 seed=seed,
-                progress=False,
-                callbacks=[*warming, checkpoint, bar],
+                callbacks=[*warming, checkpoint, Heading(announce)],
             )
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:

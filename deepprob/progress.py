@@ -40,7 +40,11 @@ class ProgressBar:
     def __init__(self, total: int, done: int, progress: bool | str) -> None:
         # Plain text: it needs no widgets, and a notebook shows it as well.
         self._bar: Any = tqdm(
-            total=total, initial=done, disable=not wanted(progress), unit="step", dynamic_ncols=True, leave=True
+            total=total,
+            initial=done,
+            disable=not wanted(progress),
+            bar_format="{percentage:3.0f} % |{bar:28}| step {n_fmt} of {total_fmt}{postfix}, {remaining} left",
+            leave=False,
         )
         self._epochs = 0
 

@@ -22,11 +22,11 @@ from typer.testing import CliRunner, Result
 
 import deepprob.inference
 import deepprob.report
+from deepprob.callbacks import Heading
 from deepprob.cli import app
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
 from deepprob.errors import DivergenceError
-from deepprob.fit_bar import FitBar
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
 from deepprob.posterior import Posterior
@@ -175,7 +175,7 @@ WRONG = {
 
 @pytest.mark.parametrize("message", WRONG)
 def test_errors_take_one_line_before_any_training(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FitBar, "start", lambda self, fit: pytest.fail("training began"))
+    monkeypatch.setattr(Heading, "start", lambda self, fit: pytest.fail("training began"))
     assert re.match(f"error: .*{message}", error_of(deepprob_(*WRONG[message])))
 
 
@@ -224,16 +224,16 @@ def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch
 
 
 def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    step_end = FitBar.step_end
+    step_end = Heading.step_end
 
-    def interrupt(self: FitBar, fit: Any) -> None:
+    def interrupt(self: Heading, fit: Any) -> None:
         step_end(self, fit)
         if fit.step == 30:
             signal.raise_signal(signal.SIGINT)
 
     fit = ["fit", "vae", "digits", *TINY[2:], "--epochs", "5", "--out", "stopped"]
     with monkeypatch.context() as patch:
-        patch.setattr(FitBar, "step_end", interrupt)
+        patch.setattr(Heading, "step_end", interrupt)
         result = deepprob_(*fit)
     assert result.exit_code == 130, result.output
     assert "note: interrupted after 30 of 45 steps. The best posterior so far is in stopped." in result.stderr

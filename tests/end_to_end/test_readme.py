@@ -16,7 +16,11 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def run(code: str, folder: Path) -> str:
     """What a program prints, run in a folder of its own; warnings are errors."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=folder, capture_output=True, text=True, timeout=600
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
