@@ -11,19 +11,20 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
 from deepprob.errors import unknown
+from deepprob.initialisation import init_weights
 from deepprob.networks import MLP, NETWORKS, ConvEncoder, network_from_config
 from deepprob.program import Batch, Program
 
 LIKELIHOODS = ("bernoulli", "categorical", "normal")
 PRIORS = ("hierarchical", "normal")
 
-_START_SD = 1e-3  # of the guide: it finds the function first, as a point estimate would, and then its uncertainty
+_START_SD = 1e-3
 _START_NOISE = 0.1
 _NOISE_PRIOR = (math.log(0.1), 1.5)
 _HYPER_SD = 0.1
@@ -44,10 +45,10 @@ class BayesianNeuralNetwork(Program):
     at little cost, and the others keep wide priors.
 
     The network given stays as it is: the program works on a copy, runs it as a pure function of the weights, over all
-    draws at once, and the copy's own weights are the means of the guide. A fit begins at new ones drawn as the network
-    draws them, or with ``svi(..., init="keep")`` at those given. Parameters that are frozen (``requires_grad=False``)
-    stay fixed and have no site, so that a Bayesian last layer is a network with the rest frozen, fitted with
-    ``init="keep"``.
+    draws at once, and the copy's own weights are the means of the guide. A fit begins at new ones (weights as the
+    network draws them, biases from their prior), or with ``svi(..., init="keep")`` at those given. Parameters that are
+    frozen (``requires_grad=False``) stay as they are and have no site: a Bayesian last layer is a network with the rest
+    frozen.
 
     The network always runs in evaluation mode: dropout is off, as the weights are random already, and a batch norm
     uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is
@@ -118,13 +119,14 @@ class BayesianNeuralNetwork(Program):
         weights = self._means()
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
         self.gains = _gains(self.net)
-        self.raw_sd = nn.ParameterList([_raw(w, _START_SD) for w in weights.values()])
+        self.raw_sd = nn.ParameterList([nn.Parameter(torch.empty_like(w)) for w in weights.values()])
         self.matrices = _matrices(self.net, weights) if prior == "hierarchical" else {}
-        starts = [torch.full((m.inputs,), math.log(self.prior_scale)) for m in self.matrices.values()]
-        self.scale_loc = nn.ParameterList([nn.Parameter(start) for start in starts])
-        self.scale_raw = nn.ParameterList([_raw(start, _HYPER_SD) for start in starts])
+        inputs = [matrix.inputs for matrix in self.matrices.values()]
+        self.scale_loc = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in inputs])
+        self.scale_raw = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in inputs])
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
+        self._narrow()
         self.train()
         if type(self.net) in NETWORKS.values() and len(weights) == len(list(self.net.parameters())):
             self.config = {
@@ -164,6 +166,30 @@ class BayesianNeuralNetwork(Program):
         if classes:
             options = {"likelihood": "categorical", "num_classes": classes} | options
         return cls(net, **options)
+
+    def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
+        """Start the guide anew: means drawn as the network draws them, biases from their prior, and narrow.
+
+        Biases at zero, as networks like to start, would put the kinks of all rectifiers at the mean of the data.
+
+        Args:
+            generator: Where the draws come from; None for torch's own.
+
+        Returns:
+            The scheme by parameter name.
+        """
+        kept = {n: p.clone() for n, p in self.net.named_parameters() if not p.requires_grad}
+        kept |= {n: b.clone() for n, b in self.net.named_buffers()}
+        record = init_weights(self.net, generator)
+        with torch.no_grad():
+            for name, value in self.net.state_dict(keep_vars=True).items():
+                if name in kept:
+                    value.copy_(kept[name])
+                elif name in record and value.dim() == 1 and name not in self.gains:
+                    record[name] = "normal"
+                    value.copy_(torch.randn(value.shape, generator=generator))
+            self._narrow()
+        return {f"net.{name}": scheme for name, scheme in record.items() if name not in kept}
 
     # -- the program ---------------------------------------------------------------------------------------------
 
@@ -285,8 +311,22 @@ class BayesianNeuralNetwork(Program):
         if self.likelihood != "normal" or self.noise is not None:
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != y_loc.shape:
-            start = torch.full_like(y_loc, math.log(_START_NOISE))
-            self.noise_loc, self.noise_raw = nn.ParameterList([start]), nn.ParameterList([_raw(start, _HYPER_SD)])
+            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_START_NOISE))])
+            self.noise_raw = nn.ParameterList([torch.full_like(y_loc, _raw(_HYPER_SD))])
+
+    @torch.no_grad()
+    def _narrow(self) -> None:
+        """Start at narrow distributions: the guide finds the function first, and then how sure it may be."""
+        starts = {
+            self.raw_sd: _raw(_START_SD),
+            self.scale_loc: math.log(self.prior_scale),
+            self.scale_raw: _raw(_HYPER_SD),
+            self.noise_loc: math.log(_START_NOISE),
+            self.noise_raw: _raw(_HYPER_SD),
+        }
+        for parameters, start in starts.items():
+            for parameter in parameters:
+                parameter.fill_(start)
 
     def _scale_prior(self, like: Tensor) -> Any:
         return dist.LogNormal(torch.full_like(like, math.log(self.prior_scale)), 1.0).to_event(1)
@@ -395,9 +435,9 @@ def _lifted(net: Any) -> nn.Module:
     return lifted
 
 
-def _raw(like: Tensor, sd: float) -> nn.Parameter:
+def _raw(sd: float) -> float:
     """What softplus makes a standard deviation of."""
-    return nn.Parameter(torch.full_like(like.detach(), math.log(math.expm1(sd))))
+    return math.log(math.expm1(sd))
 
 
 def _moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:

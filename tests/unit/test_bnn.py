@@ -122,7 +122,7 @@ def test_a_normal_prior_has_no_scales() -> None:
 def test_frozen_parameters_are_not_random_and_not_trained() -> None:
     net = network()
     net[0].requires_grad_(False)
-    found = fit(BayesianNeuralNetwork(net), table(), init="keep")
+    found = fit(BayesianNeuralNetwork(net), table())
     assert set(found.latent_sites) == {"2.weight.scale", "2.weight", "2.bias", "noise"}
     assert torch.equal(found.parameters()["program.net.0.weight"], net[0].weight)
     assert BayesianNeuralNetwork(MLP(3, 1)).config is not None and found.program.config is None
@@ -141,10 +141,23 @@ def test_a_fit_starts_at_new_weights_or_at_those_given() -> None:
     assert not torch.allclose(half.parameters()["program.net.2.weight"], net[2].weight)
 
 
+def test_one_seed_draws_one_start() -> None:
+    program = BayesianNeuralNetwork(network())
+    generator = torch.Generator()
+    record = program.draw_weights(generator.manual_seed(0))
+    assert record["net.0.bias"] == "normal" and set(record) == {f"net.{n}" for n, _ in network().named_parameters()}
+    first = copy.deepcopy(program.state_dict())
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter.add_(1.0)
+    program.draw_weights(generator.manual_seed(0))
+    assert all(torch.equal(v, first[n]) for n, v in program.state_dict().items())
+
+
 def test_dropout_is_off_and_batch_norm_keeps_its_statistics() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 1))
     net[1].running_mean.fill_(0.3)
-    found = fit(BayesianNeuralNetwork(net), table(), init="keep")
+    found = fit(BayesianNeuralNetwork(net), table())
     assert (found.parameters()["program.net.1.running_mean"] == 0.3).all()
     x = table()[0]
     whole, part = found.predict(x, draws=20).distribution.mean, found.predict(x[:5], draws=20).distribution.mean

@@ -1,0 +1,101 @@
+"""A Bayesian neural network that is linear has a known posterior. Seeds are fixed; no threshold is a coin toss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from deepprob.callbacks import KLWarmUp
+from deepprob.inference import svi
+from deepprob.models import BayesianNeuralNetwork
+from deepprob.networks import MLP
+from deepprob.objectives import ELBO
+from deepprob.optimizers import Optimizer
+from deepprob.posterior import Posterior
+
+SIGMA = 0.5
+
+
+def linear_data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, generator=generator)
+    weights = torch.randn(5, generator=generator)
+    return x, (x @ weights + 0.3 + SIGMA * torch.randn(200, generator=generator)).unsqueeze(1)
+
+
+def fit_linear(batch_size: int | None, steps: int) -> Posterior:
+    program = BayesianNeuralNetwork(nn.Linear(5, 1), prior="normal", noise=SIGMA, standardize=False)
+    per_epoch = 1 if batch_size is None else 200 // batch_size
+    return svi(
+        program,
+        linear_data(),
+        batch_size=batch_size,
+        epochs=steps // per_epoch,
+        objective=ELBO(particles=16),
+        optimizer=Optimizer(learning_rate=1.5e-2),
+        seed=1,
+        progress=False,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [20, 200, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int | None) -> None:
+    x, y = linear_data()
+    parameters = fit_linear(batch_size, steps=2000 if batch_size == 20 else 1000).parameters()
+    x = torch.cat([x, torch.ones(200, 1)], dim=1)  # the bias is a weight of 1
+    precision = torch.eye(6) + x.T @ x / SIGMA**2
+    fitted = torch.cat([softplus(parameters[f"program.raw_sd.{i}"]).flatten() for i in (0, 1)])
+    ratio = fitted / precision.diagonal().rsqrt()  # the optimum of a mean-field Gaussian
+    assert ((ratio - 1).abs() < 0.03).all(), ratio
+    mean = torch.linalg.solve(precision, x.T @ y / SIGMA**2).flatten()
+    found = torch.cat([parameters["program.net.weight"].flatten(), parameters["program.net.bias"]])
+    assert ((found - mean).abs() < 0.2 * fitted).all()
+
+
+def test_the_bound_is_below_the_evidence_and_its_weights_reach_it() -> None:
+    x, y = linear_data()
+    posterior = fit_linear(None, steps=800)
+    features = torch.cat([x, torch.ones(200, 1)], dim=1)
+    covariance = features @ features.T + SIGMA**2 * torch.eye(200)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(200), covariance).log_prob(y.flatten())
+    bound = posterior.log_weights(x, y, particles=2000).mean()
+    assert bound < exact and exact - bound < 1.0
+    assert abs(float(posterior.log_evidence(x, y, particles=2000) - exact)) < 0.1
+
+
+def test_the_noise_is_learned() -> None:
+    x, y = linear_data()
+    posterior = svi(
+        BayesianNeuralNetwork(nn.Linear(5, 1)), (x, 10 * y), epochs=600, batch_size=None, seed=0, progress=False
+    )
+    assert abs(float(posterior.predict(x).aleatoric.mean()) / (10 * SIGMA) - 1) < 0.15  # 3 standard errors at N = 200
+
+
+def test_what_was_not_seen_is_less_certain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(100, 1, generator=generator) * 2 - 1
+    y = torch.sin(3 * x) + 0.1 * torch.randn(100, 1, generator=generator)
+    posterior = svi(
+        BayesianNeuralNetwork(MLP(1, 1, (20,), "tanh")),
+        (x, y),
+        epochs=1000,
+        batch_size=None,
+        callbacks=[KLWarmUp(500)],
+        seed=0,
+        progress=False,
+    )
+    seen, unseen = posterior.predict(x), posterior.predict(torch.tensor([[-4.0], [4.0]]))
+    assert unseen.epistemic.min() > 3 * seen.epistemic.mean()
+    assert seen.log_prob(y).mean() > 0.5  # at most log(1 / 0.1) - 1.42 = 0.88
+
+
+def test_inputs_that_do_not_matter_are_given_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 4, generator=generator)
+    y = torch.sin(2 * x[:, :1]) + 0.1 * torch.randn(200, 1, generator=generator)
+    program = BayesianNeuralNetwork(MLP(4, 1, (20,), "tanh"))
+    posterior = svi(program, (x, y), epochs=1500, batch_size=None, seed=0, progress=False)
+    scales = posterior.sample(draws=200)["layers.0.weight.scale"].mean(0)
+    assert (scales[1:] < scales[0] / 2).all(), scales
