@@ -65,6 +65,8 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
         built = spec(model)
     elif callable(spec):
         built = spec
+        if isinstance(built, AutoGuide):
+            _tell_rows(built, program)
     else:
         raise TypeError(f"guide must be a name, an AutoGuide class or a callable; got {type(spec).__name__}.")
     program.attach(built)
@@ -84,8 +86,15 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
     An AutoGuide that keeps parameters for every row is freed from the batch size that it first ran on.
 
     Raises:
-        ValueError: If the guide is one joint distribution over latents of the rows at hand, or knows only these rows.
+        ValueError: If there is no data plate, or the guide is one joint distribution over latents of the rows at hand,
+            or knows only these rows.
     """
+    plate, named = program.data_name, isinstance(program, FunctionProgram) and program.data_name
+    if plate not in found.plate_names and (named or not full_batch):
+        raise ValueError(
+            f"the program has no plate named {plate!r}, so that minibatches would be weighed wrongly; its plates are: "
+            f"{', '.join(found.plate_names) or 'none'}. Name the one over rows, or write it."
+        )
     guide = program.current_guide
     if full_batch or not found.local or not isinstance(guide, AutoGuide):
         return

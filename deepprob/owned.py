@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pyro.poutine.trace_struct import Trace
@@ -17,7 +18,7 @@ from deepprob.objectives import log_prob
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
 from deepprob.runtime import RandomStream, StoreState, empty_store, private_store
-from deepprob.traces import Structure, is_deterministic, run, sample_sites, structure
+from deepprob.traces import Structure, is_deterministic, is_local, run, sample_sites, structure
 
 _PROBE_ROWS = 4
 
@@ -57,11 +58,12 @@ class OwnedProgram:
         fresh: bool = False,
         check: bool = True,
     ) -> None:
-        self.program: Program = own_copy(program)
+        memo: dict[int, Any] = {}  # what program and guide share, their copies share
+        self.program: Program = own_copy(program, memo)
         self.store: StoreState = empty_store()
         self.num_data = num_data
         self.device = torch.device(device)
-        self.guide_name = attach_guide(self.program, guide)
+        self.guide_name = attach_guide(self.program, own_copy(guide, memo))
         self.program.to(self.device)
         if fresh:
             init_weights(self.program)
@@ -112,14 +114,17 @@ class OwnedProgram:
         """Run the program, and say on what it failed if it fails."""
         try:
             return run(self.program, batch, rows, self.num_data)
-        except (RuntimeError, TypeError, IndexError) as error:
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
+            if isinstance(error, ValueError) and reason.endswith("."):
+                raise ValueError(reason) from error
             names = [*self.program.argument_names, *("argument",) * len(batch)]
             kinds = [
                 f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
                 for n, x in zip(names, batch, strict=False)
             ]
             raise ValueError(
-                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {str(error).splitlines()[0]}. "
+                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. "
                 "Check the shapes and types of the data, or the program."
             ) from error
 
@@ -140,8 +145,19 @@ class OwnedProgram:
                 first = min(start, self.num_data - size)
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
                 rows = torch.arange(first, first + size, device=self.device)
-                check_observed(run(self.program, self.program.prepare(*piece), rows, self.num_data)[1])
+                piece = self.program.prepare(*piece)
+                _, trace = run(self.program, piece, rows, self.num_data)
+                check_observed(trace)
+                self._check_plate(piece, trace)
         self.program.train(training)
+
+    def _check_plate(self, batch: Batch, trace: Trace) -> None:
+        for name, site in sample_sites(trace):
+            if any(site["value"] is x for x in batch) and not is_local(site, self.program.data_name):
+                raise ValueError(
+                    f"site {name!r} observes rows outside of plate {self.program.data_name!r}: minibatches would "
+                    "be weighed wrongly. Put it inside the plate, or use batch_size=None."
+                )
 
     def _check_evidence(self, model_trace: Trace) -> None:
         if any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace)):

@@ -34,6 +34,7 @@ class Structure:
         plates: Depth of vectorised plates, counted from the right; draws go one further to the left.
         places: The plate dimensions of every latent site, from left to right.
         by_row: Whether the guide's density of local sites is a product over rows.
+        plate_names: Names of all plates of the model.
     """
 
     local: tuple[str, ...]
@@ -43,6 +44,7 @@ class Structure:
     plates: int
     places: dict[str, tuple[int, ...]] = field(default_factory=dict)
     by_row: bool = False
+    plate_names: tuple[str, ...] = ()
 
     @property
     def latent(self) -> tuple[str, ...]:
@@ -208,6 +210,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             [-f.dim for f in frames if f.vectorized] + [len(s["fn"].batch_shape) for s in everything], default=0
         ),
         places={n: tuple(sorted(f.dim for f in s["cond_indep_stack"] if f.vectorized)) for n, s in latents.items()},
+        plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
         by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
     )
 

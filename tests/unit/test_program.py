@@ -167,6 +167,73 @@ def test_bare_parameters_and_tensors_are_never_trained_in_place() -> None:
     assert not tensor.requires_grad
 
 
+def test_a_guide_given_to_the_routine_is_copied_too() -> None:
+    decoder, encoder = nn.Linear(2, 3), nn.Linear(3, 2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
+
+    before = decoder.weight.clone(), encoder.weight.clone()
+    posterior = fitted(Program.of(model, data_plate="data"), X, guide=guide)
+    assert torch.equal(decoder.weight, before[0])
+    assert torch.equal(encoder.weight, before[1])
+    assert len(posterior.parameters()) == 4
+
+    automatic = AutoNormal(model)
+    fitted(Program.of(model, data_plate="data"), X, guide=automatic, batch_size=None)
+    assert automatic.prototype_trace is None
+
+
+def test_a_plate_that_is_not_there() -> None:
+    def elsewhere(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(w, 0.5), obs=y)
+
+    class Mine(Program):
+        def model(self, x: Tensor, y: Tensor | None = None) -> None:
+            elsewhere(x, y)
+
+    message = (
+        r"the program has no plate named 'data', so that minibatches would be weighed wrongly; its plates are: rows"
+    )
+    for program in (Program.of(elsewhere, data_plate="data"), Mine()):
+        with pytest.raises(ValueError, match=message):
+            fitted(program, guide="normal")
+    fitted(Mine(), guide="normal", batch_size=None)
+
+
+def test_rows_observed_outside_of_the_plate() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w, 0.5).expand([3]).to_event(1), obs=x)
+        pyro.sample("y", dist.Normal(w, 0.5), obs=y)
+
+    with pytest.raises(
+        ValueError, match=r"site 'y' observes rows outside of plate 'data': minibatches would be weighed"
+    ):
+        fitted(Program.of(model, "normal", data_plate="data"))
+
+
+def test_what_fails_inside_a_program_is_told_in_one_line() -> None:
+    def fixed(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("other", 40):
+            pyro.sample("y", dist.Normal(w * x[:, 0], 0.5), obs=y)
+
+    with pytest.raises(
+        ValueError, match=r"rows of x \(3,\) float32, y \(\) float32: Shape mismatch inside plate\('other'"
+    ):
+        fitted(Program.of(fixed, "normal", data_plate="data"))
+
+
 # -- a Program of one's own ---------------------------------------------------------------------------------------
 
 

@@ -404,4 +404,4 @@ def test_logging_shows_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     fitted(epochs=2, callbacks=[Log()], progress=True)
     captured = capsys.readouterr()
     assert [line.split()[:2] for line in captured.out.splitlines()] == [["epoch", "1"], ["epoch", "2"]]
-    assert "8/8" in captured.err
+    assert "of 8" in captured.err
