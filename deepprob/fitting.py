@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class State:
         params: What is trained, by name.
         optimizer: Over `params`.
         average: Exponential moving average of `params`, if asked for.
+        statistics: Buffers that a run of the program changes (of batch norms).
         step: Steps done.
     """
 
@@ -51,6 +52,7 @@ class State:
     params: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     average: dict[str, Tensor] | None
+    statistics: list[Tensor] = field(default_factory=list)
     step: int = 0
 
 
@@ -182,6 +184,7 @@ class RunningFit:
             if interrupted:
                 return
         self._flush()
+        self.state.owned.check_complete()
         self.epoch += 1
         self._close_epoch(knobs, time.perf_counter() - began)
         for callback in self.callbacks:

@@ -101,6 +101,18 @@ class OwnedProgram:
         self.program.train(training)
         return found
 
+    def check_complete(self) -> None:
+        """Refuse parameters that a later run registered: a routine trains those that the first one did.
+
+        Raises:
+            ValueError: If there are any.
+        """
+        if late := sorted(self.store["params"].keys() - self._registered):
+            raise ValueError(
+                f"parameter {late[0]!r} was first met after the fit had begun, so it was not trained. "
+                "Let every run of the program register all of its parameters, whatever the batch."
+            )
+
     def _take_over(self) -> None:
         """Make the store's parameters our own: ``pyro.param("loc", tensor)`` would train the caller's in place."""
         own = {id(p) for p in self.program.parameters()}
@@ -109,6 +121,7 @@ class OwnedProgram:
                 self.store["params"][name] = value.detach().to(self.device, copy=True).requires_grad_()
                 if not isinstance(value, nn.Parameter):
                     value.requires_grad_(False)  # as it was before Pyro met it
+        self._registered = frozenset(self.store["params"])
 
     def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
         """Run the program, and say on what it failed if it fails."""

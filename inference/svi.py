@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from deepprob.callbacks import Callback
 from deepprob.fitting import Knobs, RunningFit, State
@@ -38,7 +39,9 @@ def init(owned: OwnedProgram, optimizer: Optimizer, learning_rate: float) -> Sta
     if not params:
         raise ValueError("nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit.")
     average = None if optimizer.average is None else {n: p.detach().clone() for n, p in params.items()}
-    return State(owned, params, optimizer.build(params.values(), learning_rate), average)
+    norms = (m for m in owned.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
+    statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    return State(owned, params, optimizer.build(params.values(), learning_rate), average, statistics)
 
 
 def step(
@@ -80,6 +83,7 @@ def _step(
     program = state.owned.program
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
     state.optimizer.zero_grad(set_to_none=True)
+    before = [buffer.clone() for buffer in state.statistics]
     loss, terms = objective(
         program,
         program.prepare(*batch),
@@ -103,6 +107,9 @@ def _step(
             decay = min(optimizer.average, (1 + state.step) / (10 + state.step))
             for name, value in state.params.items():
                 state.average[name].lerp_(value.detach(), 1 - decay)
+    else:
+        for buffer, value in zip(state.statistics, before, strict=True):
+            buffer.copy_(value)
     state.step += 1
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 

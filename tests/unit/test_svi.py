@@ -275,6 +275,41 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_counted() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in posterior.parameters().values())
 
 
+def test_a_skipped_step_leaves_the_statistics_of_a_batch_norm() -> None:
+    class Normed(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def model(self, x: Tensor) -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            with self.data_plate(x):
+                hole = math.nan if self.training and bool((x == X[5]).all(1).any()) else 0.0
+                pyro.sample("x", dist.Normal(w + self.norm(x + hole), 1.0, validate_args=False).to_event(1), obs=x)
+
+    posterior = svi(Normed(), X, guide="normal", epochs=2, batch_size=10)
+    assert sum(posterior.history.steps["skipped"]) == 2
+    statistics = posterior.parameters()
+    assert bool(torch.isfinite(statistics["program.norm.running_mean"]).all())
+    assert float(statistics["program.norm.num_batches_tracked"]) == 6
+
+
+def test_parameters_met_late_are_an_error() -> None:
+    calls = []
+
+    def model(y: Tensor) -> None:
+        calls.append(1)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        shift = pyro.param("late", torch.tensor(0.0)) if len(calls) > 5 else 0.0
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(w + shift, 1.0), obs=y)
+
+    with pytest.raises(
+        ValueError, match=r"parameter 'late' was first met after the fit had begun, so it was not trained"
+    ):
+        fitted(Y, model, epochs=3)
+
+
 # -- held-out data ------------------------------------------------------------------------------------------------
 
 
