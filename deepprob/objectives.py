@@ -166,7 +166,7 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
             continue
         site = guide[name]
         helper = guide.get(f"{name}_unconstrained")
-        direct = helper is None or not is_auxiliary(helper) or helper["value"] is not site["value"]
+        direct = helper is None or not is_auxiliary(helper) or not _same_memory(helper["value"], site["value"])
         posterior = site if direct or helper is None else helper
         # The closed form averages over the site given its past: the model's past must be the guide's too.
         if before <= set(order[: order.index(name)]):
@@ -181,6 +181,8 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
 
 def _kl(posterior: Site, prior: Site) -> Tensor | None:
     q, p = posterior["fn"], prior["fn"]
+    if posterior["scale"] is not prior["scale"] and posterior["scale"] != prior["scale"]:
+        return None  # weighed differently, log q and log p do not make one KL
     if _is_delta(q):
         return None  # Pyro knows one, but it leaves out the log_density of a change of variables
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
@@ -193,6 +195,11 @@ def _kl(posterior: Site, prior: Site) -> Tensor | None:
     if kl.shape != shape:
         return None  # event dimensions interpreted differently
     return torch.as_tensor(scale_and_mask(kl, prior["scale"], prior["mask"]))
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    # A transform that changes nothing returns its argument, of which Delta makes a view.
+    return one.shape == other.shape and one.data_ptr() == other.data_ptr()
 
 
 def _is_delta(distribution: Any) -> bool:

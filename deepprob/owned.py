@@ -70,6 +70,10 @@ class OwnedProgram:
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.materialise(probe, check=check)
+        if not self.program.data_name and self.structure.data_plate:
+            # An unnamed plate around all data says what is local, though every step must see all of its rows.
+            self.program.adopt_plate(self.structure.data_plate)
+            self.structure = self.materialise(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
         self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
 

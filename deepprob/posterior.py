@@ -26,12 +26,12 @@ from deepprob.evaluation import (
 from deepprob.history import History
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
-from deepprob.program import Batch, FunctionProgram, Program, num_rows
+from deepprob.program import Batch, FunctionProgram, Program, num_rows, rows_of_the_fit
 from deepprob.runtime import RandomStream
 from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.shapes import Layout
 from deepprob.storage import versions
-from deepprob.traces import Structure, is_deterministic, run, run_guide, run_prior, sample_sites
+from deepprob.traces import Structure, check_stacked, is_deterministic, run, run_guide, run_prior, sample_sites
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
@@ -123,7 +123,8 @@ class Posterior:
             batch = self._batch(data)
             names: tuple[str, ...] = self.structure.latent
         else:
-            batch, names = self._example(), self.structure.global_
+            batch = self._example()
+            names = self.structure.latent if self._keeps_rows else self.structure.global_
             if not names:
                 raise ValueError(
                     f"every latent site ({', '.join(self.structure.local)}) belongs to rows. Give the rows: "
@@ -131,7 +132,10 @@ class Posterior:
                 )
         with self._querying(seed):
             guide_trace = self._run_guide(batch, draws)
-            return {name: self._layout(draws).draws_first(guide_trace.nodes[name]) for name in names}
+            found = {name: self._layout(draws).draws_first(guide_trace.nodes[name]) for name in names}
+        if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
+            raise ValueError("the guide looks at the data. Give them: posterior.sample(*data).")
+        return found
 
     def predict(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
         """The posterior predictive distribution of the rows given.
@@ -174,7 +178,8 @@ class Posterior:
         elif site not in observed:
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
         node = model_trace.nodes[site]
-        return Prediction(node["fn"], torch.as_tensor(node["value"]), site)
+        layout = self._layout(len(torch.as_tensor(node["value"])))
+        return Prediction(node["fn"], layout.draws_first(node), site, unused=layout.unused(node))
 
     def sample_prior(self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Ancestral samples of every site from the model alone, with the fitted parameters.
@@ -348,7 +353,9 @@ class Posterior:
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
         """A table of the global sites: mean, sd and central 90 % interval of every entry (of large sites, the norm)."""
         lines = [f"{'site':28s} {'mean':>10s} {'sd':>10s} {'5 %':>10s} {'95 %':>10s}"]
-        for name, value in (self.sample(draws=draws, seed=seed) if self.structure.global_ else {}).items():
+        known = self.structure.global_ or self._keeps_rows
+        found = self.sample(draws=draws, seed=seed) if known else {}
+        for name, value in found.items():
             flat = value.reshape(len(value), -1).float()
             columns = [(f"{name}[{i}]" if flat.shape[1] > 1 else name, flat[:, i]) for i in range(flat.shape[1])]
             if flat.shape[1] > 20:
@@ -357,7 +364,11 @@ class Posterior:
                 low, high = torch.quantile(column, torch.tensor([0.05, 0.95], device=column.device)).tolist()
                 sd = column.std(unbiased=False)
                 lines.append(f"{title:28s} {column.mean():10.4g} {sd:10.4g} {low:10.4g} {high:10.4g}")
-        lines += [f"{name:28s} one for every row; give the rows to sample()" for name in self.structure.local]
+        lines += [
+            f"{name:28s} one for every row; give the rows to sample()"
+            for name in self.structure.local
+            if name not in found
+        ]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -426,8 +437,16 @@ class Posterior:
         return tuple(x.to(self._owned.device) for x in (*known, *batch[len(known) :]))
 
     def _example(self) -> Batch:
-        rows = self._owned.num_data if isinstance(self.program, FunctionProgram) else 1
-        return tuple(spec.example(rows).to(self._owned.device) for spec in self._owned.inputs)
+        """Rows to run a guide on that does not look at them: one that does would say nan."""
+        whole = isinstance(self.program, FunctionProgram) or self._keeps_rows
+        rows = self._owned.num_data if whole else 1
+        examples = (spec.example(rows).to(self._owned.device) for spec in self._owned.inputs)
+        return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
+
+    @property
+    def _keeps_rows(self) -> bool:
+        """Whether the guide has parameters for every row of the fit."""
+        return isinstance(self.program.current_guide, AutoGuide) and bool(self.structure.local)
 
     def _padded(self, batch: Batch) -> Batch:
         return self.program.pad(batch)
@@ -441,12 +460,22 @@ class Posterior:
     def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
         batch = self._padded(self.program.prepare(*batch))
         rows = torch.arange(num_rows(batch), device=self._owned.device)
+        self._check_rows(len(rows))
         guide = self._stored(draws)
-        return run(self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide)
+        traces = run(
+            self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide
+        )
+        check_stacked(self.structure, traces[1], self.program.data_name, draws)
+        return traces
+
+    def _check_rows(self, came: int) -> None:
+        if self._chains is None and self._keeps_rows and came != self._owned.num_data:
+            raise ValueError(rows_of_the_fit(self.program.data_name, self._owned.num_data, came))
 
     def _run_guide(self, batch: Batch, draws: int) -> Trace:
         batch = self._padded(self.program.prepare(*batch))
         rows = torch.arange(num_rows(batch), device=self._owned.device)
+        self._check_rows(len(rows))
         return run_guide(
             self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=self._stored(draws)
         )
@@ -458,8 +487,8 @@ class Posterior:
     def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
         size = num_rows(batch)
-        keeps_rows = isinstance(self.program.current_guide, AutoGuide) and self.structure.local
-        if self.program.data_name and not keeps_rows:
+        separate = all(n in self.structure.by_plate for n in self.structure.observed)
+        if self.program.data_name and separate and not self._keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
             step = max(1, _CHUNK // max(1, draws * width))
             if step < size and not (self.structure.local and self.structure.global_):
@@ -500,7 +529,7 @@ class _Query:
 
 
 def _check_draws(draws: int) -> None:
-    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 1:
+    if not hasattr(draws, "__index__") or isinstance(draws, bool) or draws < 1:
         raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}.")
 
 

@@ -20,6 +20,7 @@ class Prediction:
         distribution: The observed site's distribution, batch shape ``(K, B, ...)``.
         draws: One value from it for every draw, shape ``(K, B, ..., *event)``.
         site: The site's name.
+        unused: Dimensions of the batch shape, counted from the right, that ``draws`` does not have.
 
     Attributes:
         kind: ``"classes"``, ``"binary"``, ``"count"`` or ``"real"``.
@@ -34,8 +35,10 @@ class Prediction:
         (1.0, 0.0)
     """
 
-    def __init__(self, distribution: Any, draws: Tensor, site: str = "y") -> None:
+    def __init__(self, distribution: Any, draws: Tensor, site: str = "y", *, unused: tuple[int, ...] = ()) -> None:
         self.distribution, self.draws, self.site = distribution, draws, site
+        # Counted from the left, where a draw comes first: events and classes are to the right of the batch.
+        self._unused = tuple(len(distribution.batch_shape) + dim for dim in unused)
         base = _base(distribution)
         name = type(base).__name__
         if name in _DISCRETE:
@@ -72,8 +75,7 @@ class Prediction:
         """
         if self.kind not in ("classes", "binary"):
             raise ValueError(f"probs are for classes; {self.site!r} is {self.kind}. Use mean, sd or interval.")
-        probs: Tensor = self._base.probs
-        return probs.mean(0)
+        return self._probs.mean(0)
 
     @property
     @torch.no_grad()
@@ -84,9 +86,9 @@ class Prediction:
         conditional variance. Shape ``(B,)`` for classes, else as `mean`.
         """
         if self.kind == "classes":
-            return _entropy(self._base.probs).mean(0)
+            return _entropy(self._probs).mean(0)
         if self.kind == "binary":
-            return _binary_entropy(self._base.probs).mean(0)
+            return _binary_entropy(self._probs).mean(0)
         return self._moment("variance").mean(0).sqrt()
 
     @property
@@ -138,12 +140,25 @@ class Prediction:
         value = torch.as_tensor(y, device=self.draws.device)
         if self.kind != "classes":  # labels stay whole numbers; all else is compared as numbers of the draws' type
             value = value.to(self.draws.dtype)
+        if self.kind == "classes" and value.is_floating_point():
+            if bool((value != value.round()).any()):
+                raise ValueError("labels must be whole numbers; got fractions. Give the class of every row.")
+            value = value.long()
         if value.shape != self.draws.shape[1:]:
             raise ValueError(
                 f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; "
                 f"got {tuple(value.shape)}. Reshape it."
             )
-        terms: Tensor = self.distribution.log_prob(value)
+        if self.kind == "classes" and type(self._base).__name__ == "Categorical":
+            count = self._base.probs.shape[-1]
+            if bool(((value < 0) | (value >= count)).any()):
+                raise ValueError(
+                    f"labels must be in 0..{count - 1}; got {int(value.min())} to {int(value.max())}. "
+                    "Give labels of the classes that were fitted."
+                )
+        for place in self._unused:
+            value = value.unsqueeze(place - 1)  # the truth has no dimension of draws
+        terms = self._squeeze(self.distribution.log_prob(value))
         return terms.logsumexp(0) - math.log(terms.shape[0])
 
     def __len__(self) -> int:
@@ -153,8 +168,23 @@ class Prediction:
         return f"Prediction({self.site!r}: {self.kind}, {len(self)} rows, {self.draws.shape[0]} draws)"
 
     def _moment(self, name: str) -> Tensor:
-        value: Tensor = getattr(self.distribution, name)
-        return value.expand(self.draws.shape)
+        try:
+            value: Tensor = getattr(self.distribution, name)
+        except NotImplementedError:
+            # Many distributions know no closed form; the draws do.
+            value = self.draws.float().mean(0) if name == "mean" else self.draws.float().var(0, unbiased=False)
+            return value.expand(self.draws.shape)
+        shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
+        return self._squeeze(value.expand(shape)).expand(self.draws.shape)
+
+    @property
+    def _probs(self) -> Tensor:
+        return self._squeeze(torch.as_tensor(self._base.probs))
+
+    def _squeeze(self, value: Tensor) -> Tensor:
+        for place in reversed(self._unused):
+            value = value.squeeze(place)
+        return value
 
     def _between(self) -> Tensor:
         return self._moment("mean").var(0, unbiased=False)

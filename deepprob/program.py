@@ -58,18 +58,29 @@ class Minibatch(Messenger):
         if msg["name"] == self.plate and type(msg["fn"]).__name__ == "_Subsample":
             # A plate of the batch's own length, plate("data", len(x)), already has all its rows.
             size = msg["fn"].size
-            if msg["value"] is None and size == self.num_data:
+            if msg["value"] is None and (size == self.num_data or size != len(self.rows)):
                 msg["value"] = self.rows
-            elif msg["value"] is None and size != len(self.rows):
-                raise ValueError(
-                    f"plate {self.plate!r} has {size} rows, but the data given have {len(self.rows)}: the guide keeps "
-                    "parameters for every row of the fit. Give those rows, or use an amortized guide."
-                )
             return
         for frame in msg["cond_indep_stack"]:
-            # Such a plate has scale 1 in Pyro's eyes: weigh the batch as a sample of the whole data here.
-            if frame.name == self.plate and frame.full_size == frame.size != self.num_data:
-                msg["scale"] = msg["scale"] * (self.num_data / frame.size)
+            if frame.name == self.plate and frame.size == len(self.rows):
+                # Pyro weighs rows by full_size / size: right for plate("data", N) in a fit, not for one of len(x).
+                pyros, ours = (frame.full_size or frame.size) / frame.size, self.num_data / len(self.rows)
+                if pyros != ours:
+                    msg["scale"] = msg["scale"] * (ours / pyros)
+
+    def _pyro_param(self, msg: Any) -> None:
+        for frame in msg["cond_indep_stack"]:
+            other_data = frame.name == self.plate and frame.full_size not in (None, self.num_data, frame.size)
+            if other_data and msg["kwargs"].get("event_dim") is not None:
+                raise ValueError(rows_of_the_fit(self.plate, frame.full_size, len(self.rows)))
+
+
+def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
+    """The message for rows that a guide has no parameters for."""
+    return (
+        f"the guide keeps parameters for every row of plate {plate!r}, {fitted} in the fit; got {came} rows. "
+        "Give those rows, or use an amortized guide."
+    )
 
 
 def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
@@ -220,6 +231,10 @@ class Program(PyroModule):
         """Which rows the data plate holds at the moment."""
         found: Binding = self.__dict__.setdefault("_binding", Binding(self.data_name))
         return found
+
+    def adopt_plate(self, name: str) -> None:
+        """Take a plate of the model's as the data plate (on one's own copy)."""
+        self.data_name = self.binding.plate = name
 
     def bound_model(self) -> Callable[..., Any]:
         """The model as an AutoGuide must run it: its data plate told of the rows, though handlers are hidden."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from deepprob.traces import Site
@@ -35,6 +36,12 @@ class Layout:
         keep = [size for dim, size in zip(range(-self.plates, 0), batch[1:], strict=True) if dim in used or size != 1]
         return torch.as_tensor(value.reshape((self.draws, *keep, *event)))
 
+    def unused(self, site: Site) -> tuple[int, ...]:
+        """Dimensions of size 1 of plates that a site is not in, counted from the right of its batch shape."""
+        shape = site["fn"].batch_shape
+        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        return tuple(d for d in range(-self.plates, 0) if d not in used and -d <= len(shape) and shape[d] == 1)
+
     def by_row(self, value: Tensor, site: Site) -> Tensor:
         """Sum what belongs to a site over all but draws and rows: ``(K, B)``.
 
@@ -48,11 +55,9 @@ class Layout:
         return full.reshape(self.draws, -1)
 
     def log_prob(self, site: Site) -> Tensor:
-        """A site's log-probability, masked but not scaled: ``(K, B)``."""
-        log_prob = site["fn"].log_prob(site["value"])
-        if site["mask"] is not None:
-            log_prob = torch.where(torch.as_tensor(site["mask"]), log_prob, torch.zeros_like(log_prob))
-        return self.by_row(log_prob, site)
+        """A site's log-probability, masked and scaled: ``(K, B)``."""
+        log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+        return self.by_row(torch.as_tensor(log_prob), site)
 
     def total(self, site: Site) -> Tensor:
         """A site's log-probability over all rows: ``(K,)``."""

@@ -35,6 +35,9 @@ class Structure:
         places: The plate dimensions of every latent site, from left to right.
         by_row: Whether the guide's density of local sites is a product over rows.
         plate_names: Names of all plates of the model.
+        loose: The batch shape of every site, 1 in the dimensions of its plates.
+        by_plate: Sites inside the data plate, observed ones included.
+        data_plate: The plate that all observed data are in, if there is exactly one with all of its rows.
     """
 
     local: tuple[str, ...]
@@ -45,6 +48,9 @@ class Structure:
     places: dict[str, tuple[int, ...]] = field(default_factory=dict)
     by_row: bool = False
     plate_names: tuple[str, ...] = ()
+    loose: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    by_plate: tuple[str, ...] = ()
+    data_plate: str = ""
 
     @property
     def latent(self) -> tuple[str, ...]:
@@ -121,7 +127,17 @@ def run(
     guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
     model: Any = _Unobserve()(program.model) if predict else program.model
     with program.bound(rows, num_data), _stacked(draws, plates):
-        return guide_trace, poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    _share_masks(guide_trace, model_trace)
+    return guide_trace, model_trace
+
+
+def _share_masks(guide_trace: Trace, model_trace: Trace) -> None:
+    """Mask the guide's sites as the model's: what the model leaves out has no posterior, and so no entropy."""
+    for name, site in sample_sites(guide_trace):
+        prior = model_trace.nodes.get(name.removesuffix("_unconstrained") if is_auxiliary(site) else name)
+        if prior is not None and prior["mask"] is not None:
+            site["mask"] = prior["mask"] if site["mask"] is None else site["mask"] & prior["mask"]
 
 
 def run_guide(
@@ -148,7 +164,9 @@ def _stacked(draws: int | None, plates: int) -> Iterator[None]:
     try:
         with pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
             yield
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, ValueError) as error:
+        if isinstance(error, ValueError) and "Shape mismatch inside plate" not in str(error):
+            raise
         raise ValueError(
             f"the program failed when {draws} draws were stacked in a leading dimension: {str(error).splitlines()[0]} "
             "Write its shapes from the right (x[..., 0], sum(-1), mean @ w.unsqueeze(-1)) so that they broadcast."
@@ -210,9 +228,61 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             [-f.dim for f in frames if f.vectorized] + [len(s["fn"].batch_shape) for s in everything], default=0
         ),
         places={n: tuple(sorted(f.dim for f in s["cond_indep_stack"] if f.vectorized)) for n, s in latents.items()},
+        loose={n: _loose(s) for n, s in sample_sites(model_trace)},
+        by_plate=tuple(n for n, s in sample_sites(model_trace) if is_local(s, plate)),
+        data_plate=_data_plate(model_trace),
         plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
         by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
     )
+
+
+def _loose(site: Site) -> tuple[int, ...]:
+    shape = list(site["fn"].batch_shape)
+    for frame in site["cond_indep_stack"]:
+        if frame.vectorized and -frame.dim <= len(shape):
+            shape[frame.dim] = 1
+    return tuple(shape)
+
+
+def _data_plate(model_trace: Trace) -> str:
+    frames = [
+        {f.name: f for f in s["cond_indep_stack"] if f.vectorized and f.size == (f.full_size or f.size)}
+        for _, s in sample_sites(model_trace)
+        if is_data(s)
+    ]
+    common = set.intersection(*map(set, frames)) if frames else set()
+    return common.pop() if len(common) == 1 else ""
+
+
+def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) -> None:
+    """Refuse a run under a plate of draws whose draws went where they do not belong, or that saw some rows only.
+
+    Args:
+        found: The program's structure, from a run without draws.
+        model_trace: Trace of the model under draws.
+        plate: Name of the data plate.
+        draws: How many draws.
+
+    Raises:
+        ValueError: If a site's batch shape has grown outside of its plates, or a plate subsamples by itself.
+    """
+    for name, site in sample_sites(model_trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.name not in (plate, DRAWS) and frame.vectorized and frame.size < (frame.full_size or frame.size):
+                raise ValueError(
+                    f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so that a query "
+                    "would see those only. Give it all rows, and let the routine draw them: "
+                    f"Program.of(model, guide, data_plate={frame.name!r}) and batch_size={frame.size}."
+                )
+        now, own = _loose(site), found.loose.get(name, ())
+        for dim in range(-len(now), 0):
+            before = own[dim] if -dim <= len(own) else 1
+            if now[dim] not in (1, before):
+                raise ValueError(
+                    f"site {name!r} does not take {draws} draws stacked in a leading dimension: its batch shape "
+                    f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the right "
+                    "(x * w.unsqueeze(-1)) so that draws stay in front."
+                )
 
 
 def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:

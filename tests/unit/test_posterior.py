@@ -82,9 +82,101 @@ def test_shapes_of_local_sites() -> None:
     assert posterior.log_weights(Y, particles=5).shape == (5, 12)
     assert posterior.log_evidence(Y, particles=5).shape == (12,)
     assert posterior.elbo(Y).shape == (12,)
+    assert posterior.sample(draws=5)["z"].shape == (5, 12), "the guide has parameters for every row of the fit"
+    assert "z[11]" in posterior.summary()
+
+
+def test_codes_of_an_amortized_guide_need_rows() -> None:
+    posterior = svi(VAE((3,), latent_dim=2, hidden_dims=()), torch.rand(6, 3), epochs=1)
     with pytest.raises(ValueError, match=r"every latent site \(z\) belongs to rows\. Give the rows: posterior\.sample"):
         posterior.sample()
     assert "one for every row" in posterior.summary()
+
+
+def test_a_guide_that_looks_at_the_data_needs_them() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("slope", torch.ones(())) * y.mean(), 0.2))
+
+    posterior = svi(Program.of(model, guide), torch.ones(5), epochs=2)
+    assert posterior.sample(torch.ones(5), draws=3)["mu"].shape == (3,)
+    with pytest.raises(ValueError, match=r"the guide looks at the data\. Give them: posterior\.sample\(\*data\)"):
+        posterior.sample()
+
+
+def masked_model(y: Tensor) -> None:
+    with pyro.plate("data", len(y)), pyro.poutine.mask(mask=torch.arange(len(y)) < 8):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def test_what_the_model_masks_has_no_entropy() -> None:
+    y = torch.linspace(-1, 1, 12)
+    posterior = svi(Program.of(masked_model, "normal"), y, epochs=600, optimizer=Optimizer(learning_rate=3e-2))
+    exact = float(dist.Normal(0.0, 2**0.5).log_prob(y[:8]).sum())
+    assert abs(float(posterior.log_evidence(y, particles=500).sum()) - exact) < 0.05
+    assert abs(posterior.history.epochs["elbo"][-1] * 12 - exact) < 2.0
+
+
+def test_scales_weigh_queries_as_they_weigh_the_fit() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)), pyro.poutine.scale(scale=0.1):
+            pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0), obs=y)
+
+    y = torch.linspace(-1, 1, 12)
+    posterior = svi(Program.of(model, lambda y: None), y, epochs=1)
+    found = posterior.log_likelihood(y, draws=1)[0]
+    loc = posterior.parameters()["store.loc"]
+    assert torch.allclose(found, 0.1 * dist.Normal(loc, 1.0).log_prob(y), atol=1e-6)
+
+
+def test_an_amortized_guide_in_a_fixed_plate_serves_other_rows() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("data", 12):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.5)) * y, 0.5**0.5))
+
+    y = torch.linspace(-1, 1, 12)
+    posterior = svi(
+        Program.of(model, guide, data_plate="data"),
+        y,
+        epochs=1,
+        batch_size=4,
+        optimizer=Optimizer(learning_rate=1e-9),
+        held_out=y[:3],
+    )
+    exact = dist.Normal(0.0, 2**0.5).log_prob(y[:7])
+    assert torch.allclose(posterior.log_evidence(y[:7], particles=4), exact, atol=1e-4)
+
+
+def test_a_program_that_draws_its_own_rows_is_not_scored() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 12, subsample_size=3) as rows:
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
+
+    posterior = svi(Program.of(model, "normal"), torch.linspace(-1, 1, 12), epochs=2)
+    with pytest.raises(ValueError, match="plate 'data' draws 3 of its 12 rows by itself.*data_plate='data'"):
+        posterior.log_evidence(torch.linspace(-1, 1, 12))
+
+
+def test_a_site_that_takes_no_draws_in_front_is_named() -> None:
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w * x, 1.0).to_event(1), obs=y)
+
+    x = torch.linspace(-1, 1, 12)
+    posterior = svi(Program.of(model, "normal"), (x, x), epochs=2)
+    with pytest.raises(ValueError, match="site 'y' does not take 10 draws stacked in a leading dimension"):
+        posterior.predict(x, x, draws=10)
 
 
 def test_a_joint_guide_has_no_bound_by_row() -> None:
