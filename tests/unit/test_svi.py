@@ -377,10 +377,10 @@ def test_a_killed_fit_resumes_bit_for_bit(at: int, options: dict[str, Any], tmp_
         checkpoint = Checkpoint(tmp_path / folder, every=0.5)
         return fitted(epochs=5, callbacks=[KLWarmUp(2), EarlyStopping(9), checkpoint, *more], **options)
 
-    whole = run(Callback(), folder="whole")
+    whole = run(Kill(-1), folder="whole")
     with pytest.raises(Killed):
         run(Kill(at))
-    resumed = run(Callback())
+    resumed = run(Kill(-1))
     assert same(whole, resumed)
     assert resumed.history.steps == whole.history.steps
     without_clock = [{n: v for n, v in p.history.epochs.items() if n != "seconds"} for p in (whole, resumed)]
@@ -398,6 +398,10 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"is of another fit: seed \(was 0, now 1\)\. Give the same arguments, another"
     ):
         fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c")])
+    with pytest.raises(
+        ValueError, match=r"is of another fit: callbacks \(was \['Checkpoint'\], now \['Checkpoint', 'Log'\]"
+    ):
+        fitted(callbacks=[Checkpoint(tmp_path / "c"), Log()])
     assert same(fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c", resume=False)]), fitted(seed=1))
 
 
