@@ -21,8 +21,8 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        lines = (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name"))
-        model = next(lines, model)
+        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
     return {
         "processor": model,
         "cores": os.cpu_count(),

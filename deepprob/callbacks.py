@@ -64,6 +64,12 @@ class Callback:
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
 
+    @property
+    def steers(self) -> bool:
+        """Whether the fit's course depends on it, so that a resumed fit must have it too; a log's does not."""
+        cls = type(self)
+        return cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
+
 
 class KLWarmUp(Callback):
     r"""Raise the weight of the KL linearly from ``start_weight`` to 1.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from deepprob.history import History
+from deepprob.program import Batch
 from deepprob.storage import read, write
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ def write_checkpoint(fit: RunningFit, path: Path) -> None:
         "bad_in_a_row": fit.bad_in_a_row,
         "best_value": fit.best_value,
         "history": fit.history.facts(),
-        "callbacks": [c.state() for c in fit.callbacks],
+        "callbacks": [c.state() for c in fit.callbacks if c.steers],
     }
     write(path, tensors, manifest, kind="checkpoint")
 
@@ -85,7 +88,7 @@ def restore_checkpoint(fit: RunningFit, path: Path) -> None:
         fit.shuffle.epoch()  # that epoch is over: the next one draws the next permutation
     fit.bad_in_a_row, fit.best_value = manifest["bad_in_a_row"], manifest["best_value"]
     fit.history = History.restore(groups["history"], manifest["history"])
-    for callback, state in zip(fit.callbacks, manifest["callbacks"], strict=True):
+    for callback, state in zip((c for c in fit.callbacks if c.steers), manifest["callbacks"], strict=True):
         if state:
             callback.restore(state)
 
@@ -93,7 +96,20 @@ def restore_checkpoint(fit: RunningFit, path: Path) -> None:
 def _fingerprint(fit: RunningFit) -> dict[str, Any]:
     """What must be equal for a resumed fit to be the same fit."""
     shapes = {n: list(p.shape) for n, p in fit.state.params.items()}
-    return {**fit.config, "seed": fit.seed, "num_data": fit.state.owned.num_data, "parameters": shapes}
+    extra = {
+        "callbacks": [type(c).__name__ for c in fit.callbacks if c.steers],
+        "data": _digest(fit.data),
+        "held_out": None if fit.held_out is None else _digest(fit.held_out),
+    }
+    return {**fit.config, "seed": fit.seed, "num_data": fit.state.owned.num_data, "parameters": shapes, **extra}
+
+
+def _digest(batch: Batch) -> str:
+    """A fingerprint of some tensors' content."""
+    digest = hashlib.sha256()
+    for x in batch:
+        digest.update(x.detach().cpu().contiguous().view(torch.uint8).numpy() if x.numel() else b"")
+    return digest.hexdigest()[:16]
 
 
 def _load_optimizer(fit: RunningFit, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The command ``deepprob``: fit a model to data, check it, report on it, draw from it.
 
-Exit codes: 0, done; 1, ``check`` found a failure; 2, an error that the user can mend; 3, one that we must mend;
+Exit codes: 0, done; 1, done and the verdict is fail; 2, an error that the user can mend; 3, one that we must mend;
 130, interrupted.
 """
 
@@ -197,6 +197,7 @@ def fit(
     screen.say(("posterior  ", "dim"), str(folder))
     screen.say(("report     ", "dim"), str(page))
     screen.say(("next       ", "dim"), f"deepprob check {folder}   deepprob sample {folder}")
+    raise typer.Exit(_code(report))
 
 
 @app.command()
@@ -215,7 +216,7 @@ def check(
     posterior, dataset, same = _load(folder, data, device)
     report = _judge(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
     screen.report(report)
-    raise typer.Exit(1 if report.verdict == "fail" else 0)
+    raise typer.Exit(_code(report))
 
 
 @app.command()
@@ -241,6 +242,7 @@ def report(
     screen.say()
     screen.say(("report  ", "dim"), str(page))
     screen.say(("json    ", "dim"), str(page.with_suffix(".json")))
+    raise typer.Exit(_code(found))
 
 
 @app.command()
@@ -414,6 +416,11 @@ def _load(folder: Path, other: str | None, device: str) -> tuple[Posterior, Data
         raise StorageError(f"{folder} does not say what data it was fitted to. Name them: deepprob check {folder} DATA")
     same = name == own.get("name")
     return posterior, load_data(name, split=own.get("split", 0) if same else 0), same
+
+
+def _code(report: Report) -> int:
+    """The exit code of a verdict."""
+    return 1 if report.verdict == "fail" else 0
 
 
 def _judge(

@@ -259,7 +259,7 @@ class RunningFit:
             self.bad_in_a_row, self.before_best = 0, None
             return
         self.bad_in_a_row += 1
-        if self.bad_in_a_row < _PATIENCE:
+        if self.bad_in_a_row < min(_PATIENCE, self.total_steps):
             return
         self._flush()
         owned = self.state.owned
@@ -267,13 +267,14 @@ class RunningFit:
             batch = owned.program.prepare(*self.data)
             where = first_bad_site(owned.program, batch, owned.num_data)
         found = self._posterior()
-        epoch = (self.step - _PATIENCE) // self.steps_per_epoch + 1
+        first = self.step - self.bad_in_a_row + 1
+        epoch = (first - 1) // self.steps_per_epoch + 1
         rate = self._knobs().learning_rate
         kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
         value = self.history.steps["elbo"][-1]
         what = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
         raise DivergenceError(
-            f"{what} at epoch {epoch}, step {self.step - _PATIENCE + 1} ({where}). "
+            f"{what} at epoch {epoch}, step {first} ({where}). "
             f"The best state so far ({kept}) is kept. "
             f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale.",
             found,

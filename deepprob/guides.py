@@ -99,8 +99,8 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
         plates = ", ".join(map(repr, found.plate_names)) or "none"
         raise ValueError(
             f"no observed site is inside plate {program.data_name!r}, so that minibatches would be weighed wrongly; "
-            f"the model's plates: {plates}. Name the data plate (self.data_plate(x), or Program.of(..., data_plate=...)), "
-            "or use batch_size=None."
+            f"the model's plates: {plates}. Name the data plate (self.data_plate(x), or Program.of(..., "
+            "data_plate=...)), or use batch_size=None."
         )
     guide = program.current_guide
     if full_batch or not found.local or not isinstance(guide, AutoGuide):

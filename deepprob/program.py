@@ -127,6 +127,7 @@ class Program(PyroModule):
         registry_name: Under which name the package knows the program, if it is one of its own.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The step size a routine takes unless told otherwise.
+        adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: What kinds of data set `from_data` takes, as ``DataSet.task`` names them; empty for any.
         usual_steps: About how many steps a fit takes; the command chooses its epochs by it.
@@ -153,6 +154,7 @@ class Program(PyroModule):
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
     variable_length: bool = False
+    adopted: bool = False
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 
@@ -235,6 +237,7 @@ class Program(PyroModule):
     def adopt_plate(self, name: str) -> None:
         """Take a plate of the model's as the data plate (on one's own copy)."""
         self.data_name = self.binding.plate = name
+        self.adopted = True
 
     def bound_model(self) -> Callable[..., Any]:
         """The model as an AutoGuide must run it: its data plate told of the rows, though handlers are hidden."""

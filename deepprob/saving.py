@@ -75,6 +75,11 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
     Raises:
         StorageError: If the file cannot be trusted, or does not fit the program.
     """
+    if program is not None and not isinstance(program, Program):
+        raise TypeError(
+            f"program must be a Program; got {type(program).__name__}. "
+            "Make one of a Pyro model: Program.of(model, guide)."
+        )
     tensors, manifest = read(path, kind="posterior")
     stream = RandomStream(0, pick_device(device))
     if program is None:
@@ -101,7 +106,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
             )
         owned.inputs = specs
         owned.load(groups["state"])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
     return Content(
         owned,

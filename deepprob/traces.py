@@ -280,8 +280,8 @@ def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) 
             if now[dim] not in (1, before):
                 raise ValueError(
                     f"site {name!r} does not take {draws} draws stacked in a leading dimension: its batch shape "
-                    f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the right "
-                    "(x * w.unsqueeze(-1)) so that draws stay in front."
+                    f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the "
+                    "right (x * w.unsqueeze(-1)) so that draws stay in front."
                 )
 
 

@@ -119,7 +119,10 @@ class VAE(Program):
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> VAE:
-        """The autoencoder for a data set's rows."""
+        """The autoencoder for a data set's rows; normal where values are not all between 0 and 1."""
+        x = data.train.tensors[0]
+        if not 0 <= float(x.min()) <= float(x.max()) <= 1:
+            options = {"likelihood": "normal"} | options
         return cls(data.shape, **options)
 
     def model(self, x: Tensor | None = None) -> Tensor:

@@ -159,7 +159,8 @@ class Case:
         self.posterior, self.program = posterior, posterior.program
         self.draws, self.particles, self.seed = draws, particles, seed
         self.max_sample = max_sample
-        self.whole = not self.program.data_name  # without a plate over rows there are no rows to choose from
+        # Without a plate that was named there are no rows to choose from: the fit saw all of its data.
+        self.whole = not self.program.data_name or self.program.adopted
         everything = as_split(data)
         self.rows = len(everything)
         self.data = self._some(everything, max_rows)

@@ -58,7 +58,7 @@ def by_command(folder: Path) -> str | None:
     """The same by the installed script; what went wrong, if anything did."""
     script, run = str(Path(sys.executable).with_name("deepprob")), str(folder / "run")
     fit = ["fit", "vae", "digits", "--epochs", "1", "--latent-dim", "2", "--hidden", "8", "--out", run]
-    for arguments, codes in ((fit, (0,)), (["check", run], (0, 1)), (["check", str(folder)], (2,))):
+    for arguments, codes in ((fit, (0, 1)), (["check", run], (0, 1)), (["check", str(folder)], (2,))):
         done = subprocess.run([script, *arguments], capture_output=True, text=True, timeout=300, check=False)
         print(f"deepprob {arguments[0]}: exit code {done.returncode}")
         if done.returncode not in codes or "Traceback" in done.stderr:

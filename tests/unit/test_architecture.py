@@ -118,11 +118,7 @@ def test_core_imports_no_model_and_no_routine() -> None:
     def allowed(module: Module, imported: Import) -> bool:
         if module.name == "deepprob.cli":
             return True
-        return (
-            module.name == "deepprob.saving"
-            and imported.in_function
-            and within(imported.module, "deepprob.models")
-        )
+        return module.name == "deepprob.saving" and imported.in_function and within(imported.module, "deepprob.models")
 
     broken, late = [], []
     for module in modules():
@@ -156,9 +152,7 @@ def test_imports_are_absolute_and_never_of_the_root() -> None:
         f"{module.where(imported.line)} imports {imported.module}"
         for module in modules()
         for imported in module.imports()
-        if imported.module == "deepprob"
-        or imported.module.startswith(".")
-        or imported.module.split(".")[0] in HOMES
+        if imported.module == "deepprob" or imported.module.startswith(".") or imported.module.split(".")[0] in HOMES
     ]
     report(broken, "write `from deepprob.x import y`:")
 

@@ -16,9 +16,7 @@ def test_bare_import_is_refused(folder: str) -> None:
     spec = importlib.util.spec_from_file_location(folder, ROOT / folder / "__init__.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with pytest.raises(
-        ImportError, match=rf"not as {folder}\. Write: from deepprob\.{folder} import"
-    ):
+    with pytest.raises(ImportError, match=rf"not as {folder}\. Write: from deepprob\.{folder} import"):
         spec.loader.exec_module(module)
 
 

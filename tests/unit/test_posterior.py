@@ -164,7 +164,7 @@ def test_a_program_that_draws_its_own_rows_is_not_scored() -> None:
             pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
 
     posterior = svi(Program.of(model, "normal"), torch.linspace(-1, 1, 12), epochs=2)
-    with pytest.raises(ValueError, match="plate 'data' draws 3 of its 12 rows by itself.*data_plate='data'"):
+    with pytest.raises(ValueError, match=r"plate 'data' draws 3 of its 12 rows by itself.*data_plate='data'"):
         posterior.log_evidence(torch.linspace(-1, 1, 12))
 
 

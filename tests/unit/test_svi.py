@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import signal
 import subprocess
@@ -398,11 +399,26 @@ def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"is of another fit: seed \(was 0, now 1\)\. Give the same arguments, another"
     ):
         fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c")])
-    with pytest.raises(
-        ValueError, match=r"is of another fit: callbacks \(was \['Checkpoint'\], now \['Checkpoint', 'Log'\]"
-    ):
-        fitted(callbacks=[Checkpoint(tmp_path / "c"), Log()])
     assert same(fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c", resume=False)]), fitted(seed=1))
+
+
+def test_a_checkpoint_knows_its_data_and_what_steered_it(tmp_path: Path) -> None:
+    fitted(callbacks=[Checkpoint(tmp_path / "c")])
+    with pytest.raises(ValueError, match=r"is of another fit: held_out \(was None, now \w+\)"):
+        fitted(held_out=(X, Y), callbacks=[Checkpoint(tmp_path / "c")])
+    with pytest.raises(ValueError, match=r"is of another fit: callbacks \(was \[\], now \['KLWarmUp'\]\)"):
+        fitted(callbacks=[KLWarmUp(1), Checkpoint(tmp_path / "c")])
+    fitted(callbacks=[Log(every=1, file=io.StringIO()), Checkpoint(tmp_path / "c")])
+
+
+def test_a_short_fit_that_never_took_a_step_is_no_posterior() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal((loc * 1e30) * 1e30 + loc.sqrt(), 1.0), obs=y)
+
+    with pytest.raises(DivergenceError, match=r"stopped being finite|became"):
+        svi(Program.of(model, lambda y: None), torch.ones(4), epochs=5)
 
 
 def test_a_posterior_is_no_checkpoint(tmp_path: Path) -> None:
