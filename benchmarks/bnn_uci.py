@@ -21,6 +21,7 @@ from deepprob.data import load_data
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks import MLP
+from deepprob.objectives import ELBO
 
 
 def run(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def run(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
         data.train,
         epochs=options.epochs,
         batch_size=None,
+        objective=ELBO(particles=options.particles),
         callbacks=[KLWarmUp(options.warm_up)],
         seed=split,
         progress=False,
@@ -62,7 +64,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["yacht", "energy"])
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=8000)
-    parser.add_argument("--warm-up", type=float, default=4000)
+    parser.add_argument("--warm-up", type=float, default=2400)
+    parser.add_argument("--particles", type=int, default=8)
     parser.add_argument("--activation", default="relu")
     parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args()

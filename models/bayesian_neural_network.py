@@ -90,7 +90,7 @@ class BayesianNeuralNetwork(Program):
 
     registry_name = "bnn"
     tasks = ("regression", "classification", "images")
-    learning_rate = 1e-2
+    learning_rate = 2e-2
     usual_steps = 10_000
 
     def __init__(

@@ -40,7 +40,7 @@ def fit_linear(batch_size: int | None, steps: int) -> Posterior:
     )
 
 
-@pytest.mark.parametrize("batch_size", [20, 200, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batch_size", [20, pytest.param(200, marks=pytest.mark.slow), None])
 def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int | None) -> None:
     x, y = linear_data()
     parameters = fit_linear(batch_size, steps=2000 if batch_size == 20 else 1000).parameters()
@@ -67,10 +67,13 @@ def test_the_bound_is_below_the_evidence_and_its_weights_reach_it() -> None:
 
 def test_the_noise_is_learned() -> None:
     x, y = linear_data()
-    posterior = svi(
-        BayesianNeuralNetwork(nn.Linear(5, 1)), (x, 10 * y), epochs=600, batch_size=None, seed=0, progress=False
-    )
-    assert abs(float(posterior.predict(x).aleatoric.mean()) / (10 * SIGMA) - 1) < 0.15  # 3 standard errors at N = 200
+    fast = Optimizer(learning_rate=3e-2)
+    program = BayesianNeuralNetwork(nn.Linear(5, 1))
+    posterior = svi(program, (x, 10 * y), epochs=600, batch_size=None, optimizer=fast, seed=0, progress=False)
+    features = torch.cat([x, torch.ones(200, 1)], dim=1)
+    residuals = y - features @ torch.linalg.lstsq(features, y).solution
+    unbiased = residuals.square().sum().div(200 - 6).sqrt()
+    assert abs(float(posterior.predict(x).aleatoric.mean() / (10 * unbiased)) - 1) < 0.1
 
 
 def test_what_was_not_seen_is_less_certain() -> None:
@@ -78,7 +81,7 @@ def test_what_was_not_seen_is_less_certain() -> None:
     x = torch.rand(100, 1, generator=generator) * 2 - 1
     y = torch.sin(3 * x) + 0.1 * torch.randn(100, 1, generator=generator)
     posterior = svi(
-        BayesianNeuralNetwork(MLP(1, 1, (20,), "tanh")),
+        BayesianNeuralNetwork(MLP(1, 1, (20,))),
         (x, y),
         epochs=1000,
         batch_size=None,

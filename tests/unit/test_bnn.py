@@ -253,6 +253,7 @@ def test_classes_are_learned() -> None:
     predicted = found.predict(x)
     assert predicted.kind == "classes" and predicted.probs.shape == (120, 3)
     assert (predicted.probs.argmax(1) == labels).float().mean() > 0.9
+    assert found.log_likelihood(x, labels, draws=7).shape == (7, 120)
     assert "noise" not in found.latent_sites and found.program.x_loc.shape == (3,)
 
 
