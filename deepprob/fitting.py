@@ -27,7 +27,7 @@ from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch
 from deepprob.progress import ProgressBar
-from deepprob.runtime import RandomStream
+from deepprob.runtime import RandomStream, threads_for
 from deepprob.traces import first_bad_site
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
@@ -143,7 +143,7 @@ class RunningFit:
             callback.start(self)
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
-            with bar, interruptible() as interrupted:
+            with bar, threads_for(self._work()), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop:
                     self._epoch(bar, interrupted)
                     if interrupted:
@@ -160,6 +160,10 @@ class RunningFit:
         self.history.stopped_early = self.stop and self.step < self.total_steps
         self._flush()
         return self._posterior()
+
+    def _work(self) -> int:
+        """Multiplications of a step, roughly."""
+        return sum(p.numel() for p in self.state.params.values()) * self.shuffle.batch_size
 
     def _epoch(self, bar: ProgressBar, interrupted: list[bool]) -> None:
         """The rest of the current epoch."""
