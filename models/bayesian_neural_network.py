@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -17,14 +16,14 @@ from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
 from deepprob.errors import unknown
-from deepprob.initialisation import init_weights
+from deepprob.initialisation import is_pretrained
 from deepprob.networks import MLP, NETWORKS, ConvEncoder, network_from_config
 from deepprob.program import Batch, Program
 
 LIKELIHOODS = ("bernoulli", "categorical", "normal")
 PRIORS = ("hierarchical", "normal")
 
-_START_SD = 1e-3
+_START_SD = 1e-2
 _START_NOISE = 0.1
 _NOISE_PRIOR = (math.log(0.1), 1.5)
 _HYPER_SD = 0.1
@@ -35,20 +34,19 @@ class BayesianNeuralNetwork(Program):
 
     .. code-block:: text
 
-        s_j ~ LogNormal(log prior_scale, 1)      for each input j of each layer          "<name>.scale"
-        W_kj ~ N(0, s_j^2 / fan_in)              weights; biases ~ N(0, 1)               "<name>", the network's own
+        s ~ LogNormal(log prior_scale, 1)        for each matrix of weights              "<name>.scale"
+        W_kj ~ N(0, s^2 / fan_in)                weights; biases ~ N(0, 1)               "<name>", the network's own
         sigma ~ LogNormal(log 0.1, 1.5)          noise, in standard deviations of y      "noise"
         y_i ~ N(net(x_i; W), sigma^2)            or Categorical, Bernoulli(logits)       "y", i = 1..N
-        q: every weight normal, every scale log-normal, all independent
+        q(s), q(sigma) log-normal; q(W_kj | s) = N(m_kj, v_kj^2) times s / sqrt(fan_in)
 
-    The scales are automatic relevance determination: inputs and hidden units that do not matter are given up together,
-    at little cost, and the others keep wide priors.
+    The guide's weights are independent given their scale and grow with it, as they do in the prior: the scale can move
+    without every mean having to follow.
 
-    The network given stays as it is: the program works on a copy, runs it as a pure function of the weights, over all
-    draws at once, and the copy's own weights are the means of the guide. A fit begins at new ones (weights as the
-    network draws them, biases from their prior), or with ``svi(..., init="keep")`` at those given. Parameters that are
-    frozen (``requires_grad=False``) stay as they are and have no site: a Bayesian last layer is a network with the rest
-    frozen.
+    The network given stays as it is: the program works on a copy and runs it as a pure function of the weights, over
+    all draws at once. A fit begins at means drawn from the prior, or with ``svi(..., init="keep")`` at the network's
+    own weights. Parameters that are frozen (``requires_grad=False``) stay fixed and have no site, so that a Bayesian
+    last layer is a network with the rest frozen, fitted with ``init="keep"``.
 
     The network always runs in evaluation mode: dropout is off, as the weights are random already, and a batch norm
     uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is
@@ -90,7 +88,7 @@ class BayesianNeuralNetwork(Program):
 
     registry_name = "bnn"
     tasks = ("regression", "classification", "images")
-    learning_rate = 2e-2
+    learning_rate = 3e-2
     usual_steps = 10_000
 
     def __init__(
@@ -116,19 +114,24 @@ class BayesianNeuralNetwork(Program):
             raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
         self.net = _lifted(net)
-        weights = self._means()
+        weights = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        whole = len(weights) == len(list(self.net.parameters()))
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
         self.gains = _gains(self.net)
-        self.raw_sd = nn.ParameterList([nn.Parameter(torch.empty_like(w)) for w in weights.values()])
-        self.matrices = _matrices(self.net, weights) if prior == "hierarchical" else {}
-        inputs = [matrix.inputs for matrix in self.matrices.values()]
-        self.scale_loc = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in inputs])
-        self.scale_raw = nn.ParameterList([nn.Parameter(torch.empty(size)) for size in inputs])
+        self.fans = _fans(self.net, weights)
+        self.kept = _pretrained_names(self.net)
+        self.net.requires_grad_(False)  # its place is taken by means and scales of the guide
+        self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
+        self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
+        scaled = list(self.fans) if prior == "hierarchical" else []
+        self.scaled = tuple(scaled)
+        self.scale_loc = nn.ParameterList([torch.full((), math.log(self.prior_scale)) for _ in scaled])
+        self.scale_raw = nn.ParameterList([torch.full((), _raw(_HYPER_SD)) for _ in scaled])
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
         self._narrow()
         self.train()
-        if type(self.net) in NETWORKS.values() and len(weights) == len(list(self.net.parameters())):
+        if type(self.net) in NETWORKS.values() and whole:
             self.config = {
                 "net": self.net.config,
                 "likelihood": likelihood,
@@ -168,9 +171,9 @@ class BayesianNeuralNetwork(Program):
         return cls(net, **options)
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Start the guide anew: means drawn as the network draws them, biases from their prior, and narrow.
+        """Start the guide anew: narrow, at means drawn from the prior; pretrained parts stay.
 
-        Biases at zero, as networks like to start, would put the kinks of all rectifiers at the mean of the data.
+        Biases are drawn as well: at zero they would put the kinks of all rectifiers at the mean of the data.
 
         Args:
             generator: Where the draws come from; None for torch's own.
@@ -178,42 +181,40 @@ class BayesianNeuralNetwork(Program):
         Returns:
             The scheme by parameter name.
         """
-        kept = {n: p.clone() for n, p in self.net.named_parameters() if not p.requires_grad}
-        kept |= {n: b.clone() for n, b in self.net.named_buffers()}
-        record = init_weights(self.net, generator)
+        record = {}
         with torch.no_grad():
-            for name, value in self.net.state_dict(keep_vars=True).items():
-                if name in kept:
-                    value.copy_(kept[name])
-                elif name in record and value.dim() == 1 and name not in self.gains:
-                    record[name] = "normal"
-                    value.copy_(torch.randn(value.shape, generator=generator))
+            for i, (name, loc) in enumerate(zip(self.shapes, self.raw_loc, strict=True)):
+                if name in self.kept:
+                    continue
+                loc.copy_(torch.randn(loc.shape, generator=generator))
+                record[f"raw_loc.{i}"] = "prior"
             self._narrow()
-        return {f"net.{name}": scheme for name, scheme in record.items() if name not in kept}
+        return record
 
     # -- the program ---------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Draw weights and noise, and targets given inputs; returns the targets."""
-        scales = {
-            name: pyro.sample(f"{name}.scale", self._scale_prior(loc))
-            for name, loc in zip(self.matrices, self.scale_loc, strict=True)
-        }
-        weights = {
-            name: pyro.sample(name, self._weight_prior(name, mean, scales.get(name)))
-            for name, mean in self._means().items()
-        }
+        prior = dist.LogNormal(self.scale_start, 1.0)
+        scales = {name: pyro.sample(f"{name}.scale", prior) for name in self.scaled}
+        weights = {}
+        for name, like in zip(self.shapes, self.raw_loc, strict=True):
+            loc, unit = self._prior(name, like, scales.get(name))
+            weights[name] = pyro.sample(name, dist.Normal(loc, unit.expand_as(loc + unit)).to_event(like.dim()))
         noise = self._noise()
         with self.data_plate(x):
-            value: Tensor = pyro.sample("y", self._observation(self.outputs(weights, x), noise), obs=y)
+            value: Tensor = pyro.sample("y", self._observation(self.outputs(weights, x), noise, y), obs=y)
         return value
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         """Draw the weights and all else that the model draws outside of the rows."""
-        for name, loc, raw in zip(self.matrices, self.scale_loc, self.scale_raw, strict=True):
-            pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)).to_event(1))
-        for (name, mean), raw in zip(self._means().items(), self.raw_sd, strict=True):
-            pyro.sample(name, dist.Normal(mean, softplus(raw)).to_event(mean.dim()))
+        scales = {
+            name: pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)))
+            for name, loc, raw in zip(self.scaled, self.scale_loc, self.scale_raw, strict=True)
+        }
+        for name, mean, raw in zip(self.shapes, self.raw_loc, self.raw_sd, strict=True):
+            loc, unit = self._prior(name, mean, scales.get(name))
+            pyro.sample(name, dist.Normal(loc + unit * mean, unit * softplus(raw)).to_event(mean.dim()))
         for loc, raw in zip(self.noise_loc, self.noise_raw, strict=True):
             pyro.sample("noise", dist.LogNormal(loc, softplus(raw)).to_event(1))
 
@@ -296,9 +297,27 @@ class BayesianNeuralNetwork(Program):
 
     # -- inside --------------------------------------------------------------------------------------------------
 
-    def _means(self) -> dict[str, Tensor]:
-        """The guide's means: the copied network's own weights, by name."""
-        return {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+    @property
+    def scale_start(self) -> Tensor:
+        """The scales' prior location, on the program's device."""
+        return torch.full_like(self.x_loc.sum(), math.log(self.prior_scale))
+
+    def _prior(self, name: str, like: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and unit (standard deviation) of a weight's prior, given the scale of its matrix."""
+        loc = torch.ones_like(like) if name in self.gains else torch.zeros_like(like)
+        if self.prior == "normal":
+            return loc, torch.full_like(like, self.prior_scale)
+        if scale is None:
+            return loc, torch.ones_like(like)
+        unit = scale.reshape(*scale.shape, *(1,) * like.dim()) / math.sqrt(self.fans[name])  # (*K, 1, 1, 1)
+        return loc, unit * torch.ones_like(like)
+
+    def _relative(self, name: str, weight: Tensor) -> Tensor:
+        """A weight in units of its prior, as the guide keeps its mean."""
+        weight = weight.detach()
+        known = self.prior == "hierarchical" and name in self.fans
+        loc, unit = self._prior(name, weight, weight.new_tensor(self.prior_scale) if known else None)
+        return (weight - loc) / unit
 
     def _forward(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
         out: Tensor = functional_call(self.net, weights, (x,))
@@ -328,20 +347,6 @@ class BayesianNeuralNetwork(Program):
             for parameter in parameters:
                 parameter.fill_(start)
 
-    def _scale_prior(self, like: Tensor) -> Any:
-        return dist.LogNormal(torch.full_like(like, math.log(self.prior_scale)), 1.0).to_event(1)
-
-    def _weight_prior(self, name: str, like: Tensor, scale: Tensor | None) -> Any:
-        loc, sd = torch.zeros_like(like), torch.ones_like(like)
-        if self.prior == "normal":
-            sd = sd * self.prior_scale
-        elif scale is not None:
-            matrix = self.matrices[name]
-            sd = scale.reshape(*scale.shape[:-1], *matrix.shape) / math.sqrt(matrix.fan_in)  # (*K, 1, out, in)
-        elif name in self.gains:
-            loc = torch.ones_like(like)
-        return dist.Normal(loc, sd).to_event(like.dim())
-
     def _noise(self) -> Tensor | None:
         if self.noise is not None:
             return torch.full_like(self.y_loc, self.noise)
@@ -352,7 +357,11 @@ class BayesianNeuralNetwork(Program):
             return noise
         return None
 
-    def _observation(self, out: Tensor, noise: Tensor | None) -> Any:
+    def _observation(self, out: Tensor, noise: Tensor | None, y: Tensor | None) -> Any:
+        if y is not None and self.likelihood != "categorical" and out.shape[-1] != y.shape[-1]:
+            raise ValueError(
+                f"the network has {out.shape[-1]} outputs, but y has {y.shape[-1]} columns. Make them equal."
+            )
         if self.likelihood == "categorical":
             return dist.Categorical(logits=out)
         if noise is None:
@@ -376,31 +385,21 @@ class BayesianNeuralNetwork(Program):
         return out
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """What the prior must know of a layer's weights.
-
-    Attributes:
-        inputs: How many inputs the layer has.
-        shape: What to reshape the inputs' scales to, so that they broadcast against the weights.
-        fan_in: How many numbers one output sums.
-    """
-
-    inputs: int
-    shape: tuple[int, ...]
-    fan_in: int
-
-
-def _matrices(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, _Matrix]:
-    """The weights that have an axis of inputs; the second, but for transposed convolutions."""
+def _fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of every weight that has an axis of inputs, how many numbers one output sums."""
     found = {}
     for name, weight in weights.items():
         if weight.dim() > 1:
             transposed = type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose")
-            axis = 0 if transposed else 1
-            shape = tuple(size if i == axis else 1 for i, size in enumerate(weight.shape))
-            found[name] = _Matrix(weight.shape[axis], shape, weight.numel() // weight.shape[1 - axis])
+            found[name] = weight.numel() // weight.shape[1 if transposed else 0]
     return found
+
+
+def _pretrained_names(net: nn.Module) -> set[str]:
+    """Names of the parameters of modules marked as pretrained."""
+    marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
+    names = [name for name, _ in net.named_parameters()]
+    return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
 
 
 def _gains(net: nn.Module) -> set[str]:
