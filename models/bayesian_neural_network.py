@@ -122,6 +122,9 @@ class BayesianNeuralNetwork(Program):
         self.kept = _pretrained_names(self.net)
         self.net.requires_grad_(False)  # its place is taken by means and scales of the guide
         self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
+        with torch.no_grad():
+            for weight in weights.values():
+                weight.zero_()  # of no use any more, and so no part of what a fit is
         self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
         scaled = list(self.fans) if prior == "hierarchical" else []
         self.scaled = tuple(scaled)
