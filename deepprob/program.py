@@ -369,6 +369,8 @@ class FunctionProgram(Program):
         for name, value in (("model", model), ("guide", guide)):
             if not (callable(value) or (name == "guide" and (value is None or isinstance(value, str)))):
                 raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
+        if not isinstance(data_plate, str | None):
+            raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
         self.data_name = data_plate or ""
         self.__dict__["_binding"] = Binding(self.data_name)
         self._hold(model, guide)

@@ -394,3 +394,8 @@ def test_from_data_is_written_by_those_who_can() -> None:
         TypeError, match=r"Codes has no from_data\. Write it, or call the constructor: Codes\(\.\.\.\)\."
     ):
         Codes.from_data(None)  # type: ignore[arg-type]
+
+
+def test_a_data_plate_is_named() -> None:
+    with pytest.raises(TypeError, match=r"data_plate must be the name of a plate; got 3\. Write data_plate='data'"):
+        Program.of(lambda y: None, data_plate=3)  # type: ignore[arg-type]
