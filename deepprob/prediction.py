@@ -55,7 +55,8 @@ class Prediction:
         """Mean over draws of the conditional means, shape ``(B, ..., *event)``; of classes, the probabilities."""
         if self.kind == "classes":
             return self.probs
-        return self._moment("mean").mean(0)
+        # The whole's moments can be had from the draws where a member's are not known.
+        return self._moment("mean").mean(0) if self._known else self.draws.mean(0)
 
     @property
     @torch.no_grad()
@@ -63,6 +64,8 @@ class Prediction:
         """Standard deviation of the mixture, shape as `mean`."""
         if self.kind == "classes":
             return (self.probs * (1 - self.probs)).sqrt()
+        if not self._known:
+            return self.draws.std(0, unbiased=False)
         return (self._moment("variance").mean(0) + self._between()).sqrt()
 
     @property
@@ -84,6 +87,9 @@ class Prediction:
 
         In nats for classes, the mean entropy of the members; else in the target's units, the root of the mean
         conditional variance. Shape ``(B,)`` for classes, else as `mean`.
+
+        Raises:
+            ValueError: If the family's mean and variance are not known in closed form.
         """
         if self.kind == "classes":
             return _entropy(self._probs).mean(0)
@@ -96,6 +102,9 @@ class Prediction:
     def epistemic(self) -> Tensor:
         """Uncertainty about the parameters and latents: in nats for classes the mutual information, else the standard
         deviation over draws of the conditional mean, in the target's units.
+
+        Raises:
+            ValueError: If the family's mean and variance are not known in closed form.
         """
         if self.kind == "classes":
             return (_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
@@ -168,14 +177,23 @@ class Prediction:
         return f"Prediction({self.site!r}: {self.kind}, {len(self)} rows, {self.draws.shape[0]} draws)"
 
     def _moment(self, name: str) -> Tensor:
-        try:
-            value: Tensor = getattr(self.distribution, name)
-        except NotImplementedError:
-            # Many distributions know no closed form; the draws do.
-            value = self.draws.float().mean(0) if name == "mean" else self.draws.float().var(0, unbiased=False)
-            return value.expand(self.draws.shape)
+        if not self._known:
+            raise ValueError(
+                f"the mean and variance of {type(self._base).__name__} are not known in closed form, so {self.site!r} "
+                "cannot be split into aleatoric and epistemic parts. Use mean, sd or interval."
+            )
+        value: Tensor = getattr(self.distribution, name)
         shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
         return self._squeeze(value.expand(shape)).expand(self.draws.shape)
+
+    @property
+    def _known(self) -> bool:
+        """Whether the family's mean and variance have closed forms."""
+        try:
+            self.distribution.mean, self.distribution.variance  # noqa: B018
+        except NotImplementedError:
+            return False
+        return True
 
     @property
     def _probs(self) -> Tensor:
