@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 
 from deepprob.errors import unknown
 from deepprob.program import FunctionProgram, Program, run_bound
-from deepprob.traces import Structure
+from deepprob.traces import Site, Structure
 
 
 def _flow(model: Callable[..., Any]) -> AutoGuide:
@@ -54,7 +55,7 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
         if not program.has_guide:
             raise ValueError(f"the program has no guide. Name one: guide={'|'.join(map(repr, GUIDES))}.")
         return None
-    model = program.bound_model()
+    model = poutine.block(program.bound_model(), hide_fn=is_summed_out)
     name = None
     if isinstance(spec, str):
         if spec not in GUIDES:
@@ -71,6 +72,11 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
         raise TypeError(f"guide must be a name, an AutoGuide class or a callable; got {type(spec).__name__}.")
     program.attach(built)
     return name
+
+
+def is_summed_out(site: Site) -> bool:
+    """Whether a model's site is left to the objective to sum over, so that a named guide has no part in it."""
+    return bool(site["type"] == "sample" and site["infer"].get("enumerate") == "parallel")
 
 
 def _tell_rows(guide: AutoGuide, program: Program) -> None:

@@ -13,9 +13,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from deepprob.enumeration import PARTS, Part, any_enumerated, is_enumerated, run_enumerated, terms
 from deepprob.errors import unknown
 from deepprob.program import Batch, Program
-from deepprob.traces import Site, is_auxiliary, is_deterministic, is_local, run, sample_sites
+from deepprob.traces import Site, is_auxiliary, is_deterministic, is_local, log_prob, run, sample_sites
 
 Terms = dict[str, Tensor]
 
@@ -94,13 +95,19 @@ class ELBO:
             ``kl_local``, ``kl_global``.
         """
         draws = None if self.particles == 1 else self.particles
-        guide_trace, model_trace = run(program, batch, rows, num_data, draws=draws, plates=plates)
-        closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
-        likelihood, kl_local, kl_global = self._terms(program, guide_trace, model_trace, closed)
+        execute = run_enumerated if program.enumerates is not False else _run_once
+        traces = execute(program, batch, rows, num_data, draws=draws, plates=plates)
+        plate, scores = str(program.data_name), None
+        if any_enumerated(traces):
+            likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
+        else:
+            ((guide_trace, model_trace),) = traces
+            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
+            likelihood, kl_local, kl_global = self._terms(plate, guide_trace, model_trace, closed)
+            scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
         norm = 1.0 / (num_data * self.particles)
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
-        scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
         if scores is not None:
             loss = loss - scores * norm
         terms = {
@@ -111,15 +118,27 @@ class ELBO:
         }
         return loss, terms
 
+    def _enumerated_terms(self, plate: str, traces: list[tuple[Trace, Trace]]) -> tuple[Tensor, Tensor, Tensor]:
+        total: dict[Part, Tensor] = dict.fromkeys(PARTS, torch.zeros(()))
+        for guide_trace, model_trace in traces:
+            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
+            for term in terms(guide_trace, model_trace, plate, closed):
+                total[term.part] = total[term.part] + term.value.sum()
+        return total["likelihood"], total["kl_local"], total["kl_global"]
+
     def _terms(
-        self, program: Program, guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor]
+        self, plate: str, guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        plate = str(program.data_name)
         likelihood = kl_local = kl_global = torch.zeros(())
         for name, site in sample_sites(model_trace):
             if site["is_observed"]:
                 if not is_deterministic(site):
                     likelihood = likelihood + log_prob(site).sum()
+            elif name not in guide_trace.nodes:
+                raise ValueError(
+                    f"site {name!r} is not in the guide, nor was it marked for enumeration in the first run. "
+                    "Let every run of the program have the same sites."
+                )
             elif name not in closed:
                 term = -log_prob(site).sum()
                 kl_local, kl_global = _add(kl_local, kl_global, term, is_local(site, plate))
@@ -134,14 +153,12 @@ class ELBO:
         return likelihood, kl_local, kl_global
 
 
+def _run_once(*program: Any, **options: Any) -> list[tuple[Trace, Trace]]:
+    return [run(*program, **options)]
+
+
 def _add(local: Tensor, global_: Tensor, term: Tensor, to_local: bool) -> tuple[Tensor, Tensor]:
     return (local + term, global_) if to_local else (local, global_ + term)
-
-
-def log_prob(site: Site) -> Tensor:
-    """A site's log-probability, weighed and masked, of its batch shape."""
-    value: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-    return value
 
 
 def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]:
@@ -163,6 +180,9 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
     found: dict[str, Tensor] = {}
     for name, prior in sample_sites(model_trace):
         if prior["is_observed"] or name not in guide:
+            continue
+        if is_enumerated(guide[name]):
+            before.add(name)  # all of its values are weighed anyway
             continue
         site = guide[name]
         helper = guide.get(f"{name}_unconstrained")

@@ -11,14 +11,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from deepprob.capture import own_copy
+from deepprob.enumeration import run_enumerated, terms
 from deepprob.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
-from deepprob.objectives import log_prob
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
 from deepprob.runtime import RandomStream, StoreState, empty_store, private_store
-from deepprob.traces import Structure, is_deterministic, is_local, run, sample_sites, structure
+from deepprob.traces import Structure, is_deterministic, is_local, log_prob, run, sample_sites, structure
 
 _PROBE_ROWS = 4
 
@@ -96,6 +96,10 @@ class OwnedProgram:
             if check:
                 self._check_evidence(traces[1])
             found = structure(self.program, *traces)
+            self.program.enumerates = bool(found.summed or found.enumerated)
+            if self.program.enumerates:
+                with torch.no_grad():
+                    self._try_sums(found, batch, rows)
         self._take_over()
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
@@ -143,6 +147,23 @@ class OwnedProgram:
             raise ValueError(
                 f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. "
                 "Check the shapes and types of the data, or the program."
+            ) from error
+
+    def _try_sums(self, found: Structure, batch: Batch, rows: Tensor) -> None:
+        """Run the program with what is marked for enumeration taking all of its values, and say if that fails."""
+        plate = self.program.data_name
+        try:
+            runs = run_enumerated(self.program, batch, rows, self.num_data, plates=max(1, found.plates))
+            for guide_trace, model_trace in runs:
+                terms(guide_trace, model_trace, plate, {}, compare_scales=True)
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            if isinstance(error, ValueError) and reason.endswith("."):
+                raise ValueError(reason) from error
+            raise ValueError(
+                f"the program fails where {', '.join(found.summed + found.enumerated)} takes all of its values, in a "
+                f"leading dimension: {reason.removesuffix('.')}. Write its shapes from the right, and index tables by "
+                "Vindex(table)[..., k]."
             ) from error
 
     def check_data(self, batch: Batch, size: int) -> None:

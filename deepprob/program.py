@@ -128,6 +128,7 @@ class Program(PyroModule):
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The step size a routine takes unless told otherwise.
         adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
+        enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: What kinds of data set `from_data` takes, as ``DataSet.task`` names them; empty for any.
         usual_steps: About how many steps a fit takes; the command chooses its epochs by it.
@@ -155,6 +156,7 @@ class Program(PyroModule):
     learning_rate: float = 1e-2
     variable_length: bool = False
     adopted: bool = False
+    enumerates: bool | None = None
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 

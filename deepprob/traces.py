@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
@@ -38,6 +39,8 @@ class Structure:
         loose: The batch shape of every site, 1 in the dimensions of its plates.
         by_plate: Sites inside the data plate, observed ones included.
         data_plate: The plate that all observed data are in, if there is exactly one with all of its rows.
+        summed: Sites of the model that the guide leaves out, because they are marked to be summed out.
+        enumerated: Sites of the guide that are marked to take all of their values.
     """
 
     local: tuple[str, ...]
@@ -51,6 +54,8 @@ class Structure:
     loose: dict[str, tuple[int, ...]] = field(default_factory=dict)
     by_plate: tuple[str, ...] = ()
     data_plate: str = ""
+    summed: tuple[str, ...] = ()
+    enumerated: tuple[str, ...] = ()
 
     @property
     def latent(self) -> tuple[str, ...]:
@@ -98,6 +103,12 @@ def is_local(site: Site, plate: str) -> bool:
     return any(frame.name == plate for frame in site["cond_indep_stack"])
 
 
+def log_prob(site: Site) -> Tensor:
+    """A site's log-probability, weighed and masked, of its batch shape."""
+    value: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+    return value
+
+
 def run(
     program: Program,
     batch: Batch,
@@ -126,13 +137,13 @@ def run(
     """
     guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
     model: Any = _Unobserve()(program.model) if predict else program.model
-    with program.bound(rows, num_data), _stacked(draws, plates):
+    with program.bound(rows, num_data), stacked(draws, plates):
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
-    _share_masks(guide_trace, model_trace)
+    share_masks(guide_trace, model_trace)
     return guide_trace, model_trace
 
 
-def _share_masks(guide_trace: Trace, model_trace: Trace) -> None:
+def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
     """Mask the guide's sites as the model's: what the model leaves out has no posterior, and so no entropy."""
     for name, site in sample_sites(guide_trace):
         prior = model_trace.nodes.get(name.removesuffix("_unconstrained") if is_auxiliary(site) else name)
@@ -151,12 +162,12 @@ def run_guide(
     guide: Callable[..., Any] | None = None,
 ) -> Trace:
     """Run the guide alone; arguments as in `run`."""
-    with program.bound(rows, num_data), _stacked(draws, plates):
+    with program.bound(rows, num_data), stacked(draws, plates):
         return poutine.trace(guide or program.guide).get_trace(*batch)
 
 
 @contextmanager
-def _stacked(draws: int | None, plates: int) -> Iterator[None]:
+def stacked(draws: int | None, plates: int) -> Iterator[None]:
     """Surround a program with a leading plate of draws, and say what is wrong where it cannot take one."""
     if draws is None:
         yield
@@ -184,7 +195,7 @@ def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plat
         plates: As in `run`.
     """
     rows = torch.arange(num_rows)
-    with program.bound(rows, num_rows), _stacked(draws, plates):
+    with program.bound(rows, num_rows), stacked(draws, plates):
         return poutine.trace(_Unobserve()(program.model)).get_trace(*batch)
 
 
@@ -198,18 +209,14 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
     latents = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
     drawn = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
     title = type(program).__name__ if type(program).__name__ != "FunctionProgram" else "the"
-    for name, site in latents.items():
-        if name in drawn:
-            continue
-        if site["infer"].get("enumerate"):
-            raise ValueError(
-                f"site {name!r} is marked for enumeration, which the objective does not sum out. "
-                "Sample it in the guide, or sum it out in the model."
-            )
+    summed = {n: s for n, s in latents.items() if n not in drawn and s["infer"].get("enumerate")}
+    enumerated = {n: s for n, s in drawn.items() if s["infer"].get("enumerate")}
+    for name in (n for n in latents if n not in drawn and n not in summed):
         raise ValueError(
             f"{title} guide has no site {name!r} but the model samples it. "
             f'Add pyro.sample("{name}", ...) to the guide, or mark it observed.'
         )
+    _check_marks(summed, enumerated)
     for name, site in drawn.items():
         if name not in latents and not is_auxiliary(site):
             raise ValueError(
@@ -219,8 +226,8 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
     everything = [s for t in (model_trace, guide_trace) for _, s in sample_sites(t)]
     frames = [f for s in everything for f in s["cond_indep_stack"]]
     return Structure(
-        local=tuple(n for n, s in latents.items() if is_local(s, plate)),
-        global_=tuple(n for n, s in latents.items() if not is_local(s, plate)),
+        local=tuple(n for n, s in latents.items() if n in drawn and is_local(s, plate)),
+        global_=tuple(n for n, s in latents.items() if n in drawn and not is_local(s, plate)),
         observed=tuple(n for n, s in sample_sites(model_trace) if is_data(s)),
         event_dims={n: s["fn"].event_dim for n, s in sample_sites(model_trace)},
         # Batch dimensions outside of any plate are in the way of draws as well.
@@ -233,7 +240,30 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
         data_plate=_data_plate(model_trace),
         plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
         by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
+        summed=tuple(summed),
+        enumerated=tuple(enumerated),
     )
+
+
+def _check_marks(summed: dict[str, Site], enumerated: dict[str, Site]) -> None:
+    """Refuse sites marked for enumeration that cannot be enumerated."""
+    for name, site in (summed | enumerated).items():
+        draws = site["infer"].get("num_samples")
+        if draws is None and not site["fn"].has_enumerate_support:
+            raise ValueError(
+                f"site {name!r} is marked for enumeration, but {type(site['fn']).__name__} has no finite support. "
+                "Remove the mark, and sample it in the guide."
+            )
+        if name in summed and site["infer"]["enumerate"] != "parallel":
+            raise ValueError(
+                f"site {name!r} is marked for sequential enumeration, which only sites of a guide can have. Mark it "
+                'infer={"enumerate": "parallel"}, or sample it in the guide.'
+            )
+        if name in summed and draws is not None:
+            raise ValueError(
+                f"site {name!r} is to be drawn {draws} times for a sum in the model, whose gradient would be biased. "
+                "Leave num_samples out to sum over all values, or sample it in the guide."
+            )
 
 
 def _loose(site: Site) -> tuple[int, ...]:

@@ -98,20 +98,6 @@ def test_a_guide_must_not_draw_what_nobody_asked_for() -> None:
     assert set(fitted(model, helper).latent_sites) == {"w", "s"}
 
 
-def test_enumerated_sites_are_refused_by_name() -> None:
-    def discrete(y: Tensor | None = None) -> None:
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 12):
-            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
-            pyro.sample("y", dist.Normal(w + k, 1.0), obs=y)
-
-    def guide(y: Tensor | None = None) -> None:
-        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
-
-    with pytest.raises(ValueError, match=r"site 'k' is marked for enumeration, which the objective does not sum out\."):
-        fitted(discrete, guide)
-
-
 def test_laplace_needs_a_mode() -> None:
     def saddle(y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))

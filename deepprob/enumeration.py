@@ -1,0 +1,443 @@
+r"""Discrete sites summed out instead of drawn, without a host sync.
+
+A site marked ``infer={"enumerate": "parallel"}`` takes all of its values at once, along a dimension of its own to the
+left of all plates; one marked ``"sequential"`` in the guide takes them one run after the other. Pyro lays out these
+dimensions and contracts the model's factors; what it asks the host for (whether a mask is all true, what a scale's
+value is) is not asked here, so that the bound is a pure function of tensors and can be traced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from queue import LifoQueue
+from typing import Any, Literal
+
+import torch
+from opt_einsum import shared_intermediates
+from pyro import poutine
+from pyro.distributions import MaskedDistribution
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.discrete import _sample_posterior_from_trace
+from pyro.infer.enum import iter_discrete_escape, iter_discrete_extend
+from pyro.infer.util import Dice
+from pyro.ops import packed
+from pyro.ops.contract import _partition_terms, contract_tensor_tree
+from pyro.ops.einsum.adjoint import require_backward
+from pyro.ops.rings import LogRing, MarginalRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from deepprob.program import Batch, Program
+from deepprob.traces import Site, is_deterministic, sample_sites, share_masks, stacked
+
+Part = Literal["likelihood", "kl_local", "kl_global"]
+PARTS: tuple[Part, ...] = ("likelihood", "kl_local", "kl_global")
+Plates = frozenset[str]  # symbols of the plates that a term is inside of
+Packed = Any  # a tensor without dimensions of size 1, the others named by the letters of its _pyro_dims
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the bound, averaged over the guide's enumerated sites.
+
+    Attributes:
+        part: Which named term it adds to: ``likelihood``, or (with the sign of a KL) ``kl_local``, ``kl_global``.
+        value: Shape ``(draws, *plates)``, without leading dimensions that it does not have.
+        frames: The plates that it is inside of.
+    """
+
+    part: Part
+    value: Tensor
+    frames: tuple[Any, ...]
+
+
+def run_enumerated(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    num_data: int,
+    *,
+    draws: int | None = None,
+    plates: int = 1,
+    guide: Callable[..., Any] | None = None,
+    enumerate_guide: bool = True,
+) -> list[tuple[Trace, Trace]]:
+    """Run guide and model with all values of the sites that are marked for enumeration.
+
+    Args:
+        program: The program.
+        batch: Its arguments.
+        rows: Which rows of the data they are, shape ``(B,)``.
+        num_data: Number of rows of the whole data.
+        draws: If given, a leading plate of so many draws surrounds both.
+        plates: Depth of the program's own plates; enumerated dimensions go to the left of them and of the draws.
+        guide: Another guide than the program's own.
+        enumerate_guide: Whether the guide's marked sites are enumerated too, or drawn.
+
+    Returns:
+        Pairs of the guide's trace and the model's: one, or one for every combination of sequential values.
+    """
+    ours = _stacked_call(guide or program.guide, draws, plates)
+    model = EnumMessenger()(_stacked_call(program.model, draws, plates))  # goes on where the guide's dimensions end
+    if not enumerate_guide:
+        ours = poutine.infer_config(ours, config_fn=_unmark)
+    pending: LifoQueue[Trace] = LifoQueue()
+    pending.put(Trace())
+    # Dimensions are counted from the right; the first free one is to the left of the draws.
+    ours = EnumMessenger(-plates - (1 if draws is None else 2))(ours)
+    ours = poutine.queue(ours, pending, escape_fn=iter_discrete_escape, extend_fn=iter_discrete_extend)
+    found = []
+    with program.bound(rows, num_data):
+        while not pending.empty():
+            guide_trace = poutine.trace(ours).get_trace(*batch)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+            share_masks(guide_trace, model_trace)
+            found.append((guide_trace, model_trace))
+    return found
+
+
+def _stacked_call(fn: Callable[..., Any], draws: int | None, plates: int) -> Callable[..., Any]:
+    def call(*batch: Any) -> Any:
+        with stacked(draws, plates):
+            return fn(*batch)
+
+    return call
+
+
+def _unmark(site: Site) -> Any:
+    return {"enumerate": None}
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site of an enumerated run took all of its values."""
+    return "_enumerate_dim" in site["infer"] or "_enum_total" in site["infer"]
+
+
+def any_enumerated(traces: Iterable[tuple[Trace, Trace]]) -> bool:
+    """Whether any site of these runs took all of its values."""
+    return any(is_enumerated(site) for pair in traces for trace in pair for _, site in sample_sites(trace))
+
+
+def terms(
+    guide_trace: Trace, model_trace: Trace, plate: str, closed: Mapping[str, Tensor], *, compare_scales: bool = False
+) -> list[Term]:
+    r"""The bound's terms, with marked sites summed out.
+
+    With :math:`y` enumerated in the guide, :math:`k` in the model only, and :math:`z` drawn by the guide:
+
+    .. math::
+        \sum_y q(y \mid x)\, \Big[ \underbrace{\log p(x \mid y, z)}_\text{likelihood} -
+        \big( \underbrace{\log q(y, z \mid x) - \log p(y, z)}_\text{kl} \big) \Big],
+        \qquad p(x \mid y, z) = \frac{\sum_k p(x, k, y, z)}{\sum_k p(k, y, z)}
+
+    The sums over :math:`k` are done by tensor variable elimination, one connected component of factors at a time; a
+    mask goes inside of the logarithm, a scale outside. A term of a plate is averaged over what its own and
+    surrounding plates enumerate, and carries the DiCE factor of what they drew without a reparameterised gradient.
+
+    Args:
+        guide_trace: Trace of the guide, from `run_enumerated`.
+        model_trace: Trace of the model replayed on it.
+        plate: Name of the data plate.
+        closed: KLs in closed form by site, of the sites' batch shape; they take the place of ``log q - log p``, but
+            for sites whose prior depends on what is summed out.
+        compare_scales: Whether to compare scales that are tensors, which asks the device for their values.
+
+    Returns:
+        The terms. Summed over their entries, likelihood less KL is the bound of these rows.
+
+    Raises:
+        ValueError: If the sums would be exponential in a plate's size or a component's scales differ.
+
+    References:
+        Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
+        Foerster et al. (2018), DiCE: The Infinitely Differentiable Monte-Carlo Estimator.
+    """
+    named = _Named(guide_trace, model_trace, plate, compare_scales)
+    kls = named.without_summed(closed)
+    costs = [*named.model_costs(kls), *named.guide_costs(kls)]
+    dice = Dice(named.guide, named.ordinals)
+    by_plates: dict[Plates, list[_Cost]] = {}
+    for cost in costs:
+        by_plates.setdefault(cost.plates, []).append(cost)
+    return [
+        Term(cost.part, packed.unpack(value, named.symbol_to_dim), named.frames(plates))
+        for plates, group in by_plates.items()
+        for cost, value in zip(group, _average(dice, plates, [c.value for c in group]), strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Cost:
+    part: Part
+    plates: Plates
+    value: Packed
+
+
+@dataclass(frozen=True)
+class _Factor:
+    site: Site
+    plates: Plates
+    value: Packed  # masked, not scaled
+    summed: bool
+
+
+class _Named:
+    """A pair of traces whose plates and enumerated dimensions have symbols."""
+
+    def __init__(self, guide_trace: Trace, model_trace: Trace, plate: str, compare_scales: bool) -> None:
+        self.guide, self.model = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
+        self.plate, self.compare_scales = plate, compare_scales
+        self.guide.symbolize_dims()
+        for name, site in sample_sites(self.guide):
+            parts = site["fn"].score_parts(site["value"])
+            site["packed"] = {
+                # What is drawn from q is weighed by 1, with the gradient of log q: neither scaled nor masked.
+                "score_parts": parts._replace(score_function=_pack(name, site, parts.score_function)),
+                "log_prob": _pack(name, site, scale_and_mask(parts.log_prob, site["scale"], site["mask"])),
+            }
+        # The model's dimensions may go on from the guide's, and a replayed site has those of both.
+        self.model.symbolize_dims(self.guide.plate_to_symbol)
+        self.symbols: dict[str, str] = self.model.plate_to_symbol
+        self.symbol_to_dim: dict[str, int] = self.guide.symbol_to_dim | self.model.symbol_to_dim
+        self.ordinals = {n: self._plates(s) for t in (self.model, self.guide) for n, s in sample_sites(t)}
+        self.summed = {
+            site["infer"]["_enumerate_symbol"]: name
+            for name, site in sample_sites(self.model)
+            if name not in self.guide.nodes and is_enumerated(site)
+        }
+
+    def _plates(self, site: Site) -> Plates:
+        return frozenset(self.symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+
+    def frames(self, plates: Plates) -> tuple[Any, ...]:
+        """The plates that some symbols stand for."""
+        sites = (s for t in (self.model, self.guide) for _, s in sample_sites(t))
+        found = {self.symbols[f.name]: f for s in sites for f in s["cond_indep_stack"] if f.vectorized}
+        return tuple(found[symbol] for symbol in sorted(plates))
+
+    def _kl(self, plates: Plates) -> Part:
+        return "kl_local" if self.symbols.get(self.plate) in plates else "kl_global"
+
+    def without_summed(self, closed: Mapping[str, Tensor]) -> dict[str, Packed]:
+        """Closed-form KLs, packed, of the sites whose prior does not depend on what is summed out."""
+        found = {n: _pack(n, self.model.nodes[n], kl) for n, kl in closed.items() if n in self.model.nodes}
+        kept = {n: kl for n, kl in found.items() if self.summed.keys().isdisjoint(kl._pyro_dims)}
+        helpers = {n: kl for n, kl in closed.items() if n not in found and n.removesuffix("_unconstrained") in kept}
+        return kept | helpers
+
+    def guide_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
+        """``log q`` of every site of the guide, or its KL."""
+        costs = []
+        for name, site in sample_sites(self.guide):
+            helper = name in closed and name not in self.model.nodes  # its KL counts under the site that it serves
+            if not helper and not (site["is_observed"] and is_deterministic(site)):
+                value = closed[name] if name in closed else site["packed"]["log_prob"]
+                costs.append(_Cost(self._kl(self.ordinals[name]), self.ordinals[name], value))
+        return costs
+
+    def model_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
+        """What the model adds: its sites' log-probabilities, and the factors that are left of what is summed out."""
+        costs, factors = [], []
+        for name, site in sample_sites(self.model):
+            plates = self.ordinals[name]
+            if name in closed or (site["is_observed"] and is_deterministic(site)):
+                continue
+            summed = name in self.summed.values()
+            fn = site["fn"].base_dist if summed and isinstance(site["fn"], MaskedDistribution) else site["fn"]
+            raw = fn.log_prob(site["value"])
+            value = _pack(name, site, raw)
+            if summed:
+                factors.append(_Factor(site, plates, value, summed))
+            elif not self.summed.keys().isdisjoint(value._pyro_dims):
+                value = _pack(name, site, scale_and_mask(raw, 1.0, site["mask"]))
+                factors.append(_Factor(site, plates, value, summed))
+            else:
+                value = _pack(name, site, scale_and_mask(raw, site["scale"], site["mask"]))
+                observed = bool(site["is_observed"])
+                part = "likelihood" if observed else self._kl(plates)
+                costs.append(_Cost(part, plates, value if observed else packed.neg(value)))
+        return costs + self._sum_out(factors)
+
+    def _sum_out(self, factors: list[_Factor]) -> list[_Cost]:
+        by_value = {f.value: f for f in factors}
+        costs = []
+        with shared_intermediates() as cache:
+            ring = LogRing(cache=cache)
+            for values, dims in _partition_terms(ring, list(by_value), set(self.summed)):
+                costs += self._marginals([f for v, f in by_value.items() if any(v is w for w in values)], dims, ring)
+        return costs
+
+    def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_Cost]:
+        """One connected component, its sites summed out.
+
+        Where the guide drew a site whose prior depends on what is summed out, the sum of the prior's factors alone is
+        that prior, and what observed sites add to it is the likelihood.
+        """
+        scale = self._common_scale(factors)
+        prior, joint = [], []
+        if any(not f.summed and not f.site["is_observed"] for f in factors):
+            prior = self._contract([f for f in factors if not f.site["is_observed"]], dims, ring, scale)
+        if any(f.site["is_observed"] for f in factors):
+            joint = self._contract(factors, dims, ring, scale)
+        costs = [_Cost("likelihood", plates, value) for plates, value in joint]
+        for plates, value in prior:
+            costs.append(_Cost(self._kl(plates), plates, packed.neg(value)))
+            if joint:
+                costs.append(_Cost("likelihood", plates, packed.neg(value)))
+        return costs
+
+    def _contract(
+        self, factors: list[_Factor], dims: set[str], ring: LogRing, scale: Any
+    ) -> list[tuple[Plates, Packed]]:
+        tree: OrderedDict[Plates, list[Packed]] = OrderedDict()
+        for factor in factors:
+            tree.setdefault(factor.plates, []).append(factor.value)
+        used = {d for f in factors for d in f.value._pyro_dims}
+        try:
+            contracted = contract_tensor_tree(tree, dims & used, ring=ring)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"summing out {self._names(dims)} is exponential in the size of its plates: a site depends on what is "
+                "summed out in two plates of which neither is inside of the other. Sample it in the guide, or write "
+                "one of the plates as a loop."
+            ) from error
+        left = [(plates, value) for plates, values in contracted.items() for value in values]
+        for plates, value in left:
+            self._check_order(factors, dims, plates, value)
+        return [(plates, packed.scale_and_mask(value, scale=scale)) for plates, value in left]
+
+    def _check_order(self, factors: list[_Factor], dims: set[str], plates: Plates, value: Packed) -> None:
+        """Refuse a product over a plate inside of which the guide's choices were to be averaged first."""
+        inside = frozenset().union(*(f.plates for f in factors))
+        for name, site in sample_sites(self.guide):
+            own = self.ordinals[name]
+            if own <= plates or not own <= inside:
+                continue
+            chosen = is_enumerated(site) and (
+                "_enum_total" in site["infer"] or site["infer"]["_enumerate_symbol"] in value._pyro_dims
+            )
+            rough = isinstance(site["packed"]["score_parts"].score_function, Tensor)
+            if chosen or (rough and not is_enumerated(site)):
+                within = ", ".join(sorted(repr(f.name) for f in self.frames(own - plates)))
+                raise ValueError(
+                    f"site {self._names(dims)} is summed out in the model outside of plate {within}, inside of which "
+                    f"the guide chooses {name!r}: the average over {name!r} cannot be taken before the sum. Sample "
+                    f"{self._names(dims)} in the guide too, or leave {name!r} out of the guide, marked for enumeration."
+                )
+
+    def _names(self, dims: Iterable[str]) -> str:
+        return ", ".join(repr(self.summed[d]) for d in sorted(dims))
+
+    def _common_scale(self, factors: list[_Factor]) -> Any:
+        first = factors[0].site["scale"]
+        for factor in factors:
+            scale = factor.site["scale"]
+            if isinstance(scale, Tensor) and scale.dim():
+                raise ValueError(
+                    f"site {factor.site['name']!r} depends on a site that is summed out, so its scale must be one "
+                    f"number; got one of shape {tuple(scale.shape)}. Scale the sites of every row alike."
+                )
+            tensors = isinstance(scale, Tensor) + isinstance(first, Tensor)
+            if (tensors < 2 or self.compare_scales) and (tensors == 1 or float(scale) != float(first)):
+                one, other = factors[0].site["name"], factor.site["name"]
+                raise ValueError(
+                    f"sites {one!r} and {other!r} belong to one sum over discrete sites, but have scales {first} and "
+                    f"{scale}. Put both inside of the same plates and scales; where minibatches make the difference, "
+                    "use batch_size=None."
+                )
+        return first
+
+
+def _pack(name: str, site: Site, value: Any) -> Any:
+    """Name a site's dimensions by its plates and enumerated sites."""
+    try:
+        return packed.pack(value, site["infer"]["_dim_to_symbol"])
+    except ValueError as error:
+        raise ValueError(
+            f"site {name!r} has batch shape {tuple(value.shape)}, with dimensions outside of its plates, where "
+            "enumerated values go. Add .to_event(1) to its distribution, or a plate, and write its shapes from the "
+            "right (Vindex for tables)."
+        ) from error
+
+
+def _average(dice: Dice, plates: Plates, values: list[Packed]) -> list[Packed]:
+    """Average terms of the same plates over what the guide enumerated there, with DiCE factors; plates are kept.
+
+    Pyro's ``Dice.compute_expectation`` without its question to the host, and term by term.
+    """
+    parts: list[Packed] = dice._get_log_factors(plates)
+    weight = math.exp(sum(x for x in parts if not isinstance(x, Tensor)))
+    factors: list[Packed] = [x for x in parts if isinstance(x, Tensor)]
+    if not factors:
+        return [packed.mul(v, weight) if weight != 1.0 else v for v in values]
+    queries: dict[frozenset[str], Packed] = {frozenset(f._pyro_dims): f for f in reversed(factors)}
+    for value in values:
+        if (key := frozenset(value._pyro_dims)) not in queries:
+            query: Packed = torch.zeros_like(value)
+            query._pyro_dims = value._pyro_dims
+            queries[key] = query
+            factors.append(query)
+    with shared_intermediates() as cache:
+        ring = MarginalRing(cache=cache)
+        for query in queries.values():
+            require_backward(query)
+        ring.sumproduct(factors, set().union(*(f._pyro_dims for f in factors)) - plates)._pyro_backward()
+        averaged = []
+        for value in values:
+            query = queries[frozenset(value._pyro_dims)]
+            probability = query._pyro_backward_result.exp()
+            probability._pyro_dims = query._pyro_dims
+            averaged.append(_weighed_sum(probability, value, plates, weight))
+    return averaged
+
+
+def _weighed_sum(probability: Packed, value: Packed, plates: Plates, weight: float) -> Packed:
+    value, probability = packed.broadcast_all(value, probability)
+    dims: str = value._pyro_dims
+    # What has no probability may have a log-probability of -inf.
+    product = weight * probability * torch.where(probability > 0, value, torch.zeros_like(value))
+    chosen = [i for i, d in enumerate(dims) if d not in plates]
+    result = product.sum(chosen) if chosen else product
+    result._pyro_dims = "".join(d for d in dims if d in plates)
+    return result
+
+
+def draw_summed(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    *,
+    draws: int,
+    plates: int = 1,
+    guide: Callable[..., Any] | None = None,
+) -> tuple[Trace, Trace]:
+    r"""Run the guide, and the model with what is summed out drawn from :math:`p(k \mid x, z)`, exactly.
+
+    Forward filtering and backward sampling over the same sums as the bound's.
+
+    Args:
+        program: The program.
+        batch: Its arguments, observed ones included.
+        rows: Which rows of the data they are, shape ``(B,)``.
+        draws: Number of draws of everything, in a leading plate.
+        plates: Depth of the program's own plates.
+        guide: Another guide than the program's own.
+
+    Returns:
+        The guide's trace and the model's.
+    """
+    ((guide_trace, model_trace),) = run_enumerated(
+        program, batch, rows, len(rows), draws=draws, plates=plates, guide=guide, enumerate_guide=False
+    )
+    enumerated = prune_subsample_sites(model_trace)
+    enumerated.compute_log_prob()
+    enumerated.pack_tensors()
+    model = poutine.trace(poutine.replay(_stacked_call(program.model, draws, plates), trace=guide_trace))
+    with program.bound(rows, len(rows)):
+        _sample_posterior_from_trace(model, enumerated, 1, False, *batch)
+    return guide_trace, model.trace

@@ -1,0 +1,399 @@
+"""Discrete sites summed out: the same bound and gradients as Pyro's, named, without a question to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoNormal
+from pyro.ops.indexing import Vindex
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepprob.objectives import ELBO
+from deepprob.owned import OwnedProgram
+from deepprob.program import Program
+from deepprob.runtime import RandomStream
+
+Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], str | None]
+
+PARALLEL = {"enumerate": "parallel"}
+SEQUENTIAL = {"enumerate": "sequential"}
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """Equality to rounding shows best where rounding is small."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def nothing(*batch: Any) -> None:
+    """A guide without sites."""
+
+
+def values(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def param(name: str, start: Tensor, constraint: Any = constraints.real) -> Tensor:
+    found: Tensor = pyro.param(name, lambda: start.clone(), constraint=constraint)
+    return found
+
+
+def mixture() -> Case:
+    """A Gaussian mixture whose assignments are summed out."""
+
+    def model(x: Tensor) -> None:
+        weights = param("weights", torch.tensor([0.2, 0.3, 0.5]), constraints.simplex)
+        locs = param("locs", torch.tensor([-1.0, 0.5, 2.0]))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(weights), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
+
+    return model, nothing, (values(7),), "data"
+
+
+def hidden_markov() -> Case:
+    """A hidden Markov model of 20 steps with a latent emission mean."""
+
+    def model(x: Tensor) -> None:
+        transition = param("transition", torch.tensor([[0.8, 0.2], [0.3, 0.7]]), constraints.simplex)
+        locs = param("locs", torch.tensor([-1.0, 1.0]))
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            state: Any = 0
+            for t in pyro.markov(range(x.shape[1])):
+                state = pyro.sample(f"state_{t}", dist.Categorical(transition[state]), infer=PARALLEL)
+                pyro.sample(f"x_{t}", dist.Normal(locs[state] + shift, 1.0), obs=x[:, t])
+
+    def guide(x: Tensor) -> None:
+        scale = param("scale", torch.tensor(0.3), constraints.positive)
+        pyro.sample("shift", dist.Normal(param("loc", torch.tensor(0.2)), scale))
+
+    return model, guide, (values(3, 20),), "data"
+
+
+class Labelled(nn.Module):
+    """A semi-supervised autoencoder: codes given labels, of which some are observed."""
+
+    def __init__(self, infer: dict[str, str]) -> None:
+        super().__init__()
+        self.decode, self.classify, self.encode = nn.Linear(2 + 3, 4), nn.Linear(4, 3), nn.Linear(4 + 3, 4)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(0.5 * values(*p.shape, seed=i))
+        self.infer = infer
+
+    def model(self, x: Tensor, y: Tensor, known: Tensor) -> None:
+        pyro.module("labelled", self)
+        with pyro.plate("data", len(x)):
+            label = pyro.sample("y", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])), obs=y, obs_mask=known)
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decode(self.join(z, label)), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor, y: Tensor, known: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.mask(mask=~known):
+                guess = pyro.sample("y_unobserved", dist.Categorical(logits=self.classify(x)), infer=self.infer)
+            loc, scale = self.encode(self.join(x, torch.where(known, y, guess))).chunk(2, dim=-1)
+            pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
+
+    @staticmethod
+    def join(left: Tensor, label: Tensor) -> Tensor:
+        hot = torch.eye(3)[label]
+        shape = torch.broadcast_shapes(left.shape[:-1], hot.shape[:-1])
+        return torch.cat([left.expand(*shape, left.shape[-1]), hot.expand(*shape, 3)], -1)
+
+
+def labelled(infer: dict[str, str]) -> Case:
+    parts = Labelled(infer)
+    data = values(5, 4), torch.tensor([0, 2, 1, 1, 0]), torch.tensor([True, False, False, True, False])
+    return parts.model, parts.guide, data, "data"
+
+
+def nested() -> Case:
+    """A class for every group, summed out around the rows' own switches; the guide draws the groups' means."""
+
+    def model(x: Tensor) -> None:
+        locs = param("locs", torch.tensor([-1.0, 1.0]))
+        odds = param("odds", torch.tensor(0.3), constraints.unit_interval)
+        with pyro.plate("groups", 3, dim=-1):
+            mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])), infer=PARALLEL)
+            with pyro.plate("items", 4, dim=-2):
+                flip = pyro.sample("flip", dist.Bernoulli(odds), infer=PARALLEL)
+                pyro.sample("x", dist.Normal(locs[k] * (1 - 2 * flip) + mean, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("groups", 3, dim=-1):
+            pyro.sample("mean", dist.Normal(param("loc", torch.zeros(3)), 0.5))
+
+    return model, guide, (values(4, 3),), None
+
+
+def masked() -> Case:
+    """A mixture some of whose rows, and some of whose observations, are left out."""
+
+    def model(x: Tensor) -> None:
+        locs = param("locs", torch.tensor([-1.0, 2.0]))
+        with pyro.plate("data", len(x)), poutine.mask(mask=x < 1):
+            k = pyro.sample("k", dist.Bernoulli(0.3), infer=PARALLEL)
+            with poutine.mask(mask=x > -1):
+                pyro.sample("x", dist.Normal(locs[k.long()], 1.0), obs=x)
+
+    return model, nothing, (values(7),), "data"
+
+
+def scaled() -> Case:
+    """A mixture weighed by a number."""
+    model, guide, data, plate = mixture()
+    return poutine.scale(model, 0.5), guide, data, plate
+
+
+def clusters_of_codes() -> Case:
+    """Codes drawn by the guide whose prior is a mixture: the sum is over a prior and a likelihood."""
+
+    def model(x: Tensor) -> None:
+        locs = param("locs", torch.tensor([-1.0, 2.0]))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(locs[k], 0.5))
+            pyro.sample("x", dist.Normal(z + 0.1 * k, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(param("slope", torch.tensor(0.6)) * x, 0.5))
+
+    return model, guide, (values(6),), "data"
+
+
+def rough() -> Case:
+    """A switch drawn by the guide without a reparameterised gradient, above assignments that are summed out."""
+
+    def model(x: Tensor) -> None:
+        locs = param("locs", torch.tensor([-1.0, 2.0]))
+        on = pyro.sample("on", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(x)):
+            flip = pyro.sample("flip", dist.Bernoulli(0.4))
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.4, 0.6])), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(locs[k] * (1 + on) + flip, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("on", dist.Bernoulli(param("odds_on", torch.tensor(0.6), constraints.unit_interval)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("flip", dist.Bernoulli(logits=param("odds_flip", torch.tensor(0.3)) * x))
+
+    return model, guide, (values(6),), "data"
+
+
+def chain_in_the_guide(infer: dict[str, str]) -> Case:
+    """A choice for all rows and a choice for every row, both the guide's."""
+
+    def model(x: Tensor) -> None:
+        on = pyro.sample("on", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])))
+            z = pyro.sample("z", dist.Normal(k + on, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        odds = param("odds", torch.tensor(0.6), constraints.unit_interval)
+        on = pyro.sample("on", dist.Bernoulli(odds), infer=infer)
+        with pyro.plate("data", len(x)):
+            logits = torch.stack(torch.broadcast_tensors(x, 0 * x, on * param("slope", torch.tensor(0.4)) * x), -1)
+            k = pyro.sample("k", dist.Categorical(logits=logits), infer=infer)
+            pyro.sample("z", dist.Normal(0.5 * (k + x), 0.7))
+
+    return model, guide, (values(5),), "data"
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "mixture": mixture,
+    "hidden Markov": hidden_markov,
+    "labels, parallel": lambda: labelled(PARALLEL),
+    "labels, sequential": lambda: labelled(SEQUENTIAL),
+    "nested plates": nested,
+    "mask": masked,
+    "scale": scaled,
+    "mixture prior": clusters_of_codes,
+    "score function": rough,
+    "guide chain, parallel": lambda: chain_in_the_guide(PARALLEL),
+    "guide chain, sequential": lambda: chain_in_the_guide(SEQUENTIAL),
+}
+
+
+def owned_of(case: Case) -> OwnedProgram:
+    model, guide, data, plate = case
+    with RandomStream(0).drawing():
+        return OwnedProgram(Program.of(model, guide, data_plate=plate), data, len(data[0]))
+
+
+def compare(owned: OwnedProgram, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
+    """Hold loss and gradients against Pyro's, at the same noise, and return our terms."""
+    depth, num_data, params = max(1, owned.structure.plates), owned.num_data, list(owned.parameters().values())
+    theirs = TraceEnum_ELBO(max_plate_nesting=depth, num_particles=particles, vectorize_particles=particles > 1)
+    with owned.running():
+        with RandomStream(1).drawing(), owned.program.bound(rows, num_data):
+            expected = theirs.differentiable_loss(owned.program.model, owned.program.guide, *batch)
+        with RandomStream(1).drawing():
+            objective = ELBO(particles=particles, analytic_kl=False)
+            loss, terms = objective(owned.program, batch, rows, num_data, plates=depth)
+        torch.testing.assert_close(loss * num_data, expected, rtol=1e-9, atol=1e-9)
+        ours = torch.autograd.grad(loss * num_data, params, allow_unused=True)
+        gradients = torch.autograd.grad(expected, params, allow_unused=True)
+    assert any(g is not None for g in gradients)
+    for got, want in zip(ours, gradients, strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(terms["elbo"], -loss.detach())
+    torch.testing.assert_close(terms["elbo"], terms["likelihood"] - terms["kl_local"] - terms["kl_global"])
+    return terms
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("particles", [1, 3])
+def test_the_bound_and_its_gradient_are_pyros(name: str, particles: int) -> None:
+    case = CASES[name]()
+    compare(owned_of(case), case[2], torch.arange(len(case[2][0])), particles)
+
+
+@pytest.mark.parametrize("name", ["mixture", "hidden Markov", "labels, parallel", "labels, sequential", "mask"])
+def test_minibatches_are_weighed(name: str) -> None:
+    case = CASES[name]()
+    rows = torch.tensor([2, 0])
+    compare(owned_of(case), tuple(x[rows] for x in case[2]), rows)
+
+
+def test_a_minibatch_of_mixture_rows_is_unbiased() -> None:
+    case = mixture()
+    owned, (x,) = owned_of(case), case[2]
+    whole = float(compare(owned, (x,), torch.arange(7))["elbo"])
+    parts = [float(compare(owned, (x[i : i + 1],), torch.tensor([i]))["elbo"]) for i in range(7)]
+    assert whole == pytest.approx(sum(parts) / 7)
+
+
+def clustered(x: Tensor, k: Tensor | None = None) -> None:
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(3), 3.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer=PARALLEL, obs=k)
+        pyro.sample("x", dist.Normal(Vindex(locs)[..., k], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "map", AutoNormal, "hidden by hand"])
+def test_named_guides_leave_enumerated_sites_out(guide: Any) -> None:
+    x = values(6)
+    if guide == "hidden by hand":
+        guide = AutoNormal(poutine.block(clustered, hide=["k"]))
+    owned = owned_of((clustered, guide, (x,), "data"))
+    assert (owned.structure.global_, owned.structure.local, owned.structure.summed) == (("locs",), (), ("k",))
+    compare(owned, (x,), torch.arange(6))
+
+
+def test_config_enumerate_marks_too() -> None:
+    def plain(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(k + param("loc", torch.tensor(0.1)), 1.0), obs=x)
+
+    owned = owned_of((config_enumerate(plain), "normal", (values(4),), "data"))
+    assert owned.structure.summed == ("k",)
+    compare(owned, (values(4),), torch.arange(4), particles=2)
+
+
+def test_closed_forms_stay_where_the_prior_does_not_depend_on_the_sum() -> None:
+    def terms_of(case: Case, analytic_kl: bool) -> dict[str, Tensor]:
+        owned = owned_of(case)
+        with owned.running(), RandomStream(1).drawing():
+            objective = ELBO(particles=4000, analytic_kl=analytic_kl)
+            return objective(owned.program, case[2], torch.arange(len(case[2][0])), owned.num_data)[1]
+
+    # The code's prior depends on the component: no closed form, so nothing changes.
+    assert terms_of(clusters_of_codes(), True) == terms_of(clusters_of_codes(), False)
+    # The emission's shift does not depend on the states.
+    exact, drawn = terms_of(hidden_markov(), True)["kl_global"], terms_of(hidden_markov(), False)["kl_global"]
+    kl = dist.kl.kl_divergence(dist.Normal(0.2, 0.3), dist.Normal(0.0, 1.0)) / 3
+    torch.testing.assert_close(exact, kl)
+    assert 0 < abs(float(drawn - exact)) < 0.02
+    # Averaged over the guide's labels: E_q(y) KL(q(z | y) || p(z)).
+    exact, drawn = terms_of(labelled(PARALLEL), True)["kl_local"], terms_of(labelled(PARALLEL), False)["kl_local"]
+    assert 0 < abs(float(drawn - exact)) < 0.05
+
+
+def test_what_the_terms_mean() -> None:
+    """Summed in the model: a likelihood. Enumerated in the guide: its average, and a KL."""
+    logits, x = torch.tensor([0.5, -0.2]), torch.tensor([0.3, 1.2, -0.4])
+    prior, locs = torch.tensor([0.4, 0.6]), torch.tensor([-1.0, 1.0])
+    joint = prior.log() + dist.Normal(locs, 1.0).log_prob(x[:, None])  # (B, 2)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(prior), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(locs[k] + param("zero", torch.tensor(0.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(logits=logits), infer=PARALLEL)
+
+    summed = compare(owned_of((model, nothing, (x,), "data")), (x,), torch.arange(3))
+    torch.testing.assert_close(summed["likelihood"], joint.logsumexp(1).mean())
+    assert float(summed["kl_local"]) == float(summed["kl_global"]) == 0.0
+    q = dist.Categorical(logits=logits)
+    chosen = compare(owned_of((model, guide, (x,), "data")), (x,), torch.arange(3))
+    torch.testing.assert_close(chosen["likelihood"], ((joint - prior.log()) * q.probs).sum(1).mean())
+    torch.testing.assert_close(chosen["kl_local"], dist.kl.kl_divergence(q, dist.Categorical(prior)))
+
+
+def test_a_mixture_prior_is_a_prior() -> None:
+    """log p(z) = log sum_k p(k) p(z | k) belongs to the KL, the rest to the likelihood."""
+    owned = owned_of(clusters_of_codes())
+    (x,) = clusters_of_codes()[2]
+    with owned.running(), RandomStream(1).drawing():
+        z = 0.6 * x + 0.5 * torch.randn(6)
+        prior = torch.tensor([0.4, 0.6]).log() + dist.Normal(torch.tensor([-1.0, 2.0]), 0.5).log_prob(z[:, None])
+        joint = prior + dist.Normal(z[:, None] + torch.tensor([0.0, 0.1]), 1.0).log_prob(x[:, None])
+    terms = compare(owned, (x,), torch.arange(6))
+    torch.testing.assert_close(terms["likelihood"], (joint.logsumexp(1) - prior.logsumexp(1)).mean())
+    log_q = dist.Normal(0.6 * x, 0.5).log_prob(z)
+    torch.testing.assert_close(terms["kl_local"], (log_q - prior.logsumexp(1)).mean())
+
+
+def test_the_kl_weight_weighs_the_kl_only() -> None:
+    case = chain_in_the_guide(PARALLEL)
+    owned = owned_of(case)
+    with owned.running(), RandomStream(0).drawing():
+        loss, terms = ELBO()(owned.program, case[2], torch.arange(5), 5, kl_weight=torch.tensor(0.3))
+    torch.testing.assert_close(
+        loss.detach(), 0.3 * (terms["kl_local"] + terms["kl_global"]) - terms["likelihood"], rtol=1e-12, atol=0.0
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_bound_asks_the_host_nothing(name: str) -> None:
+    """Traced with its inputs as proxies; any ``.item()`` or ``bool()`` of one would raise."""
+    case = CASES[name]()
+    owned = owned_of(case)
+    params, rows = list(owned.parameters().values()), torch.arange(len(case[2][0]))
+    depth = max(1, owned.structure.plates)
+
+    def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+        batch = inputs[len(params) :]
+        with RandomStream(1).drawing():
+            loss, terms = ELBO(particles=2)(owned.program, batch, rows, owned.num_data, plates=depth)
+        gradients = torch.autograd.grad(loss, inputs[: len(params)], allow_unused=True)
+        return (loss, *terms.values(), *(g for g in gradients if g is not None))
+
+    with owned.running():
+        expected = step(*params, *case[2])
+        graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*params, *case[2])
+    assert not [n for n in graph.graph.nodes if "_local_scalar_dense" in str(n.target)]
+    assert len(expected) > 4
