@@ -51,8 +51,12 @@ class Callback:
         """What to multiply the KL with at a step."""
         return 1.0
 
+    def interval(self, steps_per_epoch: int) -> int:
+        """Steps between two calls of `step_end`; 0 for none. A compiled fit takes the steps between them at once."""
+        return int(type(self).step_end is not Callback.step_end)
+
     def step_end(self, fit: Fit) -> None:
-        """Called after every step."""
+        """Called after every step whose number is a multiple of `interval`."""
 
     def epoch_end(self, fit: Fit) -> None:
         """Called after every epoch, when the epoch's row of the history is complete."""
@@ -63,6 +67,11 @@ class Callback:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
+
+    @property
+    def watches_epochs(self) -> bool:
+        """Whether `epoch_end` does anything; if nobody's does, several epochs may pass before the next look."""
+        return type(self).epoch_end is not Callback.epoch_end
 
     @property
     def steers(self) -> bool:
@@ -163,15 +172,16 @@ class Checkpoint(Callback):
             raise ValueError(f"Checkpoint's every must be a positive number of epochs; got {every}.")
         self.path, self.every, self.resume = Path(path), every, resume
 
+    def interval(self, steps_per_epoch: int) -> int:
+        return max(1, round(self.every * steps_per_epoch))
+
     def step_end(self, fit: Fit) -> None:
-        interval = max(1, round(self.every * fit.steps_per_epoch))
         # The end of an epoch is written by epoch_end, when its row of the history is there.
-        if fit.step % interval == 0 and fit.step % fit.steps_per_epoch:
+        if fit.step % self.interval(fit.steps_per_epoch) == 0 and fit.step % fit.steps_per_epoch:
             fit.save_checkpoint(self.path)
 
     def epoch_end(self, fit: Fit) -> None:
-        interval = max(1, round(self.every * fit.steps_per_epoch))
-        if fit.step % interval == 0 or fit.stop or fit.step >= fit.total_steps:
+        if fit.step % self.interval(fit.steps_per_epoch) == 0 or fit.stop or fit.step >= fit.total_steps:
             fit.save_checkpoint(self.path)
 
 

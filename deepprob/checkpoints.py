@@ -24,15 +24,16 @@ def write_checkpoint(fit: RunningFit, path: Path) -> None:
         fit: The fit.
         path: The folder; it always holds one complete checkpoint.
     """
-    optimizer = fit.state.optimizer.state_dict()
     tensors = {f"state.{n}": t for n, t in fit.state.owned.tensors().items()}
     tensors |= {f"best.{n}": t for n, t in fit.best.items()}
-    tensors |= {f"average.{n}": t for n, t in (fit.state.average or {}).items()}
+    for name, group in fit.state.carry.items():
+        if name != "packed":  # the parameters themselves
+            tensors |= {f"carry.{name}.{i}": t for i, t in enumerate(group)}
     tensors |= {f"noise.{n}": t for n, t in fit.noise.state.items()}
     tensors |= {f"history.{n}": t for n, t in fit.history.to_tensors().items()}
     tensors["shuffle.state"] = fit.shuffle_state
     numbers: dict[str, Any] = {}
-    for index, entries in optimizer["state"].items():
+    for index, entries in (fit.state.optimizer.state_dict()["state"] if fit.state.optimizer else {}).items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
@@ -76,12 +77,15 @@ def restore_checkpoint(fit: RunningFit, path: Path) -> None:
         groups.setdefault(group, {})[name] = value
     fit.state.owned.load(groups["state"])
     fit.best = {n: t.to(fit.device) for n, t in groups["best"].items()}
-    if fit.state.average is not None:
-        fit.state.average = {n: t.to(fit.device) for n, t in groups["average"].items()}
+    carry = fit.state.carry
+    fit.state.take(
+        {name: [groups["carry"][f"{name}.{i}"] for i in range(len(carry[name]))] for name in carry if name != "packed"}
+    )
     fit.noise.state = groups["noise"]
     fit.shuffle_state = groups["shuffle"]["state"]
     fit.shuffle_generator.set_state(fit.shuffle_state)
-    _load_optimizer(fit, groups.get("optimizer", {}), manifest["optimizer"])
+    if fit.state.optimizer is not None:
+        _load_optimizer(fit.state.optimizer, groups.get("optimizer", {}), manifest["optimizer"])
     fit.step, fit.epoch, fit.stop = manifest["step"], manifest["epoch"], manifest["stop"]
     fit.state.step = fit.step
     if fit.step and fit.step % fit.steps_per_epoch == 0:
@@ -112,10 +116,10 @@ def _digest(batch: Batch) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load_optimizer(fit: RunningFit, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     entries: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
         index, _, name = key.partition(".")
         entries.setdefault(int(index), {})[name] = value
-    groups = fit.state.optimizer.state_dict()["param_groups"]
-    fit.state.optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})

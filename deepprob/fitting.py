@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from deepprob.program import Batch
 from deepprob.progress import ProgressBar
 from deepprob.runtime import RandomStream, threads_for
 from deepprob.traces import first_bad_site
+from deepprob.updates import Carry, Packing, counted, due
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
 _HELD_OUT_SEED = 20_140_410
@@ -41,19 +43,62 @@ class State:
 
     Attributes:
         owned: The program, whose parameters and buffers are updated in place.
-        params: What is trained, by name.
-        optimizer: Over `params`.
-        average: Exponential moving average of `params`, if asked for.
+        params: What is trained, by name; views of ``carry["packed"]``.
+        packing: How parameters lie in the packed tensors.
+        carry: Packed parameters, what the optimizer remembers of them, and their average.
+        optimizer: Over `params`, where only ``torch.optim`` has it.
         statistics: Buffers that a run of the program changes (of batch norms).
         step: Steps done.
     """
 
     owned: OwnedProgram
     params: dict[str, Tensor]
-    optimizer: torch.optim.Optimizer
-    average: dict[str, Tensor] | None
+    packing: Packing
+    carry: Carry
+    optimizer: torch.optim.Optimizer | None = None
     statistics: list[Tensor] = field(default_factory=list)
     step: int = 0
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """The average of the parameters, by name, if one is kept."""
+        if "average" not in self.carry:
+            return None
+        return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
+
+    def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:
+        """One update of the parameters, in place; none where the step was not finite.
+
+        Args:
+            gradients: Packed.
+            finite: Whether loss and gradients are.
+            rate: The learning rate.
+            optimizer: The factory that made the state.
+        """
+        packed = self.carry["packed"]
+        step = torch.tensor(self.step, device=packed[0].device)
+        self.step += 1
+        if self.optimizer is None:
+            speed = torch.tensor(rate, dtype=packed[0].dtype, device=packed[0].device)
+            self.take(optimizer.advance(self.carry, gradients, finite, speed, step))
+            return
+        gradients, applied, new = due(
+            self.carry, gradients, finite, step, optimizer.clip_norm, optimizer.accumulate
+        )  # fmt: skip
+        if bool(applied):
+            for p, g in zip(self.params.values(), self.packing.unpack(gradients), strict=True):
+                p.grad = g
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.take(new | counted(self.carry, packed, applied, optimizer.average))
+
+    def take(self, new: Carry) -> None:
+        """Go on from another carry, in place."""
+        with torch.no_grad():
+            for name, tensors in new.items():
+                for old, value in zip(self.carry[name], tensors, strict=True):
+                    old.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -69,7 +114,26 @@ class Knobs:
     kl_weight: float = 1.0
 
 
-StepFunction = Callable[[State, Tensor, Knobs], tuple[State, Terms]]
+class Stepper(Protocol):
+    """What takes the steps of a fit.
+
+    Attributes:
+        capacity: How many it takes at once, at most.
+    """
+
+    capacity: int
+
+    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        """Take some steps, inside a running program.
+
+        Args:
+            state: Where they start; it is updated in place.
+            rows: The rows of each step's batch, shape ``(n, B)``.
+            knobs: Those of each step.
+
+        Returns:
+            The terms of each step, each of shape ``(n,)``.
+        """
 
 
 class RunningFit:
@@ -79,7 +143,7 @@ class RunningFit:
 
     Args:
         state: What the first step needs.
-        take_step: One step inside a running program, from the state, the batch's rows and the knobs.
+        stepper: What takes the steps.
         data: All rows, on the device.
         held_out: Rows to score after every epoch, or None.
         batch_size: Rows per step.
@@ -95,7 +159,7 @@ class RunningFit:
     def __init__(
         self,
         state: State,
-        take_step: StepFunction,
+        stepper: Stepper,
         *,
         data: Batch,
         held_out: Batch | None,
@@ -108,7 +172,7 @@ class RunningFit:
         callbacks: Sequence[Callback],
         config: Mapping[str, Any],
     ) -> None:
-        self.state, self.take_step = state, take_step
+        self.state, self.stepper = state, stepper
         self.data, self.held_out, self.device = data, held_out, state.owned.device
         self.optimizer, self.peak, self.noise, self.seed = optimizer, learning_rate, noise, seed
         self.callbacks, self.config = list(callbacks), dict(config)
@@ -123,7 +187,10 @@ class RunningFit:
         self.best_value, self.best = -math.inf, state.owned.snapshot()
         self.bad_in_a_row = 0
         self.before_best: tuple[dict[str, Tensor], int] | None = None
-        self.pending: list[Terms] = []
+        self.order: Tensor | None = None  # the rows of the current epoch
+        self.unclosed = 0.0  # seconds spent on the current epoch
+        # Who looks at every epoch gets to see it; otherwise several may pass in one call.
+        self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
         if held_out is not None:
             self._score(held_out)  # what cannot be scored is found before any training
 
@@ -144,10 +211,8 @@ class RunningFit:
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
             with bar, threads_for(self._work()), interruptible() as interrupted:
-                while self.step < self.total_steps and not self.stop:
-                    self._epoch(bar, interrupted)
-                    if interrupted:
-                        break
+                while self.step < self.total_steps and not self.stop and not interrupted:
+                    self._advance(bar)
                 self.history.interrupted = bool(interrupted)
         except KeyboardInterrupt:
             self.history.interrupted = True
@@ -158,69 +223,96 @@ class RunningFit:
                 stacklevel=3,
             )
         self.history.stopped_early = self.stop and self.step < self.total_steps
-        self._flush()
         return self._posterior()
 
     def _work(self) -> int:
         """Multiplications of a step, roughly."""
         return sum(p.numel() for p in self.state.params.values()) * self.shuffle.batch_size
 
-    def _epoch(self, bar: ProgressBar, interrupted: list[bool]) -> None:
-        """The rest of the current epoch."""
+    def _advance(self, bar: ProgressBar) -> None:
+        """Take the steps until somebody wants to look, or as many as can be taken at once."""
         began = time.perf_counter()
-        if self.step % self.steps_per_epoch == 0:
-            self.shuffle_state = self.shuffle_generator.get_state()
-        all_rows = self.shuffle.epoch().to(self.device)
-        program = self.state.owned.program
-        program.train()
-        first = self.step % self.steps_per_epoch
-        knobs = self._knobs()
-        for rows in all_rows[first:]:
-            knobs = self._knobs()
-            with self.state.owned.running(), self.noise.drawing():
-                self.state, terms = self.take_step(self.state, rows, knobs)
-            self.step += 1
-            self.pending.append(terms)
-            self._watch(terms)
-            bar.advance(self.history)
-            for callback in self.callbacks:
-                callback.step_end(self)
-            if interrupted:
-                return
-        self._flush()
-        self.state.owned.check_complete()
-        self.epoch += 1
-        self._close_epoch(knobs, time.perf_counter() - began)
+        first, end = self.step, self._next_stop()
+        rows, knobs = self._rows(end), [self._knobs(step) for step in range(first, end)]
+        self.state.owned.program.train()
+        with self.state.owned.running(), self.noise.drawing():
+            terms = self.stepper.run(self.state, rows, knobs)
+        self.step = end
+        record = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
+        for name, values in record.items():
+            self.history.steps.setdefault(name, []).extend(values)
+        self._watch(first, record["skipped"])
+        seconds = (time.perf_counter() - began) / (end - first)
         for callback in self.callbacks:
-            callback.epoch_end(self)
+            if (interval := callback.interval(self.steps_per_epoch)) and end % interval == 0:
+                callback.step_end(self)
+        closed = end // self.steps_per_epoch - self.epoch
+        self.unclosed += seconds * (end - first)
+        if closed:
+            self.state.owned.check_complete()
+            self._close_epochs(closed, knobs)
+            for callback in self.callbacks:
+                callback.epoch_end(self)
+        bar.advance(end - first, self.history)
 
-    def _knobs(self) -> Knobs:
+    def _next_stop(self) -> int:
+        """The step before which nobody wants to look."""
+        size = self.steps_per_epoch
+        end = min(self.total_steps, self.step + self.stepper.capacity)
+        if self.by_epoch:
+            end = min(end, (self.step // size + 1) * size)
+        for callback in self.callbacks:
+            if interval := callback.interval(size):
+                end = min(end, (self.step // interval + 1) * interval)
+        whole = end - end % size
+        return whole if whole > self.step else end
+
+    def _rows(self, end: int) -> Tensor:
+        """The rows of every step's batch from here to a step, shape ``(n, B)``."""
+        size = self.steps_per_epoch
+        if self.shuffle.batch_size == self.shuffle.num_data:
+            every = torch.arange(self.shuffle.num_data, device=self.device)
+            return every.expand(end - self.step, -1)  # (n, N), without a copy
+        parts, step = [], self.step
+        while step < end:
+            start = step % size
+            if start == 0:
+                self.shuffle_state = self.shuffle_generator.get_state()
+            if start == 0 or self.order is None:
+                self.order = self.shuffle.epoch()
+            parts.append(self.order[start : start + end - step])
+            step += len(parts[-1])
+        return torch.cat(parts).to(self.device)
+
+    def _knobs(self, step: int) -> Knobs:
         weight = 1.0
         for callback in self.callbacks:
-            weight *= callback.kl_weight(self.step, self.steps_per_epoch)
-        return Knobs(self.optimizer.rate(self.step, self.total_steps, self.peak), weight)
+            weight *= callback.kl_weight(step, self.steps_per_epoch)
+        return Knobs(self.optimizer.rate(step, self.total_steps, self.peak), weight)
 
-    def _flush(self) -> None:
-        """Bring the terms of the last steps to the host, all at once."""
-        for name in self.pending[0] if self.pending else ():
-            values = torch.stack([terms[name] for terms in self.pending]).tolist()
-            self.history.steps.setdefault(name, []).extend(values)
-        self.pending = []
-
-    def _close_epoch(self, knobs: Knobs, seconds: float) -> None:
-        last = {n: v[-self.steps_per_epoch :] for n, v in self.history.steps.items()}
-        good = [e for e, s in zip(last["elbo"], last["skipped"], strict=True) if not s]
-        row = {
-            "elbo": sum(good) / len(good) if good else math.nan,
-            "learning_rate": knobs.learning_rate,
-            "kl_weight": knobs.kl_weight,
-            "skipped": sum(last["skipped"]),
-            "seconds": seconds,
+    def _close_epochs(self, count: int, knobs: Sequence[Knobs]) -> None:
+        """Sum up the epochs that were completed by the last steps."""
+        size, first = self.steps_per_epoch, self.epoch * self.steps_per_epoch
+        self.epoch += count
+        done = slice(first, first + count * size)
+        elbo = np.array(self.history.steps["elbo"][done]).reshape(count, size)
+        skipped = np.array(self.history.steps["skipped"][done]).reshape(count, size)
+        kept = np.where(skipped, 0.0, elbo)
+        with np.errstate(invalid="ignore"):
+            means = kept.sum(1) / np.where(skipped.all(1), np.nan, size - skipped.sum(1))
+        last = knobs[-(count - 1) * size - 1 :: size] if count > 1 else knobs[-1:]
+        rows: dict[str, Any] = {
+            "elbo": means.tolist(),
+            "learning_rate": [k.learning_rate for k in last],
+            "kl_weight": [k.kl_weight for k in last],
+            "skipped": skipped.sum(1).tolist(),
+            "seconds": [self.unclosed / count] * count,
         }
+        self.unclosed = 0.0
         if self.held_out is not None:
-            row["held_out_elbo"] = self._score(self.held_out)
-        self.history.add_epoch(row)
-        value = row.get("held_out_elbo", row["elbo"])
+            rows["held_out_elbo"] = [self._score(self.held_out)]
+        self.history.add_epochs(rows)
+        value = rows.get("held_out_elbo", rows["elbo"])[-1]
         warming_up = self.step < min(self.warm_up_steps, self.total_steps)
         # Without held-out data, and while values cannot be compared, the last state is the one to keep.
         if math.isfinite(value) and (self.held_out is None or warming_up or value > self.best_value):
@@ -236,12 +328,13 @@ class RunningFit:
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        if self.state.average is None:
+        average = self.state.average
+        if average is None:
             yield
             return
         live = {n: p.detach().clone() for n, p in self.state.params.items()}
         try:
-            _assign(self.state.params, self.state.average)
+            _assign(self.state.params, average)
             yield
         finally:
             _assign(self.state.params, live)
@@ -257,28 +350,31 @@ class RunningFit:
         owned.program.train(was_training)
         return value
 
-    def _watch(self, terms: Terms) -> None:
+    def _watch(self, first: int, skipped: Sequence[float]) -> None:
         """Count steps that were not applied, and give up when nothing else comes."""
-        if not bool(terms["skipped"]):
-            self.bad_in_a_row, self.before_best = 0, None
-            return
-        self.bad_in_a_row += 1
-        if self.bad_in_a_row < min(_PATIENCE, self.total_steps):
-            return
-        self._flush()
+        patience = min(_PATIENCE, self.total_steps)
+        for index, bad in enumerate(skipped):
+            if not bad:
+                self.bad_in_a_row, self.before_best = 0, None
+                continue
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row == patience:
+                self._give_up(first + index + 1 - patience)
+
+    def _give_up(self, first: int) -> None:
+        """Say what happened from a step on, and hand over the last good state."""
         owned = self.state.owned
         with torch.no_grad(), owned.running(), self.noise.drawing():
             batch = owned.program.prepare(*self.data)
             where = first_bad_site(owned.program, batch, owned.num_data)
         found = self._posterior()
-        first = self.step - self.bad_in_a_row + 1
-        epoch = (first - 1) // self.steps_per_epoch + 1
-        rate = self._knobs().learning_rate
+        epoch = first // self.steps_per_epoch + 1
+        rate = self._knobs(first).learning_rate
         kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
-        value = self.history.steps["elbo"][-1]
+        value = self.history.steps["elbo"][first]
         what = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
         raise DivergenceError(
-            f"{what} at epoch {epoch}, step {first} ({where}). "
+            f"{what} at epoch {epoch}, step {first + 1} ({where}). "
             f"The best state so far ({kept}) is kept. "
             f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale.",
             found,
@@ -306,7 +402,6 @@ class RunningFit:
 
     def save_checkpoint(self, path: Path) -> None:
         """Write all that is needed to go on from here, bit for bit."""
-        self._flush()
         write_checkpoint(self, path)
 
 

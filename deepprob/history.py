@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +40,11 @@ class History:
         """Record one epoch."""
         for name, value in values.items():
             self.epochs.setdefault(name, []).append(value)
+
+    def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Record some epochs."""
+        for name, column in values.items():
+            self.epochs.setdefault(name, []).extend(column)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The record as tensors to save, by ``steps.<name>`` and ``epochs.<name>``."""

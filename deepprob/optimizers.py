@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepprob.errors import unknown
+from deepprob.updates import Carry, Rule, advance, rule_named
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -60,6 +61,7 @@ class Optimizer:
         clip_norm: Largest Euclidean norm of the whole gradient; None leaves it alone.
         average: Decay of an exponential moving average of the parameters, which the posterior then holds; None
             for the last parameters themselves.
+        accumulate: Steps whose gradients are averaged for one update of the parameters.
         options: Further arguments of the optimizer's class.
 
     Raises:
@@ -77,6 +79,7 @@ class Optimizer:
     schedule: str | Schedule = "cosine"
     clip_norm: float | None = None
     average: float | None = None
+    accumulate: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -94,6 +97,34 @@ class Optimizer:
             raise ValueError(f"clip_norm must be positive, or None; got {self.clip_norm}.")
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"average must lie between 0 and 1, or be None; got {self.average}.")
+        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
+            raise ValueError(f"accumulate must be a whole number of at least 1; got {self.accumulate!r}.")
+
+    @property
+    def rule(self) -> tuple[Rule, int] | None:
+        """What an update does, as a pure function, and its moments; None where only ``torch.optim`` has it."""
+        names = [n for n, cls in _CLASSES.items() if self.name in (n, cls)]
+        return rule_named(names[0], self.options) if names else None
+
+    def advance(self, carry: Carry, gradients: Sequence[Tensor], finite: Tensor, rate: Tensor, step: Tensor) -> Carry:
+        """One update by the optimizer's own `rule`; see `deepprob.updates.advance`.
+
+        Raises:
+            ValueError: If only ``torch.optim`` has the optimizer.
+        """
+        if self.rule is None:
+            raise ValueError(f"{self.name} has no rule here: build it, and call its step.")
+        return advance(
+            carry,
+            gradients,
+            finite,
+            rate,
+            step,
+            self.rule[0],
+            clip_norm=self.clip_norm,
+            average=self.average,
+            accumulate=self.accumulate,
+        )
 
     def build(self, params: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
         """The torch optimizer over some parameters."""
@@ -116,6 +147,7 @@ class Optimizer:
             else getattr(self.schedule, "__name__", "custom"),
             "clip_norm": self.clip_norm,
             "average": self.average,
+            "accumulate": self.accumulate,
             "options": {k: v if isinstance(v, int | float | str | bool) else repr(v) for k, v in self.options.items()},
         }
 

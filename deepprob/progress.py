@@ -48,9 +48,9 @@ class ProgressBar:
         )
         self._epochs = 0
 
-    def advance(self, history: History) -> None:
-        """One more step."""
-        self._bar.update(1)
+    def advance(self, steps: int, history: History) -> None:
+        """Some more steps."""
+        self._bar.update(steps)
         elbos = history.epochs.get("elbo", [])
         if len(elbos) != self._epochs and not self._bar.disable:
             self._epochs = len(elbos)

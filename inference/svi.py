@@ -18,6 +18,7 @@ from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.runtime import RandomStream, pick_device
+from deepprob.updates import Packing, first_carry, norm_of
 
 _DEFAULT_BATCH = 128
 
@@ -38,10 +39,21 @@ def init(owned: OwnedProgram, optimizer: Optimizer, learning_rate: float) -> Sta
     params = owned.parameters()
     if not params:
         raise ValueError("nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit.")
-    average = None if optimizer.average is None else {n: p.detach().clone() for n, p in params.items()}
+    packing = Packing(list(params.values()))
+    packed = packing.pack([p.detach().clone() for p in params.values()])
+    for p, view in zip(params.values(), packing.unpack(packed), strict=True):
+        p.data = view
+    own = optimizer.rule
+    carry = first_carry(
+        packed,
+        moments=own[1] if own else 0,
+        averaged=optimizer.average is not None,
+        accumulating=optimizer.accumulate > 1,
+    )
+    foreign = None if own else optimizer.build(params.values(), learning_rate)
     norms = (m for m in owned.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
     statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(owned, params, optimizer.build(params.values(), learning_rate), average, statistics)
+    return State(owned, params, packing, carry, foreign, statistics)
 
 
 def step(
@@ -82,7 +94,6 @@ def _step(
     """`step` inside a running program, without entering and leaving it every time."""
     program = state.owned.program
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
-    state.optimizer.zero_grad(set_to_none=True)
     before = [buffer.clone() for buffer in state.statistics]
     loss, terms = objective(
         program,
@@ -92,26 +103,31 @@ def _step(
         kl_weight=knobs.kl_weight,
         plates=max(1, state.owned.structure.plates),
     )
-    loss.backward()
-    gradients = [p.grad for p in state.params.values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
-    if bool(finite):
-        if optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(list(state.params.values()), optimizer.clip_norm, norm)
-        for group in state.optimizer.param_groups:
-            group["lr"] = knobs.learning_rate
-        state.optimizer.step()
-        if state.average is not None and optimizer.average is not None:
-            # Early averages forget the start faster, as in Adam's bias correction.
-            decay = min(optimizer.average, (1 + state.step) / (10 + state.step))
-            for name, value in state.params.items():
-                state.average[name].lerp_(value.detach(), 1 - decay)
-    else:
+    params = list(state.params.values())
+    gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    with torch.no_grad():
+        packed = state.packing.pack(gradients)
+        norm = norm_of(packed)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        state.update(packed, finite, knobs.learning_rate, optimizer)
         for buffer, value in zip(state.statistics, before, strict=True):
-            buffer.copy_(value)
-    state.step += 1
+            buffer.copy_(torch.where(finite, buffer, value))
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
+
+
+class _Eager:
+    """Steps taken one by one, as Python runs them."""
+
+    capacity = 1
+
+    def __init__(self, data: Batch, num_data: int, objective: Objective, optimizer: Optimizer) -> None:
+        self.data, self.num_data, self.objective, self.optimizer = data, num_data, objective, optimizer
+
+    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        taken = []
+        for chosen, knob in zip(rows, knobs, strict=True):
+            taken.append(_step(state, self.data, chosen, self.num_data, knob, self.objective, self.optimizer)[1])
+        return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 
 start = init  # `svi` has an argument of that name
@@ -199,12 +215,9 @@ def svi(
     rows = tuple(x.to(where) for x in batch)
     learning_rate = chosen.learning_rate or program.learning_rate
 
-    def take_step(state: State, indices: Tensor, knobs: Knobs) -> tuple[State, Terms]:
-        return _step(state, rows, indices, owned.num_data, knobs, maximised, chosen)
-
     fit = RunningFit(
         start(owned, chosen, learning_rate),
-        take_step,
+        _Eager(rows, owned.num_data, maximised, chosen),
         data=rows,
         held_out=None if held is None else _conform(owned, held),
         batch_size=size,

@@ -1,0 +1,247 @@
+"""What an optimizer does to parameters, as a pure function of tensors: it runs eagerly, or inside a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Carry = dict[str, list[Tensor]]
+"""What one step hands to the next: ``packed`` parameters, the optimizer's ``first`` and ``second`` moments, their
+``average``, ``accumulated`` gradients, ``buffers``, and the ``count`` of updates that were applied."""
+
+_ALONE = 2**14  # elements from which on copying a gradient into a shared tensor costs more than a further tensor
+_ALIGN = 16  # elements: no parameter shares a vector register with another
+
+
+class Packing:
+    """Parameters in few tensors: small ones of one type share one, large ones keep their own.
+
+    A step over many small parameters is mostly the overhead of handling each; over few tensors it is arithmetic.
+
+    Args:
+        params: What to pack, in order.
+
+    Examples:
+        >>> packing = Packing([torch.ones(3), torch.zeros(2, 2)])
+        >>> [group.shape for group in packing.pack([torch.ones(3), torch.zeros(2, 2)])]
+        [torch.Size([32])]
+        >>> [x.tolist() for x in packing.unpack([torch.arange(32.0)])]
+        [[0.0, 1.0, 2.0], [[16.0, 17.0], [18.0, 19.0]]]
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.shapes = [p.shape for p in params]
+        self.places: list[tuple[int, int]] = []  # group and first element; -1 where a parameter is a group of its own
+        self.groups = 0
+        shared: dict[tuple[torch.dtype, torch.device], tuple[int, int]] = {}
+        for p in params:
+            if p.numel() >= _ALONE:
+                self.places.append((self.groups, -1))
+                self.groups += 1
+                continue
+            key = p.dtype, p.device
+            if key not in shared:
+                shared[key] = self.groups, 0
+                self.groups += 1
+            group, start = shared[key]
+            self.places.append((group, start))
+            shared[key] = group, start + _padded(p.numel())
+
+    def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The groups that hold some tensors of the parameters' shapes."""
+        parts: list[list[Tensor]] = [[] for _ in range(self.groups)]
+        alone: dict[int, Tensor] = {}
+        for (group, start), x in zip(self.places, tensors, strict=True):
+            if start < 0:
+                alone[group] = x
+                continue
+            parts[group].append(x.reshape(-1))
+            if gap := _padded(x.numel()) - x.numel():
+                parts[group].append(x.new_zeros(gap))
+        return [alone[g] if g in alone else torch.cat(parts[g]) for g in range(self.groups)]
+
+    def unpack(self, groups: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that some groups hold, as views."""
+        return [
+            groups[group] if start < 0 else groups[group].narrow(0, start, shape.numel()).view(shape)
+            for (group, start), shape in zip(self.places, self.shapes, strict=True)
+        ]
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+# A rule maps (parameter, gradient, moments, number of this update, learning rate) to the new parameter and moments.
+# `first` is linear in the gradient and starts at zero in every rule, so that a first step shows the gradient.
+Rule = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def _adam(
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, decoupled: bool = False
+) -> Rule:
+    low, high = betas
+
+    def rule(
+        p: Tensor, g: Tensor, moments: Sequence[Tensor], number: Tensor, rate: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if weight_decay and decoupled:
+            p = p * (1 - rate * weight_decay)
+        elif weight_decay:
+            g = g + weight_decay * p
+        n = number.to(p.dtype)
+        first = moments[0] + (1 - low) * (g - moments[0])
+        second = moments[1] * high + (1 - high) * g * g
+        scale = (second / (1 - high**n)).sqrt() + eps
+        return p - rate * (first / (1 - low**n)) / scale, (first, second)
+
+    return rule
+
+
+def _adamw(betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2) -> Rule:
+    return _adam(betas, eps, weight_decay, decoupled=True)
+
+
+def _sgd(momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False) -> Rule:
+    def rule(
+        p: Tensor, g: Tensor, moments: Sequence[Tensor], number: Tensor, rate: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if weight_decay:
+            g = g + weight_decay * p
+        first = momentum * moments[0] + g
+        return p - rate * (g + momentum * first if nesterov else first), (first,)
+
+    return rule
+
+
+_RULES: dict[str, tuple[Callable[..., Rule], frozenset[str], int]] = {
+    "adam": (_adam, frozenset({"betas", "eps", "weight_decay"}), 2),
+    "adamw": (_adamw, frozenset({"betas", "eps", "weight_decay"}), 2),
+    "sgd": (_sgd, frozenset({"momentum", "weight_decay", "nesterov"}), 1),
+}
+_MOMENTS = ("first", "second")
+
+
+def rule_named(name: str, options: Mapping[str, Any]) -> tuple[Rule, int] | None:
+    """The rule of a name and how many moments it keeps; None where only ``torch.optim`` has it.
+
+    Args:
+        name: ``"adam"``, ``"adamw"`` or ``"sgd"``, as ``torch.optim`` defines them.
+        options: Arguments of the class in ``torch.optim``.
+
+    References:
+        Kingma, Ba (2015), Adam: A Method for Stochastic Optimization.
+        Loshchilov, Hutter (2019), Decoupled Weight Decay Regularization.
+
+    Examples:
+        Plain gradient descent:
+
+        >>> rule, _ = rule_named("sgd", {})
+        >>> p, _ = rule(torch.ones(1), torch.ones(1), [torch.zeros(1)], torch.tensor(1), torch.tensor(0.1))
+        >>> p.tolist()
+        [0.8999999761581421]
+        >>> rule_named("adam", {"amsgrad": True}) is None
+        True
+    """
+    if name not in _RULES:
+        return None
+    make, known, moments = _RULES[name]
+    return (make(**options), moments) if options.keys() <= known else None
+
+
+def first_carry(packed: list[Tensor], *, moments: int, averaged: bool, accumulating: bool) -> Carry:
+    """The carry before the first step.
+
+    Args:
+        packed: The parameters.
+        moments: How many moments the optimizer keeps.
+        averaged: Whether an average of the parameters is kept.
+        accumulating: Whether gradients are summed over several steps.
+    """
+    carry: Carry = {"packed": packed}
+    for name in (*_MOMENTS[:moments], *(["accumulated"] if accumulating else [])):
+        carry[name] = [torch.zeros_like(p) for p in packed]
+    if averaged:
+        carry["average"] = [p.clone() for p in packed]
+    carry["count"] = [torch.zeros((), dtype=torch.long, device=packed[0].device)]
+    return carry
+
+
+def norm_of(groups: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of a gradient."""
+    total = torch.stack([(g * g).sum() for g in groups]).sum() if len(groups) > 1 else (groups[0] * groups[0]).sum()
+    return total.sqrt()
+
+
+def advance(
+    carry: Carry,
+    gradients: Sequence[Tensor],
+    finite: Tensor,
+    rate: Tensor,
+    step: Tensor,
+    rule: Rule,
+    *,
+    clip_norm: float | None = None,
+    average: float | None = None,
+    accumulate: int = 1,
+) -> Carry:
+    """One update of packed parameters, without a host sync; the carry that is given stays as it is.
+
+    Args:
+        carry: What the last step left.
+        gradients: Of the loss, packed.
+        finite: Whether loss and gradients are; if not, nothing changes.
+        rate: The learning rate.
+        step: Number of this step, from 0.
+        rule: The optimizer's.
+        clip_norm: Largest norm of the gradient, or None.
+        average: Decay of the average of the parameters, or None.
+        accumulate: Steps whose gradients are averaged for one update.
+
+    Returns:
+        The new carry, without ``buffers``.
+    """
+    gradients, applied, new = due(carry, gradients, finite, step, clip_norm, accumulate)
+    number = carry["count"][0] + 1
+    names = [m for m in _MOMENTS if m in carry]
+    new |= {name: [] for name in ("packed", *names)}
+    for i, (p, g) in enumerate(zip(carry["packed"], gradients, strict=True)):
+        moments = [carry[m][i] for m in names]
+        stepped, moved = rule(p, g, moments, number, rate)
+        new["packed"].append(torch.where(applied, stepped, p))
+        for name, before, after in zip(names, moments, moved, strict=True):
+            new[name].append(torch.where(applied, after, before))
+    return new | counted(carry, new["packed"], applied, average)
+
+
+def due(
+    carry: Carry, gradients: Sequence[Tensor], finite: Tensor, step: Tensor, clip_norm: float | None, accumulate: int
+) -> tuple[Sequence[Tensor], Tensor, Carry]:
+    """The gradients to go along in this step, whether to go at all, and what is accumulated for later."""
+    new: Carry = {}
+    if accumulate > 1:
+        pairs = zip(carry["accumulated"], gradients, strict=True)
+        gradients = [torch.where(finite, a + g / accumulate, a) for a, g in pairs]
+        finite = (step + 1) % accumulate == 0
+        new["accumulated"] = [torch.where(finite, torch.zeros_like(g), g) for g in gradients]
+    if clip_norm is not None:
+        shrink = (clip_norm / (norm_of(gradients) + 1e-6)).clamp(max=1.0)
+        gradients = [g * shrink for g in gradients]
+    return gradients, finite, new
+
+
+def counted(carry: Carry, packed: Sequence[Tensor], applied: Tensor, average: float | None) -> Carry:
+    """The number of updates, and the moving average of the parameters after this one.
+
+    Early averages forget the start faster, as in Adam's bias correction.
+    """
+    number = carry["count"][0] + 1
+    new: Carry = {"count": [torch.where(applied, number, carry["count"][0])]}
+    if average is not None:
+        kept = ((1.0 + number) / (10.0 + number)).clamp(max=average)
+        pairs = zip(carry["average"], packed, strict=True)
+        new["average"] = [torch.where(applied, p + (a - p) * kept.to(p.dtype), a) for a, p in pairs]
+    return new
