@@ -97,6 +97,11 @@ class OwnedProgram:
                 self._check_evidence(traces[1])
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
+            if found.summed and self.guide_name == "laplace":
+                raise ValueError(
+                    f"guide='laplace' takes the curvature of the model as drawn, not with {found.summed[0]!r} summed "
+                    "out. Use guide='multivariate_normal', or 'map'."
+                )
             if self.program.enumerates:
                 with torch.no_grad():
                     self._try_sums(found, batch, rows)

@@ -15,15 +15,22 @@ from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
 from deepprob.draws import replay, with_prior_guide
+from deepprob.enumeration import Term, draw_summed, run_enumerated, terms
 from deepprob.evaluation import (
+    check_data,
     drawn_sites,
     joint_weights,
     local_elbo,
     log_likelihood,
     observed_sites,
     row_weights,
+    summed_joint_weights,
+    summed_local_elbo,
+    summed_log_likelihood,
+    summed_row_weights,
 )
 from deepprob.history import History
+from deepprob.objectives import closed_form_kls
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows, rows_of_the_fit
@@ -72,7 +79,8 @@ class Posterior:
         self._owned = owned
         self.history = history or History()
         self.config = dict(config or {})
-        self.seed, self.exact = seed, exact
+        found = owned.structure
+        self.seed, self.exact = seed, exact or bool(found.summed and not found.latent)
         self.versions = _versions()
         self._chains = None if chains is None else {n: v.detach().to(owned.device) for n, v in chains.items()}
         owned.program.eval()
@@ -109,8 +117,10 @@ class Posterior:
     def sample(self, *data: Any, draws: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Draw latent sites from the posterior.
 
+        Sites that are summed out of the bound are drawn from their exact posterior given the others and the data.
+
         Args:
-            data: The program's arguments; without them only global sites are drawn.
+            data: The program's arguments; without them only global sites are drawn, none that is summed out.
             draws: How many, K.
             seed: Of the draws.
 
@@ -126,13 +136,17 @@ class Posterior:
             batch = self._example()
             names = self.structure.latent if self._keeps_rows else self.structure.global_
             if not names:
-                raise ValueError(
-                    f"every latent site ({', '.join(self.structure.local)}) belongs to rows. Give the rows: "
-                    "posterior.sample(x)."
-                )
+                hidden = ", ".join(self.structure.local + self.structure.summed)
+                raise ValueError(f"every latent site ({hidden}) belongs to rows. Give the rows: posterior.sample(x).")
+        layout = self._layout(draws)
         with self._querying(seed):
-            guide_trace = self._run_guide(batch, draws)
-            found = {name: self._layout(draws).draws_first(guide_trace.nodes[name]) for name in names}
+            if data and self.structure.summed:
+                guide_trace, model_trace = self._run(batch, draws)
+            else:
+                guide_trace = self._run_guide(batch, draws)
+            found = {name: layout.draws_first(guide_trace.nodes[name]) for name in names}
+            if data:
+                found |= {name: layout.draws_first(model_trace.nodes[name]) for name in self.structure.summed}
         if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
             raise ValueError("the guide looks at the data. Give them: posterior.sample(*data).")
         return found
@@ -204,7 +218,7 @@ class Posterior:
             return run_prior(self.program, self._padded(batch), size, draws=draws, plates=self._plates)
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
-        """Log-likelihood of every row under every draw, in nats.
+        """Log-likelihood of every row under every draw, in nats; what is marked for it is summed out of the model.
 
         Args:
             data: The program's arguments, observed ones included.
@@ -219,9 +233,13 @@ class Posterior:
         parts = []
         for chunk in self._chunks(batch, draws):
             with self._querying(seed):
-                _, model_trace = self._run(chunk, draws)
-                parts.append(log_likelihood(self._layout(draws), model_trace))
+                parts.append(self._log_likelihood(chunk, draws))
         return torch.cat(parts, dim=1)
+
+    def _log_likelihood(self, batch: Batch, draws: int) -> Tensor:
+        if self.structure.summed:
+            return summed_log_likelihood(self._layout(draws), self.structure, self._terms(batch, draws))
+        return log_likelihood(self._layout(draws), self._run(batch, draws)[1])
 
     def log_weights(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
         r"""Log importance weights ``log p(x, z_k) - log q(z_k | x)``.
@@ -245,14 +263,21 @@ class Posterior:
         batch = self._batch(data)
         if not self._amortized():
             with self._querying(seed):
-                guide_trace, model_trace = self._run(batch, particles)
-                return joint_weights(self._layout(particles), guide_trace, model_trace)
+                return self._joint_weights(batch, particles)
         parts = []
         with self._querying(seed):
             for chunk in self._chunks(batch, particles):
+                if self.structure.summed:
+                    parts.append(summed_row_weights(self._layout(particles), self._terms(chunk, particles)))
+                    continue
                 guide_trace, model_trace = self._run(chunk, particles)
                 parts.append(row_weights(self._layout(particles), self.structure, guide_trace, model_trace))
         return torch.cat(parts, dim=1)
+
+    def _joint_weights(self, batch: Batch, draws: int) -> Tensor:
+        if self.structure.summed:
+            return summed_joint_weights(self._layout(draws), self._terms(batch, draws))
+        return joint_weights(self._layout(draws), *self._run(batch, draws))
 
     def log_evidence(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
         r"""Importance-weighted lower bound on the log evidence, in nats.
@@ -293,6 +318,10 @@ class Posterior:
         """`elbo` of a batch that was accepted already, inside a running program; routines use it for held-out data."""
         parts = []
         for chunk in self._chunks(batch, particles):
+            if self.program.enumerates:
+                found = self._terms(chunk, particles, bound=True)
+                parts.append(summed_local_elbo(self._layout(particles), self.structure, found))
+                continue
             guide_trace, model_trace = self._run(chunk, particles)
             parts.append(local_elbo(self._layout(particles), self.structure, guide_trace, model_trace))
         return torch.cat(parts)
@@ -332,21 +361,32 @@ class Posterior:
             guide_trace, model_trace = self._run(batch, draws)
         with self._querying(seed):
             _, predicted = self._run(batch, draws, predict=True)
+        with self._querying(seed):
+            summed = self._terms(batch, draws) if self.structure.summed else []
         with torch.no_grad():
-            return self._to_arviz(guide_trace, model_trace, predicted, draws)
+            return self._to_arviz(guide_trace, model_trace, predicted, draws, summed)
 
-    def _to_arviz(self, guide_trace: Trace, model_trace: Trace, predicted: Trace, draws: int) -> Any:
+    def _to_arviz(
+        self, guide_trace: Trace, model_trace: Trace, predicted: Trace, draws: int, summed: list[Term]
+    ) -> Any:
         layout, seen = self._layout(draws), observed_sites(model_trace)
         latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in self.structure.latent}
+        latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in self.structure.summed}
+        likelihoods = {n: layout.log_prob(s) for n, s in seen.items()}
+        if summed:  # of all observed sites together: what is summed out ties them
+            likelihoods = {"+".join(seen): summed_log_likelihood(layout, self.structure, summed)}
         groups = {
             "posterior": self._by_chain(latents),
             "posterior_predictive": self._by_chain({n: layout.draws_first(predicted.nodes[n]) for n in seen}),
-            "log_likelihood": self._by_chain({n: layout.log_prob(s) for n, s in seen.items()}),
+            "log_likelihood": self._by_chain(likelihoods),
             "observed_data": {n: s["value"].cpu().numpy() for n, s in seen.items()},
         }
         if self._chains is None and self.structure.global_:
             log_q = torch.stack([layout.total(s) for s in drawn_sites(guide_trace).values()]).sum(0)
-            lp = joint_weights(layout, guide_trace, model_trace) + log_q
+            weights = (
+                summed_joint_weights(layout, summed) if summed else joint_weights(layout, guide_trace, model_trace)
+            )
+            lp = weights + log_q
             groups["sample_stats"] = self._by_chain({"lp": lp, "log_q": log_q})
         return from_dict(groups)
 
@@ -372,7 +412,8 @@ class Posterior:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        sites = ", ".join(f"{n} ({k})" for n, k in self.latent_sites.items()) or "no latent site"
+        kinds = self.latent_sites | dict.fromkeys(self.structure.summed, "summed out")
+        sites = ", ".join(f"{n} ({k})" for n, k in kinds.items()) or "no latent site"
         return f"Posterior of {type(self.program).__name__} ({self.kind}): {sites}"
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -458,36 +499,61 @@ class Posterior:
         return None if self._chains is None else replay(self._chains, self.structure, draws, self._plates)
 
     def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
+        """Guide and model; what is summed out of the bound is drawn, given the data unless they are to be predicted."""
+        batch, rows, guide = self._prepared(batch, draws)
+        if self.structure.summed and not predict:
+            traces = draw_summed(self.program, batch, rows, draws=draws, plates=self._plates, guide=guide)
+        else:
+            traces = run(
+                self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide
+            )
+        check_stacked(self.structure, traces[1], self.program.data_name, draws)
+        return traces
+
+    def _terms(self, batch: Batch, draws: int, *, bound: bool = False) -> list[Term]:
+        """The terms of the bound under draws, with what is marked summed out.
+
+        Args:
+            batch: The program's arguments.
+            draws: How many draws of the guide's other sites.
+            bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
+        """
+        batch, rows, guide = self._prepared(batch, draws)
+        plates = self._plates
+        with RandomStream(0, self._owned.device).drawing():  # a look must not cost draws
+            _, look = run(self.program, batch, rows, len(rows), draws=2, plates=plates, guide=self._stored(2))
+        check_stacked(self.structure, look, self.program.data_name, draws)
+        check_data(look)
+        traces = run_enumerated(
+            self.program, batch, rows, len(rows), draws=draws, plates=plates, guide=guide, enumerate_guide=bound
+        )
+        pairs = [(g, m, closed_form_kls(g, m) if bound else {}) for g, m in traces]
+        return [term for g, m, closed in pairs for term in terms(g, m, self.program.data_name, closed)]
+
+    def _prepared(self, batch: Batch, draws: int) -> tuple[Batch, Tensor, Callable[..., None] | None]:
         batch = self._padded(self.program.prepare(*batch))
         rows = torch.arange(num_rows(batch), device=self._owned.device)
         self._check_rows(len(rows))
-        guide = self._stored(draws)
-        traces = run(
-            self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide
-        )
-        check_stacked(self.structure, traces[1], self.program.data_name, draws)
-        return traces
+        return batch, rows, self._stored(draws)
 
     def _check_rows(self, came: int) -> None:
         if self._chains is None and self._keeps_rows and came != self._owned.num_data:
             raise ValueError(rows_of_the_fit(self.program.data_name, self._owned.num_data, came))
 
     def _run_guide(self, batch: Batch, draws: int) -> Trace:
-        batch = self._padded(self.program.prepare(*batch))
-        rows = torch.arange(num_rows(batch), device=self._owned.device)
-        self._check_rows(len(rows))
-        return run_guide(
-            self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=self._stored(draws)
-        )
+        batch, rows, guide = self._prepared(batch, draws)
+        return run_guide(self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=guide)
 
     def _amortized(self) -> bool:
         """Whether rows are independent of each other given the parameters."""
-        return bool(self.structure.local) and not self.structure.global_ and self.structure.by_row
+        found = self.structure
+        summed = all(name in found.by_plate for name in found.summed)
+        return bool(found.local + found.summed) and summed and not found.global_ and found.by_row
 
     def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
         size = num_rows(batch)
-        separate = all(n in self.structure.by_plate for n in self.structure.observed)
+        separate = all(n in self.structure.by_plate for n in self.structure.observed + self.structure.summed)
         if self.program.data_name and separate and not self._keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
             step = max(1, _CHUNK // max(1, draws * width))

@@ -217,6 +217,22 @@ def chain_in_the_guide(infer: dict[str, str]) -> Case:
     return model, guide, (values(5),), "data"
 
 
+def sampled_locally() -> Case:
+    """A latent that the guide draws four times, side by side."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z * param("slope", torch.tensor(0.7)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scale = param("scale", torch.tensor(0.6), constraints.positive)
+            pyro.sample("z", dist.Normal(x / 2, scale), infer=PARALLEL | {"num_samples": 4})
+
+    return model, guide, (values(5),), "data"
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "mixture": mixture,
     "hidden Markov": hidden_markov,
@@ -227,6 +243,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "scale": scaled,
     "mixture prior": clusters_of_codes,
     "score function": rough,
+    "local samples": sampled_locally,
     "guide chain, parallel": lambda: chain_in_the_guide(PARALLEL),
     "guide chain, sequential": lambda: chain_in_the_guide(SEQUENTIAL),
 }
@@ -397,3 +414,140 @@ def test_the_bound_asks_the_host_nothing(name: str) -> None:
         graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*params, *case[2])
     assert not [n for n in graph.graph.nodes if "_local_scalar_dense" in str(n.target)]
     assert len(expected) > 4
+
+
+def refused(model: Callable[..., Any], guide: Any = nothing, x: Tensor | None = None, plate: str | None = None) -> None:
+    owned_of((model, guide, (values(4) if x is None else x,), plate))
+
+
+def marked(distribution: Any, infer: dict[str, Any]) -> Callable[[Tensor], None]:
+    def model(x: Tensor) -> None:
+        k = pyro.sample("k", distribution, infer=infer)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(1.0 * k, 1.0), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("distribution", "infer", "message"),
+    [
+        (dist.Normal(0.0, 1.0), PARALLEL, r"site 'k' is marked for enumeration, but Normal has no finite support\."),
+        (
+            dist.Bernoulli(0.5),
+            SEQUENTIAL,
+            r"site 'k' is marked for sequential enumeration, which only sites of a guide",
+        ),
+        (dist.Bernoulli(0.5), PARALLEL | {"num_samples": 3}, r"site 'k' is to be drawn 3 times for a sum in the model"),
+    ],
+)
+def test_marks_that_cannot_be_kept(distribution: Any, infer: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refused(marked(distribution, infer))
+
+
+def test_unmarked_sites_are_still_missed() -> None:
+    with pytest.raises(ValueError, match=r"the guide has no site 'k' but the model samples it\."):
+        refused(marked(dist.Bernoulli(0.5), {}))
+
+
+def test_sums_that_are_exponential_are_refused() -> None:
+    def crossed(x: Tensor) -> None:
+        rows, columns = pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1)
+        with rows:
+            a = pyro.sample("a", dist.Bernoulli(0.5), infer=PARALLEL)
+        with columns:
+            b = pyro.sample("b", dist.Bernoulli(0.5), infer=PARALLEL)
+        with rows, columns:
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"summing out 'a', 'b' is exponential in the size of its plates"):
+        refused(crossed, x=values(2, 2))
+
+
+@pytest.mark.parametrize("infer", [PARALLEL, SEQUENTIAL, {}])
+def test_the_guides_choices_come_first(infer: dict[str, str]) -> None:
+    """A sum over all rows cannot go around an average over every row's choice, nor see its score function."""
+
+    def model(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
+        with pyro.plate("data", len(x)):
+            on = pyro.sample("on", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(k + on, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("on", dist.Bernoulli(0.5), infer=infer)
+
+    with pytest.raises(
+        ValueError, match=r"'k' is summed out in the model outside of plate 'data', inside of which the"
+    ):
+        refused(model, guide)
+
+
+def test_one_sum_has_one_scale() -> None:
+    outer = marked(dist.Bernoulli(0.5), PARALLEL)
+    owned = owned_of((outer, nothing, (values(4),), "data"))
+    with (
+        pytest.raises(ValueError, match=r"sites 'k' and 'x' belong to one sum .* have scales 1\.0 and 2\.0"),
+        owned.running(),
+    ):
+        ELBO()(owned.program, (values(2),), torch.arange(2), 4)
+
+    def halves(x: Tensor, by: Any) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=by[0]):
+                k = pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
+            with poutine.scale(scale=by[1]):
+                pyro.sample("x", dist.Normal(1.0 * k, 1.0), obs=x)
+
+    numbers = torch.tensor(0.5), torch.tensor(0.5), torch.tensor(0.7)
+    refused(lambda x: halves(x, numbers[:2]), plate="data")
+    with pytest.raises(ValueError, match=r"have scales 0\.5.* and 0\.7"):
+        refused(lambda x: halves(x, (numbers[0], numbers[2])), plate="data")
+    with pytest.raises(ValueError, match=r"have scales 0\.5 and 0\.5"):
+        refused(lambda x: halves(x, (0.5, numbers[0])), plate="data")
+    with pytest.raises(ValueError, match=r"its scale must be one number; got one of shape \(4,\)\."):
+        refused(lambda x: halves(x, (torch.ones(4), torch.ones(4))), plate="data")
+
+
+def test_dimensions_outside_of_plates_are_in_the_way() -> None:
+    def loose(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(k + torch.zeros(3, 1), 1.0), obs=x)
+
+    with pytest.raises(
+        ValueError, match=r"site 'x' has batch shape \(2, 3, 4\), with dimensions outside of its plates"
+    ):
+        refused(loose, plate="data")
+
+
+def test_programs_that_do_not_broadcast_are_named() -> None:
+    def shapes(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(torch.stack([k, x]).sum(0), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"the program fails where k takes all of its values, in a leading dimension:"):
+        refused(shapes, plate="data")
+
+
+def test_the_laplace_guide_does_not_sum() -> None:
+    with pytest.raises(
+        ValueError, match=r"guide='laplace' takes the curvature of the model as drawn, not with 'k' summed"
+    ):
+        refused(clustered, "laplace")
+
+
+def test_marks_that_come_late_are_refused() -> None:
+    def changing(x: Tensor) -> None:
+        if len(x) < 4:
+            pyro.sample("k", dist.Bernoulli(0.5), infer=PARALLEL)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(param("loc", torch.tensor(0.0)), 1.0), obs=x)
+
+    owned = owned_of((changing, nothing, (values(4),), "data"))
+    message = r"site 'k' is not in the guide, nor was it marked .* in the first run"
+    with pytest.raises(ValueError, match=message), owned.running():
+        ELBO()(owned.program, (values(2),), torch.arange(2), 4)
