@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
+from torch.distributions import Transform
 
 
 def captured_modules(fn: Any) -> list[nn.Module]:
@@ -27,6 +28,20 @@ def captured_modules(fn: Any) -> list[nn.Module]:
         if isinstance(value, nn.Module):
             found.setdefault(id(value), value)
     return list(found.values())
+
+
+def forget_values(module: nn.Module) -> None:
+    """Let flows forget the value that they last mapped.
+
+    They know it by identity: met again, the same data would be mapped by the parameters of the step before.
+    """
+    for part in module.modules():
+        if isinstance(part, Transform):
+            for name, value in list(vars(part).items()):
+                if name == "_cached_x_y":
+                    part.__dict__[name] = (None, None)
+                elif name.startswith("_cache") and isinstance(value, torch.Tensor):
+                    part.__dict__[name] = None
 
 
 def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
@@ -156,6 +171,7 @@ def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    forget_values(module)
     # An AutoGuide forgets its model, and its place among others, whenever it is copied; so does the original.
     guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
     kept = [(g.__dict__["_model"], g.__dict__["master"]) for g in guides]

@@ -33,7 +33,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from deepprob.program import Batch, Program
-from deepprob.traces import Site, is_deterministic, sample_sites, share_masks, stacked
+from deepprob.traces import Site, is_deterministic, sample_sites, share_masks, stacked, trace_guide
 
 Part = Literal["likelihood", "kl_local", "kl_global"]
 PARTS: tuple[Part, ...] = ("likelihood", "kl_local", "kl_global")
@@ -94,7 +94,7 @@ def run_enumerated(
     found = []
     with program.bound(rows, num_data):
         while not pending.empty():
-            guide_trace = poutine.trace(ours).get_trace(*batch)
+            guide_trace = trace_guide(program, ours, batch)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
             share_masks(guide_trace, model_trace)
             found.append((guide_trace, model_trace))

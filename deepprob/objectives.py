@@ -109,7 +109,7 @@ class ELBO:
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
         if scores is not None:
-            loss = loss - scores * norm
+            loss = loss - (scores - scores.detach()) * norm  # a gradient, no value
         terms = {
             "elbo": (likelihood - kl_local - kl_global).detach(),
             "likelihood": likelihood.detach(),
@@ -148,7 +148,7 @@ class ELBO:
             elif site["is_observed"] and is_deterministic(site):
                 continue
             else:
-                term = log_prob(site).sum()
+                term = _log_q(site).sum()
             kl_local, kl_global = _add(kl_local, kl_global, term, is_local(site, plate))
         return likelihood, kl_local, kl_global
 
@@ -159,6 +159,17 @@ def _run_once(*program: Any, **options: Any) -> list[tuple[Trace, Trace]]:
 
 def _add(local: Tensor, global_: Tensor, term: Tensor, to_local: bool) -> tuple[Tensor, Tensor]:
     return (local + term, global_) if to_local else (local, global_ + term)
+
+
+def _log_q(site: Site) -> Tensor:
+    """A guide's log-probability; its own gradient averages to zero, and is left out where it only adds noise."""
+    value = log_prob(site)
+    return value.detach() if _is_rough(site) else value
+
+
+def _is_rough(site: Site) -> bool:
+    """Whether a site of a guide was drawn without a reparameterised gradient."""
+    return not (site["is_observed"] or site["fn"].has_rsample or is_deterministic(site))
 
 
 def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]:
@@ -232,11 +243,7 @@ def _score_terms(
     guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
 ) -> Tensor | None:
     """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterised draw."""
-    rough = [
-        s
-        for _, s in sample_sites(guide_trace)
-        if not s["is_observed"] and not s["fn"].has_rsample and not s["infer"].get("_deterministic")
-    ]
+    rough = [s for _, s in sample_sites(guide_trace) if _is_rough(s)]
     if not rough:
         return None
     ratio = MultiFrameTensor()

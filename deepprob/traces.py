@@ -15,6 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from deepprob.capture import forget_values
 from deepprob.layers import broadcast_linear
 from deepprob.program import Batch, Program
 
@@ -163,7 +164,16 @@ def run_guide(
 ) -> Trace:
     """Run the guide alone; arguments as in `run`."""
     with program.bound(rows, num_data), stacked(draws, plates):
-        return poutine.trace(guide or program.guide).get_trace(*batch)
+        return trace_guide(program, guide or program.guide, batch)
+
+
+def trace_guide(program: Program, guide: Callable[..., Any], batch: Batch) -> Trace:
+    """The trace of a program's guide without data: an ``AutoMessenger`` runs the model, whose data it does not draw."""
+    forget_values(program)
+    trace = poutine.trace(guide).get_trace(*batch)
+    for name in [n for n, s in sample_sites(trace) if is_data(s)]:
+        trace.remove_node(name)
+    return trace
 
 
 @contextmanager

@@ -9,13 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from deepprob.capture import captured_modules, own_copy
+from deepprob.capture import captured_modules, forget_values, own_copy
 
 NET = nn.Linear(2, 2)
 UNUSED = nn.Linear(1, 1)
@@ -156,3 +158,18 @@ def test_the_order_of_networks_is_the_same_in_every_process() -> None:
         for seed in ("1", "2")
     ]
     assert [r.stdout for r in runs] == ["[6, 2, 8, 1, 4, 3, 7, 5]\n"] * 2
+
+
+def test_a_flow_is_copied_and_maps_the_same_data_anew_when_its_parameters_moved() -> None:
+    flow = affine_coupling(2, hidden_dims=[4])
+    x, base = torch.randn(3, 2), dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    dist.TransformedDistribution(base, [flow]).log_prob(x).sum().backward()
+    twin = own_copy(flow)
+    with torch.no_grad():
+        before = dist.TransformedDistribution(base, [twin]).log_prob(x)
+        for p in twin.parameters():
+            p.add_(0.5)
+        forget_values(twin)
+        now = dist.TransformedDistribution(base, [twin]).log_prob(x)
+        assert torch.equal(now, dist.TransformedDistribution(base, [twin]).log_prob(x.clone()))
+        assert not torch.equal(now, before)

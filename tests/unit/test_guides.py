@@ -8,11 +8,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
 from torch import Tensor
 
 from deepprob.guides import GUIDES, attach_guide
 from deepprob.inference import svi
+from deepprob.optimizers import Optimizer
 from deepprob.program import Program
 
 Y = torch.linspace(-1, 1, 12)
@@ -120,3 +121,10 @@ def test_laplace_is_exact_for_a_gaussian() -> None:
     assert float(draws.std()) == pytest.approx((1 + 12 / 0.25) ** -0.5, rel=0.03)
     weights = posterior.log_weights(Y, particles=50)
     assert float(weights.std()) < 0.02
+
+
+def test_data_that_a_guide_runs_are_no_part_of_its_posterior() -> None:
+    """An AutoMessenger runs the model: were its data counted as drawn, they would cancel those of the model."""
+    messenger = Program.of(model, AutoNormalMessenger(model), data_plate="data")
+    posterior = svi(messenger, Y + 3.0, epochs=200, optimizer=Optimizer(learning_rate=0.05))
+    assert float(posterior.sample(draws=500)["w"].mean()) > 2.0

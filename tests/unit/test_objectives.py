@@ -123,3 +123,17 @@ def test_families_without_a_closed_form_are_sampled() -> None:
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
     assert closed_form_kls(*run(Program.of(student, normal), (torch.zeros(1),), torch.arange(1), 1)) == {}
+
+
+def test_a_score_function_changes_the_gradient_of_the_loss_and_not_its_value() -> None:
+    logit = torch.tensor(0.4, requires_grad=True)
+
+    def coin(y: Tensor) -> None:
+        pyro.sample("y", dist.Normal(2 * pyro.sample("coin", dist.Bernoulli(0.3)), 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("coin", dist.Bernoulli(logits=logit))
+
+    loss, terms = ELBO(analytic_kl=False)(Program.of(coin, guide), (torch.ones(1),), torch.arange(1), 1)
+    assert float(loss.detach()) == pytest.approx(-float(terms["elbo"]))
+    assert float(torch.autograd.grad(loss, logit)[0]) != 0.0
