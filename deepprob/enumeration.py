@@ -156,6 +156,22 @@ def terms(
     References:
         Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
         Foerster et al. (2018), DiCE: The Infinitely Differentiable Monte-Carlo Estimator.
+
+    Examples:
+        Where nothing is left to the guide, the likelihood is the evidence:
+
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        ...         pyro.sample("x", dist.Normal(2 * k - 1, 1.0), obs=x)
+        >>> x = torch.tensor([0.0, 1.0])
+        >>> program = Program.of(model, lambda x: None, data_plate="data")
+        >>> ((guide_trace, model_trace),) = run_enumerated(program, (x,), torch.arange(2), 2)
+        >>> (term,) = terms(guide_trace, model_trace, "data", {})
+        >>> evidence = (dist.Normal(-1.0, 1.0).log_prob(x).exp() + dist.Normal(1.0, 1.0).log_prob(x).exp()).log()
+        >>> term.part, torch.allclose(term.value, evidence - math.log(2))
+        ('likelihood', True)
     """
     named = _Named(guide_trace, model_trace, plate, compare_scales)
     kls = named.without_summed(closed)

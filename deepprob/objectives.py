@@ -37,6 +37,11 @@ class ELBO:
     is averaged. Sites that cannot be reparameterised get the score-function estimator, its weight summed over the
     site's own plates only.
 
+    A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly: in the model, where the guide
+    leaves it out, so that its part of the data's evidence counts as likelihood; in the guide (there also
+    ``"sequential"``), whose average of ``log p(x | y)`` is likelihood and whose ``log q(y) - log p(y)`` is KL; see
+    `deepprob.enumeration.terms`.
+
     Args:
         particles: Draws from the guide per step, vectorised in a leading plate.
         analytic_kl: Whether to use closed forms.
@@ -45,6 +50,7 @@ class ELBO:
         Kingma, Welling (2014), Auto-Encoding Variational Bayes.
         Hoffman, Blei, Wang, Paisley (2013), Stochastic Variational Inference.
         Ranganath, Gerrish, Blei (2014), Black Box Variational Inference.
+        Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
 
     Examples:
         With the exact posterior as guide the bound is the log evidence, whatever the noise:
