@@ -299,6 +299,21 @@ def test_a_minibatch_of_mixture_rows_is_unbiased() -> None:
     assert whole == pytest.approx(sum(parts) / 7)
 
 
+def test_a_masked_distribution_is_summed_as_a_masked_site() -> None:
+    def inside(x: Tensor) -> None:
+        locs = param("locs", torch.tensor([-1.0, 2.0]))
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(torch.full((7,), 0.3)).mask(x < 1), infer=PARALLEL)
+            pyro.sample("x", dist.Normal(locs[k.long()], 1.0).mask((x < 1) & (x > -1)), obs=x)
+
+    x = masked()[2]
+    wanted = compare(owned_of(masked()), x, torch.arange(7))["elbo"]
+    owned = owned_of((inside, nothing, x, "data"))
+    with owned.running():
+        got = ELBO()(owned.program, x, torch.arange(7), 7)[1]["elbo"]
+    torch.testing.assert_close(got, wanted)
+
+
 def clustered(x: Tensor, k: Tensor | None = None) -> None:
     locs = pyro.sample("locs", dist.Normal(torch.zeros(3), 3.0).to_event(1))
     with pyro.plate("data", len(x)):
