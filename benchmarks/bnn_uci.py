@@ -37,11 +37,13 @@ def run(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:
         objective=ELBO(particles=options.particles),
         callbacks=[KLWarmUp(options.warm_up)],
         seed=split,
+        device=options.device,
         progress=False,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     x, y = data.test
     prediction = posterior.predict(x, draws=options.draws)
+    y = y.to(prediction.mean.device)
     return {
         "set": name,
         "split": split,
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=4)
     parser.add_argument("--activation", default="relu")
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'set':12s} {'split':>5s} {'RMSE':>8s} {'log-lik':>8s} {'ELBO':>8s} {'wall s':>7s} {'CPU s':>7s}")
@@ -83,7 +86,7 @@ def main() -> None:
         print(f"{name:12s} {'mean':>5s} {rmse:8.3f} {ll:8.3f}   standard errors {rmse_se:.3f}, {ll_se:.3f}", flush=True)
         scores = {"rmse": rmse, "rmse_se": rmse_se, "log_likelihood": ll, "log_likelihood_se": ll_se}
         content = {"options": vars(options), "set": name, **scores, "rows": rows}
-        print(f"written to {write_result(f'bnn_uci_{name}', content)}", flush=True)
+        print(f"written to {write_result(f'bnn_uci_{name}', content, options.device)}", flush=True)
 
 
 if __name__ == "__main__":

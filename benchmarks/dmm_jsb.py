@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import RESULTS, card
 
 from deepprob.callbacks import KLWarmUp, Log
 from deepprob.data import Split, load_data
@@ -26,7 +27,6 @@ from deepprob.models import DeepMarkovModel
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
 
-RESULTS = Path(__file__).parent / "results" / "dmm_jsb.json"
 BATCH = 20
 
 
@@ -42,7 +42,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--particles", type=int, default=100, help="of the importance-weighted bound")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", type=Path)
     return parser.parse_args()
 
 
@@ -75,6 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         optimizer=Optimizer(learning_rate=options.learning_rate, clip_norm=10.0),
         callbacks=[KLWarmUp(options.warm_up), Log(max(1, options.epochs // 20))],
         seed=options.seed,
+        device=options.device,
     )
     fit_seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     epochs = posterior.history.epochs
@@ -108,8 +110,9 @@ def main() -> None:
     options = arguments()
     result = run(options)
     show(result)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    out = options.out or RESULTS / f"dmm_jsb{card(options.device)}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

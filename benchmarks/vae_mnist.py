@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--latent-dim", type=int, default=50)
     parser.add_argument("--activation", default="relu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     arguments = parser.parse_args()
 
     mnist = dp.load_data("mnist")
@@ -44,6 +45,7 @@ def main() -> None:
         batch_size=arguments.batch_size,
         optimizer=Optimizer(learning_rate=arguments.learning_rate),
         seed=arguments.seed,
+        device=arguments.device,
         progress=False,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -66,7 +68,7 @@ def main() -> None:
         f"NLL {row['nll']:.2f} +- {row['nll_se']:.2f} nats, -ELBO {-row['elbo']:.2f}; "
         f"{arguments.epochs} epochs of batch {arguments.batch_size} in {wall:.0f} s wall, {cpu:.0f} s processor time"
     )
-    write_result("vae_mnist", row)
+    write_result("vae_mnist", row, arguments.device)
 
 
 if __name__ == "__main__":
