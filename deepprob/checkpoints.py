@@ -16,6 +16,8 @@ from deepprob.storage import read, write
 if TYPE_CHECKING:
     from deepprob.fitting import RunningFit
 
+_OWNED = ("packed", "buffers")  # parts of the carry that are the program's own tensors
+
 
 def write_checkpoint(fit: RunningFit, path: Path) -> None:
     """Write parameters, optimizer, averages, best state, history, and the positions of noise and shuffle.
@@ -27,7 +29,7 @@ def write_checkpoint(fit: RunningFit, path: Path) -> None:
     tensors = {f"state.{n}": t for n, t in fit.state.owned.tensors().items()}
     tensors |= {f"best.{n}": t for n, t in fit.best.items()}
     for name, group in fit.state.carry.items():
-        if name != "packed":  # the parameters themselves
+        if name not in _OWNED:
             tensors |= {f"carry.{name}.{i}": t for i, t in enumerate(group)}
     tensors |= {f"noise.{n}": t for n, t in fit.noise.state.items()}
     tensors |= {f"history.{n}": t for n, t in fit.history.to_tensors().items()}
@@ -79,7 +81,11 @@ def restore_checkpoint(fit: RunningFit, path: Path) -> None:
     fit.best = {n: t.to(fit.device) for n, t in groups["best"].items()}
     carry = fit.state.carry
     fit.state.take(
-        {name: [groups["carry"][f"{name}.{i}"] for i in range(len(carry[name]))] for name in carry if name != "packed"}
+        {
+            name: [groups["carry"][f"{name}.{i}"] for i in range(len(carry[name]))]
+            for name in carry
+            if name not in _OWNED
+        }
     )
     fit.noise.state = groups["noise"]
     fit.shuffle_state = groups["shuffle"]["state"]

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +45,9 @@ class State:
         owned: The program, whose parameters and buffers are updated in place.
         params: What is trained, by name; views of ``carry["packed"]``.
         packing: How parameters lie in the packed tensors.
-        carry: Packed parameters, what the optimizer remembers of them, and their average.
+        carry: Packed parameters, what the optimizer remembers of them, their average, and the buffers that a run of
+            the program changes.
         optimizer: Over `params`, where only ``torch.optim`` has it.
-        statistics: Buffers that a run of the program changes (of batch norms).
         step: Steps done.
     """
 
@@ -56,7 +56,6 @@ class State:
     packing: Packing
     carry: Carry
     optimizer: torch.optim.Optimizer | None = None
-    statistics: list[Tensor] = field(default_factory=list)
     step: int = 0
 
     @property

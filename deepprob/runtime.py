@@ -59,6 +59,9 @@ class RandomStream:
         seed: Where the stream starts.
         device: The device whose generator is also swapped, if it is not the CPU.
 
+    Attributes:
+        ahead: Generators on the device for noise that is drawn ahead, one for normal and one for uniform numbers.
+
     Examples:
         >>> before = torch.get_rng_state()
         >>> with RandomStream(0).drawing():
@@ -75,6 +78,8 @@ class RandomStream:
         self._cuda: Tensor | None = None
         if self.device.type == "cuda":
             self._cuda = torch.Generator(self.device).manual_seed(seed).get_state()
+        # One generator a kind, so that what a step gets does not depend on how many are drawn ahead.
+        self.ahead = tuple(torch.Generator(self.device).manual_seed(_salted(seed, salt)) for salt in (1, 2))
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -100,13 +105,20 @@ class RandomStream:
     @property
     def state(self) -> dict[str, Tensor]:
         """The position, as tensors to save."""
-        return {"cpu": self._cpu} | ({} if self._cuda is None else {"cuda": self._cuda})
+        found = {"cpu": self._cpu} | ({} if self._cuda is None else {"cuda": self._cuda})
+        return found | {f"ahead_{i}": generator.get_state() for i, generator in enumerate(self.ahead)}
 
     @state.setter
     def state(self, value: dict[str, Tensor]) -> None:
         self._cpu = value["cpu"].cpu()
         if self._cuda is not None and "cuda" in value:
             self._cuda = value["cuda"].cpu()
+        for i, generator in enumerate(self.ahead):
+            generator.set_state(value[f"ahead_{i}"].cpu())
+
+
+def _salted(seed: int, salt: int) -> int:
+    return (seed + salt * 0x9E3779B97F4A7C15) % 2**63
 
 
 @contextmanager

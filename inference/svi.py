@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.runtime import RandomStream, pick_device
+from deepprob.stepping import EagerStepper, choose_stepper
 from deepprob.updates import Packing, first_carry, norm_of
 
 _DEFAULT_BATCH = 128
@@ -52,8 +54,8 @@ def init(owned: OwnedProgram, optimizer: Optimizer, learning_rate: float) -> Sta
     )
     foreign = None if own else optimizer.build(params.values(), learning_rate)
     norms = (m for m in owned.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
-    statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(owned, params, packing, carry, foreign, statistics)
+    carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    return State(owned, params, packing, carry, foreign)
 
 
 def step(
@@ -94,7 +96,7 @@ def _step(
     """`step` inside a running program, without entering and leaving it every time."""
     program = state.owned.program
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
-    before = [buffer.clone() for buffer in state.statistics]
+    before = [buffer.clone() for buffer in state.carry["buffers"]]
     loss, terms = objective(
         program,
         program.prepare(*batch),
@@ -110,24 +112,9 @@ def _step(
         norm = norm_of(packed)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         state.update(packed, finite, knobs.learning_rate, optimizer)
-        for buffer, value in zip(state.statistics, before, strict=True):
+        for buffer, value in zip(state.carry["buffers"], before, strict=True):
             buffer.copy_(torch.where(finite, buffer, value))
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
-
-
-class _Eager:
-    """Steps taken one by one, as Python runs them."""
-
-    capacity = 1
-
-    def __init__(self, data: Batch, num_data: int, objective: Objective, optimizer: Optimizer) -> None:
-        self.data, self.num_data, self.objective, self.optimizer = data, num_data, objective, optimizer
-
-    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
-        taken = []
-        for chosen, knob in zip(rows, knobs, strict=True):
-            taken.append(_step(state, self.data, chosen, self.num_data, knob, self.objective, self.optimizer)[1])
-        return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 
 start = init  # `svi` has an argument of that name
@@ -144,6 +131,7 @@ def svi(
     optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
     held_out: Any = None,
     init: str = "fresh",
+    compile: bool | str = "auto",
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool | str = "auto",
@@ -169,6 +157,9 @@ def svi(
         held_out: Data to score after every epoch; the posterior then holds the best epoch's parameters.
         init: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
             starts from the program's.
+        compile: Whether to trace the step once and run it as native code. ``"auto"`` does in fits with enough steps to
+            pay for it, decided by their number and by the size of the step. Compiled and eager steps draw different
+            noise from one seed.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
@@ -203,6 +194,8 @@ def svi(
         )
     chosen, maximised = optimizer_named(optimizer), objective_named(objective)
     callbacks, seed, epochs = _callbacks(callbacks), _whole("seed", seed, least=0), _whole("epochs", epochs, least=1)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
     if init not in ("fresh", "keep"):
         raise ValueError(f"init must be 'fresh' or 'keep'; got {init!r}.")
     where = pick_device(device)
@@ -215,9 +208,25 @@ def svi(
     rows = tuple(x.to(where) for x in batch)
     learning_rate = chosen.learning_rate or program.learning_rate
 
+    def take(state: State, indices: Tensor, knobs: Knobs) -> Terms:
+        return _step(state, rows, indices, owned.num_data, knobs, maximised, chosen)[1]
+
+    state, eager = start(owned, chosen, learning_rate), EagerStepper(take)
+    stepper = choose_stepper(
+        compile,
+        state,
+        eager,
+        objective=maximised,
+        optimizer=chosen,
+        data=rows,
+        batch_size=size,
+        steps=epochs * math.ceil(num_rows(batch) / size),
+        noise=noise,
+        talk=progress is not False,
+    )
     fit = RunningFit(
-        start(owned, chosen, learning_rate),
-        _Eager(rows, owned.num_data, maximised, chosen),
+        state,
+        stepper,
         data=rows,
         held_out=None if held is None else _conform(owned, held),
         batch_size=size,
@@ -235,6 +244,7 @@ def svi(
             "guide": owned.guide_name or "own",
             "optimizer": chosen.describe() | {"learning_rate": learning_rate},
             "init": init,
+            "compiled": stepper is not eager,
             "device": str(where),
         },
     )

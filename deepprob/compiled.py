@@ -1,0 +1,325 @@
+"""Many steps in one call: a traced step, looped and compiled to native code.
+
+The loop over steps is inside of the compiled code: data and noise are captured, parameters and what the optimizer
+remembers are carried, a step that is not finite changes nothing, and the terms of every step come back at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from deepprob.optimizers import Optimizer
+from deepprob.program import Batch
+from deepprob.tracing import GradientGraph
+from deepprob.updates import Carry, Packing, norm_of
+
+_KEPT = 64  # compiled files in the cache
+_MODEL = "model"
+
+
+class NoCompiler(RuntimeError):
+    """Nothing on this machine turns C++ into native code."""
+
+
+class StepLoop:
+    r"""Steps of a fit as one function of tensors.
+
+    .. math:: (s_k, t_k) = \mathrm{step}(s_{k-1}, x_{r_k}, \varepsilon_k, \eta_k, \beta_k), \quad k = 1, \dots, n
+
+    with parameters and the optimizer's memory in :math:`s`, rows :math:`r`, noise :math:`\varepsilon`, learning rate
+    :math:`\eta`, the weight of the KL :math:`\beta`, and the terms of the objective :math:`t`.
+
+    Args:
+        gradients: The traced loss and gradients.
+        packing: How parameters lie in the carry.
+        optimizer: Has a rule of its own.
+        carry: What the first step starts from, with ``buffers``; an example of those to come.
+        data: All rows, or rows like them where they are gathered.
+        batch_size: Rows of a step.
+        capacity: Most steps in one call, S.
+
+    Attributes:
+        names: Names of the terms that a call returns.
+    """
+
+    def __init__(
+        self,
+        gradients: GradientGraph,
+        packing: Packing,
+        optimizer: Optimizer,
+        carry: Carry,
+        data: Batch,
+        batch_size: int,
+        capacity: int,
+    ) -> None:
+        self.gradients, self.packing, self.optimizer, self.capacity = gradients, packing, optimizer, capacity
+        self.names = (*gradients.names, "gradient_norm", "skipped")
+        self._full = batch_size == (len(data[0]) if data else batch_size)
+        self._run: Callable[[list[Tensor]], list[Tensor]] | None = None
+        device, dtype = carry["packed"][0].device, carry["packed"][0].dtype
+        self._device, self._dtype = device, dtype
+        rows = torch.zeros((1 if self._full else capacity), batch_size, dtype=torch.long, device=device)
+        rates = torch.zeros(capacity, 2, dtype=dtype, device=device)
+        noise = gradients.noise
+        generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
+        normal, uniform = noise.draw(capacity, generators, device)
+        record = torch.zeros(capacity, len(self.names), dtype=dtype, device=device)
+        index = torch.zeros((), dtype=torch.long, device=device)
+        step = torch.zeros((), dtype=torch.long, device=device)
+        self._carried, self._carry_spec = tree_flatten((index, step, carry, record))
+        captured = (gradients.fixed, list(data), rows, normal, uniform, rates, torch.ones_like(index))
+        self._captured, self._captured_spec = tree_flatten(captured)
+        self._count_at = len(self._carried) + len(self._captured) - 1
+        self._body = self._trace_body()
+
+    def _step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One step of the loop, from all that is carried and captured to all that is carried."""
+        count = len(self._carried)
+        index, step, carry, record = tree_unflatten(list(inputs[:count]), self._carry_spec)
+        fixed, data, rows, normal, uniform, rates, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
+        at = index.reshape(1)
+        chosen = rows[0] if self._full else rows.index_select(0, at).squeeze(0)
+        batch = tuple(data if self._full else [x.index_select(0, chosen) for x in data])
+        epsilon, u = normal.index_select(0, at).squeeze(0), uniform.index_select(0, at).squeeze(0)
+        rate, weight = rates.index_select(0, at).squeeze(0).unbind(0)
+        params = self.packing.unpack(carry["packed"])
+        loss, terms, gradients, buffers = self.gradients.graph(
+            params, carry["buffers"], fixed, batch, chosen, epsilon, u, weight.to(self.gradients.noise.dtype)
+        )
+        packed = self.packing.pack(gradients)
+        norm = norm_of(packed)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        new = self.optimizer.advance(carry, packed, finite, rate, step)
+        pairs = zip(carry["buffers"], buffers, strict=True)
+        new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
+        row = torch.stack([x.to(record.dtype).reshape(()) for x in (*terms, norm, ~finite)]).unsqueeze(0)
+        record = record.index_copy(0, at, row)
+        new = {name: new[name] for name in carry}
+        return tuple(tree_flatten((index + 1, step + 1, new, record))[0])
+
+    def _trace_body(self) -> GraphModule:
+        with torch.no_grad():
+            body = make_fx(torch.func.functionalize(self._step))(*self._carried, *self._captured)
+        # Constants become inputs, so that compiled code does not hold them and serves other data as well.
+        constants: dict[str, Any] = {}
+        for node in list(body.graph.find_nodes(op="get_attr")):
+            value = getattr(body, node.target)
+            if not isinstance(value, Tensor):
+                continue
+            if node.target not in constants:
+                self._captured.append(value.detach().clone())
+                last = body.graph.find_nodes(op="placeholder")[-1]
+                with body.graph.inserting_after(last):
+                    constants[node.target] = body.graph.placeholder(f"constant_{len(constants)}")
+            node.replace_all_uses_with(constants[node.target])
+            body.graph.erase_node(node)
+        body.graph.eliminate_dead_code()
+        body.recompile()
+        return body
+
+    @property
+    def operations(self) -> int:
+        """Operations in a step."""
+        return sum(node.op == "call_function" for node in self._body.graph.nodes)
+
+    def is_cached(self) -> bool:
+        """Whether the loop was compiled before, by this process or another."""
+        return is_cached(self._module, self._inputs)
+
+    @property
+    def _module(self) -> _Loop:
+        return _Loop(self._body, len(self._carried), self._count_at)
+
+    @property
+    def _inputs(self) -> list[Tensor]:
+        return [*self._carried, *self._captured]
+
+    def compile(self) -> None:
+        """Turn the loop into native code, or take it from the cache.
+
+        Raises:
+            NoCompiler: If there is no C++ compiler.
+        """
+        self._run = compile_module(self._module, self._inputs)
+
+    def __call__(
+        self, carry: Carry, data: Batch, rows: Tensor, normal: Tensor, uniform: Tensor, rates: Tensor, step: int
+    ) -> tuple[Carry, Tensor]:
+        """Take ``n`` steps.
+
+        Args:
+            carry: Where to start; it stays as it is.
+            data: All rows.
+            rows: Of each step's batch, ``(n, B)``.
+            normal: Noise of each step, ``(n, ...)``; see `NoiseSize.draw`.
+            uniform: The same.
+            rates: Learning rate and weight of the KL of each step, ``(n, 2)``.
+            step: Number of the first one.
+
+        Returns:
+            The new carry, and the terms of each step, ``(n, terms)`` in the order of `names`.
+        """
+        count = len(rates)
+        _, _, chosen, eps, u, knobs, number = tree_unflatten(
+            self._captured[: self._captured_spec.num_leaves], self._captured_spec
+        )
+        # Rows beyond the steps that are taken are never read.
+        for buffer, x in ((eps, normal), (u, uniform), (knobs, rates)):
+            buffer[:count].copy_(x)
+        chosen[: 1 if self._full else count].copy_(rows[:1] if self._full else rows)
+        number.fill_(count)
+        captured = tree_flatten((self.gradients.fixed, list(data), chosen, eps, u, knobs, number))[0]
+        captured += self._captured[len(captured) :]
+        index, at, _, record = tree_unflatten(self._carried, self._carry_spec)
+        carried = tree_flatten((index, at.fill_(step), carry, record))[0]
+        with torch.no_grad():
+            out = self._taken(count, carried, captured)
+        _, _, new, record = tree_unflatten(list(out), self._carry_spec)
+        return new, record[:count]
+
+    def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
+        if self._run is not None:
+            return self._run([*carried, *captured])
+        out: Sequence[Tensor] = carried
+        for _ in range(count):
+            out = self._body(*out, *captured)
+        return out
+
+
+class _Loop(nn.Module):
+    """The step, again and again, until it has been taken as often as the captured count says."""
+
+    def __init__(self, body: GraphModule, carried: int, count: int) -> None:
+        super().__init__()
+        self.body, self.carried, self.count = body, carried, count
+
+    def forward(self, *inputs: Tensor) -> Any:
+        from torch._higher_order_ops.while_loop import while_loop
+
+        captured, count = inputs[self.carried :], inputs[self.count]
+
+        def unfinished(*carried: Tensor) -> Tensor:
+            return carried[0] < count
+
+        def step(*carried: Tensor) -> Any:
+            return tuple(self.body(*carried, *captured))
+
+        return while_loop(unfinished, step, tuple(inputs[: self.carried]))
+
+
+def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Native code for a module of tensor operations, from the user's cache if it was compiled before.
+
+    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
+    folder that others can write to is not used.
+
+    Args:
+        module: Of tensor operations with fixed shapes.
+        inputs: An example of its inputs.
+
+    Raises:
+        NoCompiler: If there is no C++ compiler.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = _cache()
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = folder / f"{_key(module, inputs)}.pt2"
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                built = Path(work) / path.name
+                _build(module, inputs, built)
+                os.replace(built, path)
+            _prune(folder)
+        else:
+            path.touch()
+        device = inputs[0].device
+        loader = torch._C._aoti.AOTIModelPackageLoader(
+            str(path), _MODEL, False, 1, device.index or 0 if device.type == "cuda" else -1
+        )
+    return loader.boxed_run
+
+
+def is_cached(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether native code for a module lies in the cache."""
+    folder = _cache()
+    return folder is not None and (folder / f"{_key(module, inputs)}.pt2").exists()
+
+
+def _build(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+    from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with _quiet():
+        exported = torch.export.export(module, tuple(inputs))
+        try:
+            aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
+        except Exception as error:
+            if isinstance(error, InvalidCxxCompiler) or isinstance(error.__cause__, InvalidCxxCompiler):
+                raise NoCompiler("no C++ compiler was found") from error
+            raise
+
+
+_SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves what torch's compiler has to say about its own code."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._dynamo", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _key(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+    """What decides the native code: the operations, the shapes, torch, the processor and its threads."""
+    shapes = [(tuple(x.shape), x.stride(), str(x.dtype), str(x.device)) for x in inputs]
+    body = module.body.code if isinstance(module, _Loop) else module.code
+    where = (
+        torch.cuda.get_device_name() if inputs[0].is_cuda else torch.backends.cpu.get_cpu_capability(),
+        torch.get_num_threads(),
+    )
+    text = repr((type(module).__name__, body, shapes, torch.__version__, where, sorted(_SETTINGS.items())))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _cache() -> Path | None:
+    """The user's folder of compiled code; None if it is not the user's alone."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "deepprob" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return None
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
+
+
+def _prune(folder: Path) -> None:
+    files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for old in files[_KEPT:]:
+        old.unlink(missing_ok=True)

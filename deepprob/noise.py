@@ -1,0 +1,202 @@
+"""Noise as an input: a program's random operations answered from vectors that were drawn before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_aten = torch.ops.aten
+_BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks is drawn as it would be among others
+
+
+@dataclass(frozen=True)
+class NoiseSize:
+    """How much noise one run of a program takes.
+
+    Attributes:
+        normal: Standard normal numbers.
+        uniform: Uniform numbers in [0, 1).
+        dtype: Of both.
+        inside: Random operations that cannot be served (gamma, multinomial, permutations), by name: they draw from
+            torch's generator when their turn comes.
+        operations: Tensor operations of the run, gradients included: the size of its graph.
+    """
+
+    normal: int
+    uniform: int
+    dtype: torch.dtype
+    inside: tuple[str, ...] = ()
+    operations: int = 0
+
+    def draw(self, count: int, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
+        """The noise of some runs, ``(count, normal)`` and ``(count, uniform)``; what a run gets does not depend on
+        how many others are drawn with it (on the CPU).
+
+        Args:
+            count: How many runs.
+            generators: One for normal, one for uniform numbers.
+            device: Where the noise is used; the generators are on it.
+        """
+        width = -(-self.normal // _BLOCK) * _BLOCK
+        kind: dict[str, Any] = {"dtype": self.dtype, "device": device}
+        return (
+            torch.randn(count, width, generator=generators[0], **kind),
+            torch.rand(count, self.uniform, generator=generators[1], **kind),
+        )
+
+
+class LiftedNoise(TorchDispatchMode):
+    """Within this context random operations take their numbers from two vectors, in the order in which they come.
+
+    Args:
+        normal: Standard normal numbers, or None to draw them (and count).
+        uniform: Uniform numbers in [0, 1), or None.
+
+    Examples:
+        >>> with LiftedNoise(torch.arange(16.0), torch.zeros(0)):
+        ...     torch.normal(torch.full((2,), 10.0), torch.full((2,), 2.0)).tolist()
+        [10.0, 12.0]
+        >>> with LiftedNoise() as count:
+        ...     _ = torch.randn(3), torch.bernoulli(torch.full((2,), 0.5)), torch.multinomial(torch.ones(4), 1)
+        >>> count.size.normal, count.size.uniform, count.size.inside
+        (3, 2, ('multinomial',))
+    """
+
+    def __init__(self, normal: Tensor | None = None, uniform: Tensor | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._sources = {"normal": normal, "uniform": uniform}
+        self._used = {"normal": 0, "uniform": 0}
+        self._dtype = torch.get_default_dtype()
+        self._inside: list[str] = []
+        self._operations = 0
+
+    @property
+    def size(self) -> NoiseSize:
+        """What was used so far."""
+        inside = tuple(dict.fromkeys(self._inside))
+        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, inside, self._operations)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._operations += 1
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        serve = _SERVED.get(func)
+        if serve is None or kwargs.get("generator") is not None:
+            self._inside.append(func.overloadpacket.__name__)
+            return func(*args, **kwargs)
+        kwargs.pop("generator", None)
+        return serve(self, *args, **kwargs)
+
+    def take(self, kind: str, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
+        """The next numbers, in a shape.
+
+        Raises:
+            RuntimeError: If there are no more.
+        """
+        count, start = math.prod(shape), self._used[kind]
+        self._used[kind] += count
+        if dtype == torch.float64:
+            self._dtype = dtype
+        source = self._sources[kind]
+        if source is None:
+            draw = torch.randn if kind == "normal" else torch.rand
+            return draw(tuple(shape), dtype=dtype, device=device)
+        if start + count > len(source):
+            raise RuntimeError(f"the program draws more {kind} numbers than in its first run, {len(source)}.")
+        return source[start : start + count].view(tuple(shape)).to(dtype)
+
+
+_Serve = Callable[..., Tensor]
+
+
+def _kind(dtype: Any, device: Any) -> tuple[torch.dtype, Any]:
+    return dtype or torch.get_default_dtype(), device or "cpu"
+
+
+def _new(kind: str) -> _Serve:
+    def serve(
+        noise: LiftedNoise, size: Sequence[int], dtype: Any = None, layout: Any = None, device: Any = None, **_: Any
+    ) -> Tensor:
+        return noise.take(kind, size, *_kind(dtype, device))
+
+    return serve
+
+
+def _like(kind: str) -> _Serve:
+    def serve(noise: LiftedNoise, x: Tensor, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
+        return noise.take(kind, x.shape, dtype or x.dtype, device or x.device)
+
+    return serve
+
+
+def _normal_(noise: LiftedNoise, x: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    z = noise.take("normal", x.shape, x.dtype, x.device)
+    return x.copy_(z if (mean, std) == (0.0, 1.0) else mean + std * z)
+
+
+def _normal(noise: LiftedNoise, mean: Tensor | float, std: Tensor | float = 1.0, *rest: Any, **_: Any) -> Tensor:
+    like = mean if isinstance(mean, Tensor) else std
+    if not isinstance(like, Tensor):
+        return mean + std * noise.take("normal", rest[0], *_kind(_.get("dtype"), _.get("device")))
+    shape = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
+    return mean + std * noise.take("normal", shape, like.dtype, like.device)
+
+
+def _uniform_(noise: LiftedNoise, x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    return x.copy_(low + (high - low) * noise.take("uniform", x.shape, x.dtype, x.device))
+
+
+def _bernoulli(noise: LiftedNoise, x: Tensor, p: float | None = None) -> Tensor:
+    u = noise.take("uniform", x.shape, x.dtype, x.device)
+    return (u < (x if p is None else p)).to(x.dtype)
+
+
+def _bernoulli_(noise: LiftedNoise, x: Tensor, p: Tensor | float = 0.5) -> Tensor:
+    dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
+    return x.copy_(noise.take("uniform", x.shape, dtype, x.device) < p)
+
+
+def _exponential_(noise: LiftedNoise, x: Tensor, rate: float = 1.0) -> Tensor:
+    return x.copy_(-torch.log1p(-noise.take("uniform", x.shape, x.dtype, x.device)) / rate)
+
+
+def _cauchy_(noise: LiftedNoise, x: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
+    u = noise.take("uniform", x.shape, x.dtype, x.device)
+    return x.copy_(median + sigma * torch.tan(math.pi * (u - 0.5)))
+
+
+def _dropout(noise: LiftedNoise, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    if not train:
+        return x, torch.ones_like(x, dtype=torch.bool)
+    kept = noise.take("uniform", x.shape, x.dtype, x.device) >= p
+    return x * kept / (1.0 - p), kept
+
+
+_SERVED: dict[Any, Callable[..., Any]] = {
+    _aten.randn.default: _new("normal"),
+    _aten.randn_like.default: _like("normal"),
+    _aten.normal_.default: _normal_,
+    _aten.normal.Tensor_Tensor: _normal,
+    _aten.normal.Tensor_float: _normal,
+    _aten.normal.float_Tensor: _normal,
+    _aten.normal.float_float: _normal,
+    _aten.rand.default: _new("uniform"),
+    _aten.rand_like.default: _like("uniform"),
+    _aten.uniform_.default: _uniform_,
+    _aten.bernoulli.default: _bernoulli,
+    _aten.bernoulli.p: _bernoulli,
+    _aten.bernoulli_.float: _bernoulli_,
+    _aten.bernoulli_.Tensor: _bernoulli_,
+    _aten.exponential_.default: _exponential_,
+    _aten.cauchy_.default: _cauchy_,
+    _aten.native_dropout.default: _dropout,
+}

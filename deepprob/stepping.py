@@ -1,0 +1,210 @@
+"""What takes the steps of a fit: Python one by one, or compiled code many at once; and which of the two."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from deepprob.compiled import NoCompiler, StepLoop
+from deepprob.fitting import Knobs, State, Stepper
+from deepprob.noise import LiftedNoise
+from deepprob.objectives import Objective, Terms
+from deepprob.optimizers import Optimizer
+from deepprob.program import Batch, num_rows
+from deepprob.runtime import RandomStream
+from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
+from deepprob.updates import Carry, norm_of
+
+TOLERANCE = 1e-5  # between eager and compiled terms and gradients, relative
+
+# What a compiled fit costs and gains, in seconds; measured on two cores, see benchmarks/README.md.
+_COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
+_GAINED_AN_OPERATION = 1e-5
+_FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
+
+_CAPACITY = 512
+_NOISE_BYTES = 2**25
+_CALL = 2**35  # multiplications in one call, so that it ends in about a second
+
+
+class EagerStepper:
+    """Steps as Python takes them.
+
+    Args:
+        take: One step, from the state, the rows of its batch and its knobs.
+    """
+
+    capacity = 1
+
+    def __init__(self, take: Callable[[State, Tensor, Knobs], Terms]) -> None:
+        self.take = take
+
+    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        taken = [self.take(state, chosen, knob) for chosen, knob in zip(rows, knobs, strict=True)]
+        return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
+
+
+class CompiledStepper:
+    """Steps taken many at once by a `StepLoop`.
+
+    Args:
+        loop: The loop.
+        data: All rows, on the device.
+        noise: The fit's random numbers.
+    """
+
+    def __init__(self, loop: StepLoop, data: Batch, noise: RandomStream) -> None:
+        self.loop, self.data, self.noise = loop, data, noise
+        self.capacity = loop.capacity
+
+    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        like = state.carry["packed"][0]
+        rates = torch.tensor([(k.learning_rate, k.kl_weight) for k in knobs], dtype=like.dtype, device=like.device)
+        normal, uniform = self.loop.gradients.noise.draw(len(knobs), self.noise.ahead, like.device)
+        new, record = self.loop(state.carry, self.data, rows, normal, uniform, rates, state.step)
+        state.take(new)
+        state.step += len(knobs)
+        return dict(zip(self.loop.names, record.unbind(1), strict=True))
+
+
+def choose_stepper(
+    compile: bool | str,
+    state: State,
+    eager: EagerStepper,
+    *,
+    objective: Objective,
+    optimizer: Optimizer,
+    data: Batch,
+    batch_size: int,
+    steps: int,
+    noise: RandomStream,
+    talk: bool = True,
+) -> Stepper:
+    """Compiled steps where that is wanted, pays and works; else eager ones, with one line that says why.
+
+    ``"auto"`` decides from the number of steps and the number of operations in one, never by a clock: one seed gives
+    one result.
+
+    Args:
+        compile: True, False or ``"auto"``.
+        state: What the first step starts from.
+        eager: The other choice.
+        objective: What is maximised.
+        optimizer: How.
+        data: All rows, on the device.
+        batch_size: Rows of a step.
+        steps: How many are planned.
+        noise: The fit's random numbers.
+        talk: Whether to say that compiling takes a while.
+    """
+    if compile is False or (compile == "auto" and steps < _FEWEST_STEPS):
+        return eager
+    if optimizer.rule is None:
+        if compile is True:
+            _warn(f"the optimizer {optimizer.describe()['name']} is torch's own")
+        return eager
+    owned = state.owned
+    rows = torch.arange(batch_size, device=owned.device)
+    batch = data if batch_size == num_rows(data) else tuple(x[:batch_size] for x in data)
+    program = GradientProgram(owned, objective)
+    stream = RandomStream(0, owned.device)
+    owned.program.train()
+    with owned.running(), stream.drawing():
+        size, _ = program.measure(batch, rows)
+        if compile == "auto" and not _pays(steps, size.operations):
+            return eager
+        try:
+            gradients = trace_gradients(program, batch, rows)
+        except Untraceable as error:
+            _warn(str(error))
+            return eager
+        state.carry["buffers"] = gradients.buffers
+        capacity = _capacity(state, batch_size, size.normal + size.uniform)
+        loop = StepLoop(gradients, state.packing, optimizer, state.carry, data, batch_size, capacity)
+    if talk and not loop.is_cached():
+        seconds = _COMPILING + _COMPILING_AN_OPERATION * loop.operations
+        print(f"compiling the step ({loop.operations} operations), about {seconds:.0f} s", file=sys.stderr)
+    try:
+        loop.compile()
+    except NoCompiler:
+        _warn("no C++ compiler was found (on Debian: apt-get install g++)", "its graph runs uncompiled")
+    if difference := _difference(loop, program, state, data, rows, stream):
+        _warn(difference)
+        return eager
+    return CompiledStepper(loop, data, noise)
+
+
+def _pays(steps: int, operations: int) -> bool:
+    cost = _COMPILING + _COMPILING_AN_OPERATION * operations
+    return steps * operations * _GAINED_AN_OPERATION > cost
+
+
+def _capacity(state: State, batch_size: int, numbers: int) -> int:
+    """Steps in one call: few enough for its noise and its time to stay small."""
+    work = sum(p.numel() for p in state.params.values()) * batch_size
+    return max(1, min(_CAPACITY, _NOISE_BYTES // (4 * numbers + 1), _CALL // (work + 1)))
+
+
+def _warn(why: str, what: str = "the steps run eagerly, and more slowly") -> None:
+    warnings.warn(f"not compiled: {why}; {what}.", UserWarning, stacklevel=4)
+
+
+def _difference(
+    loop: StepLoop, program: GradientProgram, state: State, data: Batch, rows: Tensor, stream: RandomStream
+) -> str:
+    """Take one step both ways, at other parameters, on other rows and with the same noise; what differs, in words."""
+    owned, device = state.owned, state.owned.device
+    packed = state.carry["packed"]
+    before = [p.clone() for p in packed] + [b.clone() for b in state.carry["buffers"]]
+    generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
+    try:
+        with torch.no_grad():
+            for p in packed:
+                p.add_(1e-2 * torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device))
+        if len(rows) < num_rows(data):
+            rows = torch.randperm(num_rows(data), generator=generators[1], device=device)[: len(rows)]
+        normal, uniform = loop.gradients.noise.draw(1, generators, device)
+        rates = torch.ones(1, 2, dtype=packed[0].dtype, device=device)
+        carry = {n: [torch.zeros_like(x) for x in t] for n, t in state.carry.items()}
+        carry |= {n: [x.clone() for x in state.carry[n]] for n in ("packed", "buffers")}
+        position = stream.state
+        with stream.drawing():
+            new, record = loop(carry, data, rows.unsqueeze(0), normal, uniform, rates, 0)
+        stream.state = position
+        batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
+        with owned.running(), stream.drawing(), LiftedNoise(normal[0], uniform[0]):
+            loss, terms, gradients = program(batch, rows, rates[0, 1])
+        with torch.no_grad():
+            flat = state.packing.pack(gradients)
+            norm = norm_of(flat)
+            finite = torch.isfinite(loss) & torch.isfinite(norm)
+            expected = loop.optimizer.advance(carry, flat, finite, rates[0, 0], torch.zeros((), dtype=torch.long))
+            expected["buffers"] = state.carry["buffers"]
+            return _compared(loop, state, terms | {"gradient_norm": norm}, expected, new, record[0])
+    finally:
+        with torch.no_grad():
+            for x, value in zip([*packed, *state.carry["buffers"]], before, strict=True):
+                x.copy_(value)
+
+
+def _compared(loop: StepLoop, state: State, terms: Terms, expected: Carry, new: Carry, row: Tensor) -> str:
+    """Terms, and gradients as the optimizer's memory shows them."""
+    scale = max(float(x.abs()) for x in terms.values())
+    for name, value in zip(loop.names, row, strict=True):
+        if name in terms and abs(float(value) - float(terms[name])) > TOLERANCE * max(scale, 1.0):
+            return f"the compiled {name} is {float(value):.8g} where it should be {float(terms[name]):.8g}"
+    key = "accumulated" if "accumulated" in new else "first"
+    names = list(state.params)
+    mine, theirs = (state.packing.unpack(x[key]) for x in (new, expected))
+    top = max(float(x.abs().max()) for x in theirs if x.numel())
+    for name, a, b in zip(names, mine, theirs, strict=True):
+        if b.numel() and float((a - b).abs().max()) > TOLERANCE * max(float(b.abs().max()), 1e-2 * top):
+            return f"the compiled gradient of {name} differs from the eager one"
+    for a, b in zip(new["buffers"], expected["buffers"], strict=True):
+        if not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE):
+            return "a buffer changes in another way when compiled"
+    return ""

@@ -1,0 +1,218 @@
+"""A program's loss and gradients as one graph of tensor operations, traced once."""
+
+from __future__ import annotations
+
+import random
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepprob.noise import LiftedNoise, NoiseSize
+from deepprob.objectives import Objective, Terms
+from deepprob.owned import OwnedProgram
+from deepprob.program import Batch
+
+_LIBRARIES = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, np.__file__, __file__))
+
+
+class Untraceable(Exception):
+    """A program is not one fixed sequence of tensor operations; the message says why, and where."""
+
+
+@dataclass(frozen=True)
+class GradientGraph:
+    """Loss, terms, gradients and new buffers as a pure function of tensors.
+
+    Called with (parameters, buffers, fixed, batch, rows, normal, uniform, kl_weight), lists where they are several,
+    it returns (loss, terms, gradients, new buffers).
+
+    Attributes:
+        graph: The function.
+        names: Names of the terms.
+        buffers: The program's tensors that a run changes.
+        fixed: Those that it only reads.
+        noise: How much noise a call takes.
+    """
+
+    graph: GraphModule
+    names: tuple[str, ...]
+    buffers: list[Tensor]
+    fixed: list[Tensor]
+    noise: NoiseSize
+
+    @property
+    def operations(self) -> int:
+        """Operations in the graph."""
+        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+
+class GradientProgram:
+    """One run of an objective and of its gradients, as Python runs it.
+
+    Args:
+        owned: The program.
+        objective: What is maximised.
+        full_batch: Whether a batch is all rows, in order.
+    """
+
+    def __init__(self, owned: OwnedProgram, objective: Objective) -> None:
+        self.owned, self.objective = owned, objective
+        self.params = list(owned.parameters().values())
+
+    def __call__(self, batch: Batch, rows: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Terms, list[Tensor]]:
+        """Loss, detached terms, and a gradient for every parameter.
+
+        Args:
+            batch: The batch's rows of the data.
+            rows: Which they are, shape ``(B,)``.
+            kl_weight: Weight of the KL.
+        """
+        owned = self.owned
+        loss, terms = self.objective(
+            owned.program,
+            owned.program.prepare(*batch),
+            rows,
+            owned.num_data,
+            kl_weight=kl_weight,
+            plates=max(1, owned.structure.plates),
+        )
+        gradients = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
+        return loss.detach(), terms, list(gradients)
+
+    def measure(self, batch: Batch, rows: Tensor) -> tuple[NoiseSize, list[Tensor]]:
+        """Run once: how much noise that takes, and which of the program's tensors it changes; they are put back."""
+        others = self._others()
+        before = [x.clone() for x in others]
+        with LiftedNoise() as noise:
+            self(batch, rows, 1.0)
+        changed = [x for x, was in zip(others, before, strict=True) if not _equal(x, was)]
+        _restore(others, before)
+        return noise.size, changed
+
+    def _others(self) -> list[Tensor]:
+        """The program's tensors that are not trained."""
+        trained = {id(p) for p in self.params}
+        everything = [
+            *self.owned.program.parameters(), *self.owned.program.buffers(), *self.owned.store["params"].values()
+        ]  # fmt: skip
+        return list({id(x): x for x in everything if id(x) not in trained}.values())
+
+
+def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
+    """Trace a run of an objective and its gradients; inside a running program.
+
+    Every tensor that can change from step to step is an input of the graph: parameters, buffers, the batch, its rows,
+    the noise and the weight of the KL. So a value that is asked for while tracing (``.item()``, ``if tensor:``) is an
+    error and not a constant.
+
+    Args:
+        program: What to trace.
+        batch: A batch like those to come.
+        rows: Its rows.
+
+    Raises:
+        Untraceable: If a run depends on values, or on random numbers that are not torch's.
+    """
+    batch, rows = tuple(x.clone() for x in batch), rows.clone()  # one tensor given twice would become one input
+    size, buffers = program.measure(batch, rows)
+    changed = {id(x) for x in buffers}
+    others = program._others()
+    fixed = [x for x in others if id(x) not in changed]
+    names: list[str] = []
+
+    def run(
+        params: list[Tensor],
+        buffers: list[Tensor],
+        fixed: list[Tensor],
+        batch: Batch,
+        rows: Tensor,
+        normal: Tensor,
+        uniform: Tensor,
+        kl_weight: Tensor,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        with LiftedNoise(normal, uniform):
+            loss, terms, gradients = program(batch, rows, kl_weight)
+        names[:] = terms
+        return loss, list(terms.values()), gradients
+
+    generators = [torch.Generator(rows.device).manual_seed(seed) for seed in (0, 1)]
+    normal, uniform = (x[0].clone() for x in size.draw(1, generators, rows.device))
+    weight = torch.ones((), dtype=size.dtype, device=rows.device)
+    inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
+    before = [x.clone() for x in buffers]
+    foreign = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
+            graph = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        raise Untraceable(_reason(error)) from error
+    finally:
+        _restore(buffers, before)
+    if foreign != (random.getstate(), np.random.get_state()[1].tolist()):  # type: ignore[index]
+        raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
+    _check_constants(graph, [*program.params, *others])
+
+    def pure(
+        params: list[Tensor], buffers: list[Tensor], *rest: Any
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        changing = [x.clone() for x in buffers]
+        loss, terms, gradients = graph(params, changing, *rest)
+        return loss, terms, gradients, changing
+
+    detached = ([p.detach() for p in program.params], buffers, fixed, batch, rows, normal, uniform, weight)
+    with torch.no_grad():
+        functional = make_fx(torch.func.functionalize(pure))(*detached)
+    functional.graph.eliminate_dead_code()
+    functional.recompile()
+    return GradientGraph(functional, tuple(names), buffers, fixed, size)
+
+
+def _check_constants(graph: GraphModule, own: Sequence[Tensor]) -> None:
+    """Refuse a graph that has a changing tensor among its constants, or that changes a constant."""
+    memory = {x.untyped_storage().data_ptr() for x in own if x.numel()}
+    constants = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        value = getattr(graph, node.target)
+        if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in memory:
+            raise Untraceable("the program reads a parameter's .data, which would not change from step to step")
+        constants[node] = value
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and hasattr(node.target, "_schema"):
+            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                if written and value in constants:
+                    raise Untraceable("the program changes a tensor that is not a buffer of it: register_buffer it")
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.equal(a, b)) or bool((a.isnan() & b.isnan() | (a == b)).all())
+
+
+def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
+def _reason(error: BaseException) -> str:
+    """Why tracing failed, naming the innermost line that is the user's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f for f in frames if not f.filename.startswith((*_LIBRARIES, "<"))]
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
+        text = "a value of a tensor decides what is computed (an if or while on it, or .item())"
+    if not users:
+        return text
+    line = users[-1]
+    return f"{text}, at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"
