@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import traceback
 import warnings
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.noise import LiftedNoise, NoiseSize
 from deepprob.objectives import Objective, Terms
@@ -140,7 +144,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform):
+        with LiftedNoise(normal, uniform), _Traceable():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
         return loss, list(terms.values()), gradients
@@ -176,6 +180,40 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     functional.graph.eliminate_dead_code()
     functional.recompile()
     return GradientGraph(functional, tuple(names), buffers, fixed, size)
+
+
+class _Indices(Tensor):
+    """The indices of a whole plate, which are numbers to who loops over them."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __iter__(self) -> Any:
+        return iter(range(len(self)))
+
+
+class _Traceable(Messenger):
+    """Spares a program what would ask for values though the answer is known."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if type(fn).__name__ == "_Subsample":
+            # `for i in pyro.plate("p", 3)` reads its indices as numbers: they are made outside of the trace.
+            if msg["value"] is None and fn.subsample_size in (None, fn.size):
+                with _disable_current_modes():
+                    msg["value"] = torch.arange(fn.size, device=fn.device or None).as_subclass(_Indices)
+        elif isinstance(fn, Distribution):
+            msg["fn"] = _unchecked(fn)
+
+
+def _unchecked(fn: Distribution) -> Distribution:
+    """A distribution that takes any value: one that was made before the run may still check its own."""
+    parts = {k: v for k, v in vars(fn).items() if isinstance(v, Distribution)}
+    changed = {k: new for k, v in parts.items() if (new := _unchecked(v)) is not v}
+    if not changed and not fn.__dict__.get("_validate_args"):
+        return fn
+    new = copy.copy(fn)
+    new.__dict__.update(changed, _validate_args=False)
+    return new
 
 
 def _check_constants(graph: GraphModule, own: Sequence[Tensor]) -> None:
