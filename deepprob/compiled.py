@@ -28,8 +28,14 @@ from deepprob.program import Batch
 from deepprob.tracing import GradientGraph
 from deepprob.updates import Carry, Packing, norm_of
 
+GRADIENTS = "gradients"
+
+_UNROLLED = 16  # steps in one CUDA graph
 _KEPT = 64  # compiled files in the cache
 _MODEL = "model"
+
+
+Run = Callable[[list[Tensor]], list[Tensor]]
 
 
 class NoCompiler(RuntimeError):
@@ -47,7 +53,7 @@ class StepLoop:
     Args:
         gradients: The traced loss and gradients.
         packing: How parameters lie in the carry.
-        optimizer: Has a rule of its own.
+        optimizer: How parameters are updated; where only ``torch.optim`` knows, the carry has ``gradients`` for it.
         carry: What the first step starts from, with ``buffers``; an example of those to come.
         data: All rows, or rows like them where they are gathered.
         batch_size: Rows of a step.
@@ -70,7 +76,8 @@ class StepLoop:
         self.gradients, self.packing, self.optimizer, self.capacity = gradients, packing, optimizer, capacity
         self.names = (*gradients.names, "gradient_norm", "skipped")
         self._full = batch_size == (len(data[0]) if data else batch_size)
-        self._run: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self._run: Run | None = None
+        self._replay: _Replay | None = None
         device, dtype = carry["packed"][0].device, carry["packed"][0].dtype
         self._device, self._dtype = device, dtype
         rows = torch.zeros((1 if self._full else capacity), batch_size, dtype=torch.long, device=device)
@@ -104,7 +111,10 @@ class StepLoop:
         packed = self.packing.pack(gradients)
         norm = norm_of(packed)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
-        new = self.optimizer.advance(carry, packed, finite, rate, step)
+        if self.optimizer.rule is None:  # torch's own optimizer takes the gradients from here
+            new = {name: [x.clone() for x in tensors] for name, tensors in carry.items()} | {GRADIENTS: packed}
+        else:
+            new = self.optimizer.advance(carry, packed, finite, rate, step)
         pairs = zip(carry["buffers"], buffers, strict=True)
         new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
         row = torch.stack([x.to(record.dtype).reshape(()) for x in (*terms, norm, ~finite)]).unsqueeze(0)
@@ -142,7 +152,10 @@ class StepLoop:
         return is_cached(self._module, self._inputs)
 
     @property
-    def _module(self) -> _Loop:
+    def _module(self) -> nn.Module:
+        # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
+        if self._device.type == "cuda":
+            return self._body
         return _Loop(self._body, len(self._carried), self._count_at)
 
     @property
@@ -193,6 +206,10 @@ class StepLoop:
         return new, record[:count]
 
     def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
+        if self._run is not None and self._device.type == "cuda":
+            if self._replay is None:
+                self._replay = _Replay(self._run, carried, captured)
+            return self._replay(count, carried)
         if self._run is not None:
             return self._run([*carried, *captured])
         out: Sequence[Tensor] = carried
@@ -222,7 +239,46 @@ class _Loop(nn.Module):
         return while_loop(unfinished, step, tuple(inputs[: self.carried]))
 
 
-def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+class _Replay:
+    """Steps recorded once in CUDA graphs and launched many at a time, without a host sync.
+
+    Args:
+        run: One step, from all that is carried and captured to all that is carried.
+        carried: An example.
+        captured: Tensors whose content may change, but not their place.
+    """
+
+    def __init__(self, run: Run, carried: Sequence[Tensor], captured: Sequence[Tensor]) -> None:
+        self.carried = [x.clone() for x in carried]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries set themselves up outside of the recording
+                run([*self.carried, *captured])
+        torch.cuda.current_stream().wait_stream(side)
+        self.graphs = {}
+        for steps in (1, _UNROLLED):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                now: Sequence[Tensor] = self.carried
+                for _ in range(steps):
+                    now = run([*now, *captured])
+                for place, value in zip(self.carried, now, strict=True):
+                    place.copy_(value)
+            self.graphs[steps] = graph
+
+    def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Take some steps from a carry."""
+        for place, value in zip(self.carried, carried, strict=True):
+            place.copy_(value)
+        for steps in sorted(self.graphs, reverse=True):
+            for _ in range(count // steps):
+                self.graphs[steps].replay()
+            count %= steps
+        return self.carried
+
+
+def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
     """Native code for a module of tensor operations, from the user's cache if it was compiled before.
 
     The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
@@ -249,10 +305,13 @@ def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Callable[[lis
         else:
             path.touch()
         device = inputs[0].device
+        on_gpu = device.type == "cuda"
+        # Without threads of its own the code can be recorded in a CUDA graph.
         loader = torch._C._aoti.AOTIModelPackageLoader(
-            str(path), _MODEL, False, 1, device.index or 0 if device.type == "cuda" else -1
-        )
-    return loader.boxed_run
+            str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1
+        )  # fmt: skip
+    run: Run = loader.boxed_run
+    return run
 
 
 def is_cached(module: nn.Module, inputs: Sequence[Tensor]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from deepprob.compiled import NoCompiler, StepLoop
+from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
@@ -62,6 +62,8 @@ class CompiledStepper:
         self.capacity = loop.capacity
 
     def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        if state.optimizer is not None:
+            return self._by_torch(state, rows, knobs)
         like = state.carry["packed"][0]
         rates = torch.tensor([(k.learning_rate, k.kl_weight) for k in knobs], dtype=like.dtype, device=like.device)
         normal, uniform = self.loop.gradients.noise.draw(len(knobs), self.noise.ahead, like.device)
@@ -69,6 +71,17 @@ class CompiledStepper:
         state.take(new)
         state.step += len(knobs)
         return dict(zip(self.loop.names, record.unbind(1), strict=True))
+
+    def _by_torch(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+        """One step whose gradients are compiled and whose update is torch's."""
+        normal, uniform = self.loop.gradients.noise.draw(1, self.noise.ahead, rows.device)
+        like = state.carry["packed"]
+        rates = torch.tensor([[knobs[0].learning_rate, knobs[0].kl_weight]], dtype=like[0].dtype, device=rows.device)
+        new, record = self.loop(_inside(state), self.data, rows, normal, uniform, rates, state.step)
+        terms = dict(zip(self.loop.names, record.unbind(1), strict=True))
+        state.update(new[GRADIENTS], terms["skipped"][0] == 0, knobs[0].learning_rate, self.loop.optimizer)
+        state.take({"buffers": new["buffers"]})
+        return terms
 
 
 def choose_stepper(
@@ -103,10 +116,6 @@ def choose_stepper(
     """
     if compile is False or (compile == "auto" and steps < _FEWEST_STEPS):
         return eager
-    if optimizer.rule is None:
-        if compile is True:
-            _warn(f"the optimizer {optimizer.describe()['name']} is torch's own")
-        return eager
     owned = state.owned
     rows = torch.arange(batch_size, device=owned.device)
     batch = data if batch_size == num_rows(data) else tuple(x[:batch_size] for x in data)
@@ -123,8 +132,8 @@ def choose_stepper(
             _warn(str(error))
             return eager
         state.carry["buffers"] = gradients.buffers
-        capacity = _capacity(state, batch_size, size.normal + size.uniform)
-        loop = StepLoop(gradients, state.packing, optimizer, state.carry, data, batch_size, capacity)
+        capacity = _capacity(state, batch_size, size.normal + size.uniform) if state.optimizer is None else 1
+        loop = StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
     if talk and not loop.is_cached():
         seconds = _COMPILING + _COMPILING_AN_OPERATION * loop.operations
         print(f"compiling the step ({loop.operations} operations), about {seconds:.0f} s", file=sys.stderr)
@@ -136,6 +145,14 @@ def choose_stepper(
         _warn(difference)
         return eager
     return CompiledStepper(loop, data, noise)
+
+
+def _inside(state: State) -> Carry:
+    """What compiled steps carry: all, or what gradients need where torch's own optimizer updates the parameters."""
+    if state.optimizer is None:
+        return state.carry
+    packed = state.carry["packed"]
+    return {"packed": packed, "buffers": state.carry["buffers"], GRADIENTS: [torch.zeros_like(p) for p in packed]}
 
 
 def _pays(steps: int, operations: int) -> bool:
@@ -169,7 +186,7 @@ def _difference(
             rows = torch.randperm(num_rows(data), generator=generators[1], device=device)[: len(rows)]
         normal, uniform = loop.gradients.noise.draw(1, generators, device)
         rates = torch.ones(1, 2, dtype=packed[0].dtype, device=device)
-        carry = {n: [torch.zeros_like(x) for x in t] for n, t in state.carry.items()}
+        carry = {n: [torch.zeros_like(x) for x in t] for n, t in _inside(state).items()}
         carry |= {n: [x.clone() for x in state.carry[n]] for n in ("packed", "buffers")}
         position = stream.state
         with stream.drawing():
@@ -182,7 +199,11 @@ def _difference(
             flat = state.packing.pack(gradients)
             norm = norm_of(flat)
             finite = torch.isfinite(loss) & torch.isfinite(norm)
-            expected = loop.optimizer.advance(carry, flat, finite, rates[0, 0], torch.zeros((), dtype=torch.long))
+            if state.optimizer is None:
+                step = torch.zeros((), dtype=torch.long, device=device)
+                expected = loop.optimizer.advance(carry, flat, finite, rates[0, 0], step)
+            else:
+                expected = {GRADIENTS: flat}
             expected["buffers"] = state.carry["buffers"]
             return _compared(loop, state, terms | {"gradient_norm": norm}, expected, new, record[0])
     finally:
@@ -197,7 +218,7 @@ def _compared(loop: StepLoop, state: State, terms: Terms, expected: Carry, new: 
     for name, value in zip(loop.names, row, strict=True):
         if name in terms and abs(float(value) - float(terms[name])) > TOLERANCE * max(scale, 1.0):
             return f"the compiled {name} is {float(value):.8g} where it should be {float(terms[name]):.8g}"
-    key = "accumulated" if "accumulated" in new else "first"
+    key = next(k for k in (GRADIENTS, "accumulated", "first") if k in new)
     names = list(state.params)
     mine, theirs = (state.packing.unpack(x[key]) for x in (new, expected))
     top = max(float(x.abs().max()) for x in theirs if x.numel())
