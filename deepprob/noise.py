@@ -90,7 +90,7 @@ class LiftedNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         serve = _SERVED.get(func)
-        if serve is None or kwargs.get("generator") is not None:
+        if serve is None or kwargs.get("generator") is not None or _is_complex(args, kwargs):
             self._inside.append(func.overloadpacket.__name__)
             return func(*args, **kwargs)
         kwargs.pop("generator", None)
@@ -112,10 +112,17 @@ class LiftedNoise(TorchDispatchMode):
             return draw(tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
             raise RuntimeError(f"the program draws more {kind} numbers than in its first run, {len(source)}.")
-        return source[start : start + count].view(tuple(shape)).to(dtype)
+        taken = source[start : start + count].view(tuple(shape)).to(dtype)
+        # Rounded to a shorter type, a number just below 1 would be 1, of which some logarithms are infinite.
+        return taken.clamp(max=1 - torch.finfo(dtype).eps / 2) if kind == "uniform" and dtype != source.dtype else taken
 
 
 _Serve = Callable[..., Tensor]
+
+
+def _is_complex(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    dtype = kwargs.get("dtype") or next((x.dtype for x in args if isinstance(x, Tensor)), None)
+    return dtype is not None and dtype.is_complex
 
 
 def _kind(dtype: Any, device: Any) -> tuple[torch.dtype, Any]:
@@ -148,7 +155,7 @@ def _normal(noise: LiftedNoise, mean: Tensor | float, std: Tensor | float = 1.0,
     if not isinstance(like, Tensor):
         return mean + std * noise.take("normal", rest[0], *_kind(_.get("dtype"), _.get("device")))
     shape = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
-    return mean + std * noise.take("normal", shape, like.dtype, like.device)
+    return (mean + std * noise.take("normal", shape, like.dtype, like.device)).to(like.dtype)
 
 
 def _uniform_(noise: LiftedNoise, x: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -156,8 +163,8 @@ def _uniform_(noise: LiftedNoise, x: Tensor, low: float = 0.0, high: float = 1.0
 
 
 def _bernoulli(noise: LiftedNoise, x: Tensor, p: float | None = None) -> Tensor:
-    u = noise.take("uniform", x.shape, x.dtype, x.device)
-    return (u < (x if p is None else p)).to(x.dtype)
+    dtype = x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
+    return (noise.take("uniform", x.shape, dtype, x.device) < (x if p is None else p)).to(x.dtype)
 
 
 def _bernoulli_(noise: LiftedNoise, x: Tensor, p: Tensor | float = 0.5) -> Tensor:
@@ -175,10 +182,10 @@ def _cauchy_(noise: LiftedNoise, x: Tensor, median: float = 0.0, sigma: float = 
 
 
 def _dropout(noise: LiftedNoise, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    if not train:
-        return x, torch.ones_like(x, dtype=torch.bool)
+    if train is False:  # None is training, as in torch
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
     kept = noise.take("uniform", x.shape, x.dtype, x.device) >= p
-    return x * kept / (1.0 - p), kept
+    return x * kept / (1.0 - p if p < 1 else 1.0), kept
 
 
 _SERVED: dict[Any, Callable[..., Any]] = {

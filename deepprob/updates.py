@@ -225,7 +225,8 @@ def due(
     if accumulate > 1:
         pairs = zip(carry["accumulated"], gradients, strict=True)
         gradients = [torch.where(finite, a + g / accumulate, a) for a, g in pairs]
-        finite = (step + 1) % accumulate == 0
+        # Of steps none of which was finite nothing came together; without this, momentum would move on.
+        finite = ((step + 1) % accumulate == 0) & torch.stack([g.any() for g in gradients]).any()
         new["accumulated"] = [torch.where(finite, torch.zeros_like(g), g) for g in gradients]
     if clip_norm is not None:
         shrink = (clip_norm / (norm_of(gradients) + 1e-6)).clamp(max=1.0)

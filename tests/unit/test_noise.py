@@ -1,0 +1,318 @@
+"""Noise as an input: every operation that is served has its distribution, shape and type.
+
+The moments are z-tests at 5 standard deviations of 40 000 draws each, two of each of some thirty cases: a right
+distribution fails one of them with probability below 5e-5. Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deepprob.noise import _SERVED, LiftedNoise, NoiseSize
+
+N = 40_000
+LIMIT = 5.0  # standard deviations
+
+aten = torch.ops.aten
+
+
+def lifted(f: Callable[[], Any], seed: int = 0, normal: int = 2 * N, uniform: int = 2 * N) -> tuple[Any, NoiseSize]:
+    """What comes of lifted noise, drawn under a seed, and how much was used."""
+    generator = torch.Generator().manual_seed(seed)
+    size = NoiseSize(normal, uniform, torch.float64)
+    eps, u = size.draw(1, (generator, generator), torch.device("cpu"))
+    with LiftedNoise(eps[0], u[0]) as noise:
+        return f(), noise.size
+
+
+def empty(*shape: int) -> Tensor:
+    return torch.full(shape or (N,), math.nan)
+
+
+# Name, what to run, its mean and standard deviation (of its log where it has no moments), and what it takes.
+Case = tuple[str, Callable[[], Tensor], float, float, str]
+CASES: list[Case] = [
+    ("randn", lambda: torch.randn(N), 0.0, 1.0, "normal"),
+    ("randn_like", lambda: torch.randn_like(empty()), 0.0, 1.0, "normal"),
+    ("normal_", lambda: empty().normal_(), 0.0, 1.0, "normal"),
+    ("normal_ with moments", lambda: empty().normal_(3.0, 2.0), 3.0, 2.0, "normal"),
+    ("normal_ by name", lambda: empty().normal_(std=2.0), 0.0, 2.0, "normal"),
+    ("normal, two tensors", lambda: torch.normal(torch.full((N,), 3.0), torch.full((N,), 2.0)), 3.0, 2.0, "normal"),
+    ("normal, tensor and number", lambda: torch.normal(torch.full((N,), 3.0), 2.0), 3.0, 2.0, "normal"),
+    ("normal, number and tensor", lambda: torch.normal(3.0, torch.full((N,), 2.0)), 3.0, 2.0, "normal"),
+    ("normal, two numbers", lambda: torch.normal(3.0, 2.0, (N,)), 3.0, 2.0, "normal"),
+    ("rand", lambda: torch.rand(N), 0.5, 12**-0.5, "uniform"),
+    ("rand_like", lambda: torch.rand_like(empty()), 0.5, 12**-0.5, "uniform"),
+    ("uniform_", lambda: empty().uniform_(), 0.5, 12**-0.5, "uniform"),
+    ("uniform_ with limits", lambda: empty().uniform_(2.0, 5.0), 3.5, 3 * 12**-0.5, "uniform"),
+    ("uniform_ by name", lambda: empty().uniform_(to=3.0), 1.5, 3 * 12**-0.5, "uniform"),
+    ("bernoulli", lambda: torch.bernoulli(torch.full((N,), 0.3)), 0.3, 0.21**0.5, "uniform"),
+    ("bernoulli of a number", lambda: torch.bernoulli(empty(), 0.3), 0.3, 0.21**0.5, "uniform"),
+    (
+        "bernoulli of integers",
+        lambda: torch.bernoulli(torch.zeros(N, dtype=torch.long), 0.3),
+        0.3,
+        0.21**0.5,
+        "uniform",
+    ),
+    ("bernoulli_", lambda: empty().bernoulli_(0.3), 0.3, 0.21**0.5, "uniform"),
+    ("bernoulli_ of a tensor", lambda: empty().bernoulli_(torch.full((N,), 0.3)), 0.3, 0.21**0.5, "uniform"),
+    ("bernoulli_ of truths", lambda: torch.zeros(N, dtype=torch.bool).bernoulli_(0.3), 0.3, 0.21**0.5, "uniform"),
+    ("exponential_", lambda: empty().exponential_(), 1.0, 1.0, "uniform"),
+    ("exponential_ of a rate", lambda: empty().exponential_(4.0), 0.25, 0.25, "uniform"),
+    # |x| of a Cauchy: its log has mean 0 and variance pi^2 / 4.
+    ("cauchy_", lambda: empty().cauchy_().abs().log(), 0.0, math.pi / 2, "uniform"),
+    ("cauchy_ moved", lambda: (empty().cauchy_(3.0, 2.0) - 3.0).abs().log(), math.log(2.0), math.pi / 2, "uniform"),
+    ("native_dropout", lambda: torch.native_dropout(torch.ones(N), 0.3, True)[0], 1.0, (0.3 / 0.7) ** 0.5, "uniform"),
+    (
+        "native_dropout, None",
+        lambda: torch.native_dropout(torch.ones(N), 0.3, None)[0],
+        1.0,
+        (0.3 / 0.7) ** 0.5,
+        "uniform",
+    ),
+    ("dropout", lambda: F.dropout(torch.ones(N), 0.3), 1.0, (0.3 / 0.7) ** 0.5, "uniform"),
+    ("alpha_dropout", lambda: F.alpha_dropout(torch.randn(N), 0.3, training=True), 0.0, 1.0, "both"),
+    ("dist.Normal", lambda: dist.Normal(3.0, 2.0).rsample((N,)), 3.0, 2.0, "normal"),
+    ("dist.Laplace", lambda: dist.Laplace(3.0, 2.0).rsample((N,)), 3.0, 8**0.5, "uniform"),
+    ("dist.Exponential", lambda: dist.Exponential(4.0).rsample((N,)), 0.25, 0.25, "uniform"),
+    ("dist.Gumbel", lambda: dist.Gumbel(0.0, 1.0).rsample((N,)), 0.5772156649, math.pi / 6**0.5, "uniform"),
+    ("dist.Bernoulli", lambda: dist.Bernoulli(0.3).sample((N,)), 0.3, 0.21**0.5, "uniform"),
+    ("dist.Logistic", lambda: dist.Logistic(0.0, 1.0).rsample((N,)), 0.0, math.pi / 3**0.5, "uniform"),
+    ("dist.Weibull", lambda: dist.Weibull(2.0, 1.0).rsample((N,)), 2.0, 2.0, "uniform"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_what_is_served_has_its_distribution(case: Case) -> None:
+    _, f, mean, sd, kind = case
+    x, size = lifted(f)
+    assert (size.normal, size.uniform) == (N * (kind != "uniform"), N * (kind != "normal"))
+    assert size.inside == ()
+    x = x.double()
+    assert x.shape == (N,)
+    assert bool(torch.isfinite(x).all())
+    assert abs(float(x.mean()) - mean) < LIMIT * sd / N**0.5
+    squares = (x - mean).square()
+    assert abs(float(squares.mean()) - sd**2) < LIMIT * float(squares.std()) / N**0.5
+    if "ernoulli" in case[0] or case[0] in ("native_dropout", "dropout"):
+        assert len(x.unique()) == 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
+def test_shape_and_type_are_those_of_torch(case: Case) -> None:
+    x, _ = lifted(case[1])
+    like = case[1]()
+    assert (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device)
+
+
+def test_every_operation_that_is_served_is_tested() -> None:
+    called: set[Any] = set()
+
+    class Watch(LiftedNoise):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(func)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    with Watch():
+        for _, f, *_ in CASES:
+            f()
+    assert called >= _SERVED.keys()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 2), (0,), (2, 0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = torch.full(shape, 0.5, dtype=dtype)
+    fs: tuple[Callable[[], Tensor], ...] = (
+        lambda: torch.randn(shape, dtype=dtype),
+        lambda: torch.rand(shape, dtype=dtype),
+        lambda: torch.randn_like(x),
+        lambda: torch.rand_like(x),
+        lambda: torch.normal(x, x),
+        lambda: torch.normal(0.0, 1.0, shape, dtype=dtype),
+        lambda: torch.bernoulli(x),
+        lambda: x.clone().exponential_(),
+        lambda: x.clone().cauchy_(),
+        lambda: torch.native_dropout(x, 0.5, True)[0],
+    )
+    for f in fs:
+        found, _ = lifted(f, normal=64, uniform=64)
+        assert (found.shape, found.dtype) == (shape, dtype)
+
+
+def test_like_another_in_another_type() -> None:
+    ones = torch.ones(3, dtype=torch.long)
+    for f in (torch.rand_like, torch.randn_like):
+        found, _ = lifted(partial(f, ones, dtype=torch.float32))
+        assert found.dtype == torch.float32
+
+
+def test_moments_are_broadcast() -> None:
+    found, size = lifted(lambda: torch.normal(torch.zeros(3), torch.ones(2, 1)))
+    assert found.shape == (2, 3)
+    assert size.normal == 6
+
+
+def test_what_is_in_place_changes_its_tensor() -> None:
+    for name in ("normal_", "uniform_", "exponential_", "cauchy_", "bernoulli_"):
+        x = empty(5)
+        found, _ = lifted(getattr(x, name))
+        assert found is x
+        assert bool(torch.isfinite(x).all())
+
+
+def test_what_is_not_in_place_leaves_its_tensor() -> None:
+    p = torch.full((5,), 0.5)
+    for f in (lambda: torch.bernoulli(p), lambda: torch.native_dropout(p, 0.5, True), lambda: torch.normal(p, p)):
+        lifted(f)
+        assert torch.equal(p, torch.full((5,), 0.5))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_dropout_is_scaled_and_says_what_it_kept(p: float, train: bool) -> None:
+    x = torch.linspace(1.0, 2.0, 1000)
+    (out, kept), size = lifted(lambda: torch.native_dropout(x, p, train))
+    scale = 1 / (1 - p) if p < 1 and train else 1.0
+    assert torch.allclose(out, x * kept * scale)
+    assert kept.dtype == torch.bool
+    assert out.data_ptr() != x.data_ptr()
+    assert size.uniform == 1000 * train
+    if not train or p == 0:
+        assert bool(kept.all())
+    if train and p == 1:
+        assert not bool(kept.any())
+
+
+def test_gradients_reach_the_moments() -> None:
+    loc, scale = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    z, _ = lifted(lambda: dist.Normal(loc, scale).rsample())
+    grads = torch.autograd.grad(z.sum(), [loc, scale])
+    assert torch.equal(grads[0], torch.ones(4))
+    assert torch.allclose(grads[1], (z - loc).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_uniform_number_stays_below_one_in_a_shorter_type(dtype: torch.dtype) -> None:
+    near = torch.full((8,), 1 - 2.0**-53, dtype=torch.float64)
+    with LiftedNoise(torch.zeros(0), near):
+        u = torch.rand(4, dtype=dtype)
+        e = torch.empty(4, dtype=dtype).exponential_()
+    assert bool((u < 1).all())
+    assert bool(torch.isfinite(e).all())
+
+
+# -- order, amounts, and what is not served -------------------------------------------------------------------------
+
+
+def test_numbers_come_in_their_order() -> None:
+    with LiftedNoise(torch.arange(10.0), torch.arange(10.0) / 10) as noise:
+        a, b, c, d = torch.randn(2), torch.rand(3), torch.randn(2, 2), torch.empty(2).uniform_()
+    assert a.tolist() == [0.0, 1.0]
+    assert c.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert torch.allclose(torch.cat([b, d]), torch.arange(5.0) / 10)
+    assert (noise.size.normal, noise.size.uniform) == (6, 5)
+
+
+def test_counting_draws_as_torch_does() -> None:
+    def draw() -> list[Tensor]:
+        torch.manual_seed(3)
+        return [torch.randn(3), torch.rand(5), torch.randn(2, 4)]
+
+    before = torch.get_rng_state()
+    with LiftedNoise() as noise:
+        counted = draw()
+    plain = draw()
+    torch.set_rng_state(before)
+    assert all(torch.equal(a, b) for a, b in zip(counted, plain, strict=True))
+    assert (noise.size.normal, noise.size.uniform, noise.size.inside) == (11, 5, ())
+
+
+def test_the_type_of_the_noise_is_the_longest_that_is_asked_for() -> None:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        with LiftedNoise() as noise:
+            torch.randn(2), torch.rand(2, dtype=dtype), torch.randn(2)
+        assert noise.size.dtype == max(dtype, torch.get_default_dtype(), key=lambda d: d.itemsize)
+
+
+@pytest.mark.parametrize(("kind", "f"), [("normal", torch.randn), ("uniform", torch.rand)])
+def test_more_than_was_given_is_an_error(kind: str, f: Callable[[int], Tensor]) -> None:
+    with LiftedNoise(torch.zeros(4), torch.zeros(4)):
+        f(3)
+        with pytest.raises(RuntimeError, match=rf"the program draws more {kind} numbers than in its first run, 4\."):
+            f(2)
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "_standard_gamma": lambda: dist.Gamma(2.0, 1.0).rsample(),
+    "multinomial": lambda: dist.Categorical(torch.ones(3)).sample(),
+    "poisson": lambda: torch.poisson(torch.ones(3)),
+    "binomial": lambda: torch.binomial(torch.ones(3), torch.full((3,), 0.5)),
+    "randperm": lambda: torch.randperm(5),
+    "randint": lambda: torch.randint(3, (4,)),
+    "geometric_": lambda: torch.empty(3).geometric_(0.5),
+    "log_normal_": lambda: torch.empty(3).log_normal_(),
+    "_sample_dirichlet": lambda: dist.Dirichlet(torch.ones(3)).sample(),
+    "randn": lambda: torch.randn(3, generator=torch.Generator().manual_seed(0)),
+    "uniform_": lambda: torch.empty(3).uniform_(generator=torch.Generator().manual_seed(0)),
+    "normal_": lambda: torch.empty(3, dtype=torch.complex64).normal_(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_served_draws_from_torchs_generator(name: str) -> None:
+    before = torch.get_rng_state()
+    torch.manual_seed(0)
+    found, size = lifted(OTHERS[name])
+    torch.manual_seed(0)
+    expected = OTHERS[name]()
+    torch.set_rng_state(before)
+    assert size.inside == (name,)
+    assert (size.normal, size.uniform) == (0, 0)
+    assert torch.equal(found, expected)
+
+
+def test_operations_are_counted() -> None:
+    with LiftedNoise() as noise:
+        x = torch.ones(3) + 1.0
+        x.exp()
+    assert noise.size.operations == 3
+
+
+# -- drawing ahead --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [0, 1, 7, 15, 16, 17, 33, 1000])
+def test_what_a_run_gets_does_not_depend_on_how_many_are_drawn_with_it(width: int, dtype: torch.dtype) -> None:
+    size, device = NoiseSize(width, width, dtype), torch.device("cpu")
+
+    def draw(*counts: int) -> list[Tensor]:
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        parts = [size.draw(count, generators, device) for count in counts]
+        return [torch.cat([part[kind] for part in parts]) for kind in (0, 1)]
+
+    whole = draw(5)
+    assert whole[0].shape[1] >= width
+    assert whole[1].shape == (5, width)
+    assert all(x.dtype == dtype for x in whole)
+    for counts in ((2, 3), (1, 1, 1, 1, 1), (4, 1), (0, 5)):
+        assert all(torch.equal(a, b) for a, b in zip(whole, draw(*counts), strict=True))
+
+
+def test_the_two_kinds_do_not_share_their_numbers() -> None:
+    size = NoiseSize(16, 16, torch.float64)
+    first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    both = size.draw(1, (first, second), torch.device("cpu"))
+    alone = NoiseSize(0, 16, torch.float64).draw(1, (first, torch.Generator().manual_seed(2)), torch.device("cpu"))
+    assert torch.equal(both[1], alone[1])
