@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import inspect
 import itertools
 import json
 import resource
@@ -101,8 +100,6 @@ def fit(scenario: Scenario, label: str, data: Data, epochs: int, device: str) ->
         loop = TorchLoop(scenario.torch(rows).to(device), 1e-3, batches(on_device, scenario.batch_size))
         loop.run(epochs * rows // scenario.batch_size)
         return
-    known = inspect.signature(svi).parameters
-    keywords = {name: value for name, value in keywords.items() if name in known}
     optimizer = Optimizer(learning_rate=1e-3)
     options: dict[str, Any] = {"batch_size": scenario.batch_size, "device": device, "progress": False, **keywords}
     svi(scenario.program(rows), data, epochs=epochs, optimizer=optimizer, **options)
@@ -182,11 +179,7 @@ def main() -> None:
         return
     results = []
     lines = [["fit", "rows", "data MB", "peak MB", "peak MB, a tenth", "bytes kept per row", "bytes of a row"]]
-    known = inspect.signature(svi).parameters
-    for name, (label, keywords) in itertools.product(options.scenario, VARIANTS.items()):
-        if keywords and keywords.get("compile") and "compile" not in known:
-            print(f"without {label}: svi has no keyword compile")
-            continue
+    for name, label in itertools.product(options.scenario, VARIANTS):
         scenario = SCENARIOS[name]
         rows = scenario.rows // (20 if options.quick else 1)
         large = in_own_process(name, label, rows, EPOCHS, options)
