@@ -1,28 +1,30 @@
-"""Layers that take many sets of weights at once."""
+"""How layers multiply: with many sets of weights at once, or in lower precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 
 class _BroadcastLinear(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.nn.functional.linear:
+        if func is functional.linear:
             return _linear(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() == 2 and (bias is None or bias.dim() == 1):
-        return torch.nn.functional.linear(input, weight, bias)
+        return functional.linear(input, weight, bias)
     # weight (K, 1, out, in): the 1 is the place of the rows, which the product itself brings.
     w = weight.squeeze(-3) if weight.dim() > 3 else weight  # (K, out, in)
     out = torch.matmul(input, w.transpose(-1, -2))  # (K, B, out)
@@ -44,4 +46,47 @@ def broadcast_linear() -> Iterator[None]:
         (5, 7, 2)
     """
     with _BroadcastLinear():
+        yield
+
+
+_LAYERS = (
+    functional.linear,
+    functional.conv1d,
+    functional.conv2d,
+    functional.conv3d,
+    functional.conv_transpose1d,
+    functional.conv_transpose2d,
+    functional.conv_transpose3d,
+)
+
+
+class _LowPrecision(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func not in _LAYERS or args[0].dtype != torch.float32:
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(lambda x: x.bfloat16() if isinstance(x, Tensor) else x, (args, kwargs))
+        return func(*args, **kwargs).float()
+
+
+@contextmanager
+def layers_in(precision: str) -> Iterator[None]:
+    """Within this context linear and convolutional layers multiply in some precision; all else stays as it is.
+
+    Inputs and weights are rounded to bfloat16, the product is handed on in float32, and so are its gradients: what a
+    layer feeds, log-probabilities above all, is computed in float32. Parameters stay in float32.
+
+    Args:
+        precision: ``"float32"`` (nothing changes) or ``"bfloat16"``.
+
+    Examples:
+        >>> layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+        >>> with layers_in("bfloat16"):
+        ...     y = layer(x)
+        >>> y.dtype, bool(torch.equal(y, layer(x))), bool(torch.allclose(y, layer(x), atol=0.05))
+        (torch.float32, False, True)
+    """
+    with nullcontext() if precision == "float32" else _LowPrecision():
         yield

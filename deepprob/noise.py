@@ -76,6 +76,10 @@ class LiftedNoise(TorchDispatchMode):
         self._inside: list[str] = []
         self._operations = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes seconds, only to keep it away from this class
+
     @property
     def size(self) -> NoiseSize:
         """What was used so far."""

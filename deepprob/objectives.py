@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,10 +15,13 @@ from torch.distributions import kl_divergence
 
 from deepprob.enumeration import PARTS, Part, any_enumerated, is_enumerated, run_enumerated, terms
 from deepprob.errors import unknown
+from deepprob.layers import layers_in
 from deepprob.program import Batch, Program
 from deepprob.traces import Site, is_auxiliary, is_deterministic, is_local, log_prob, run, sample_sites
 
 Terms = dict[str, Tensor]
+
+_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class ELBO:
     Args:
         particles: Draws from the guide per step, vectorised in a leading plate.
         analytic_kl: Whether to use closed forms.
+        layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; whatever
+            they feed, log-probabilities above all, is in float32.
 
     References:
         Kingma, Welling (2014), Auto-Encoding Variational Bayes.
@@ -71,10 +76,13 @@ class ELBO:
 
     particles: int = 1
     analytic_kl: bool = True
+    layers: str = "float32"
 
     def __post_init__(self) -> None:
         if not isinstance(self.particles, int) or self.particles < 1:
             raise ValueError(f"particles must be a whole number of at least 1; got {self.particles!r}.")
+        if self.layers not in _PRECISIONS:
+            raise unknown("precision of layers", self.layers, _PRECISIONS)
 
     def __call__(
         self,
@@ -102,7 +110,8 @@ class ELBO:
         """
         draws = None if self.particles == 1 else self.particles
         execute = run_enumerated if program.enumerates is not False else _run_once
-        traces = execute(program, batch, rows, num_data, draws=draws, plates=plates)
+        with layers_in(self.layers):
+            traces = execute(program, batch, rows, num_data, draws=draws, plates=plates)
         plate, scores = str(program.data_name), None
         if any_enumerated(traces):
             likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
@@ -294,4 +303,4 @@ def objective_named(objective: str | Objective) -> Objective:
 
 def describe(objective: Objective) -> dict[str, Any]:
     """The objective as JSON."""
-    return {"name": "elbo", "particles": objective.particles, "analytic_kl": objective.analytic_kl}
+    return {"name": "elbo", **asdict(objective)}

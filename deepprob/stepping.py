@@ -141,6 +141,9 @@ def choose_stepper(
         loop.compile()
     except NoCompiler:
         _warn("no C++ compiler was found (on Debian: apt-get install g++)", "its graph runs uncompiled")
+    except Exception as error:  # torch's compiler has no error of its own for what it cannot do
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        _warn(f"torch's compiler failed with {type(error).__name__}: {first}", "its graph runs uncompiled")
     if difference := _difference(loop, program, state, data, rows, stream):
         _warn(difference)
         return eager
@@ -223,7 +226,7 @@ def _compared(loop: StepLoop, state: State, terms: Terms, expected: Carry, new: 
     mine, theirs = (state.packing.unpack(x[key]) for x in (new, expected))
     top = max(float(x.abs().max()) for x in theirs if x.numel())
     for name, a, b in zip(names, mine, theirs, strict=True):
-        if b.numel() and float((a - b).abs().max()) > TOLERANCE * max(float(b.abs().max()), 1e-2 * top):
+        if b.numel() and float((a - b).abs().max()) > TOLERANCE * max(float(b.abs().max()), 0.1 * top):
             return f"the compiled gradient of {name} differs from the eager one"
     for a, b in zip(new["buffers"], expected["buffers"], strict=True):
         if not torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE):

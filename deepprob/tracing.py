@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from deepprob.noise import LiftedNoise, NoiseSize
 from deepprob.objectives import Objective, Terms
@@ -144,9 +144,11 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), _Traceable():
+        with LiftedNoise(normal, uniform), _Failures() as failures, _Traceable():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
+        for failed in failures.found:
+            loss = torch.where(failed, torch.nan, loss)
         return loss, list(terms.values()), gradients
 
     generators = [torch.Generator(rows.device).manual_seed(seed) for seed in (0, 1)]
@@ -180,6 +182,26 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     functional.graph.eliminate_dead_code()
     functional.recompile()
     return GradientGraph(functional, tuple(names), buffers, fixed, size)
+
+
+class _Failures(TorchDispatchMode):
+    """Notes what would raise an error at run time (a matrix that is not positive definite), without asking the host."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[Tensor] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see LiftedNoise
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._linalg_check_errors.default:
+            self.found.append((args[0] != 0).any())
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 class _Indices(Tensor):

@@ -40,11 +40,16 @@ def test_particles_are_whole_and_positive(particles: Any) -> None:
         ELBO(particles=particles)
 
 
+def test_precision_of_layers_is_known() -> None:
+    with pytest.raises(ValueError, match=r"unknown precision of layers 'float16'\. .*Choose from: bfloat16, float32\."):
+        ELBO(layers="float16")
+
+
 def test_names_and_objects() -> None:
     assert objective_named("elbo") is OBJECTIVES["elbo"]
     own = ELBO(particles=3, analytic_kl=False)
     assert objective_named(own) is own
-    assert describe(own) == {"name": "elbo", "particles": 3, "analytic_kl": False}
+    assert describe(own) == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
     with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo\."):
         objective_named("elb")
     with pytest.raises(TypeError, match=r"objective must be a name or an ELBO; got float\."):
