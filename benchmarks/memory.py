@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--quick] [--markdown] [--device cuda]
 
-Every fit runs in a process of its own, after a small fit that loads what every fit needs; counted is what the process
-held at most beyond what it held before the fit, the data included in the latter. A fit of a tenth of the rows is
-measured too: the difference per row is what a fit keeps for every row of the data. A copy of the data would be as large
-as a row itself, whatever the compiler takes. On a GPU the data are moved there by the fit, and count.
+Every fit runs in a process of its own, for the second time: what is loaded and compiled once is there. Counted is what
+the process held at most beyond what it held before the fit, the data included in the latter. A fit of as many steps on
+a tenth of the rows is measured too: the difference per row is what a fit keeps for every row of the data. A copy of the
+data would be as large as a row itself. On a GPU the data are moved there by the fit, and count.
 Writes ``benchmarks/results/memory.json``.
 """
 
@@ -108,7 +108,7 @@ def fit(scenario: Scenario, label: str, data: Data, epochs: int, device: str) ->
 def measure(scenario: Scenario, label: str, rows: int, epochs: int, device: str) -> float:
     """Bytes at the peak of a fit beyond those before it."""
     data: tuple[Tensor, ...] = scenario.data(rows)
-    fit(scenario, label, tuple(x[: 10 * scenario.batch_size] for x in data), 1, device)
+    fit(scenario, label, data, epochs, device)
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
