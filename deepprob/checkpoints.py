@@ -109,7 +109,7 @@ def _fingerprint(fit: RunningFit) -> dict[str, Any]:
     extra = {
         "callbacks": [type(c).__name__ for c in fit.callbacks if c.steers],
         "data": _digest(fit.data),
-        "held_out": None if fit.held_out is None else _digest(fit.held_out),
+        "held_out": None if fit.held_out is None else _digest(fit.held_out.batch),
     }
     return {**fit.config, "seed": fit.seed, "num_data": fit.state.owned.num_data, "parameters": shapes, **extra}
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deepprob.optimizers import Optimizer
 from deepprob.program import Batch
-from deepprob.tracing import GradientGraph
+from deepprob.tracing import GradientGraph, QueryGraph
 from deepprob.updates import Carry, Packing, norm_of
 
 GRADIENTS = "gradients"
@@ -125,21 +125,7 @@ class StepLoop:
     def _trace_body(self) -> GraphModule:
         with torch.no_grad():
             body = make_fx(torch.func.functionalize(self._step))(*self._carried, *self._captured)
-        # Constants become inputs, so that compiled code does not hold them and serves other data as well.
-        constants: dict[str, Any] = {}
-        for node in list(body.graph.find_nodes(op="get_attr")):
-            value = getattr(body, node.target)
-            if not isinstance(value, Tensor):
-                continue
-            if node.target not in constants:
-                self._captured.append(value.detach().clone())
-                last = body.graph.find_nodes(op="placeholder")[-1]
-                with body.graph.inserting_after(last):
-                    constants[node.target] = body.graph.placeholder(f"constant_{len(constants)}")
-            node.replace_all_uses_with(constants[node.target])
-            body.graph.erase_node(node)
-        body.graph.eliminate_dead_code()
-        body.recompile()
+        self._captured += lift_constants(body)
         return body
 
     @property
@@ -216,6 +202,58 @@ class StepLoop:
         for _ in range(count):
             out = self._body(*out, *captured)
         return out
+
+
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Make a graph's constants its last inputs, so that compiled code does not hold them and serves others as well."""
+    constants: dict[str, Node] = {}
+    found: list[Tensor] = []
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        value = getattr(graph, node.target)
+        if not isinstance(value, Tensor):
+            continue
+        if node.target not in constants:
+            found.append(value.detach().clone())
+            last = graph.graph.find_nodes(op="placeholder")[-1]
+            with graph.graph.inserting_after(last):
+                constants[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
+        node.replace_all_uses_with(constants[node.target])
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return found
+
+
+class CompiledQuery:
+    """A question to a program, answered by native code.
+
+    Args:
+        query: The traced question.
+        batch: An example of the rows it is asked about.
+
+    Raises:
+        NoCompiler: If there is no C++ compiler.
+    """
+
+    def __init__(self, query: QueryGraph, batch: Batch) -> None:
+        self.query = query
+        inputs = [*query.tensors, *batch, *query.draw(torch.Generator(query.device).manual_seed(0))]
+        split = len(query.tensors), len(query.tensors) + len(batch)
+
+        def flat(*given: Tensor) -> tuple[Tensor]:
+            tensors, rows, noise = given[: split[0]], given[split[0] : split[1]], given[split[1] :]
+            return (query.graph(list(tensors), tuple(rows), *noise),)
+
+        with torch.no_grad():
+            graph = make_fx(flat)(*(x.detach() for x in inputs))
+        self._constants = lift_constants(graph)
+        self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
+
+    def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
+        """The answer, for rows and noise."""
+        with torch.no_grad():
+            tensors = [x.detach() for x in self.query.tensors]
+            return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]
 
 
 class _Loop(nn.Module):

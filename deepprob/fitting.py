@@ -19,6 +19,7 @@ from deepprob.callbacks import Callback, Checkpoint
 from deepprob.checkpoints import restore_checkpoint, write_checkpoint
 from deepprob.data import Shuffle
 from deepprob.errors import DivergenceError
+from deepprob.held_out import HeldOut
 from deepprob.history import History
 from deepprob.interruption import interruptible
 from deepprob.laplace import laplace
@@ -33,7 +34,6 @@ from deepprob.traces import first_bad_site
 from deepprob.updates import Carry, Packing, counted, due
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
-_HELD_OUT_SEED = 20_140_410
 _SHUFFLE_SALT = 0x5EED
 
 
@@ -161,7 +161,7 @@ class RunningFit:
         stepper: Stepper,
         *,
         data: Batch,
-        held_out: Batch | None,
+        held_out: HeldOut | None,
         batch_size: int,
         epochs: int,
         optimizer: Optimizer,
@@ -190,8 +190,6 @@ class RunningFit:
         self.unclosed = 0.0  # seconds spent on the current epoch
         # Who looks at every epoch gets to see it; otherwise several may pass in one call.
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
-        if held_out is not None:
-            self._score(held_out)  # what cannot be scored is found before any training
 
     def run(self, progress: bool | str) -> Posterior:
         """Take all steps, from a checkpoint on if there is one, and return the posterior.
@@ -338,16 +336,9 @@ class RunningFit:
         finally:
             _assign(self.state.params, live)
 
-    def _score(self, batch: Batch) -> float:
-        """Mean held-out ELBO per row, under the same noise every time, so that epochs can be compared."""
-        owned = self.state.owned
-        was_training = owned.program.training
-        posterior = Posterior(owned)  # puts the program in evaluation mode
-        stream = RandomStream(_HELD_OUT_SEED, self.device)
-        with self._averaged(), torch.no_grad(), owned.running(), stream.drawing():
-            value = float(posterior.elbo_of(batch, 1).mean())
-        owned.program.train(was_training)
-        return value
+    def _score(self, held_out: HeldOut) -> float:
+        with self._averaged():
+            return held_out()
 
     def _watch(self, first: int, skipped: Sequence[float]) -> None:
         """Count steps that were not applied, and give up when nothing else comes."""

@@ -22,6 +22,8 @@ class History:
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was stopped from outside.
         stopped_early: Whether a callback ended the fit.
+        specialisations: Graphs that were traced and compiled for the fit: one for its steps, and one for every number
+            of held-out rows that is scored at once; 0 if it ran eagerly.
     """
 
     steps: dict[str, list[float]] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class History:
     best_epoch: int = 0
     interrupted: bool = False
     stopped_early: bool = False
+    specialisations: int = 0
 
     def add_step(self, values: Mapping[str, float]) -> None:
         """Record one step."""
@@ -58,6 +61,7 @@ class History:
             "best_epoch": self.best_epoch,
             "interrupted": self.interrupted,
             "stopped_early": self.stopped_early,
+            "specialisations": self.specialisations,
         }
 
     @classmethod

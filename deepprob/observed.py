@@ -9,6 +9,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from deepprob.failures import failed
 from deepprob.traces import Site, is_data, sample_sites
 
 
@@ -62,7 +63,7 @@ def _check_support(name: str, site: Site) -> None:
     for mask in (site["mask"], getattr(fn, "_mask", None)):
         if mask is not None:
             good = good | ~torch.as_tensor(mask, device=good.device)
-    if bool(good.all()):
+    if not failed(~good.all()):
         return
     raise ValueError(
         f"{name} must be {_words(support)} for a {_title(fn)} likelihood; got values from {value.min().item():g} to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -39,9 +40,13 @@ from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.shapes import Layout
 from deepprob.storage import versions
 from deepprob.traces import Structure, check_stacked, is_deterministic, run, run_guide, run_prior, sample_sites
+from deepprob.tracing import QueryGraph, Untraceable, trace_query
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
+
+# Tracing takes about as long as a hundred answers, and saves a fourth of each.
+_TRACED_AFTER = 300  # questions about rows of the same shapes
 
 
 class Posterior:
@@ -82,6 +87,8 @@ class Posterior:
         found = owned.structure
         self.seed, self.exact = seed, exact or bool(found.summed and not found.latent)
         self.versions = _versions()
+        self._asked: dict[Any, int] = {}
+        self._graphs: dict[Any, QueryGraph] = {}
         self._chains = None if chains is None else {n: v.detach().to(owned.device) for n, v in chains.items()}
         owned.program.eval()
 
@@ -231,9 +238,9 @@ class Posterior:
         _check_draws(draws)
         batch = self._batch(data)
         parts = []
-        for chunk in self._chunks(batch, draws):
+        for chunk in self.chunks(batch, draws):
             with self._querying(seed):
-                parts.append(self._log_likelihood(chunk, draws))
+                parts.append(self._answer("log_likelihood", chunk, draws, self._log_likelihood))
         return torch.cat(parts, dim=1)
 
     def _log_likelihood(self, batch: Batch, draws: int) -> Tensor:
@@ -263,16 +270,17 @@ class Posterior:
         batch = self._batch(data)
         if not self._amortized():
             with self._querying(seed):
-                return self._joint_weights(batch, particles)
+                return self._answer("joint_weights", batch, particles, self._joint_weights)
         parts = []
         with self._querying(seed):
-            for chunk in self._chunks(batch, particles):
-                if self.structure.summed:
-                    parts.append(summed_row_weights(self._layout(particles), self._terms(chunk, particles)))
-                    continue
-                guide_trace, model_trace = self._run(chunk, particles)
-                parts.append(row_weights(self._layout(particles), self.structure, guide_trace, model_trace))
+            for chunk in self.chunks(batch, particles):
+                parts.append(self._answer("log_weights", chunk, particles, self._row_weights))
         return torch.cat(parts, dim=1)
+
+    def _row_weights(self, batch: Batch, draws: int) -> Tensor:
+        if self.structure.summed:
+            return summed_row_weights(self._layout(draws), self._terms(batch, draws))
+        return row_weights(self._layout(draws), self.structure, *self._run(batch, draws))
 
     def _joint_weights(self, batch: Batch, draws: int) -> Tensor:
         if self.structure.summed:
@@ -316,15 +324,14 @@ class Posterior:
 
     def elbo_of(self, batch: Batch, particles: int) -> Tensor:
         """`elbo` of a batch that was accepted already, inside a running program; routines use it for held-out data."""
-        parts = []
-        for chunk in self._chunks(batch, particles):
-            if self.program.enumerates:
-                found = self._terms(chunk, particles, bound=True)
-                parts.append(summed_local_elbo(self._layout(particles), self.structure, found))
-                continue
-            guide_trace, model_trace = self._run(chunk, particles)
-            parts.append(local_elbo(self._layout(particles), self.structure, guide_trace, model_trace))
-        return torch.cat(parts)
+        chunks = self.chunks(batch, particles)
+        return torch.cat([self._answer("elbo", chunk, particles, self._elbo) for chunk in chunks])
+
+    def _elbo(self, batch: Batch, particles: int) -> Tensor:
+        if self.program.enumerates:
+            found = self._terms(batch, particles, bound=True)
+            return summed_local_elbo(self._layout(particles), self.structure, found)
+        return local_elbo(self._layout(particles), self.structure, *self._run(batch, particles))
 
     def trace(self, *data: Any, draws: int = 100, seed: int = 0, predict: bool = False) -> tuple[Trace, Trace]:
         """The guide's and the model's Pyro traces under a leading plate of draws, for diagnostics.
@@ -530,6 +537,25 @@ class Posterior:
         pairs = [(g, m, closed_form_kls(g, m) if bound else {}) for g, m in traces]
         return [term for g, m, closed in pairs for term in terms(g, m, self.program.data_name, closed)]
 
+    def _answer(self, name: str, batch: Batch, draws: int, ask: Callable[[Batch, int], Tensor]) -> Tensor:
+        """An answer for some rows; traced when it is asked again and again about rows of the same shapes.
+
+        The traced graph takes the noise that a run would draw: answers are the same whether traced or not.
+        """
+        key = name, draws, tuple((tuple(x.shape), x.dtype) for x in batch)
+        graph = self._graphs.get(key)
+        if isinstance(graph, QueryGraph):
+            answer: Tensor = graph.answer(batch)
+            # What the graph cannot answer ends here in the error that says why, or is nan without it too.
+            return answer if not bool(answer.isnan().any()) else ask(batch, draws)
+        self._asked[key] = self._asked.get(key, 0) + 1
+        if self._asked[key] == _TRACED_AFTER:
+            with RandomStream(0, self._owned.device).drawing(), contextlib.suppress(Untraceable):
+                graph = trace_query(self._owned, lambda rows: ask(rows, draws), batch)
+                if graph.noise.plain is not None:
+                    self._graphs[key] = graph
+        return ask(batch, draws)
+
     def _prepared(self, batch: Batch, draws: int) -> tuple[Batch, Tensor, Callable[..., None] | None]:
         batch = self._padded(self.program.prepare(*batch))
         rows = torch.arange(num_rows(batch), device=self._owned.device)
@@ -550,8 +576,8 @@ class Posterior:
         summed = all(name in found.by_plate for name in found.summed)
         return bool(found.local + found.summed) and summed and not found.global_ and found.by_row
 
-    def _chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
-        """Pieces of a batch, few enough rows each that K draws of them fit in memory."""
+    def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
+        """Pieces of a batch that was accepted, few enough rows each that K draws of them fit in memory."""
         size = num_rows(batch)
         separate = all(n in self.structure.by_plate for n in self.structure.observed + self.structure.summed)
         if self.program.data_name and separate and not self._keeps_rows:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
+from deepprob.held_out import HeldOut
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import Optimizer
@@ -148,6 +149,22 @@ def choose_stepper(
         _warn(difference)
         return eager
     return CompiledStepper(loop, data, noise)
+
+
+def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
+    """Compile the held-out score of a compiled fit where that pays; a score that cannot be compiled stays as it is.
+
+    Args:
+        held_out: The score.
+        times: How often it will be taken.
+        always: Whether to compile whether it pays or not.
+    """
+    if not always and not _pays(times, held_out.operations):
+        return
+    try:
+        held_out.compile()
+    except (Untraceable, NoCompiler) as error:
+        _warn(str(error), "the held-out score is taken eagerly")
 
 
 def _inside(state: State) -> Carry:

@@ -6,7 +6,7 @@ import copy
 import random
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
+from deepprob.failures import Failures
 from deepprob.noise import LiftedNoise, NoiseSize
 from deepprob.objectives import Objective, Terms
 from deepprob.owned import OwnedProgram
@@ -106,10 +107,13 @@ class GradientProgram:
     def _others(self) -> list[Tensor]:
         """The program's tensors that are not trained."""
         trained = {id(p) for p in self.params}
-        everything = [
-            *self.owned.program.parameters(), *self.owned.program.buffers(), *self.owned.store["params"].values()
-        ]  # fmt: skip
-        return list({id(x): x for x in everything if id(x) not in trained}.values())
+        return [x for x in _tensors(self.owned) if id(x) not in trained]
+
+
+def _tensors(owned: OwnedProgram) -> list[Tensor]:
+    """All that a program holds: parameters, buffers and what is in its store, each once."""
+    everything = [*owned.program.parameters(), *owned.program.buffers(), *owned.store["params"].values()]
+    return list({id(x): x for x in everything}.values())
 
 
 def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
@@ -144,30 +148,20 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), _Failures() as failures, _Traceable():
+        with LiftedNoise(normal, uniform), Failures() as failures, _Traceable():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
-        for failed in failures.found:
-            loss = torch.where(failed, torch.nan, loss)
-        return loss, list(terms.values()), gradients
+        return failures.spoil(loss), list(terms.values()), gradients
 
     generators = [torch.Generator(rows.device).manual_seed(seed) for seed in (0, 1)]
     normal, uniform = (x[0].clone() for x in size.draw(1, generators, rows.device))
     weight = torch.ones((), dtype=size.dtype, device=rows.device)
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
-    foreign = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
-            graph = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-    except Exception as error:
-        raise Untraceable(_reason(error)) from error
+        graph = _traced(run, inputs, [*program.params, *others])
     finally:
         _restore(buffers, before)
-    if foreign != (random.getstate(), np.random.get_state()[1].tolist()):  # type: ignore[index]
-        raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
-    _check_constants(graph, [*program.params, *others])
 
     def pure(
         params: list[Tensor], buffers: list[Tensor], *rest: Any
@@ -184,24 +178,82 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     return GradientGraph(functional, tuple(names), buffers, fixed, size)
 
 
-class _Failures(TorchDispatchMode):
-    """Notes what would raise an error at run time (a matrix that is not positive definite), without asking the host."""
+@dataclass(frozen=True)
+class QueryGraph:
+    """A question to a program as a pure function of (its tensors, a batch, normal noise, uniform noise).
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: list[Tensor] = []
+    Attributes:
+        graph: The function.
+        tensors: The program's tensors.
+        noise: How much noise a call takes.
+        device: Where.
+    """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see LiftedNoise
+    graph: GraphModule
+    tensors: list[Tensor]
+    noise: NoiseSize
+    device: torch.device
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.ops.aten._linalg_check_errors.default:
-            self.found.append((args[0] != 0).any())
-            return None
-        return func(*args, **(kwargs or {}))
+    def answer(self, batch: Batch) -> Tensor:
+        """The answer for a batch, with the numbers that a run would draw now."""
+        with torch.no_grad():
+            answer: Tensor = self.graph([x.detach() for x in self.tensors], batch, *self.noise.draw_plain(self.device))
+        return answer
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The noise of one call."""
+        normal, uniform = self.noise.draw(1, (generator, generator), self.device)
+        return normal[0].clone(), uniform[0].clone()
+
+
+def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batch) -> QueryGraph:
+    """Trace a question to a program, without gradients; inside a running program.
+
+    Args:
+        owned: The program.
+        ask: The question: a tensor for a batch.
+        batch: Rows like those to come.
+
+    Raises:
+        Untraceable: If the answer depends on values in another way than by tensor operations.
+    """
+    batch, tensors = tuple(x.clone() for x in batch), _tensors(owned)
+    with torch.no_grad(), LiftedNoise() as noise:
+        ask(batch)
+
+    def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
+        with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, _Traceable():
+            answer = ask(batch)
+        return failures.spoil(answer)
+
+    size, device = noise.size, owned.device
+    generator = torch.Generator(device).manual_seed(0)
+    drawn = tuple(x[0].clone() for x in size.draw(1, (generator, generator), device))
+    graph = _traced(run, (tensors, batch, *drawn), tensors)
+    with torch.no_grad():
+        functional = make_fx(torch.func.functionalize(graph))([x.detach() for x in tensors], batch, *drawn)
+    functional.graph.eliminate_dead_code()
+    functional.recompile()
+    return QueryGraph(functional, tensors, size, device)
+
+
+def _traced(run: Callable[..., Any], inputs: tuple[Any, ...], own: Sequence[Tensor]) -> GraphModule:
+    """The operations of a function, whose inputs are all that may change.
+
+    Raises:
+        Untraceable: If they are not all that decides what it does.
+    """
+    foreign = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
+            graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+    except Exception as error:
+        raise Untraceable(_reason(error)) from error
+    if foreign != (random.getstate(), np.random.get_state()[1].tolist()):  # type: ignore[index]
+        raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
+    _check_constants(graph, own)
+    return graph
 
 
 class _Indices(Tensor):

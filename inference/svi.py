@@ -13,13 +13,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from deepprob.callbacks import Callback
 from deepprob.fitting import Knobs, RunningFit, State
 from deepprob.guides import GuideSpec
+from deepprob.held_out import HeldOut
 from deepprob.objectives import Objective, Terms, describe, objective_named
 from deepprob.optimizers import Optimizer, optimizer_named
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.runtime import RandomStream, pick_device
-from deepprob.stepping import EagerStepper, choose_stepper
+from deepprob.stepping import EagerStepper, choose_stepper, compile_score
 from deepprob.updates import Packing, first_carry, norm_of
 
 _DEFAULT_BATCH = 128
@@ -211,6 +212,7 @@ def svi(
     def take(state: State, indices: Tensor, knobs: Knobs) -> Terms:
         return _step(state, rows, indices, owned.num_data, knobs, maximised, chosen)[1]
 
+    scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, eager = start(owned, chosen, learning_rate), EagerStepper(take)
     stepper = choose_stepper(
         compile,
@@ -224,11 +226,13 @@ def svi(
         noise=noise,
         talk=progress is not False,
     )
+    if scored is not None and stepper is not eager:
+        compile_score(scored, epochs, always=compile is True)
     fit = RunningFit(
         state,
         stepper,
         data=rows,
-        held_out=None if held is None else _conform(owned, held),
+        held_out=scored,
         batch_size=size,
         epochs=epochs,
         optimizer=chosen,
@@ -248,6 +252,7 @@ def svi(
             "device": str(where),
         },
     )
+    fit.history.specialisations = int(stepper is not eager) + (0 if scored is None else scored.specialisations)
     return fit.run(progress)
 
 

@@ -159,7 +159,7 @@ class VAE(Program):
         """Draw binary pixels from grey ones; what is binary stays as it is."""
         if self.likelihood != "bernoulli" or not batch:
             return batch
-        return (torch.bernoulli(batch[0]),)
+        return ((torch.rand_like(batch[0]) < batch[0]).to(batch[0].dtype),)
 
     def validate(self, *batch: Any) -> Batch:
         """Check shape and support.

@@ -1,0 +1,89 @@
+"""The held-out score of a running fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from deepprob.compiled import CompiledQuery
+from deepprob.noise import LiftedNoise
+from deepprob.owned import OwnedProgram
+from deepprob.posterior import Posterior
+from deepprob.program import Batch, num_rows
+from deepprob.runtime import RandomStream
+from deepprob.tracing import trace_query
+
+_SEED = 20_140_410
+
+
+class HeldOut:
+    """Mean held-out ELBO per row, under the same noise every time, so that epochs differ by their parameters alone.
+
+    Args:
+        owned: The program that is being fitted.
+        batch: The rows, on the device.
+
+    Raises:
+        ValueError: If the rows cannot be scored.
+
+    Attributes:
+        batch: The rows.
+        operations: Of one score.
+    """
+
+    def __init__(self, owned: OwnedProgram, batch: Batch) -> None:
+        self.owned, self.batch, self.operations = owned, batch, 0
+        self._compiled: dict[int, CompiledQuery] = {}
+        self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []
+        generators = [torch.Generator(owned.device).manual_seed(_SEED + kind) for kind in range(2)]
+        with self._asking() as posterior:
+            for piece in posterior.chunks(batch, 1):
+                with LiftedNoise() as noise:
+                    posterior.elbo_of(piece, 1)
+                self.operations += noise.size.operations
+                normal, uniform = noise.size.draw(1, generators, owned.device)
+                self._pieces.append((piece, (normal[0].clone(), uniform[0].clone())))
+
+    @property
+    def specialisations(self) -> int:
+        """Compiled graphs: one for every number of rows that is scored at once, at most two."""
+        return len(self._compiled)
+
+    def __call__(self) -> float:
+        """The score with the parameters as they are."""
+        with self._asking() as posterior:
+            parts = [self._score(posterior, piece, noise) for piece, noise in self._pieces]
+            return float(torch.cat(parts).mean())
+
+    def _score(self, posterior: Posterior, piece: Batch, noise: tuple[Tensor, Tensor]) -> Tensor:
+        if compiled := self._compiled.get(num_rows(piece)):
+            return compiled(piece, *noise)
+        with LiftedNoise(*noise):
+            return posterior.elbo_of(piece, 1)
+
+    @contextmanager
+    def _asking(self) -> Iterator[Posterior]:
+        owned, training = self.owned, self.owned.program.training
+        try:
+            with torch.no_grad(), owned.running(), RandomStream(_SEED, owned.device).drawing():
+                yield Posterior(owned)  # puts the program in evaluation mode
+        finally:
+            owned.program.train(training)
+
+    def compile(self) -> None:
+        """Score by native code from here on.
+
+        Raises:
+            Untraceable: If the score depends on values in another way than by tensor operations.
+            NoCompiler: If there is no C++ compiler.
+        """
+        found: dict[int, CompiledQuery] = {}
+        with self._asking() as posterior:
+            for piece, _ in self._pieces:
+                if num_rows(piece) not in found:
+                    graph = trace_query(self.owned, lambda x: posterior.elbo_of(x, 1), piece)
+                    found[num_rows(piece)] = CompiledQuery(graph, piece)
+        self._compiled = found
