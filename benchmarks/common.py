@@ -41,10 +41,10 @@ def card(device: str = "auto") -> str:
     return "_" + re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name().lower()).strip("_")
 
 
-def write_result(name: str, content: Any, device: str = "auto") -> Path:
+def write_result(name: str, content: Any, device: str = "auto", folder: Path = RESULTS) -> Path:
     """Write a result as JSON, with the machine and the date; figures of a GPU have its name in the file's."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}{card(device)}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}{card(device)}.json"
     path.write_text(json.dumps({"machine": machine(), "result": content}, indent=1) + "\n")
     return path
 

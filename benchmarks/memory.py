@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import shown, write_result
+from common import RESULTS, shown, write_result
 from peers import pyro_programs, torch_programs
 from peers.loops import Data, TorchLoop, batches
 from torch import Tensor, nn
@@ -162,6 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--quick", action="store_true", help="one round, a twentieth of the rows: does it run?")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures; another one for a trial")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
         print(f"{lines[-1][0]}: {figures[1]} MB", flush=True)
     print(f"\n{shown(lines, options.markdown)}\n")
     if not options.quick:
-        print(f"written to {write_result('memory', {'epochs': EPOCHS, 'rows': results}, options.device)}")
+        print(f"written to {write_result('memory', {'epochs': EPOCHS, 'rows': results}, options.device, options.out)}")
 
 
 if __name__ == "__main__":
