@@ -87,18 +87,19 @@ class StepLoop:
         normal, uniform = noise.draw(capacity, generators, device)
         record = torch.zeros(capacity, len(self.names), dtype=dtype, device=device)
         index = torch.zeros((), dtype=torch.long, device=device)
-        step = torch.zeros((), dtype=torch.long, device=device)
-        self._carried, self._carry_spec = tree_flatten((index, step, carry, record))
-        captured = (gradients.fixed, list(data), rows, normal, uniform, rates, torch.ones_like(index))
+        self._carried, self._carry_spec = tree_flatten((index, carry, record))
+        first, count = torch.zeros_like(index), torch.ones_like(index)
+        captured = (gradients.fixed, list(data), rows, normal, uniform, rates, first, count)
         self._captured, self._captured_spec = tree_flatten(captured)
+        self._columns = torch.arange(len(self.names), device=device)
         self._count_at = len(self._carried) + len(self._captured) - 1
         self._body = self._trace_body()
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One step of the loop, from all that is carried and captured to all that is carried."""
         count = len(self._carried)
-        index, step, carry, record = tree_unflatten(list(inputs[:count]), self._carry_spec)
-        fixed, data, rows, normal, uniform, rates, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
+        index, carry, record = tree_unflatten(list(inputs[:count]), self._carry_spec)
+        fixed, data, rows, normal, uniform, rates, first, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
         at = index.reshape(1)
         chosen = rows[0] if self._full else rows.index_select(0, at).squeeze(0)
         batch = tuple(data if self._full else [x.index_select(0, chosen) for x in data])
@@ -108,19 +109,22 @@ class StepLoop:
         loss, terms, gradients, buffers = self.gradients.graph(
             params, carry["buffers"], fixed, batch, chosen, epsilon, u, weight.to(self.gradients.noise.dtype)
         )
-        packed = self.packing.pack(gradients)
+        packed = self.packing.pack(gradients, in_a_graph=True)
         norm = norm_of(packed)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         if self.optimizer.rule is None:  # torch's own optimizer takes the gradients from here
             new = {name: [x.clone() for x in tensors] for name, tensors in carry.items()} | {GRADIENTS: packed}
         else:
-            new = self.optimizer.advance(carry, packed, finite, rate, step)
+            new = self.optimizer.advance(carry, packed, finite, rate, first + index)
         pairs = zip(carry["buffers"], buffers, strict=True)
         new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
-        row = torch.stack([x.to(record.dtype).reshape(()) for x in (*terms, norm, ~finite)]).unsqueeze(0)
-        record = record.index_copy(0, at, row)
+        row = torch.zeros_like(record[0])
+        for column, x in enumerate((*terms, norm, ~finite)):
+            # Stacked, every number would have a place in memory of its own first.
+            row = torch.where(self._columns == column, x.to(record.dtype), row)
+        record = record.index_copy(0, at, row.unsqueeze(0))
         new = {name: new[name] for name in carry}
-        return tuple(tree_flatten((index + 1, step + 1, new, record))[0])
+        return tuple(tree_flatten((index + 1, new, record))[0])
 
     def _trace_body(self) -> GraphModule:
         with torch.no_grad():
@@ -174,21 +178,22 @@ class StepLoop:
             The new carry, and the terms of each step, ``(n, terms)`` in the order of `names`.
         """
         count = len(rates)
-        _, _, chosen, eps, u, knobs, number = tree_unflatten(
+        _, _, chosen, eps, u, knobs, first, number = tree_unflatten(
             self._captured[: self._captured_spec.num_leaves], self._captured_spec
         )
         # Rows beyond the steps that are taken are never read.
         for buffer, x in ((eps, normal), (u, uniform), (knobs, rates)):
             buffer[:count].copy_(x)
         chosen[: 1 if self._full else count].copy_(rows[:1] if self._full else rows)
+        first.fill_(step)
         number.fill_(count)
-        captured = tree_flatten((self.gradients.fixed, list(data), chosen, eps, u, knobs, number))[0]
+        captured = tree_flatten((self.gradients.fixed, list(data), chosen, eps, u, knobs, first, number))[0]
         captured += self._captured[len(captured) :]
-        index, at, _, record = tree_unflatten(self._carried, self._carry_spec)
-        carried = tree_flatten((index, at.fill_(step), carry, record))[0]
+        index, _, record = tree_unflatten(self._carried, self._carry_spec)
+        carried = tree_flatten((index, carry, record))[0]
         with torch.no_grad():
             out = self._taken(count, carried, captured)
-        _, _, new, record = tree_unflatten(list(out), self._carry_spec)
+        _, new, record = tree_unflatten(list(out), self._carry_spec)
         return new, record[:count]
 
     def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:

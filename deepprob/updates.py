@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Carry = dict[str, list[Tensor]]
 """What one step hands to the next: ``packed`` parameters, the optimizer's ``first`` and ``second`` moments, their
 ``average``, ``accumulated`` gradients, ``buffers``, and the ``count`` of updates that were applied."""
 
 _ALONE = 2**14  # elements from which on copying a gradient into a shared tensor costs more than a further tensor
+_SUMMED = 2**13  # elements times tensors up to which a sum of padded tensors beats writing each to its place
 _ALIGN = 16  # elements: no parameter shares a vector register with another
 
 
@@ -50,18 +53,18 @@ class Packing:
             self.places.append((group, start))
             shared[key] = group, start + _padded(p.numel())
 
-    def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The groups that hold some tensors of the parameters' shapes."""
-        parts: list[list[Tensor]] = [[] for _ in range(self.groups)]
-        alone: dict[int, Tensor] = {}
+    def pack(self, tensors: Sequence[Tensor], *, in_a_graph: bool = False) -> list[Tensor]:
+        """The groups that hold some tensors of the parameters' shapes.
+
+        Args:
+            tensors: One for every parameter.
+            in_a_graph: Whether this is to be compiled. Then small groups are sums of padded tensors: a concatenation is
+                a place in memory that every part is written to, a sum is computed where it is used.
+        """
+        members: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.groups)]
         for (group, start), x in zip(self.places, tensors, strict=True):
-            if start < 0:
-                alone[group] = x
-                continue
-            parts[group].append(x.reshape(-1))
-            if gap := _padded(x.numel()) - x.numel():
-                parts[group].append(x.new_zeros(gap))
-        return [alone[g] if g in alone else torch.cat(parts[g]) for g in range(self.groups)]
+            members[group].append((start, x))
+        return [_joined(group, in_a_graph) for group in members]
 
     def unpack(self, groups: Sequence[Tensor]) -> list[Tensor]:
         """The tensors that some groups hold, as views."""
@@ -69,6 +72,18 @@ class Packing:
             groups[group] if start < 0 else groups[group].narrow(0, start, shape.numel()).view(shape)
             for (group, start), shape in zip(self.places, self.shapes, strict=True)
         ]
+
+
+def _joined(members: Sequence[tuple[int, Tensor]], in_a_graph: bool) -> Tensor:
+    """One tensor that holds some others, each from its place on."""
+    if members[0][0] < 0:
+        return members[0][1]
+    parts = [(start, x.reshape(-1)) for start, x in members]
+    size = parts[-1][0] + _padded(len(parts[-1][1]))
+    if in_a_graph and size * len(parts) <= _SUMMED:
+        spread = [pad(x, (start, size - start - len(x))) for start, x in parts]
+        return functools.reduce(torch.add, spread)
+    return torch.cat([y for _, x in parts for y in (x, x.new_zeros(_padded(len(x)) - len(x)))])
 
 
 def _padded(size: int) -> int:
