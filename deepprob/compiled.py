@@ -128,7 +128,7 @@ class StepLoop:
 
     def _trace_body(self) -> GraphModule:
         with torch.no_grad():
-            body = make_fx(torch.func.functionalize(self._step))(*self._carried, *self._captured)
+            body = make_fx(torch.func.functionalize(self._step), tracing_mode="fake")(*self._carried, *self._captured)
         self._captured += lift_constants(body)
         return body
 
@@ -250,7 +250,7 @@ class CompiledQuery:
             return (query.graph(list(tensors), tuple(rows), *noise),)
 
         with torch.no_grad():
-            graph = make_fx(flat)(*(x.detach() for x in inputs))
+            graph = make_fx(flat, tracing_mode="fake")(*(x.detach() for x in inputs))
         self._constants = lift_constants(graph)
         self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 

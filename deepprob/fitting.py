@@ -29,7 +29,7 @@ from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch
 from deepprob.progress import ProgressBar
-from deepprob.runtime import RandomStream, threads_for
+from deepprob.runtime import RandomStream, keep_freed_memory, threads_for
 from deepprob.traces import first_bad_site
 from deepprob.updates import Carry, Packing, counted, due
 
@@ -64,6 +64,10 @@ class State:
         if "average" not in self.carry:
             return None
         return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
+
+    def work(self, batch_size: int) -> int:
+        """Multiplications of a step, roughly."""
+        return sum(p.numel() for p in self.params.values()) * batch_size
 
     def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:
         """One update of the parameters, in place; none where the step was not finite.
@@ -207,7 +211,8 @@ class RunningFit:
             callback.start(self)
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
-            with bar, threads_for(self._work()), interruptible() as interrupted:
+            keep_freed_memory()
+            with bar, threads_for(self.state.work(self.shuffle.batch_size)), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 self.history.interrupted = bool(interrupted)
@@ -221,10 +226,6 @@ class RunningFit:
             )
         self.history.stopped_early = self.stop and self.step < self.total_steps
         return self._posterior()
-
-    def _work(self) -> int:
-        """Multiplications of a step, roughly."""
-        return sum(p.numel() for p in self.state.params.values()) * self.shuffle.batch_size
 
     def _advance(self, bar: ProgressBar) -> None:
         """Take the steps until somebody wants to look, or as many as can be taken at once."""

@@ -182,8 +182,7 @@ def _pays(steps: int, operations: int) -> bool:
 
 def _capacity(state: State, batch_size: int, numbers: int) -> int:
     """Steps in one call: few enough for its noise and its time to stay small."""
-    work = sum(p.numel() for p in state.params.values()) * batch_size
-    return max(1, min(_CAPACITY, _NOISE_BYTES // (4 * numbers + 1), _CALL // (work + 1)))
+    return max(1, min(_CAPACITY, _NOISE_BYTES // (4 * numbers + 1), _CALL // (state.work(batch_size) + 1)))
 
 
 def _warn(why: str, what: str = "the steps run eagerly, and more slowly") -> None:

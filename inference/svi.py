@@ -19,7 +19,7 @@ from deepprob.optimizers import Optimizer, optimizer_named
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
-from deepprob.runtime import RandomStream, pick_device
+from deepprob.runtime import RandomStream, pick_device, threads_for
 from deepprob.stepping import EagerStepper, choose_stepper, compile_score
 from deepprob.updates import Packing, first_carry, norm_of
 
@@ -214,20 +214,21 @@ def svi(
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, eager = start(owned, chosen, learning_rate), EagerStepper(take)
-    stepper = choose_stepper(
-        compile,
-        state,
-        eager,
-        objective=maximised,
-        optimizer=chosen,
-        data=rows,
-        batch_size=size,
-        steps=epochs * math.ceil(num_rows(batch) / size),
-        noise=noise,
-        talk=progress is not False,
-    )
-    if scored is not None and stepper is not eager:
-        compile_score(scored, epochs, always=compile is True)
+    with threads_for(state.work(size)):  # compiled code is for so many threads as there were
+        stepper = choose_stepper(
+            compile,
+            state,
+            eager,
+            objective=maximised,
+            optimizer=chosen,
+            data=rows,
+            batch_size=size,
+            steps=epochs * math.ceil(num_rows(batch) / size),
+            noise=noise,
+            talk=progress is not False,
+        )
+        if scored is not None and stepper is not eager:
+            compile_score(scored, epochs, always=compile is True)
     fit = RunningFit(
         state,
         stepper,
