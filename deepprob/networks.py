@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,6 +25,7 @@ from deepprob.initialisation import (
     is_pretrained,
     pretrained,
 )
+from deepprob.recurrence import Tensors, is_traced, recur
 
 __all__ = [
     "ACTIVATIONS",
@@ -371,10 +372,10 @@ class Recurrent(Network):
         states = []
         for direction, cell in self.cells.items():
             if direction == "forwards":
-                states.append(cell(x)[0])
+                states.append(_states(cast(nn.RNNBase, cell), x))
             else:
                 mirror = (ends - 1 - times).clamp(min=0).unsqueeze(-1)  # (B, T, 1); its own inverse
-                backwards = cell(x.gather(1, mirror.expand_as(x)))[0]  # (B, T, H)
+                backwards = _states(cast(nn.RNNBase, cell), x.gather(1, mirror.expand_as(x)))  # (B, T, H)
                 states.append(backwards.gather(1, mirror.expand_as(backwards)))
         y = torch.where(inside, torch.cat(states, -1), 0.0)
         return y.reshape(*batch, steps, self.out_features)
@@ -401,6 +402,43 @@ class Recurrent(Network):
                     record[name] = "zeros, forget gate ones"
                     gates[1].fill_(1.0)
         return record
+
+
+def _states(cell: nn.RNNBase, x: Tensor) -> Tensor:
+    """All states of a recurrent network of torch's, ``(B, T, D)`` to ``(B, T, H)``."""
+    if not is_traced():
+        y: Tensor = cell(x)[0]
+        return y
+    step = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _rnn}[cell.mode]
+    weight_in, weight, bias_in, bias = cell.all_weights[0]
+    ahead = nn.functional.linear(x.transpose(0, 1), weight_in, bias_in)  # (T, B, gates H)
+    start = x.new_zeros(len(x), cell.hidden_size)
+    state = (start, start.clone()) if cell.mode == "LSTM" else (start,)
+    _, (states,) = recur(step, state, [ahead], [weight, bias])
+    return states.transpose(0, 1)
+
+
+def _lstm(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+    h, c = state
+    gates = slices[0] + nn.functional.linear(h, *params)  # (B, 4 H)
+    enter, remember, proposal, leave = gates.chunk(4, -1)
+    c = torch.sigmoid(remember) * c + torch.sigmoid(enter) * torch.tanh(proposal)
+    h = torch.sigmoid(leave) * torch.tanh(c)
+    return (h, c), (h,)
+
+
+def _gru(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+    (h,) = state
+    reset_x, update_x, new_x = slices[0].chunk(3, -1)
+    reset_h, update_h, new_h = nn.functional.linear(h, *params).chunk(3, -1)
+    reset, update = torch.sigmoid(reset_x + reset_h), torch.sigmoid(update_x + update_h)
+    h = torch.lerp(torch.tanh(new_x + reset * new_h), h, update)
+    return (h,), (h,)
+
+
+def _rnn(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+    h = torch.tanh(slices[0] + nn.functional.linear(state[0], *params))
+    return (h,), (h,)
 
 
 NETWORKS: dict[str, type[Network]] = {

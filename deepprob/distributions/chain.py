@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
+from deepprob.recurrence import Tensors, functional, recur
+
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -71,16 +73,18 @@ class GaussianPath(TorchDistribution):
         shape = (*sample_shape, *self.batch_shape, size)
         # Time leads: what is drawn for a step does not depend on how much padding follows.
         noise = torch.randn((steps, *shape), dtype=self.initial.dtype, device=self.initial.device)
-        z = self.initial.expand(shape)
-        path, locs, scales = [], [], []
-        for e, *context in zip(noise.unbind(0), *(c.unbind(-2) for c in self.context), strict=True):
-            loc, scale = self.kernel(z, *context)
-            z = torch.addcmul(loc, scale, e)
-            path.append(z)
-            locs.append(loc)
-            scales.append(scale)
-        drawn = torch.where(self.inside, torch.stack(path, -2), 0.0)  # (*shape, T, Z)
-        self._drawn = drawn, torch.stack(locs, -2), torch.stack(scales, -2)
+        kernel, params = functional(self.kernel)
+
+        def step(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+            loc, scale = kernel(params, state[0], *slices[1:])
+            z = torch.addcmul(loc, scale, slices[0])
+            return (z,), (z, loc, scale)
+
+        inputs = [noise, *(c.movedim(-2, 0) for c in self.context)]
+        _, drawn_steps = recur(step, [self.initial.expand(shape)], inputs, params)
+        path, loc, scale = (y.movedim(0, -2) for y in drawn_steps)  # each (*shape, T, Z)
+        drawn = torch.where(self.inside, path, 0.0)
+        self._drawn = drawn, loc, scale
         return drawn
 
     def conditionals(self, path: Tensor) -> tuple[Tensor, Tensor]:
