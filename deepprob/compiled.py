@@ -91,7 +91,6 @@ class StepLoop:
         first, count = torch.zeros_like(index), torch.ones_like(index)
         captured = (gradients.fixed, list(data), rows, normal, uniform, rates, first, count)
         self._captured, self._captured_spec = tree_flatten(captured)
-        self._columns = torch.arange(len(self.names), device=device)
         self._count_at = len(self._carried) + len(self._captured) - 1
         self._body = self._trace_body()
 
@@ -118,17 +117,19 @@ class StepLoop:
             new = self.optimizer.advance(carry, packed, finite, rate, first + index)
         pairs = zip(carry["buffers"], buffers, strict=True)
         new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
-        row = torch.zeros_like(record[0])
+        row, columns = torch.zeros_like(record[0]), torch.arange(len(self.names), device=record.device)
         for column, x in enumerate((*terms, norm, ~finite)):
             # Stacked, every number would have a place in memory of its own first.
-            row = torch.where(self._columns == column, x.to(record.dtype), row)
+            row = torch.where(columns == column, x.to(record.dtype), row)
         record = record.index_copy(0, at, row.unsqueeze(0))
         new = {name: new[name] for name in carry}
         return tuple(tree_flatten((index + 1, new, record))[0])
 
     def _trace_body(self) -> GraphModule:
         with torch.no_grad():
-            body = make_fx(torch.func.functionalize(self._step), tracing_mode="fake")(*self._carried, *self._captured)
+            body = make_fx(torch.func.functionalize(self._step), tracing_mode="fake", _allow_non_fake_inputs=True)(
+                *self._carried, *self._captured
+            )
         self._captured += lift_constants(body)
         return body
 
@@ -250,7 +251,7 @@ class CompiledQuery:
             return (query.graph(list(tensors), tuple(rows), *noise),)
 
         with torch.no_grad():
-            graph = make_fx(flat, tracing_mode="fake")(*(x.detach() for x in inputs))
+            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
         self._constants = lift_constants(graph)
         self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 

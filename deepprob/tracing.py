@@ -172,7 +172,9 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
 
     detached = ([p.detach() for p in program.params], buffers, fixed, batch, rows, normal, uniform, weight)
     with torch.no_grad():
-        functional = make_fx(torch.func.functionalize(pure), tracing_mode="fake")(*detached)
+        functional = make_fx(torch.func.functionalize(pure), tracing_mode="fake", _allow_non_fake_inputs=True)(
+            *detached
+        )
     functional.graph.eliminate_dead_code()
     functional.recompile()
     return GradientGraph(functional, tuple(names), buffers, fixed, size)
@@ -231,7 +233,7 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batc
     drawn = tuple(x[0].clone() for x in size.draw(1, (generator, generator), device))
     graph = _traced(run, (tensors, batch, *drawn), tensors)
     with torch.no_grad():
-        functional = make_fx(torch.func.functionalize(graph), tracing_mode="fake")(
+        functional = make_fx(torch.func.functionalize(graph), tracing_mode="fake", _allow_non_fake_inputs=True)(
             [x.detach() for x in tensors], batch, *drawn
         )
     functional.graph.eliminate_dead_code()
