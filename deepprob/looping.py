@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import (
     ProxyTorchDispatchMode,
@@ -77,6 +78,19 @@ def _in_python(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Te
     return (*state, *(torch.stack(y) for y in zip(*steps, strict=True)))
 
 
+def _once(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
+    """What a loop returns, as if every step were like the first: to trace, shapes are enough."""
+    out = cell(*state, *(x[0] for x in inputs), *fixed)
+    count, steps = len(state), len(inputs[0])
+    return (*out[:count], *(y.expand(steps, *y.shape).contiguous() for y in out[count:]))
+
+
+@_loop_op.py_impl(FakeTensorMode)
+def _in_shapes(mode: FakeTensorMode, cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
+    with mode:
+        return _once(cell, state, inputs, fixed)
+
+
 @_loop_op.py_impl(DispatchKey.Autograd)
 def _without_autograd(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
@@ -107,7 +121,7 @@ def _apart(*groups: Tensors) -> list[Tensors]:
 def _node(mode: Any, cell: GraphModule, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
     """Put the loop into the graph that is traced."""
     with _disable_current_modes():
-        out = _loop_op(cell, state, inputs, fixed)
+        out = _once(cell, state, inputs, fixed)
     tracer = mode.tracer
     # The name says what the cell computes, so that the code of the whole graph does.
     name = f"cell_{hashlib.sha256(cell.code.encode()).hexdigest()[:16]}"

@@ -27,7 +27,9 @@ def traced(function: Callable[..., Any], *arguments: Any) -> GraphModule:
     """As the steps of a fit are traced: once as Python runs it, then without changes in place."""
     graph = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*arguments)
     with torch.no_grad():
-        pure: GraphModule = make_fx(torch.func.functionalize(graph))(*arguments)
+        pure: GraphModule = make_fx(torch.func.functionalize(graph), tracing_mode="fake", _allow_non_fake_inputs=True)(
+            *arguments
+        )
     pure.graph.eliminate_dead_code()
     return pure
 
