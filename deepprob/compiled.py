@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import shutil
 import stat
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -340,22 +342,27 @@ def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / f"{_key(module, inputs)}.pt2"
-        if not path.exists():
+        try:
+            loader = _load(path, inputs[0].device)
+            path.touch()
+        except (RuntimeError, OSError):  # not there, or not whole
+            path.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 built = Path(work) / path.name
                 _build(module, inputs, built)
                 os.replace(built, path)
             _prune(folder)
-        else:
-            path.touch()
-        device = inputs[0].device
-        on_gpu = device.type == "cuda"
-        # Without threads of its own the code can be recorded in a CUDA graph.
-        loader = torch._C._aoti.AOTIModelPackageLoader(
-            str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1
-        )  # fmt: skip
+            loader = _load(path, inputs[0].device)
     run: Run = loader.boxed_run
     return run
+
+
+def _load(path: Path, device: torch.device) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    on_gpu = device.type == "cuda"
+    # Without threads of its own the code can be recorded in a CUDA graph.
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1)
 
 
 def is_cached(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
@@ -365,17 +372,13 @@ def is_cached(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
 
 
 def _build(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
-    from torch._inductor import aoti_compile_and_package
-    from torch._inductor.exc import InvalidCxxCompiler
+    if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
+        raise NoCompiler("no C++ compiler was found")
+    from torch._inductor import aoti_compile_and_package  # imports all of torch's compiler, which takes seconds
 
     with _quiet():
         exported = torch.export.export(module, tuple(inputs))
-        try:
-            aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
-        except Exception as error:
-            if isinstance(error, InvalidCxxCompiler) or isinstance(error.__cause__, InvalidCxxCompiler):
-                raise NoCompiler("no C++ compiler was found") from error
-            raise
+        aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
 
 
 _SETTINGS: dict[str, Any] = {"aot_inductor.package": True}

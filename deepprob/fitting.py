@@ -117,6 +117,16 @@ class Knobs:
     kl_weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a fit was: all that the next steps depend on."""
+
+    carry: Carry
+    step: int
+    noise: dict[str, Tensor]
+    shuffle: tuple[Tensor, Tensor, Tensor | None]
+
+
 class Stepper(Protocol):
     """What takes the steps of a fit.
 
@@ -231,12 +241,19 @@ class RunningFit:
         """Take the steps until somebody wants to look, or as many as can be taken at once."""
         began = time.perf_counter()
         first, end = self.step, self._next_stop()
+        several = end - first > self.steps_per_epoch
+        origin = self._position() if several else None
         rows, knobs = self._rows(end), [self._knobs(step) for step in range(first, end)]
         self.state.owned.program.train()
         with self.state.owned.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
-        self.step = end
         record = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
+        if origin is not None and any(record["skipped"]):
+            # Which state is the last good one is seen epoch by epoch: the same steps are taken again, one epoch each.
+            self._go_back(origin)
+            self.by_epoch = True
+            return
+        self.step = end
         for name, values in record.items():
             self.history.steps.setdefault(name, []).extend(values)
         self._watch(first, record["skipped"])
@@ -252,6 +269,17 @@ class RunningFit:
             for callback in self.callbacks:
                 callback.epoch_end(self)
         bar.advance(end - first, self.history)
+
+    def _position(self) -> Position:
+        carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
+        shuffle = self.shuffle_generator.get_state(), self.shuffle_state, self.order
+        return Position(carry, self.state.step, self.noise.state, shuffle)
+
+    def _go_back(self, position: Position) -> None:
+        self.state.take(position.carry)
+        self.state.step, self.noise.state = position.step, position.noise
+        generator, self.shuffle_state, self.order = position.shuffle
+        self.shuffle_generator.set_state(generator)
 
     def _next_stop(self) -> int:
         """The step before which nobody wants to look."""

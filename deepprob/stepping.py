@@ -117,7 +117,7 @@ def choose_stepper(
     """
     if compile is False or (compile == "auto" and steps < _FEWEST_STEPS):
         return eager
-    owned = state.owned
+    owned, data = state.owned, _apart(data)
     rows = torch.arange(batch_size, device=owned.device)
     batch = data if batch_size == num_rows(data) else tuple(x[:batch_size] for x in data)
     program = GradientProgram(owned, objective)
@@ -145,7 +145,11 @@ def choose_stepper(
     except Exception as error:  # torch's compiler has no error of its own for what it cannot do
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         _warn(f"torch's compiler failed with {type(error).__name__}: {first}", "its graph runs uncompiled")
-    if difference := _difference(loop, program, state, data, rows, stream):
+    try:
+        difference = _difference(loop, program, state, data, rows, stream)
+    except Exception as error:  # what a graph does on rows that it was not made for can be anything
+        difference = f"the traced step fails on other rows ({str(error).strip().splitlines()[0]})"
+    if difference:
         _warn(difference)
         return eager
     return CompiledStepper(loop, data, noise)
@@ -165,6 +169,17 @@ def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
         held_out.compile()
     except (Untraceable, NoCompiler) as error:
         _warn(str(error), "the held-out score is taken eagerly")
+
+
+def _apart(data: Batch) -> Batch:
+    """The data, no two parts of them in one memory: to the compiler, that would be one input."""
+    seen: set[int] = set()
+    parts = []
+    for x in data:
+        place = x.untyped_storage().data_ptr()
+        parts.append(x.clone() if place in seen else x)
+        seen.add(place)
+    return tuple(parts)
 
 
 def _inside(state: State) -> Carry:

@@ -17,7 +17,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -159,7 +159,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
     try:
-        graph = _traced(run, inputs, [*program.params, *others])
+        graph = _traced(run, inputs, [*program.params, *others], ["buffers"] if buffers else [])
     finally:
         _restore(buffers, before)
 
@@ -241,22 +241,30 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batc
     return QueryGraph(functional, tensors, size, device)
 
 
-def _traced(run: Callable[..., Any], inputs: tuple[Any, ...], own: Sequence[Tensor]) -> GraphModule:
+def _traced(
+    run: Callable[..., Any], inputs: tuple[Any, ...], own: Sequence[Tensor], changing: Sequence[str] = ()
+) -> GraphModule:
     """The operations of a function, whose inputs are all that may change.
+
+    Args:
+        run: The function.
+        inputs: Its inputs.
+        own: The program's tensors, all of which are among them.
+        changing: Names of the arguments that the function may write to.
 
     Raises:
         Untraceable: If they are not all that decides what it does.
     """
-    foreign = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    foreign = _python_noise()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
             graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise Untraceable(_reason(error)) from error
-    if foreign != (random.getstate(), np.random.get_state()[1].tolist()):  # type: ignore[index]
+    if foreign != _python_noise():
         raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
-    _check_constants(graph, own)
+    _check_graph(graph, own, changing)
     return graph
 
 
@@ -294,21 +302,51 @@ def _unchecked(fn: Distribution) -> Distribution:
     return new
 
 
-def _check_constants(graph: GraphModule, own: Sequence[Tensor]) -> None:
-    """Refuse a graph that has a changing tensor among its constants, or that changes a constant."""
+def _python_noise() -> tuple[Any, ...]:
+    """Where Python's and numpy's global generators are."""
+    name, keys, *rest = np.random.get_state()
+    return random.getstate(), name, tuple(np.asarray(keys).tolist()), *rest
+
+
+def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[str]) -> None:
+    """Refuse a graph that hides what may change, or whose shapes do.
+
+    Args:
+        graph: As it was traced, with in-place operations.
+        own: The program's tensors, none of which may be a constant.
+        changing: Names of the inputs that may be written to.
+    """
     memory = {x.untyped_storage().data_ptr() for x in own if x.numel()}
-    constants = {}
-    for node in graph.graph.find_nodes(op="get_attr"):
-        value = getattr(graph, node.target)
-        if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in memory:
-            raise Untraceable("the program reads a parameter's .data, which would not change from step to step")
-        constants[node] = value
+    roots: dict[Node, Node] = {}  # whose memory a value is
     for node in graph.graph.nodes:
-        if node.op == "call_function" and hasattr(node.target, "_schema"):
-            for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-                written = argument.alias_info is not None and argument.alias_info.is_write
-                if written and value in constants:
-                    raise Untraceable("the program changes a tensor that is not a buffer of it: register_buffer it")
+        roots[node] = node
+        if node.op == "get_attr":
+            value = getattr(graph, node.target)
+            if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in memory:
+                raise Untraceable("the program reads a parameter's .data, which would not change from step to step")
+        if node.op != "call_function":
+            continue
+        if not hasattr(node.target, "_schema"):
+            roots[node] = roots.get(node.args[0], node)  # one of several parts
+            continue
+        _check_shape(node)
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.alias_info is None or not isinstance(value, Node):
+                continue
+            root = roots[node] = roots[value]
+            if argument.alias_info.is_write and root.op == "get_attr":
+                raise Untraceable("the program changes a tensor that is not a buffer of it: register_buffer it")
+            if argument.alias_info.is_write and root.op == "placeholder" and not root.name.startswith(tuple(changing)):
+                raise Untraceable("the program changes a buffer, or its own input, in some steps only")
+
+
+def _check_shape(node: Node) -> None:
+    """Refuse an operation whose result has as many entries as its values say."""
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return
+    kinds = {x.meta["val"].dtype for x in node.all_input_nodes[1:] if isinstance(x.meta.get("val"), Tensor)}
+    if node.target is not torch.ops.aten.index.Tensor or kinds & {torch.bool, torch.uint8}:
+        raise Untraceable("values decide how many rows or entries there are (x[mask], nonzero): use torch.where")
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

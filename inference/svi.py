@@ -197,6 +197,7 @@ def svi(
     callbacks, seed, epochs = _callbacks(callbacks), _whole("seed", seed, least=0), _whole("epochs", epochs, least=1)
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
+    compile = compile if isinstance(compile, str) else bool(compile)
     if init not in ("fresh", "keep"):
         raise ValueError(f"init must be 'fresh' or 'keep'; got {init!r}.")
     where = pick_device(device)
