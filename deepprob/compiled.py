@@ -14,6 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from deepprob.tracing import GradientGraph, QueryGraph
 from deepprob.updates import Carry, Packing, norm_of
 
 GRADIENTS = "gradients"
+
+_ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
 
 _UNROLLED = 16  # steps in one CUDA graph
 _KEPT = 64  # compiled files in the cache
@@ -161,7 +164,8 @@ class StepLoop:
         Raises:
             NoCompiler: If there is no C++ compiler.
         """
-        self._run = compile_module(self._module, self._inputs)
+        with _ONE_AT_A_TIME:
+            self._run = compile_module(self._module, self._inputs)
 
     def __call__(
         self, carry: Carry, data: Batch, rows: Tensor, normal: Tensor, uniform: Tensor, rates: Tensor, step: int
@@ -255,7 +259,8 @@ class CompiledQuery:
         with torch.no_grad():
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
         self._constants = lift_constants(graph)
-        self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
+        with _ONE_AT_A_TIME:
+            self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
         """The answer, for rows and noise."""

@@ -138,17 +138,12 @@ def choose_stepper(
     if talk and not loop.is_cached():
         seconds = _COMPILING + _COMPILING_AN_OPERATION * loop.operations
         print(f"compiling the step ({loop.operations} operations), about {seconds:.0f} s", file=sys.stderr)
-    try:
-        loop.compile()
-    except NoCompiler:
-        _warn("no C++ compiler was found (on Debian: apt-get install g++)", "its graph runs uncompiled")
-    except Exception as error:  # torch's compiler has no error of its own for what it cannot do
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        _warn(f"torch's compiler failed with {type(error).__name__}: {first}", "its graph runs uncompiled")
+    if failure := _failure(loop.compile):
+        _warn(failure, "its graph runs uncompiled")
     try:
         difference = _difference(loop, program, state, data, rows, stream)
     except Exception as error:  # what a graph does on rows that it was not made for can be anything
-        difference = f"the traced step fails on other rows ({str(error).strip().splitlines()[0]})"
+        difference = f"the traced step fails on other rows ({_first_line(error)})"
     if difference:
         _warn(difference)
         return eager
@@ -165,10 +160,25 @@ def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
     """
     if not always and not _pays(times, held_out.operations):
         return
+    if failure := _failure(held_out.compile):
+        _warn(failure, "the held-out score is taken eagerly")
+
+
+def _failure(compile: Callable[[], None]) -> str:
+    """Compile; what went wrong, in words."""
     try:
-        held_out.compile()
-    except (Untraceable, NoCompiler) as error:
-        _warn(str(error), "the held-out score is taken eagerly")
+        compile()
+    except Untraceable as error:
+        return str(error)
+    except NoCompiler:
+        return "no C++ compiler was found (on Debian: apt-get install g++)"
+    except Exception as error:  # torch's compiler has no error of its own for what it cannot do
+        return f"torch's compiler failed with {type(error).__name__}: {_first_line(error)}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def _apart(data: Batch) -> Batch:

@@ -240,7 +240,6 @@ def test_an_open_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.xfail(reason="a file that cannot be read stays in the cache, and its program runs uncompiled", strict=True)
 def test_a_spoilt_file_in_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "deepprob" / "compiled"
@@ -434,7 +433,6 @@ def test_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) 
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.xfail(reason="a fit whose last step was skipped returns the state before its last call", strict=True)
 def test_a_fit_whose_last_step_was_skipped_keeps_what_it_learnt() -> None:
     y = Y.clone()
     y[7] = 1e30
@@ -467,7 +465,6 @@ def test_divergence_is_found_where_it_began() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.xfail(reason="epochs that pass in one call leave no state to go back to", strict=True)
 def test_divergence_carries_the_last_good_posterior() -> None:
     together, watched = diverging(), diverging(callbacks=[EveryStep()])
     assert together.posterior is not None
@@ -554,7 +551,6 @@ def test_compile_is_one_of_three(value: Any) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.xfail(reason="0 equals False, but is not it", strict=True)
 @pytest.mark.parametrize("value", [0, np.False_])
 def test_what_equals_false_does_not_compile(value: Any) -> None:
     assert not fitted(epochs=1, compile=value).config["compiled"]
@@ -605,7 +601,7 @@ class Odd(Regression):
         ("rows", r"the compiled elbo is -[\d.]+ where it should be -[\d.]+"),
         pytest.param(
             "selected rows", r".*",
-            marks=pytest.mark.xfail(reason="a graph of another shape fails in the comparison", strict=True),
+            marks=(),
         ),
     ],
 )  # fmt: skip
@@ -647,7 +643,7 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
         NoCompiler("no C++ compiler was found"),
         pytest.param(
             RuntimeError("strange"),
-            marks=pytest.mark.xfail(reason="the held-out score's compiler may fail in its own way too", strict=True),
+            marks=(),
         ),
     ],
     ids=repr,
@@ -663,7 +659,6 @@ def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, mon
     assert all(map(math.isfinite, found.history.epochs["held_out_elbo"]))
 
 
-@pytest.mark.xfail(reason="torch's compiler serves one thread at a time", strict=True)
 def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[int] = []
     most = 0
@@ -784,7 +779,7 @@ def test_the_callers_program_store_and_random_states_are_untouched() -> None:
         (X[:, :2], X[:, 1:]),
         pytest.param(
             (X, X),
-            marks=pytest.mark.xfail(reason="one tensor as two captured inputs does not compile", strict=True),
+            marks=(),
         ),
     ],
     ids=["overlapping", "the same"],

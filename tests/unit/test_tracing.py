@@ -290,7 +290,6 @@ def test_buffers_come_out_right_and_tracing_leaves_them(mean: Callable[..., Any]
     assert not any(torch.equal(b, before[n]) for n, b in names.items() if id(b) in changing)
 
 
-@pytest.mark.xfail(reason="what a run changes is found by its values", strict=True)
 def test_a_buffer_that_the_first_run_happened_not_to_change() -> None:
     def largest(self: Small, x: Tensor, w: Tensor) -> Tensor:
         self.buffer.copy_(torch.maximum(self.buffer, x.mean(0)))
@@ -405,13 +404,13 @@ def test_a_value_that_is_asked_for_is_refused_with_its_line(mean: Callable[..., 
         pytest.param(
             changed_in_part,
             r"the program changes a tensor that is not a buffer of it: register_buffer it",
-            marks=pytest.mark.xfail(reason="what is written through a view is not seen", strict=True),
+            marks=(),
         ),
         (python_random, r"the program draws from Python's or numpy's random numbers, which would be frozen"),
         pytest.param(
             numpy_random,
             r"the program draws from Python's or numpy's random numbers, which would be frozen",
-            marks=pytest.mark.xfail(reason="numpy's place within its block is not compared", strict=True),
+            marks=(),
         ),
         (read_alias, r"the program reads a parameter's \.data, which would not change from step to step"),
     ],
@@ -425,7 +424,6 @@ def test_what_would_be_frozen_is_refused(mean: Callable[..., Any], message: str)
         traced(program, batch, rows)
 
 
-@pytest.mark.xfail(reason="how many there are is a number of Python's", strict=True)
 def test_a_number_of_rows_that_depends_on_values_is_refused() -> None:
     program, batch, rows = gradient_program(Small(lambda self, x, w: w * len(x[x[:, 0] + self.shift > 0])))
     with pytest.raises(Untraceable):
