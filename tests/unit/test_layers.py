@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepprob.layers import broadcast_linear
+from deepprob.layers import broadcast_linear, layers_in
 
 
 @pytest.mark.parametrize("rows", [1, 7])
@@ -38,3 +38,24 @@ def test_plain_layers_and_other_functions_are_torchs_own() -> None:
     with broadcast_linear():
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
         assert torch.equal(nn.functional.relu(x), x.clamp_min(0))
+
+
+def test_bfloat16_layers_round_their_inputs_and_nothing_else() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    x, scale = torch.rand(6, 1, 8, 8), torch.full((5,), 1e-3, requires_grad=True)
+    plain = torch.autograd.grad((net(x) * scale).sum(), [*net.parameters(), scale])
+    with layers_in("bfloat16"):
+        y = net(x)
+        product = x.flatten(1) @ x.flatten(1).T
+    assert y.dtype == torch.float32
+    assert torch.equal(product, x.flatten(1) @ x.flatten(1).T)
+    rounded = torch.autograd.grad((y * scale).sum(), [*net.parameters(), scale])
+    for a, b in zip(plain, rounded, strict=True):
+        assert b.dtype == torch.float32
+        assert 0 < float((a - b).abs().max()) < 0.02 * float(a.abs().max())
+
+
+def test_bfloat16_leaves_double_precision_alone() -> None:
+    layer, x = nn.Linear(3, 2).double(), torch.rand(4, 3, dtype=torch.float64)
+    with layers_in("bfloat16"):
+        assert torch.equal(layer(x), x @ layer.weight.T + layer.bias)

@@ -243,6 +243,44 @@ def test_chunks_change_nothing(posterior: Posterior, monkeypatch: pytest.MonkeyP
     assert per_row.log_weights(Y, particles=4).shape == (4, 12)
 
 
+@pytest.mark.parametrize("guide", ["normal", "flow"])
+def test_a_question_asked_often_is_traced_and_answered_the_same(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Program.of(regression, guide, data_plate="data")
+    posterior = svi(program, (X, Y), epochs=3, progress=False)
+
+    def ask() -> list[Tensor]:
+        return [
+            posterior.log_likelihood(X, Y, draws=5, seed=1),
+            posterior.log_weights(X, Y, particles=7, seed=2),
+            posterior.elbo(X, Y, seed=3),
+        ]
+
+    monkeypatch.setattr("deepprob.posterior._TRACED_AFTER", 2)
+    first, traced = ask(), [ask() for _ in range(3)][-1]
+    assert len(posterior._graphs) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first, traced, strict=True))
+    with torch.no_grad():
+        for value in posterior._owned.tensors().values():
+            value += 0.1
+    changed = ask()
+    posterior._graphs.clear()
+    assert all(torch.equal(a, b) for a, b in zip(changed, ask(), strict=True))
+
+
+def test_a_traced_question_still_refuses_data_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Exponential(rate), obs=y)
+
+    posterior = svi(Program.of(model, "normal", data_plate="data"), Y.abs(), epochs=2, progress=False)
+    monkeypatch.setattr("deepprob.posterior._TRACED_AFTER", 1)
+    posterior.log_likelihood(Y.abs(), draws=3)
+    assert posterior._graphs
+    with pytest.raises(ValueError, match=r"y must be numbers of at least 0 for a Exponential likelihood; got values"):
+        posterior.log_likelihood(-Y.abs(), draws=3)
+
+
 def test_evidence_of_an_exact_guide_is_exact() -> None:
     def model(y: Tensor | None = None) -> None:
         with pyro.plate("data", 12):
