@@ -260,7 +260,7 @@ def test_a_question_asked_often_is_traced_and_answered_the_same(guide: str, monk
     assert len(posterior._graphs) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, traced, strict=True))
     with torch.no_grad():
-        for value in posterior._owned.tensors().values():
+        for value in posterior._owned.parameters().values():
             value += 0.1
     changed = ask()
     posterior._graphs.clear()
