@@ -214,7 +214,7 @@ def dmm(quick: bool) -> Benchmark:
     per_epoch = -(-len(x) // batch)
 
     def program() -> Program:
-        made = DeepMarkovModel(x.shape[-1], latent_dim=100, hidden_dim=100, recurrent_dim=600)
+        made = DeepMarkovModel(x.shape[-1], latent_dim=100, hidden_dim=100, recurrent_dim=600, cell="rnn")
         made.transition = GatedTransition(100, 200)
         return made
 

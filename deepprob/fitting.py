@@ -66,7 +66,7 @@ class State:
         return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
 
     def work(self, batch_size: int) -> int:
-        """Multiplications of a step, roughly."""
+        """Multiplications of a step, roughly; of sequences, of one time step, since those come one after the other."""
         return sum(p.numel() for p in self.params.values()) * batch_size
 
     def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:

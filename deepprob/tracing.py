@@ -6,7 +6,8 @@ import copy
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def _traced(
     """
     foreign = _python_noise()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_onednn():
             warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
             graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
@@ -300,6 +301,17 @@ def _unchecked(fn: Distribution) -> Distribution:
     new = copy.copy(fn)
     new.__dict__.update(changed, _validate_args=False)
     return new
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Take recurrent layers apart: oneDNN's is one operation, whose gradient cannot be run again."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets, and warns of, much else
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 def _python_noise() -> tuple[Any, ...]:

@@ -39,9 +39,10 @@ class DeepMarkovModel(Program):
         hidden_dim: Width of transition and emitter.
         recurrent_dim: Width of the recurrent network and of the combiner.
         dropout: Share of features hidden from the recurrent network while it is trained.
+        cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a fourth of an LSTM's work).
 
     Raises:
-        ValueError: If a size is not positive, or dropout is not in [0, 1).
+        ValueError: If a size is not positive, the cell is unknown, or dropout is not in [0, 1).
 
     References:
         Krishnan, Shalit, Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
@@ -71,6 +72,7 @@ class DeepMarkovModel(Program):
         hidden_dim: int = 100,
         recurrent_dim: int = 100,
         dropout: float = 0.1,
+        cell: str = "lstm",
     ) -> None:
         super().__init__()
         if not 0 <= dropout < 1:
@@ -81,11 +83,12 @@ class DeepMarkovModel(Program):
             "hidden_dim": hidden_dim,
             "recurrent_dim": recurrent_dim,
             "dropout": dropout,
+            "cell": cell,
         }
         self.observed_dim, self.dropout = observed_dim, dropout
         self.emitter = MLP(latent_dim, observed_dim, (hidden_dim, hidden_dim))
         self.transition = GatedTransition(latent_dim, hidden_dim)
-        self.recurrent = Recurrent(observed_dim, recurrent_dim, "lstm", reverse=True)
+        self.recurrent = Recurrent(observed_dim, recurrent_dim, cell, reverse=True)
         self.combiner = Combiner(latent_dim, recurrent_dim)
         self.register_buffer("base_logits", torch.zeros(observed_dim))
         self.register_buffer("horizon", torch.ones((), dtype=torch.long))

@@ -73,7 +73,16 @@ def test_kl_of_a_path_to_itself_is_zero() -> None:
 def test_registered_and_rebuilt_from_its_config() -> None:
     program = DeepMarkovModel(5, **SIZES)
     assert MODELS[DeepMarkovModel.registry_name] is DeepMarkovModel
-    assert DeepMarkovModel(**program.config).config == program.config == {"observed_dim": 5, **SIZES}
+    assert DeepMarkovModel(**program.config).config == program.config == {"observed_dim": 5, **SIZES, "cell": "lstm"}
+
+
+def test_another_cell() -> None:
+    program = DeepMarkovModel(5, **SIZES, cell="rnn")
+    assert program.config["cell"] == "rnn"
+    smaller = sum(p.numel() for p in program.recurrent.parameters())
+    assert 4 * smaller == sum(p.numel() for p in DeepMarkovModel(5, **SIZES).recurrent.parameters())
+    with pytest.raises(ValueError, match=r"unknown kind of recurrent network 'lstn'\. Did you mean 'lstm'\?"):
+        DeepMarkovModel(5, cell="lstn")
 
 
 @pytest.mark.parametrize("particles", [1, 3])
