@@ -24,7 +24,7 @@ from deepprob.history import History
 from deepprob.interruption import interruptible
 from deepprob.laplace import laplace
 from deepprob.objectives import Terms
-from deepprob.optimizers import Optimizer
+from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch
@@ -136,13 +136,13 @@ class Stepper(Protocol):
 
     capacity: int
 
-    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+    def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         """Take some steps, inside a running program.
 
         Args:
             state: Where they start; it is updated in place.
             rows: The rows of each step's batch, shape ``(n, B)``.
-            knobs: Those of each step.
+            knobs: Learning rate and weight of the KL of each step, shape ``(n, 2)``.
 
         Returns:
             The terms of each step, each of shape ``(n,)``.
@@ -243,7 +243,7 @@ class RunningFit:
         first, end = self.step, self._next_stop()
         several = end - first > self.steps_per_epoch
         origin = self._position() if several else None
-        rows, knobs = self._rows(end), [self._knobs(step) for step in range(first, end)]
+        rows, knobs = self._rows(end), self._knobs(first, end)
         self.state.owned.program.train()
         with self.state.owned.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
@@ -310,13 +310,15 @@ class RunningFit:
             step += len(parts[-1])
         return torch.cat(parts).to(self.device)
 
-    def _knobs(self, step: int) -> Knobs:
-        weight = 1.0
+    def _knobs(self, first: int, end: int) -> FloatArray:
+        """Learning rate and weight of the KL of some steps, shape ``(n, 2)``."""
+        weights = np.ones(end - first)
         for callback in self.callbacks:
-            weight *= callback.kl_weight(step, self.steps_per_epoch)
-        return Knobs(self.optimizer.rate(step, self.total_steps, self.peak), weight)
+            if type(callback).kl_weight is not Callback.kl_weight:
+                weights *= [callback.kl_weight(step, self.steps_per_epoch) for step in range(first, end)]
+        return np.stack([self.optimizer.rates(first, end, self.total_steps, self.peak), weights], 1)
 
-    def _close_epochs(self, count: int, knobs: Sequence[Knobs]) -> None:
+    def _close_epochs(self, count: int, knobs: FloatArray) -> None:
         """Sum up the epochs that were completed by the last steps."""
         size, first = self.steps_per_epoch, self.epoch * self.steps_per_epoch
         self.epoch += count
@@ -326,11 +328,11 @@ class RunningFit:
         kept = np.where(skipped, 0.0, elbo)
         with np.errstate(invalid="ignore"):
             means = kept.sum(1) / np.where(skipped.all(1), np.nan, size - skipped.sum(1))
-        last = knobs[-(count - 1) * size - 1 :: size] if count > 1 else knobs[-1:]
+        last = knobs[len(knobs) - 1 - (count - 1) * size :: size]  # the last step's of every epoch
         rows: dict[str, Any] = {
             "elbo": means.tolist(),
-            "learning_rate": [k.learning_rate for k in last],
-            "kl_weight": [k.kl_weight for k in last],
+            "learning_rate": last[:, 0].tolist(),
+            "kl_weight": last[:, 1].tolist(),
             "skipped": skipped.sum(1).tolist(),
             "seconds": [self.unclosed / count] * count,
         }
@@ -372,6 +374,9 @@ class RunningFit:
     def _watch(self, first: int, skipped: Sequence[float]) -> None:
         """Count steps that were not applied, and give up when nothing else comes."""
         patience = min(_PATIENCE, self.total_steps)
+        if not any(skipped):
+            self.bad_in_a_row, self.before_best = 0, None
+            return
         for index, bad in enumerate(skipped):
             if not bad:
                 self.bad_in_a_row, self.before_best = 0, None
@@ -388,7 +393,7 @@ class RunningFit:
             where = first_bad_site(owned.program, batch, owned.num_data)
         found = self._posterior()
         epoch = first // self.steps_per_epoch + 1
-        rate = self._knobs(first).learning_rate
+        rate = float(self._knobs(first, first + 1)[0, 0])
         kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
         value = self.history.steps["elbo"][first]
         what = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,29 +25,30 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 Schedule = Callable[[int, int], float]
+FloatArray = npt.NDArray[np.float64]
 
 
-def constant(step: int, total: int) -> float:
+def constant(step: Any, total: int) -> Any:
     """The full learning rate throughout."""
     return 1.0
 
 
-def cosine(step: int, total: int) -> float:
+def cosine(step: Any, total: int) -> Any:
     """Half a cosine from 1 at the first step to 0.01 after the last.
 
     Examples:
-        >>> round(cosine(0, 10), 3), round(cosine(5, 10), 3), round(cosine(10, 10), 3)
-        (1.0, 0.505, 0.01)
+        >>> [round(float(cosine(step, 10)), 3) for step in (0, 5, 10)]
+        [1.0, 0.505, 0.01]
     """
-    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * step / max(total, 1)))
+    return 0.01 + 0.99 * 0.5 * (1.0 + np.cos(math.pi * step / max(total, 1)))
 
 
-def linear(step: int, total: int) -> float:
+def linear(step: Any, total: int) -> Any:
     """A straight line from 1 at the first step to 0.01 after the last."""
     return 1.0 - 0.99 * step / max(total, 1)
 
 
-_SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}
+_SCHEDULES: dict[str, Callable[[Any, int], Any]] = {"constant": constant, "cosine": cosine, "linear": linear}
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,14 @@ class Optimizer:
 
     def rate(self, step: int, total: int, peak: float) -> float:
         """The learning rate of a step, of ``total`` steps in all."""
-        schedule = _SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        return peak * schedule(step, total)
+        return float(self.rates(step, step + 1, total, peak)[0])
+
+    def rates(self, first: int, end: int, total: int, peak: float) -> FloatArray:
+        """The learning rates of the steps from ``first`` to before ``end``, of ``total`` steps in all."""
+        if isinstance(self.schedule, str):
+            return np.broadcast_to(peak * _SCHEDULES[self.schedule](np.arange(first, end), total), end - first)
+        schedule = self.schedule
+        return np.array([peak * schedule(step, total) for step in range(first, end)])
 
     def describe(self) -> dict[str, Any]:
         """The factory as JSON."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
-from deepprob.optimizers import Optimizer
+from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.program import Batch, num_rows
 from deepprob.runtime import RandomStream
 from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
@@ -44,8 +44,8 @@ class EagerStepper:
     def __init__(self, take: Callable[[State, Tensor, Knobs], Terms]) -> None:
         self.take = take
 
-    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
-        taken = [self.take(state, chosen, knob) for chosen, knob in zip(rows, knobs, strict=True)]
+    def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
+        taken = [self.take(state, chosen, Knobs(*knob)) for chosen, knob in zip(rows, knobs.tolist(), strict=True)]
         return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 
@@ -62,25 +62,25 @@ class CompiledStepper:
         self.loop, self.data, self.noise = loop, data, noise
         self.capacity = loop.capacity
 
-    def run(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+    def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         if state.optimizer is not None:
             return self._by_torch(state, rows, knobs)
         like = state.carry["packed"][0]
-        rates = torch.tensor([(k.learning_rate, k.kl_weight) for k in knobs], dtype=like.dtype, device=like.device)
+        rates = torch.from_numpy(knobs).to(like.device, like.dtype)
         normal, uniform = self.loop.gradients.noise.draw(len(knobs), self.noise.ahead, like.device)
         new, record = self.loop(state.carry, self.data, rows, normal, uniform, rates, state.step)
         state.take(new)
         state.step += len(knobs)
         return dict(zip(self.loop.names, record.unbind(1), strict=True))
 
-    def _by_torch(self, state: State, rows: Tensor, knobs: Sequence[Knobs]) -> Terms:
+    def _by_torch(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         """One step whose gradients are compiled and whose update is torch's."""
         normal, uniform = self.loop.gradients.noise.draw(1, self.noise.ahead, rows.device)
         like = state.carry["packed"]
-        rates = torch.tensor([[knobs[0].learning_rate, knobs[0].kl_weight]], dtype=like[0].dtype, device=rows.device)
+        rates = torch.from_numpy(knobs).to(rows.device, like[0].dtype)
         new, record = self.loop(_inside(state), self.data, rows, normal, uniform, rates, state.step)
         terms = dict(zip(self.loop.names, record.unbind(1), strict=True))
-        state.update(new[GRADIENTS], terms["skipped"][0] == 0, knobs[0].learning_rate, self.loop.optimizer)
+        state.update(new[GRADIENTS], terms["skipped"][0] == 0, float(knobs[0, 0]), self.loop.optimizer)
         state.take({"buffers": new["buffers"]})
         return terms
 
