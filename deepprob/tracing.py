@@ -48,6 +48,7 @@ class GradientGraph:
         buffers: The program's tensors that a run changes.
         fixed: Those that it only reads.
         noise: How much noise a call takes.
+        layers: Precision in which layers multiply.
     """
 
     graph: GraphModule
@@ -55,6 +56,7 @@ class GradientGraph:
     buffers: list[Tensor]
     fixed: list[Tensor]
     noise: NoiseSize
+    layers: str = "float32"
 
     @property
     def operations(self) -> int:
@@ -178,7 +180,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         )
     functional.graph.eliminate_dead_code()
     functional.recompile()
-    return GradientGraph(functional, tuple(names), buffers, fixed, size)
+    return GradientGraph(functional, tuple(names), buffers, fixed, size, program.objective.layers)
 
 
 @dataclass(frozen=True)
