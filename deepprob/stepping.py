@@ -136,7 +136,11 @@ def choose_stepper(
             return eager
         state.carry["buffers"] = gradients.buffers
         capacity = _capacity(state, batch_size, size.normal + size.uniform) if state.optimizer is None else 1
-        loop = StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
+        try:
+            loop = StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
+        except Exception as error:  # of torch's, on a graph that it made itself
+            _warn(f"its graph cannot be looped ({_first_line(error)})")
+            return eager
     if talk and not loop.is_cached():
         seconds = _COMPILING + _COMPILING_AN_OPERATION * loop.operations
         print(f"compiling the step ({loop.operations} operations), about {seconds:.0f} s", file=sys.stderr)

@@ -161,8 +161,10 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     weight = torch.ones((), dtype=size.dtype, device=rows.device)
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
+    changing_names = ["buffers"] if buffers else []
+    settled = ["batch", "rows"] if len(rows) == program.owned.num_data else []
     try:
-        graph = _traced(run, inputs, [*program.params, *others], ["buffers"] if buffers else [])
+        graph = _traced(run, inputs, [*program.params, *others], changing_names, settled)
     finally:
         _restore(buffers, before)
 
@@ -174,12 +176,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         return loss, terms, gradients, changing
 
     detached = ([p.detach() for p in program.params], buffers, fixed, batch, rows, normal, uniform, weight)
-    with torch.no_grad():
-        functional = make_fx(torch.func.functionalize(pure), tracing_mode="fake", _allow_non_fake_inputs=True)(
-            *detached
-        )
-    functional.graph.eliminate_dead_code()
-    functional.recompile()
+    functional = _functional(pure, *detached)
     return GradientGraph(functional, tuple(names), buffers, fixed, size, program.objective.layers)
 
 
@@ -235,17 +232,34 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batc
     generator = torch.Generator(device).manual_seed(0)
     drawn = tuple(x[0].clone() for x in size.draw(1, (generator, generator), device))
     graph = _traced(run, (tensors, batch, *drawn), tensors)
-    with torch.no_grad():
-        functional = make_fx(torch.func.functionalize(graph), tracing_mode="fake", _allow_non_fake_inputs=True)(
-            [x.detach() for x in tensors], batch, *drawn
-        )
-    functional.graph.eliminate_dead_code()
-    functional.recompile()
+    functional = _functional(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 
 
+def _functional(run: Callable[..., Any], *inputs: Any) -> GraphModule:
+    """The operations of a graph without those that work in place.
+
+    Raises:
+        Untraceable: If its shapes depend on values.
+    """
+    try:
+        with torch.no_grad():
+            graph: GraphModule = make_fx(
+                torch.func.functionalize(run), tracing_mode="fake", _allow_non_fake_inputs=True
+            )(*inputs)  # fmt: skip
+    except Exception as error:
+        raise Untraceable(_reason(error)) from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def _traced(
-    run: Callable[..., Any], inputs: tuple[Any, ...], own: Sequence[Tensor], changing: Sequence[str] = ()
+    run: Callable[..., Any],
+    inputs: tuple[Any, ...],
+    own: Sequence[Tensor],
+    changing: Sequence[str] = (),
+    settled: Sequence[str] = (),
 ) -> GraphModule:
     """The operations of a function, whose inputs are all that may change.
 
@@ -254,6 +268,7 @@ def _traced(
         inputs: Its inputs.
         own: The program's tensors, all of which are among them.
         changing: Names of the arguments that the function may write to.
+        settled: Names of the arguments whose values never change.
 
     Raises:
         Untraceable: If they are not all that decides what it does.
@@ -267,7 +282,7 @@ def _traced(
         raise Untraceable(_reason(error)) from error
     if foreign != _python_noise():
         raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
-    _check_graph(graph, own, changing)
+    _check_graph(graph, own, changing, settled)
     return graph
 
 
@@ -322,17 +337,22 @@ def _python_noise() -> tuple[Any, ...]:
     return random.getstate(), name, tuple(np.asarray(keys).tolist()), *rest
 
 
-def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[str]) -> None:
+def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[str], settled: Sequence[str]) -> None:
     """Refuse a graph that hides what may change, or whose shapes do.
 
     Args:
         graph: As it was traced, with in-place operations.
         own: The program's tensors, none of which may be a constant.
         changing: Names of the inputs that may be written to.
+        settled: Names of the inputs whose values never change.
     """
     memory = {x.untyped_storage().data_ptr() for x in own if x.numel()}
     roots: dict[Node, Node] = {}  # whose memory a value is
+    varying: set[Node] = set()  # what depends on an input
     for node in graph.graph.nodes:
+        given = node.op == "placeholder" and not node.name.startswith(tuple(settled))
+        if given or varying.intersection(node.all_input_nodes):
+            varying.add(node)
         roots[node] = node
         if node.op == "get_attr":
             value = getattr(graph, node.target)
@@ -343,7 +363,7 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
         if not hasattr(node.target, "_schema"):
             roots[node] = roots.get(node.args[0], node)  # one of several parts
             continue
-        _check_shape(node)
+        _check_shape(node, varying)
         for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
             if argument.alias_info is None or not isinstance(value, Node):
                 continue
@@ -354,12 +374,15 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
                 raise Untraceable("the program changes a buffer, or its own input, in some steps only")
 
 
-def _check_shape(node: Node) -> None:
-    """Refuse an operation whose result has as many entries as its values say."""
+def _check_shape(node: Node, varying: set[Node]) -> None:
+    """Refuse an operation whose result has as many entries as its values say, unless these are always the same."""
     if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
         return
-    kinds = {x.meta["val"].dtype for x in node.all_input_nodes[1:] if isinstance(x.meta.get("val"), Tensor)}
-    if node.target is not torch.ops.aten.index.Tensor or kinds & {torch.bool, torch.uint8}:
+    deciding = [x for x in node.all_input_nodes if x in varying]
+    if node.target is torch.ops.aten.index.Tensor:
+        masks = (torch.bool, torch.uint8)
+        deciding = [x for x in deciding if x is not node.args[0] and x.meta["val"].dtype in masks]
+    if deciding:
         raise Untraceable("values decide how many rows or entries there are (x[mask], nonzero): use torch.where")
 
 

@@ -250,10 +250,21 @@ def by_hand(
     return state.carry, record
 
 
+# What torch's compiler gets wrong; a fit finds it out before its first step, and runs eagerly.
+MISCOMPILED = {"hidden-markov-chain": "with its operations fused, the gradient of a table read 20 times is wrong"}
+
+
+def how_compiled(example: Example) -> Any:
+    marks = [] if example.name in COMPILED else [pytest.mark.slow]
+    if reason := MISCOMPILED.get(example.name):
+        marks.append(pytest.mark.xfail(reason=reason, strict=True))
+    return pytest.param(example, marks=marks)
+
+
 @pytest.mark.usefixtures("_doubles", "_cache")
 @pytest.mark.parametrize(
     "example",
-    [e if e.name in COMPILED else pytest.param(e, marks=pytest.mark.slow) for e in TRACEABLE],
+    [how_compiled(e) for e in TRACEABLE],
     ids=[e.name for e in TRACEABLE],
 )
 def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.device) -> None:
@@ -300,7 +311,7 @@ def _noise_is_fresh(
     graph: GradientGraph,
 ) -> None:
     """On the same rows, at parameters that stand still, steps differ by their noise, and by nothing else."""
-    rows, rates = rows[:1].expand_as(rows), torch.zeros_like(rates)
+    rows, rates = rows[:1].expand_as(rows), torch.ones_like(rates) * rates.new_tensor([0.0, 1.0])
     norm = loop.names.index("gradient_norm")
     _, record = loop(carry, data, rows, noise[0], noise[1], rates, 0)
     different = len(set(record[:, norm].tolist()))
@@ -309,6 +320,16 @@ def _noise_is_fresh(
         normal, uniform = (x[:1].expand_as(x) for x in noise)
         _, record = loop(carry, data, rows, normal, uniform, rates, 0)
         assert len(set(record[:, norm].tolist())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_cache")
+@pytest.mark.parametrize("example", [e for e in ZOO if e.name in MISCOMPILED], ids=named)
+def test_what_is_compiled_wrong_runs_eagerly(example: Example) -> None:
+    program, data = example.make()
+    with pytest.warns(UserWarning, match=r"^not compiled: the compiled gradient.*; the steps run eagerly"):
+        found = svi(program, data, epochs=2, compile=True, progress=False)
+    assert not found.config["compiled"]
 
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
