@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import traceback
 import warnings
@@ -28,7 +29,9 @@ from deepprob.objectives import Objective, Terms
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch
 
-_LIBRARIES = tuple(str(Path(str(file)).parent) for file in (torch.__file__, pyro.__file__, np.__file__, __file__))
+_LIBRARIES = tuple(
+    f"{Path(str(file)).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, np.__file__, __file__)
+)
 
 
 class Untraceable(Exception):
