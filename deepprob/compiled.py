@@ -251,7 +251,8 @@ class CompiledQuery:
 
     def __init__(self, query: QueryGraph, batch: Batch) -> None:
         self.query = query
-        inputs = [*query.tensors, *batch, *query.draw(torch.Generator(query.device).manual_seed(0))]
+        generators = [torch.Generator(query.device).manual_seed(seed) for seed in (0, 1)]
+        inputs = [*query.tensors, *batch, *query.noise.draw_once(generators, query.device)]
         split = len(query.tensors), len(query.tensors) + len(batch)
 
         def flat(*given: Tensor) -> tuple[Tensor]:
@@ -385,7 +386,7 @@ _SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Keep Python from looking through a million objects of the compiler's, again and again: a fifth of its time."""
+    """Keep Python from looking through a million objects of the compiler's, again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -44,8 +44,7 @@ class HeldOut:
                 with LiftedNoise() as noise:
                     posterior.elbo_of(piece, 1)
                 self.operations += noise.size.operations
-                normal, uniform = noise.size.draw(1, generators, owned.device)
-                self._pieces.append((piece, (normal[0].clone(), uniform[0].clone())))
+                self._pieces.append((piece, noise.size.draw_once(generators, owned.device)))
 
     @property
     def specialisations(self) -> int:

@@ -52,6 +52,11 @@ class NoiseSize:
         empty = torch.zeros(0, dtype=self.dtype, device=device)
         return torch.cat([*parts["normal"], empty]), torch.cat([*parts["uniform"], empty])
 
+    def draw_once(self, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
+        """The noise of one run, ``(normal,)`` and ``(uniform,)``; see `draw`."""
+        normal, uniform = self.draw(1, generators, device)
+        return normal[0].clone(), uniform[0].clone()
+
     def draw(self, count: int, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
         """The noise of some runs, ``(count, normal)`` and ``(count, uniform)``; what a run gets does not depend on
         how many others are drawn with it (on the CPU).

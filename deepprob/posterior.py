@@ -45,7 +45,7 @@ from deepprob.tracing import QueryGraph, Untraceable, trace_query
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
 
-# Tracing takes about as long as a hundred answers, and saves a fourth of each.
+# Tracing takes as long as many answers, and saves only Python's part of each.
 _TRACED_AFTER = 300  # questions about rows of the same shapes
 
 

@@ -153,7 +153,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep the memory that a step frees for the next one.
 
     glibc hands freed blocks back to the system at once until a block of their size was freed before; every step of a
-    large model then pays for the same pages again (a seventh of its time was seen). So we free a large one.
+    large model then pays for the same pages again. So we free a large one.
 
     Examples:
         >>> keep_freed_memory()

@@ -65,25 +65,17 @@ class CompiledStepper:
         self.capacity = loop.capacity
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        if state.optimizer is not None:
-            return self._by_torch(state, rows, knobs)
         like = state.carry["packed"][0]
         rates = torch.from_numpy(knobs).to(like.device, like.dtype)
         normal, uniform = self.loop.gradients.noise.draw(len(knobs), self.noise.ahead, like.device)
-        new, record = self.loop(state.carry, self.data, rows, normal, uniform, rates, state.step)
-        state.take(new)
-        state.step += len(knobs)
-        return dict(zip(self.loop.names, record.unbind(1), strict=True))
-
-    def _by_torch(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        """One step whose gradients are compiled and whose update is torch's."""
-        normal, uniform = self.loop.gradients.noise.draw(1, self.noise.ahead, rows.device)
-        like = state.carry["packed"]
-        rates = torch.from_numpy(knobs).to(rows.device, like[0].dtype)
         new, record = self.loop(_inside(state), self.data, rows, normal, uniform, rates, state.step)
         terms = dict(zip(self.loop.names, record.unbind(1), strict=True))
-        state.update(new[GRADIENTS], terms["skipped"][0] == 0, float(knobs[0, 0]), self.loop.optimizer)
-        state.take({"buffers": new["buffers"]})
+        if state.optimizer is None:
+            state.take(new)
+            state.step += len(knobs)
+        else:  # one step, whose gradients are compiled and whose update is torch's
+            state.update(new[GRADIENTS], terms["skipped"][0] == 0, float(knobs[0, 0]), self.loop.optimizer)
+            state.take({"buffers": new["buffers"]})
         return terms
 
 
@@ -265,9 +257,12 @@ def _difference(
 def _compared(loop: StepLoop, state: State, terms: Terms, expected: Carry, new: Carry, row: Tensor) -> str:
     """Terms, and gradients as the optimizer's memory shows them; nan, which shows nothing, is a difference."""
     tolerance = TOLERANCE[loop.gradients.layers]
-    scale = max(float(x.abs()) for x in terms.values())
+    scale = max(1.0, *(float(x.abs()) for n, x in terms.items() if n != "gradient_norm"))
     for name, value in zip(loop.names, row, strict=True):
-        if name in terms and not abs(float(value) - float(terms[name])) <= tolerance * max(scale, 1.0):
+        if name not in terms:
+            continue
+        size = max(1.0, abs(float(terms[name]))) if name == "gradient_norm" else scale
+        if not abs(float(value) - float(terms[name])) <= tolerance * size:
             return f"the compiled {name} is {float(value):.8g} where it should be {float(terms[name]):.8g}"
     key = next(k for k in (GRADIENTS, "accumulated", "first") if k in new)
     names = list(state.params)

@@ -67,13 +67,33 @@ class GradientGraph:
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
 
+def loss_and_gradients(
+    owned: OwnedProgram,
+    objective: Objective,
+    params: Sequence[Tensor],
+    batch: Batch,
+    rows: Tensor,
+    kl_weight: float | Tensor,
+) -> tuple[Tensor, Terms, list[Tensor]]:
+    """Run an objective, inside a running program: loss and terms, detached, and a gradient for every parameter."""
+    loss, terms = objective(
+        owned.program,
+        owned.program.prepare(*batch),
+        rows,
+        owned.num_data,
+        kl_weight=kl_weight,
+        plates=max(1, owned.structure.plates),
+    )
+    gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    return loss.detach(), terms, list(gradients)
+
+
 class GradientProgram:
     """One run of an objective and of its gradients, as Python runs it.
 
     Args:
         owned: The program.
         objective: What is maximised.
-        full_batch: Whether a batch is all rows, in order.
     """
 
     def __init__(self, owned: OwnedProgram, objective: Objective) -> None:
@@ -88,17 +108,7 @@ class GradientProgram:
             rows: Which they are, shape ``(B,)``.
             kl_weight: Weight of the KL.
         """
-        owned = self.owned
-        loss, terms = self.objective(
-            owned.program,
-            owned.program.prepare(*batch),
-            rows,
-            owned.num_data,
-            kl_weight=kl_weight,
-            plates=max(1, owned.structure.plates),
-        )
-        gradients = torch.autograd.grad(loss, self.params, allow_unused=True, materialize_grads=True)
-        return loss.detach(), terms, list(gradients)
+        return loss_and_gradients(self.owned, self.objective, self.params, batch, rows, kl_weight)
 
     def measure(self, batch: Batch, rows: Tensor) -> tuple[NoiseSize, list[Tensor]]:
         """Run once: how much noise that takes, and which of the program's tensors it changes; they are put back."""
@@ -160,7 +170,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         return failures.spoil(loss), list(terms.values()), gradients
 
     generators = [torch.Generator(rows.device).manual_seed(seed) for seed in (0, 1)]
-    normal, uniform = (x[0].clone() for x in size.draw(1, generators, rows.device))
+    normal, uniform = size.draw_once(generators, rows.device)
     weight = torch.ones((), dtype=size.dtype, device=rows.device)
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
@@ -205,11 +215,6 @@ class QueryGraph:
             answer: Tensor = self.graph([x.detach() for x in self.tensors], batch, *self.noise.draw_plain(self.device))
         return answer
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The noise of one call."""
-        normal, uniform = self.noise.draw(1, (generator, generator), self.device)
-        return normal[0].clone(), uniform[0].clone()
-
 
 def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batch) -> QueryGraph:
     """Trace a question to a program, without gradients; inside a running program.
@@ -232,8 +237,7 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batc
         return failures.spoil(answer)
 
     size, device = noise.size, owned.device
-    generator = torch.Generator(device).manual_seed(0)
-    drawn = tuple(x[0].clone() for x in size.draw(1, (generator, generator), device))
+    drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
     graph = _traced(run, (tensors, batch, *drawn), tensors)
     functional = _functional(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)

@@ -21,6 +21,7 @@ from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.runtime import RandomStream, pick_device, threads_for
 from deepprob.stepping import EagerStepper, choose_stepper, compile_score
+from deepprob.tracing import loss_and_gradients
 from deepprob.updates import Packing, first_carry, norm_of
 
 _DEFAULT_BATCH = 128
@@ -85,29 +86,18 @@ def step(
         The next state (the same object, updated) and detached terms: ``elbo``, ``likelihood``, ``kl_local``,
         ``kl_global``, ``gradient_norm``, and ``skipped``, 1 where the step was not applied.
     """
-    owned = state.owned
-    num_data = owned.num_data
-    with owned.running(), noise.drawing():
-        return _step(state, data, rows, num_data, knobs, objective, optimizer)
+    with state.owned.running(), noise.drawing():
+        return _step(state, data, rows, knobs, objective, optimizer)
 
 
 def _step(
-    state: State, data: Batch, rows: Tensor, num_data: int, knobs: Knobs, objective: Objective, optimizer: Optimizer
+    state: State, data: Batch, rows: Tensor, knobs: Knobs, objective: Objective, optimizer: Optimizer
 ) -> tuple[State, Terms]:
     """`step` inside a running program, without entering and leaving it every time."""
-    program = state.owned.program
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
-    loss, terms = objective(
-        program,
-        program.prepare(*batch),
-        rows,
-        num_data,
-        kl_weight=knobs.kl_weight,
-        plates=max(1, state.owned.structure.plates),
-    )
     params = list(state.params.values())
-    gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    loss, terms, gradients = loss_and_gradients(state.owned, objective, params, batch, rows, knobs.kl_weight)
     with torch.no_grad():
         packed = state.packing.pack(gradients)
         norm = norm_of(packed)
@@ -211,7 +201,7 @@ def svi(
     learning_rate = chosen.learning_rate or program.learning_rate
 
     def take(state: State, indices: Tensor, knobs: Knobs) -> Terms:
-        return _step(state, rows, indices, owned.num_data, knobs, maximised, chosen)[1]
+        return _step(state, rows, indices, knobs, maximised, chosen)[1]
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, eager = start(owned, chosen, learning_rate), EagerStepper(take)
