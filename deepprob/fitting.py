@@ -23,11 +23,11 @@ from deepprob.held_out import HeldOut
 from deepprob.history import History
 from deepprob.interruption import interruptible
 from deepprob.laplace import laplace
+from deepprob.lengths import Views
 from deepprob.objectives import Terms
 from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Batch
 from deepprob.progress import ProgressBar
 from deepprob.runtime import RandomStream, keep_freed_memory, threads_for
 from deepprob.traces import first_bad_site
@@ -132,16 +132,18 @@ class Stepper(Protocol):
 
     Attributes:
         capacity: How many it takes at once, at most.
+        specialisations: How many graphs were compiled for them.
     """
 
     capacity: int
+    specialisations: int
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         """Take some steps, inside a running program.
 
         Args:
             state: Where they start; it is updated in place.
-            rows: The rows of each step's batch, shape ``(n, B)``.
+            rows: The rows of each step's batch, shape ``(n, B)``, on the CPU.
             knobs: Learning rate and weight of the KL of each step, shape ``(n, 2)``.
 
         Returns:
@@ -157,7 +159,7 @@ class RunningFit:
     Args:
         state: What the first step needs.
         stepper: What takes the steps.
-        data: All rows, on the device.
+        views: All rows, on the device.
         held_out: Rows to score after every epoch, or None.
         batch_size: Rows per step.
         epochs: Passes over the data.
@@ -174,7 +176,7 @@ class RunningFit:
         state: State,
         stepper: Stepper,
         *,
-        data: Batch,
+        views: Views,
         held_out: HeldOut | None,
         batch_size: int,
         epochs: int,
@@ -186,12 +188,12 @@ class RunningFit:
         config: Mapping[str, Any],
     ) -> None:
         self.state, self.stepper = state, stepper
-        self.data, self.held_out, self.device = data, held_out, state.owned.device
+        self.data, self.held_out, self.device = views.data, held_out, state.owned.device
         self.optimizer, self.peak, self.noise, self.seed = optimizer, learning_rate, noise, seed
         self.callbacks, self.config = list(callbacks), dict(config)
         self.shuffle_generator = torch.Generator().manual_seed(seed + _SHUFFLE_SALT)
         self.shuffle_state = self.shuffle_generator.get_state()
-        self.shuffle = Shuffle(state.owned.num_data, batch_size, self.shuffle_generator)
+        self.shuffle = Shuffle(state.owned.num_data, batch_size, self.shuffle_generator, views.groups)
         self.steps_per_epoch = self.shuffle.steps_per_epoch
         self.total_steps = epochs * self.steps_per_epoch
         self.history = History(steps_per_epoch=self.steps_per_epoch)
@@ -297,7 +299,7 @@ class RunningFit:
         """The rows of every step's batch from here to a step, shape ``(n, B)``."""
         size = self.steps_per_epoch
         if self.shuffle.batch_size == self.shuffle.num_data:
-            every = torch.arange(self.shuffle.num_data, device=self.device)
+            every = torch.arange(self.shuffle.num_data)
             return every.expand(end - self.step, -1)  # (n, N), without a copy
         parts, step = [], self.step
         while step < end:
@@ -308,7 +310,7 @@ class RunningFit:
                 self.order = self.shuffle.epoch()
             parts.append(self.order[start : start + end - step])
             step += len(parts[-1])
-        return torch.cat(parts).to(self.device)
+        return torch.cat(parts)
 
     def _knobs(self, first: int, end: int) -> FloatArray:
         """Learning rate and weight of the KL of some steps, shape ``(n, 2)``."""

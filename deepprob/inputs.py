@@ -47,7 +47,7 @@ class InputSpec:
 
     def _check_shape(self, value: Tensor, variable_length: bool) -> None:
         came, fitted = tuple(value.shape[1:]), self.shape
-        free = int(variable_length and len(came) > 1 and len(came) == len(fitted))
+        free = int(variable_length and is_sequence(came) and len(came) == len(fitted))
         if came[free:] == fitted[free:] and len(came) == len(fitted):
             return
         if len(came) == len(fitted) == 1:
@@ -65,6 +65,16 @@ class InputSpec:
     def example(self, rows: int) -> Tensor:
         """Some rows that the program can be run on."""
         return torch.full((rows, *self.shape), self.fill, dtype=getattr(torch, self.dtype))
+
+
+def is_sequence(row: Sequence[int]) -> bool:
+    """Whether a row of such a shape, of a program of variable length, is a sequence: ``(T, ...)``, more than a vector.
+
+    Examples:
+        >>> is_sequence((129, 88)), is_sequence((129,))
+        (True, False)
+    """
+    return len(row) > 1
 
 
 def specs_of(batch: Sequence[Tensor], names: Sequence[str]) -> list[InputSpec]:

@@ -323,6 +323,14 @@ class Program(PyroModule):
         """What is drawn anew whenever a batch is used (dynamic binarization); by default the batch as it is."""
         return batch
 
+    def lengths(self, *batch: Any) -> Tensor | None:
+        """How many time steps of each row matter, shape ``(B,)``; None if rows are no sequences, or all of one length.
+
+        A program of ``variable_length`` that says so is fitted on batches of similar sequences, cut where they end:
+        what is beyond a row's length must have no influence.
+        """
+        return None
+
     def units(self, *batch: Any) -> Tensor | None:
         """How many customary units each row has (time steps, words, dimensions), shape ``(B,)``; None if one."""
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
+from deepprob.lengths import Views
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
@@ -28,6 +29,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 _COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
 _GAINED_AN_OPERATION = 1e-5
 _FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
+_A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
 
 _CAPACITY = 512
 _NOISE_BYTES = 2**25
@@ -38,16 +40,22 @@ class EagerStepper:
     """Steps as Python takes them.
 
     Args:
-        take: One step, from the state, the rows of its batch and its knobs.
+        take: One step, from the state, all rows, those of its batch and its knobs.
+        views: All rows, on the device.
     """
 
     capacity = 1
+    specialisations = 0
 
-    def __init__(self, take: Callable[[State, Tensor, Knobs], Terms]) -> None:
-        self.take = take
+    def __init__(self, take: Callable[[State, Batch, Tensor, Knobs], Terms], views: Views) -> None:
+        self.take, self.views = take, views
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        taken = [self.take(state, chosen, Knobs(*knob)) for chosen, knob in zip(rows, knobs.tolist(), strict=True)]
+        taken = []
+        for view, first, end in self.views.runs(rows):
+            for i in range(first, end):
+                chosen = rows[i].to(state.owned.device)
+                taken.append(self.take(state, self.views.batches[view], chosen, Knobs(*knobs[i].tolist())))
         return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 
@@ -55,28 +63,50 @@ class CompiledStepper:
     """Steps taken many at once by a `StepLoop`.
 
     Args:
-        loop: The loop.
-        data: All rows, on the device.
+        loops: A loop for every view.
+        views: All rows, on the device.
         noise: The fit's random numbers.
     """
 
-    def __init__(self, loop: StepLoop, data: Batch, noise: RandomStream) -> None:
-        self.loop, self.data, self.noise = loop, data, noise
-        self.capacity = loop.capacity
+    def __init__(self, loops: Sequence[StepLoop], views: Views, noise: RandomStream) -> None:
+        self.loops, self.views, self.noise = loops, views, noise
+        self.capacity, self.specialisations = min(loop.capacity for loop in loops), len(loops)
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]
         rates = torch.from_numpy(knobs).to(like.device, like.dtype)
-        normal, uniform = self.loop.gradients.noise.draw(len(knobs), self.noise.ahead, like.device)
-        new, record = self.loop(_inside(state), self.data, rows, normal, uniform, rates, state.step)
-        terms = dict(zip(self.loop.names, record.unbind(1), strict=True))
-        if state.optimizer is None:
-            state.take(new)
-            state.step += len(knobs)
-        else:  # one step, whose gradients are compiled and whose update is torch's
-            state.update(new[GRADIENTS], terms["skipped"][0] == 0, float(knobs[0, 0]), self.loop.optimizer)
-            state.take({"buffers": new["buffers"]})
-        return terms
+        records = []
+        for view, first, end in self.views.runs(rows):
+            loop, steps = self.loops[view], slice(first, end)
+            normal, uniform = loop.gradients.noise.draw(end - first, self.noise.ahead, like.device)
+            data = self.views.batches[view]
+            new, record = loop(_inside(state), data, rows[steps], normal, uniform, rates[steps], state.step)
+            if state.optimizer is None:
+                state.take(new)
+                state.step += end - first
+            else:  # one step, whose gradients are compiled and whose update is torch's
+                finite = record[0, loop.names.index("skipped")] == 0
+                state.update(new[GRADIENTS], finite, float(knobs[first, 0]), loop.optimizer)
+                state.take({"buffers": new["buffers"]})
+            records.append(record)
+        record = records[0] if len(records) == 1 else torch.cat(records)
+        return dict(zip(self.loops[0].names, record.unbind(1), strict=True))
+
+
+def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int, epochs: int) -> Views:
+    """The rows of a fit, sequences cut to lengths whose savings are worth the compilation of one more step.
+
+    Args:
+        compile: True, False or ``"auto"``; where a fit compiles in any case or never, savings need no reason.
+        state: What the first step starts from.
+        data: All rows, on the device.
+        batch_size: Rows of a step.
+        epochs: How many are planned.
+    """
+    if batch_size == num_rows(data):
+        return Views(data)
+    several = compile == "auto" and epochs * num_rows(data) >= _FEWEST_STEPS * batch_size
+    return Views.of(state.owned.program, data, _A_LENGTH / (state.work(1) * epochs) if several else 0.0)
 
 
 def choose_stepper(
@@ -86,7 +116,6 @@ def choose_stepper(
     *,
     objective: Objective,
     optimizer: Optimizer,
-    data: Batch,
     batch_size: int,
     steps: int,
     noise: RandomStream,
@@ -103,7 +132,6 @@ def choose_stepper(
         eager: The other choice.
         objective: What is maximised.
         optimizer: How.
-        data: All rows, on the device.
         batch_size: Rows of a step.
         steps: How many are planned.
         noise: The fit's random numbers.
@@ -111,41 +139,69 @@ def choose_stepper(
     """
     if compile is False or (compile == "auto" and steps < _FEWEST_STEPS):
         return eager
-    owned, data = state.owned, _apart(data)
-    rows = torch.arange(batch_size, device=owned.device)
-    batch = data if batch_size == num_rows(data) else tuple(x[:batch_size] for x in data)
-    program = GradientProgram(owned, objective)
-    stream = RandomStream(0, owned.device)
-    owned.program.train()
-    with owned.running(), stream.drawing():
+    program, stream = GradientProgram(state.owned, objective), RandomStream(0, state.owned.device)
+    views = eager.views
+    state.owned.program.train()
+    with state.owned.running(), stream.drawing():
+        batch, rows = _example(views, 0, batch_size, state)
         size, _ = program.measure(batch, rows)
         if compile == "auto" and not _pays(steps, size.operations):
             return eager
         try:
-            gradients = trace_gradients(program, batch, rows)
+            loops = [_trace(program, state, optimizer, views, view, batch_size) for view in range(len(views.batches))]
         except Untraceable as error:
             _warn(str(error))
             return eager
-        state.carry["buffers"] = gradients.buffers
-        capacity = _capacity(state, batch_size, size.normal + size.uniform) if state.optimizer is None else 1
+    fresh = [loop for loop in loops if not loop.is_cached()]
+    if talk and fresh:
+        seconds = sum(_COMPILING + _COMPILING_AN_OPERATION * loop.operations for loop in fresh)
+        what = "the step" if len(loops) == 1 else f"the step for {len(loops)} lengths of sequences"
+        operations = " + ".join(str(loop.operations) for loop in fresh)
+        print(f"compiling {what} ({operations} operations), about {seconds:.0f} s", file=sys.stderr)
+    for view, loop in enumerate(loops):
+        if failure := _failure(loop.compile):
+            _warn(failure, "its graph runs uncompiled")
         try:
-            loop = StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
-        except Exception as error:  # of torch's, on a graph that it made itself
-            _warn(f"its graph cannot be looped ({_first_line(error)})")
+            difference = _difference(loop, program, state, views, view, batch_size, stream)
+        except Exception as error:  # what a graph does on rows that it was not made for can be anything
+            difference = f"the traced step fails on other rows ({_first_line(error)})"
+        if difference:
+            _warn(difference)
             return eager
-    if talk and not loop.is_cached():
-        seconds = _COMPILING + _COMPILING_AN_OPERATION * loop.operations
-        print(f"compiling the step ({loop.operations} operations), about {seconds:.0f} s", file=sys.stderr)
-    if failure := _failure(loop.compile):
-        _warn(failure, "its graph runs uncompiled")
+    return CompiledStepper(loops, views, noise)
+
+
+def _trace(
+    program: GradientProgram, state: State, optimizer: Optimizer, views: Views, view: int, batch_size: int
+) -> StepLoop:
+    """The loop for one view, inside a running program.
+
+    Raises:
+        Untraceable: If there is none.
+    """
+    gradients = trace_gradients(program, *_example(views, view, batch_size, state))
+    state.carry["buffers"] = gradients.buffers
+    noise = gradients.noise.normal + gradients.noise.uniform
+    capacity = _capacity(state, batch_size, noise) if state.optimizer is None else 1
+    data = views.batches[view]
     try:
-        difference = _difference(loop, program, state, data, rows, stream)
-    except Exception as error:  # what a graph does on rows that it was not made for can be anything
-        difference = f"the traced step fails on other rows ({_first_line(error)})"
-    if difference:
-        _warn(difference)
-        return eager
-    return CompiledStepper(loop, data, noise)
+        return StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
+    except Exception as error:  # of torch's, on a graph that it made itself
+        raise Untraceable(f"its graph cannot be looped ({_first_line(error)})") from error
+
+
+def _example(views: Views, view: int, batch_size: int, state: State) -> tuple[Batch, Tensor]:
+    """A batch that fits a view, and which rows they are."""
+    rows = _repeated(views.fitting(view), batch_size).to(state.owned.device)
+    return _gathered(views.batches[view], rows), rows
+
+
+def _repeated(rows: Tensor, count: int) -> Tensor:
+    return rows.repeat(-(-count // len(rows)))[:count]
+
+
+def _gathered(data: Batch, rows: Tensor) -> Batch:
+    return data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
 
 
 def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
@@ -179,17 +235,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def _apart(data: Batch) -> Batch:
-    """The data, no two parts of them in one memory: to the compiler, that would be one input."""
-    seen: set[int] = set()
-    parts = []
-    for x in data:
-        place = x.untyped_storage().data_ptr()
-        parts.append(x.clone() if place in seen else x)
-        seen.add(place)
-    return tuple(parts)
-
-
 def _inside(state: State) -> Carry:
     """What compiled steps carry: all, or what gradients need where torch's own optimizer updates the parameters."""
     if state.optimizer is None:
@@ -213,7 +258,13 @@ def _warn(why: str, what: str = "the steps run eagerly, and more slowly") -> Non
 
 
 def _difference(
-    loop: StepLoop, program: GradientProgram, state: State, data: Batch, rows: Tensor, stream: RandomStream
+    loop: StepLoop,
+    program: GradientProgram,
+    state: State,
+    views: Views,
+    view: int,
+    batch_size: int,
+    stream: RandomStream,
 ) -> str:
     """Take one step both ways, at other parameters, on other rows and with the same noise; what differs, in words."""
     owned, device = state.owned, state.owned.device
@@ -224,8 +275,11 @@ def _difference(
         with torch.no_grad():
             for p in packed:
                 p.add_(1e-2 * torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device))
-        if len(rows) < num_rows(data):
-            rows = torch.randperm(num_rows(data), generator=generators[1], device=device)[: len(rows)]
+        data, rows = views.batches[view], views.fitting(view)
+        if batch_size < num_rows(data):
+            order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
+            rows = _repeated(rows[order], batch_size)
+        rows = rows.to(device)
         normal, uniform = loop.gradients.noise.draw(1, generators, device)
         rates = torch.ones(1, 2, dtype=packed[0].dtype, device=device)
         carry = {n: [torch.zeros_like(x) for x in t] for n, t in _inside(state).items()}
@@ -234,7 +288,7 @@ def _difference(
         with stream.drawing():
             new, record = loop(carry, data, rows.unsqueeze(0), normal, uniform, rates, 0)
         stream.state = position
-        batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
+        batch = _gathered(data, rows)
         with owned.running(), stream.drawing(), LiftedNoise(normal[0], uniform[0]):
             loss, terms, gradients = program(batch, rows, rates[0, 1])
         with torch.no_grad():

@@ -20,7 +20,7 @@ from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
 from deepprob.runtime import RandomStream, pick_device, threads_for
-from deepprob.stepping import EagerStepper, choose_stepper, compile_score
+from deepprob.stepping import EagerStepper, choose_stepper, compile_score, views_of
 from deepprob.tracing import loss_and_gradients
 from deepprob.updates import Packing, first_carry, norm_of
 
@@ -200,11 +200,12 @@ def svi(
     rows = tuple(x.to(where) for x in batch)
     learning_rate = chosen.learning_rate or program.learning_rate
 
-    def take(state: State, indices: Tensor, knobs: Knobs) -> Terms:
-        return _step(state, rows, indices, knobs, maximised, chosen)[1]
+    def take(state: State, data: Batch, indices: Tensor, knobs: Knobs) -> Terms:
+        return _step(state, data, indices, knobs, maximised, chosen)[1]
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
-    state, eager = start(owned, chosen, learning_rate), EagerStepper(take)
+    state, steps = start(owned, chosen, learning_rate), epochs * math.ceil(num_rows(batch) / size)
+    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, epochs=epochs))
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
         stepper = choose_stepper(
             compile,
@@ -212,9 +213,8 @@ def svi(
             eager,
             objective=maximised,
             optimizer=chosen,
-            data=rows,
             batch_size=size,
-            steps=epochs * math.ceil(num_rows(batch) / size),
+            steps=steps,
             noise=noise,
             talk=progress is not False,
         )
@@ -223,7 +223,7 @@ def svi(
     fit = RunningFit(
         state,
         stepper,
-        data=rows,
+        views=eager.views,
         held_out=scored,
         batch_size=size,
         epochs=epochs,
@@ -244,7 +244,7 @@ def svi(
             "device": str(where),
         },
     )
-    fit.history.specialisations = int(stepper is not eager) + (0 if scored is None else scored.specialisations)
+    fit.history.specialisations = stepper.specialisations + (0 if scored is None else scored.specialisations)
     return fit.run(progress)
 
 

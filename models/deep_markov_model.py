@@ -115,8 +115,7 @@ class DeepMarkovModel(Program):
         lengths = _full(x) if lengths is None else lengths
         with self.data_plate(x):
             summary = self.recurrent(dropout(x, self.dropout, self.training), lengths)  # (B, T, H)
-            context = self.combiner.project(summary)  # (B, T, 2 Z)
-            posterior = GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [context])
+            posterior = GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [summary])
             z: Tensor = pyro.sample("z", posterior)  # (*draws, B, T, Z)
         return z
 
@@ -126,6 +125,10 @@ class DeepMarkovModel(Program):
         ones = x.sum((0, 1))  # padding is zero
         self.base_logits.copy_((ones + 0.5).log() - (lengths.sum() - ones + 0.5).log())
         self.horizon.copy_(lengths.max())
+
+    def lengths(self, *batch: Any) -> Tensor:
+        lengths: Tensor = batch[1]
+        return lengths
 
     def units(self, *batch: Any) -> Tensor:
         steps: Tensor = batch[1].to(self.base_logits.dtype)
@@ -178,8 +181,6 @@ class Combiner(nn.Module):
     .. math:: h = \tfrac12 \big(\tanh(W z_{t-1} + b) + \mathrm{RNN}_t\big), \qquad \mu = A h + a, \;
               \sigma = \mathrm{softplus}(C h + c)
 
-    The output is linear in ``h``, so the recurrent network's part of it is computed ahead for all steps.
-
     Args:
         latent_dim: Size of the state, Z.
         hidden_dim: Width of ``h``, as of the recurrent network.
@@ -191,15 +192,10 @@ class Combiner(nn.Module):
         self.before = nn.Linear(latent_dim, hidden_dim)
         self.output = nn.Linear(hidden_dim, 2 * latent_dim)
 
-    def project(self, summary: Tensor) -> Tensor:
-        """The recurrent network's share of all outputs, ``(B, T, H)`` to ``(B, T, 2 Z)``."""
-        projected: Tensor = self.output(0.5 * summary)
-        return projected
-
-    def forward(self, z: Tensor, projected: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the next state, each ``(*batch, Z)``."""
-        out = projected + torch.tanh(self.before(z)) @ (0.5 * self.output.weight.T)  # (*batch, 2 Z)
-        loc, raw = out.chunk(2, -1)
+        hidden = 0.5 * (torch.tanh(self.before(z)) + summary)  # (*batch, H)
+        loc, raw = self.output(hidden).chunk(2, -1)
         return loc, _FLOOR + softplus(raw)
 
 

@@ -15,10 +15,15 @@ class Shuffle:
     last one wraps around to the permutation's start, so that every batch has the same size. A
     full batch keeps the rows in order and draws nothing.
 
+    Rows may come in groups that should not be mixed (short and long sequences): then the rows of an epoch are sorted by
+    group, at random within each, before they are cut into batches, and the batches come in random order. Only a batch
+    on a border holds two groups.
+
     Args:
         num_data: The number of rows N.
         batch_size: The rows B in a batch; None, N or more is the full batch.
         generator: Where the permutations come from, and the device they live on.
+        groups: Number of each row's group, shape ``(N,)``, on the same device; None for one group.
 
     Raises:
         TypeError: If a size is not a whole number.
@@ -33,12 +38,14 @@ class Shuffle:
         (torch.Size([3, 2]), [0, 1, 2, 3, 4])
     """
 
-    def __init__(self, num_data: int, batch_size: int | None, generator: torch.Generator) -> None:
+    def __init__(
+        self, num_data: int, batch_size: int | None, generator: torch.Generator, groups: Tensor | None = None
+    ) -> None:
         self.num_data = _size("num_data", num_data)
         full = batch_size is None or _size("batch_size", batch_size) >= num_data
         self.batch_size = num_data if batch_size is None or full else batch_size
         self.steps_per_epoch = -(-self.num_data // self.batch_size)
-        self.generator = generator
+        self.generator, self.groups = generator, groups
 
     def epoch(self) -> Tensor:
         """The rows of the next epoch, shape ``(steps_per_epoch, batch_size)``."""
@@ -47,7 +54,12 @@ class Shuffle:
             return torch.arange(self.num_data, device=device).unsqueeze(0)  # (1, N)
         order = torch.randperm(self.num_data, generator=self.generator, device=device)
         missing = self.steps_per_epoch * self.batch_size - self.num_data
-        return torch.cat([order, order[:missing]]).view(self.steps_per_epoch, self.batch_size)
+        order = torch.cat([order, order[:missing]])
+        if self.groups is None:
+            return order.view(self.steps_per_epoch, self.batch_size)
+        # Sorted after the rows that come twice are chosen: every row is equally likely to be one of them.
+        batches = order[self.groups[order].argsort(stable=True)].view(self.steps_per_epoch, self.batch_size)
+        return batches[torch.randperm(self.steps_per_epoch, generator=self.generator, device=device)]
 
     def __iter__(self) -> Iterator[Tensor]:
         while True:

@@ -24,6 +24,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from uncompiled import as_it_is
 
 from deepprob import stepping
 from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
@@ -32,6 +33,7 @@ from deepprob.errors import DivergenceError
 from deepprob.fitting import Stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
+from deepprob.lengths import Views
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
@@ -79,20 +81,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are."""
     monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
-
-
-def as_it_is(module: Any, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
-    """What a module that is not compiled does; a loop is one of Python's."""
-    if not hasattr(module, "body"):
-        return lambda given: module(*given)
-
-    def loop(given: list[Tensor]) -> Any:
-        carried: Any = given[: module.carried]
-        for _ in range(int(given[module.count])):
-            carried = module.body(*carried, *given[module.carried :])
-        return carried
-
-    return loop
 
 
 def fitted(data: Any = (X, Y), program: Program | None = None, **options: Any) -> Posterior:
@@ -217,7 +205,7 @@ class Kill(Callback):
 def test_the_cache_is_the_users_alone(cache: Path) -> None:
     fitted(epochs=1)
     folder = cache / "deepprob" / "compiled"
-    loop = stepper_of(True).loop
+    loop = stepper_of(True).loops[0]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert loop.is_cached()
     try:
@@ -246,7 +234,7 @@ def test_a_spoilt_file_in_the_cache_is_compiled_again(tmp_path: Path, monkeypatc
     path.mkdir(parents=True, mode=0o700)
     names: list[Path] = []
     monkeypatch.setattr(Path, "exists", lambda self: names.append(self) or os.path.exists(self))  # type: ignore[func-returns-value]
-    stepper_of(True).loop.is_cached()
+    stepper_of(True).loops[0].is_cached()
     names[-1].write_bytes(b"half a file")
     assert fitted(epochs=1).config["compiled"]
 
@@ -481,7 +469,7 @@ def chosen(
     owned = OwnedProgram(program or Regression(), data, N, full_batch=False)
     state = init(owned, optimizer, 0.05)
     return choose_stepper(
-        compile, state, EagerStepper(lambda *_: {}), objective=ELBO(), optimizer=optimizer, data=data, batch_size=B,
+        compile, state, EagerStepper(lambda *_: {}, Views(data)), objective=ELBO(), optimizer=optimizer, batch_size=B,
         steps=steps, noise=RandomStream(0), talk=talk,
     )  # fmt: skip
 
