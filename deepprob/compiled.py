@@ -239,7 +239,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 class CompiledQuery:
-    """A question to a program, answered by native code.
+    """A question to a program, answered by native code with one tensor.
 
     Args:
         query: The traced question.
@@ -257,7 +257,8 @@ class CompiledQuery:
 
         def flat(*given: Tensor) -> tuple[Tensor]:
             tensors, rows, noise = given[: split[0]], given[split[0] : split[1]], given[split[1] :]
-            return (query.graph(list(tensors), tuple(rows), *noise),)
+            (answer,) = query.graph(list(tensors), tuple(rows), *noise)
+            return (answer,)
 
         with torch.no_grad():
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))

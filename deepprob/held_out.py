@@ -83,6 +83,6 @@ class HeldOut:
         with self._asking() as posterior:
             for piece, _ in self._pieces:
                 if num_rows(piece) not in found:
-                    graph = trace_query(self.owned, lambda x: posterior.elbo_of(x, 1), piece)
+                    graph = trace_query(self.owned, lambda x: [posterior.elbo_of(x, 1)], piece)
                     found[num_rows(piece)] = CompiledQuery(graph, piece)
         self._compiled = found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from deepprob.answers import Answers, PredictionQuestion, TensorQuestion, predicted
 from deepprob.arviz_compat import from_dict
 from deepprob.draws import replay, with_prior_guide
 from deepprob.enumeration import Term, draw_summed, run_enumerated, terms
@@ -39,14 +39,19 @@ from deepprob.runtime import RandomStream
 from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.shapes import Layout
 from deepprob.storage import versions
-from deepprob.traces import Structure, check_stacked, is_deterministic, run, run_guide, run_prior, sample_sites
-from deepprob.tracing import QueryGraph, Untraceable, trace_query
+from deepprob.traces import (
+    Site,
+    Structure,
+    check_stacked,
+    is_deterministic,
+    run,
+    run_guide,
+    run_prior,
+    sample_sites,
+)
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
-
-# Tracing takes as long as many answers, and saves only Python's part of each.
-_TRACED_AFTER = 300  # questions about rows of the same shapes
 
 
 class Posterior:
@@ -87,8 +92,7 @@ class Posterior:
         found = owned.structure
         self.seed, self.exact = seed, exact or bool(found.summed and not found.latent)
         self.versions = _versions()
-        self._asked: dict[Any, int] = {}
-        self._graphs: dict[Any, QueryGraph] = {}
+        self._answers = Answers(owned)
         self._chains = None if chains is None else {n: v.detach().to(owned.device) for n, v in chains.items()}
         owned.program.eval()
 
@@ -173,8 +177,14 @@ class Posterior:
         _check_draws(draws)
         batch = self._batch(data)
         with self._querying(seed):
-            _, model_trace = self._run(batch, draws, predict=True)
-        return self._prediction(model_trace, site)
+            question = PredictionQuestion(
+                lambda rows: self._run(rows, draws, predict=True)[1],
+                lambda trace: self._observed_node(trace, site),
+                self._layout(draws),
+                self.structure.observed if site is None else (site,),
+            )
+            prediction: Prediction = self._answers(("predict", site, draws), batch, question)
+            return prediction
 
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
@@ -188,9 +198,9 @@ class Posterior:
             seed: Of the draws.
             site: Which observed site, if there are several.
         """
-        return self._prediction(self._prior_trace(rows, data, draws, seed), site)
+        return predicted(self._observed_node(self._prior_trace(rows, data, draws, seed), site), self._layout(draws))
 
-    def _prediction(self, model_trace: Trace, site: str | None) -> Prediction:
+    def _observed_node(self, model_trace: Trace, site: str | None) -> Site:
         observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
         if site is None:
             if len(observed) != 1:
@@ -198,9 +208,7 @@ class Posterior:
             site = observed[0]
         elif site not in observed:
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
-        node = model_trace.nodes[site]
-        layout = self._layout(len(torch.as_tensor(node["value"])))
-        return Prediction(node["fn"], layout.draws_first(node), site, unused=layout.unused(node))
+        return model_trace.nodes[site]
 
     def sample_prior(self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Ancestral samples of every site from the model alone, with the fitted parameters.
@@ -538,23 +546,8 @@ class Posterior:
         return [term for g, m, closed in pairs for term in terms(g, m, self.program.data_name, closed)]
 
     def _answer(self, name: str, batch: Batch, draws: int, ask: Callable[[Batch, int], Tensor]) -> Tensor:
-        """An answer for some rows; traced when it is asked again and again about rows of the same shapes.
-
-        The traced graph takes the noise that a run would draw: answers are the same whether traced or not.
-        """
-        key = name, draws, tuple((tuple(x.shape), x.dtype) for x in batch)
-        graph = self._graphs.get(key)
-        if isinstance(graph, QueryGraph):
-            answer: Tensor = graph.answer(batch)
-            # What the graph cannot answer ends here in the error that says why, or is nan without it too.
-            return answer if not bool(answer.isnan().any()) else ask(batch, draws)
-        self._asked[key] = self._asked.get(key, 0) + 1
-        if self._asked[key] == _TRACED_AFTER:
-            with RandomStream(0, self._owned.device).drawing(), contextlib.suppress(Untraceable):
-                graph = trace_query(self._owned, lambda rows: ask(rows, draws), batch)
-                if graph.noise.plain is not None:
-                    self._graphs[key] = graph
-        return ask(batch, draws)
+        answer: Tensor = self._answers((name, draws), batch, TensorQuestion(lambda rows: ask(rows, draws)))
+        return answer
 
     def _prepared(self, batch: Batch, draws: int) -> tuple[Batch, Tensor, Callable[..., None] | None]:
         batch = self._padded(self.program.prepare(*batch))

@@ -195,7 +195,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
 
 @dataclass(frozen=True)
 class QueryGraph:
-    """A question to a program as a pure function of (its tensors, a batch, normal noise, uniform noise).
+    """A question to a program as a pure function of (its tensors, a batch, normal noise, uniform noise) to tensors.
 
     Attributes:
         graph: The function.
@@ -209,19 +209,20 @@ class QueryGraph:
     noise: NoiseSize
     device: torch.device
 
-    def answer(self, batch: Batch) -> Tensor:
+    def answer(self, batch: Batch) -> list[Tensor]:
         """The answer for a batch, with the numbers that a run would draw now."""
         with torch.no_grad():
-            answer: Tensor = self.graph([x.detach() for x in self.tensors], batch, *self.noise.draw_plain(self.device))
+            tensors = [x.detach() for x in self.tensors]
+            answer: list[Tensor] = self.graph(tensors, batch, *self.noise.draw_plain(self.device))
         return answer
 
 
-def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batch) -> QueryGraph:
+def trace_query(owned: OwnedProgram, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
     """Trace a question to a program, without gradients; inside a running program.
 
     Args:
         owned: The program.
-        ask: The question: a tensor for a batch.
+        ask: The question: tensors for a batch. If a run fails that raises in Python, those with a fraction are nan.
         batch: Rows like those to come.
 
     Raises:
@@ -231,10 +232,10 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], Tensor], batch: Batc
     with torch.no_grad(), LiftedNoise() as noise:
         ask(batch)
 
-    def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
+    def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
         with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, _Traceable():
             answer = ask(batch)
-        return failures.spoil(answer)
+        return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
 
     size, device = noise.size, owned.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)

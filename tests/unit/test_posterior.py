@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor
 
@@ -255,16 +257,74 @@ def test_a_question_asked_often_is_traced_and_answered_the_same(guide: str, monk
             posterior.elbo(X, Y, seed=3),
         ]
 
-    monkeypatch.setattr("deepprob.posterior._TRACED_AFTER", 2)
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 2)
     first, traced = ask(), [ask() for _ in range(3)][-1]
-    assert len(posterior._graphs) == 3
+    assert len(posterior._answers.graphs) == 3
     assert all(torch.equal(a, b) for a, b in zip(first, traced, strict=True))
     with torch.no_grad():
         for value in posterior._owned.parameters().values():
             value += 0.1
     changed = ask()
-    posterior._graphs.clear()
+    posterior._answers.graphs.clear()
     assert all(torch.equal(a, b) for a, b in zip(changed, ask(), strict=True))
+
+
+def likelihood(name: str) -> Program:
+    """A regression whose targets have some distribution."""
+    made: dict[str, Callable[[Tensor], Any]] = {
+        "normal": lambda eta: dist.Normal(eta, 0.5),
+        "bernoulli": lambda eta: dist.Bernoulli(logits=eta),
+        "categorical": lambda eta: dist.Categorical(logits=torch.stack([eta, -eta, eta.sin()], -1)),
+        "gamma": lambda eta: dist.Gamma(2.0, eta.exp()),
+        "lognormal": lambda eta: dist.LogNormal(eta, 0.3),
+        "mixture": lambda eta: dist.MaskedMixture(eta > 0, dist.Normal(eta, 1.0), dist.Normal(-eta, 2.0)),
+        "student": lambda eta: dist.StudentT(4.0, eta, 1.0),
+        "multivariate": lambda eta: dist.MultivariateNormal(eta.unsqueeze(-1).expand(*eta.shape, 2), torch.eye(2)),
+    }
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", made[name]((x * w).sum(-1)), obs=y)
+
+    return Program.of(model, "normal", data_plate="data")
+
+
+@pytest.mark.parametrize(
+    "name", ["normal", "bernoulli", "categorical", "gamma", "lognormal", "mixture", "student", "multivariate"]
+)
+def test_a_prediction_asked_often_is_traced_and_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+    program = likelihood(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        targets = poutine.trace(program.model).get_trace(X).nodes["y"]["value"]
+    posterior = svi(program, (X, targets), epochs=3, progress=False)
+    first, traced = posterior.predict(X, draws=5, seed=1), posterior.predict(X + 0.5, draws=5, seed=2)
+    assert len(posterior._answers.graphs) == (name != "mixture")  # which looks at values to choose
+    again = posterior.predict(X, draws=5, seed=1)
+    assert torch.equal(first.draws, again.draws)
+    assert torch.equal(first.distribution.log_prob(first.draws), again.distribution.log_prob(first.draws))
+    posterior._answers.graphs.clear()
+    eager = posterior.predict(X + 0.5, draws=5, seed=2)
+    assert torch.equal(traced.draws, eager.draws)
+    assert torch.equal(traced.distribution.log_prob(eager.draws), eager.distribution.log_prob(eager.draws))
+
+
+def test_a_prediction_that_more_is_drawn_after_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+
+    def model(x: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+            pyro.sample("z", dist.Normal(y, 1.0), obs=z)
+
+    posterior = svi(Program.of(model, "normal", data_plate="data"), (X, Y, Y), epochs=3, progress=False)
+    for site in ("y", "z"):
+        first, again = (posterior.predict(X, site=site, seed=1) for _ in range(2))
+        assert torch.equal(first.draws, again.draws)
+    assert not torch.equal(posterior.predict(X, site="z", seed=1).draws, posterior.predict(X, site="z", seed=2).draws)
 
 
 def test_a_traced_question_still_refuses_data_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,9 +334,9 @@ def test_a_traced_question_still_refuses_data_that_cannot_be(monkeypatch: pytest
             pyro.sample("y", dist.Exponential(rate), obs=y)
 
     posterior = svi(Program.of(model, "normal", data_plate="data"), Y.abs(), epochs=2, progress=False)
-    monkeypatch.setattr("deepprob.posterior._TRACED_AFTER", 1)
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
     posterior.log_likelihood(Y.abs(), draws=3)
-    assert posterior._graphs
+    assert posterior._answers.graphs
     with pytest.raises(ValueError, match=r"y must be numbers of at least 0 for a Exponential likelihood; got values"):
         posterior.log_likelihood(-Y.abs(), draws=3)
 
