@@ -10,6 +10,7 @@ import contextlib
 import gc
 import hashlib
 import logging
+import math
 import os
 import shutil
 import stat
@@ -37,6 +38,7 @@ GRADIENTS = "gradients"
 
 _ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
 
+_SMALL_SUM = 2**12  # terms
 _UNROLLED = 16  # steps in one CUDA graph
 _KEPT = 64  # compiled files in the cache
 _MODEL = "model"
@@ -134,9 +136,12 @@ class StepLoop:
 
     def _trace_body(self) -> GraphModule:
         with torch.no_grad():
-            body = make_fx(torch.func.functionalize(self._step), tracing_mode="fake", _allow_non_fake_inputs=True)(
-                *self._carried, *self._captured
-            )
+            body = make_fx(
+                torch.func.functionalize(self._step),
+                decomposition_table={torch.ops.aten.index_put.default: _added_at},
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*self._carried, *self._captured)
         self._captured += lift_constants(body)
         return body
 
@@ -216,6 +221,22 @@ class StepLoop:
         for _ in range(count):
             out = self._body(*out, *captured)
         return out
+
+
+def _added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """Numbers added to rows of a small table, as a sum over all numbers; anything else as it was.
+
+    The compiler adds in place, and has been seen to read a table of four numbers before it was done.
+    """
+    if not accumulate or len(indices) != 1 or (index := indices[0]) is None or index.dtype != torch.long:
+        return NotImplemented
+    row, count = base.shape[1:], index.numel()
+    if base.numel() * count > _SMALL_SUM:
+        return NotImplemented
+    index = torch.where(index < 0, index + len(base), index).reshape(1, count)
+    here = index == torch.arange(len(base), device=base.device).unsqueeze(1)  # (rows, count)
+    added = values.expand(*indices[0].shape, *row).reshape(1, count, math.prod(row))  # type: ignore[union-attr]
+    return base + torch.where(here.unsqueeze(-1), added, 0).sum(1).reshape(base.shape)
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:

@@ -250,15 +250,8 @@ def by_hand(
     return state.carry, record
 
 
-# What torch's compiler gets wrong; a fit finds it out before its first step, and runs eagerly.
-MISCOMPILED = {"hidden-markov-chain": "with its operations fused, the gradient of a table read 20 times is wrong"}
-
-
 def how_compiled(example: Example) -> Any:
-    marks = [] if example.name in COMPILED else [pytest.mark.slow]
-    if reason := MISCOMPILED.get(example.name):
-        marks.append(pytest.mark.xfail(reason=reason, strict=True))
-    return pytest.param(example, marks=marks)
+    return pytest.param(example, marks=[] if example.name in COMPILED else [pytest.mark.slow])
 
 
 @pytest.mark.usefixtures("_doubles", "_cache")
@@ -320,16 +313,6 @@ def _noise_is_fresh(
         normal, uniform = (x[:1].expand_as(x) for x in noise)
         _, record = loop(carry, data, rows, normal, uniform, rates, 0)
         assert len(set(record[:, norm].tolist())) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_cache")
-@pytest.mark.parametrize("example", [e for e in ZOO if e.name in MISCOMPILED], ids=named)
-def test_what_is_compiled_wrong_runs_eagerly(example: Example) -> None:
-    program, data = example.make()
-    with pytest.warns(UserWarning, match=r"^not compiled: the compiled gradient.*; the steps run eagerly"):
-        found = svi(program, data, epochs=2, compile=True, progress=False)
-    assert not found.config["compiled"]
 
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
