@@ -31,7 +31,7 @@ _GAINED_AN_OPERATION = 1e-5
 _FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
 _A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
 
-_CAPACITY = 512
+_CAPACITY = 1024
 _NOISE_BYTES = 2**25
 _CALL = 2**35  # multiplications in one call, so that it ends in about a second
 

@@ -316,9 +316,9 @@ def test_step_end_of_the_users_is_called_after_every_step() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("epochs", [1, 128, 130])
+@pytest.mark.parametrize("epochs", [1, 256, 258])
 def test_epochs_that_pass_in_one_call_are_recorded_as_others(epochs: int) -> None:
-    """512 steps, 128 epochs, pass in a call."""
+    """1 024 steps, 256 epochs, pass in a call."""
     free, watched = fitted(epochs=epochs), fitted(epochs=epochs, callbacks=[Watch(10**6)])
     assert_same_fit(free, watched)
     assert free.history.best_epoch == watched.history.best_epoch == epochs
