@@ -14,7 +14,7 @@ from torch import Tensor
 from deepprob.owned import OwnedProgram
 from deepprob.parts import parts_of, with_parts
 from deepprob.prediction import Prediction
-from deepprob.program import Batch
+from deepprob.program import Batch, Program
 from deepprob.runtime import RandomStream
 from deepprob.shapes import Layout
 from deepprob.traces import Site, is_deterministic, is_factor, sample_sites
@@ -34,7 +34,7 @@ class Question(Protocol):
         """The tensors that an answer is made of."""
 
     def finish(self, parts: list[Tensor]) -> Any:
-        """The answer from its tensors."""
+        """The answer from its tensors, after `parts` was called."""
 
 
 class Answers:
@@ -48,7 +48,7 @@ class Answers:
 
     def __init__(self, owned: OwnedProgram) -> None:
         self.owned = owned
-        self.graphs: dict[Any, tuple[QueryGraph, Question]] = {}
+        self.graphs: dict[Any, tuple[QueryGraph, Callable[[list[Tensor]], Any]]] = {}
         self._asked: dict[Any, int] = {}
 
     def __call__(self, key: Any, batch: Batch, question: Question) -> Any:
@@ -61,19 +61,34 @@ class Answers:
         """
         key = key, tuple((tuple(x.shape), x.dtype) for x in batch)
         if key in self.graphs:
-            graph, traced = self.graphs[key]
+            graph, finish = self.graphs[key]
+            go_back = _random_position(self.owned.device)
             parts = graph.answer(batch)
             if not any(bool(x.isnan().any()) for x in parts):
-                return traced.finish(parts)
+                return finish(parts)
             # What the graph cannot answer ends below in the error that says why, or is nan without it too.
+            go_back()
             return question.ask(batch)
         self._asked[key] = self._asked.get(key, 0) + 1
         if self._asked[key] == _TRACED_AFTER:
             with RandomStream(0, self.owned.device).drawing(), contextlib.suppress(Untraceable):
                 graph = trace_query(self.owned, question.parts, batch)
                 if graph.noise.plain is not None:
-                    self.graphs[key] = graph, question
+                    self.graphs[key] = graph, question.finish
         return question.ask(batch)
+
+
+def _random_position(device: torch.device) -> Callable[[], None]:
+    """What takes torch's global generators back to where they are now."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def go_back() -> None:
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+
+    return go_back
 
 
 class TensorQuestion:
@@ -102,6 +117,7 @@ class PredictionQuestion:
         run: The model's trace under draws, for some rows, the observed sites drawn.
         node_of: The site in a trace.
         layout: Where draws and rows stand.
+        program: Whose networks a distribution may hold.
         undrawn: The site's name, or those that it could be.
     """
 
@@ -110,9 +126,11 @@ class PredictionQuestion:
         run: Callable[[Batch], Trace],
         node_of: Callable[[Trace], Site],
         layout: Layout,
+        program: Program,
         undrawn: Sequence[str],
     ) -> None:
         self.run, self.node_of, self.layout, self.undrawn = run, node_of, layout, undrawn
+        self.modules = list(program.modules())
 
     def ask(self, batch: Batch) -> Prediction:
         """The prediction of a run."""
@@ -126,20 +144,23 @@ class PredictionQuestion:
         """
         with _Undrawn(self.undrawn):
             trace = self.run(batch)
-        self._node = self.node_of(trace)
+        node = self.node_of(trace)
         *_, last = (
             site["name"] for _, site in sample_sites(trace) if not is_deterministic(site) and not is_factor(site)
         )
-        if last != self._node["name"]:
-            raise Untraceable(f"{last!r} is drawn after {self._node['name']!r}")
+        if last != node["name"]:
+            raise Untraceable(f"{last!r} is drawn after {node['name']!r}")
         try:
-            return parts_of(self._node["fn"])
+            parts = parts_of(node["fn"], self.modules)
         except TypeError as error:
             raise Untraceable(str(error)) from error
+        form = with_parts(node["fn"], (torch.empty(0) for _ in parts), self.modules)
+        self._node = {"name": node["name"], "fn": form, "cond_indep_stack": node["cond_indep_stack"]}
+        return parts
 
     def finish(self, parts: list[Tensor]) -> Prediction:
         """The prediction, with a draw from the distribution of these parts."""
-        distribution: Any = with_parts(self._node["fn"], parts)
+        distribution: Any = with_parts(self._node["fn"], parts, self.modules)
         return predicted(self._node | {"fn": distribution, "value": distribution()}, self.layout)
 
 

@@ -70,6 +70,7 @@ class StepLoop:
 
     Attributes:
         names: Names of the terms that a call returns.
+        full: Whether every step sees all rows.
     """
 
     def __init__(
@@ -84,12 +85,12 @@ class StepLoop:
     ) -> None:
         self.gradients, self.packing, self.optimizer, self.capacity = gradients, packing, optimizer, capacity
         self.names = (*gradients.names, "gradient_norm", "skipped")
-        self._full = batch_size == (len(data[0]) if data else batch_size)
+        self.full = batch_size == (len(data[0]) if data else batch_size)
         self._run: Run | None = None
         self._replay: _Replay | None = None
         device, dtype = carry["packed"][0].device, carry["packed"][0].dtype
         self._device, self._dtype = device, dtype
-        rows = torch.zeros((1 if self._full else capacity), batch_size, dtype=torch.long, device=device)
+        rows = torch.zeros((1 if self.full else capacity), batch_size, dtype=torch.long, device=device)
         rates = torch.zeros(capacity, 2, dtype=dtype, device=device)
         noise = gradients.noise
         generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
@@ -109,8 +110,8 @@ class StepLoop:
         index, carry, record = tree_unflatten(list(inputs[:count]), self._carry_spec)
         fixed, data, rows, normal, uniform, rates, first, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
         at = index.reshape(1)
-        chosen = rows[0] if self._full else rows.index_select(0, at).squeeze(0)
-        batch = tuple(data if self._full else [x.index_select(0, chosen) for x in data])
+        chosen = rows[0] if self.full else rows.index_select(0, at).squeeze(0)
+        batch = tuple(data if self.full else [x.index_select(0, chosen) for x in data])
         epsilon, u = normal.index_select(0, at).squeeze(0), uniform.index_select(0, at).squeeze(0)
         rate, weight = rates.index_select(0, at).squeeze(0).unbind(0)
         params = self.packing.unpack(carry["packed"])
@@ -198,7 +199,7 @@ class StepLoop:
         # Rows beyond the steps that are taken are never read.
         for buffer, x in ((eps, normal), (u, uniform), (knobs, rates)):
             buffer[:count].copy_(x)
-        chosen[: 1 if self._full else count].copy_(rows[:1] if self._full else rows)
+        chosen[: 1 if self.full else count].copy_(rows[:1] if self.full else rows)
         first.fill_(step)
         number.fill_(count)
         captured = tree_flatten((self.gradients.fixed, list(data), chosen, eps, u, knobs, first, number))[0]
@@ -226,7 +227,8 @@ class StepLoop:
 def _added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
     """Numbers added to rows of a small table, as a sum over all numbers; anything else as it was.
 
-    The compiler adds in place, and has been seen to read a table of four numbers before it was done.
+    The compiler adds in place, and has been seen to read a table of four numbers before it was done. Large tables stay
+    with it: there, as everywhere, the comparison before the first step is what protects.
     """
     if not accumulate or len(indices) != 1 or (index := indices[0]) is None or index.dtype != torch.long:
         return NotImplemented
@@ -236,7 +238,7 @@ def _added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumu
     index = torch.where(index < 0, index + len(base), index).reshape(1, count)
     here = index == torch.arange(len(base), device=base.device).unsqueeze(1)  # (rows, count)
     added = values.expand(*indices[0].shape, *row).reshape(1, count, math.prod(row))  # type: ignore[union-attr]
-    return base + torch.where(here.unsqueeze(-1), added, 0).sum(1).reshape(base.shape)
+    return base + torch.where(here.unsqueeze(-1), added, 0).sum(1, dtype=base.dtype).reshape(base.shape)
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:

@@ -21,17 +21,19 @@ class Views:
     r"""The rows of a fit, and its sequences cut to a few lengths.
 
     A batch of similar sequences need not be computed to the end of the longest of all. With lengths
-    :math:`\ell_1 < \dots < \ell_K` a row of length :math:`n` belongs to the least :math:`\ell_k \ge n`; they are chosen
-    to minimise the time steps of all rows, :math:`\sum_k \ell_k N_k`.
+    :math:`\ell_1 < \dots < \ell_K` a row of length :math:`n` belongs to the least :math:`\ell_k \ge n`, and a batch is
+    as long as the longest of its rows; they are chosen to minimise the time steps of all batches.
 
     Args:
         data: All rows, on the device.
         lengths: Time steps of each row, ``(N,)``, of sequences that are padded beyond; None if there are no such.
-        worth: Time steps of all rows, each once, that one more length must save.
+        batch_size: Rows of a batch, B.
+        worth: Time steps of a batch, on average, that one more length must save.
 
     Attributes:
         data: All rows, as they came.
-        batches: All rows, cut to each of the lengths, ascending.
+        lengths: What batches are cut to, ascending; empty if there are no sequences.
+        batches: All rows, cut to each of the lengths.
         groups: Which of `batches` each row belongs to, ``(N,)``, on the CPU; None if there is one for all.
 
     Examples:
@@ -43,22 +45,22 @@ class Views:
         ([(4, 8, 2), (4, 32, 2)], [0, 1, 0, 1])
     """
 
-    def __init__(self, data: Batch, lengths: Tensor | None = None, worth: float = 0.0) -> None:
+    def __init__(self, data: Batch, lengths: Tensor | None = None, batch_size: int = 1, worth: float = 0.0) -> None:
         data = _apart(data)
         self.data, self.batches = data, [data]
+        self.lengths: list[int] = []
         self.groups: Tensor | None = None
         if lengths is None or not num_rows(data):
             return
         lengths = lengths.cpu().clamp(min=1)
-        ends = torch.tensor(best_lengths(lengths, worth))
-        self.batches = [tuple(x[:, :end] if is_sequence(x.shape[1:]) else x for x in data) for end in ends.tolist()]
-        if len(ends) > 1:
-            self.groups = torch.bucketize(lengths, ends)
-
-    @classmethod
-    def of(cls, program: Program, data: Batch, worth: float = 0.0) -> Views:
-        """The views of a program's rows."""
-        return cls(data, program.lengths(*data) if program.variable_length else None, worth)
+        self.lengths = best_lengths(longest_of_batches(lengths, batch_size), worth)
+        steps = next(x.shape[1] for x in data if is_sequence(x.shape[1:]))
+        cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
+        self.batches = [
+            tuple(x[:, :end] if cuts else x for x, cuts in zip(data, cut, strict=True)) for end in self.lengths
+        ]
+        if len(self.lengths) > 1:
+            self.groups = torch.bucketize(lengths, torch.tensor(self.lengths))
 
     def fitting(self, view: int) -> Tensor:
         """The rows whose sequences end within a view."""
@@ -94,12 +96,43 @@ def _apart(data: Batch) -> Batch:
     return tuple(parts)
 
 
-def best_lengths(lengths: Tensor, worth: float = 0.0) -> list[int]:
+def sequence_lengths(program: Program, data: Batch) -> Tensor | None:
+    """Time steps of each row, if the program says that they differ.
+
+    Raises:
+        ValueError: If what it says are not whole numbers, one a row.
+    """
+    lengths = program.lengths(*data) if program.variable_length else None
+    if lengths is None:
+        return None
+    if not any(is_sequence(x.shape[1:]) for x in data):
+        raise ValueError("the program names lengths, but no argument is a sequence, (rows, steps, ...).")
+    if tuple(lengths.shape) != (len(data[0]),) or bool((lengths != lengths.round()).any()):
+        raise ValueError(
+            f"{type(program).__name__}.lengths must return a whole number for each of the {len(data[0])} rows; got "
+            f"shape {tuple(lengths.shape)}. Return the number of time steps that matter."
+        )
+    return lengths.long()
+
+
+def longest_of_batches(lengths: Tensor, batch_size: int) -> Tensor:
+    """The longest sequence of every batch of an epoch, were the rows sorted.
+
+    Examples:
+        >>> longest_of_batches(torch.tensor([5, 1, 4, 2, 3]), 2)
+        tensor([2, 4, 5])
+    """
+    ascending = lengths.sort().values
+    ends = torch.arange(batch_size - 1, len(ascending) + batch_size - 1, batch_size).clamp(max=len(ascending) - 1)
+    return ascending[ends]
+
+
+def best_lengths(longest: Tensor, worth: float = 0.0) -> list[int]:
     """At most three lengths, the longest among them, that leave the fewest time steps; ascending.
 
     Args:
-        lengths: Of the sequences, ``(N,)``.
-        worth: Time steps that one more length must save.
+        longest: Of the sequences of each batch, ``(M,)``.
+        worth: Time steps of a batch, on average, that one more length must save.
 
     Examples:
         >>> best_lengths(torch.tensor([10, 11, 12, 50, 51, 100]))
@@ -107,19 +140,18 @@ def best_lengths(lengths: Tensor, worth: float = 0.0) -> list[int]:
         >>> best_lengths(torch.tensor([98, 99, 100]))
         [100]
     """
-    known = lengths.numpy()
+    known = longest.numpy()
     if len(np.unique(known)) > _CANDIDATES:
         known = np.quantile(known, np.arange(1, _CANDIDATES + 1) / _CANDIDATES, method="higher")
     ends, counts = np.unique(known, return_counts=True)
     if ends[-1] <= _SHORT:
         return [int(ends[-1])]
-    below = np.concatenate([[0], np.cumsum(counts)])
-    # cost[i, j]: rows of the candidates from i to j, all as long as j
-    every = (below[None, 1:] - below[:-1, None]) * (len(lengths) / len(known))
-    cost = np.where(np.tri(len(ends), dtype=bool).T, every * ends, np.inf)
+    below = np.concatenate([[0], np.cumsum(counts)]) / len(known)
+    # cost[i, j]: batches of the candidates from i to j, all as long as j
+    cost = np.where(np.tri(len(ends), dtype=bool).T, (below[None, 1:] - below[:-1, None]) * ends, np.inf)
     least, chosen = cost[0], [[end] for end in ends.tolist()]
     for _ in range(_MOST - 1):
-        # One length more: the rows up to some candidate as before, and the rest as long as the last.
+        # One length more: the batches up to some candidate as before, and the rest as long as the last.
         longer = np.concatenate([[np.inf], least[:-1]])[:, None] + cost
         start = longer.argmin(0)
         new = longer.min(0)

@@ -181,6 +181,7 @@ class Posterior:
                 lambda rows: self._run(rows, draws, predict=True)[1],
                 lambda trace: self._observed_node(trace, site),
                 self._layout(draws),
+                self.program,
                 self.structure.observed if site is None else (site,),
             )
             prediction: Prediction = self._answers(("predict", site, draws), batch, question)

@@ -327,7 +327,8 @@ class Program(PyroModule):
         """How many time steps of each row matter, shape ``(B,)``; None if rows are no sequences, or all of one length.
 
         A program of ``variable_length`` that says so is fitted on batches of similar sequences, cut where they end:
-        what is beyond a row's length must have no influence.
+        what is beyond a row's length must have no influence. Cut are the arguments of shape ``(B, T, ...)`` that have
+        as many steps T as the first of them, but none of shape ``(B, T)``: write a mask as ``(B, T, 1)``.
         """
         return None
 

@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
-from deepprob.lengths import Views
+from deepprob.lengths import Views, sequence_lengths
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
@@ -75,12 +76,13 @@ class CompiledStepper:
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]
         rates = torch.from_numpy(knobs).to(like.device, like.dtype)
+        on_device = rows if self.loops[0].full else rows.to(like.device)
         records = []
         for view, first, end in self.views.runs(rows):
             loop, steps = self.loops[view], slice(first, end)
             normal, uniform = loop.gradients.noise.draw(end - first, self.noise.ahead, like.device)
             data = self.views.batches[view]
-            new, record = loop(_inside(state), data, rows[steps], normal, uniform, rates[steps], state.step)
+            new, record = loop(_inside(state), data, on_device[steps], normal, uniform, rates[steps], state.step)
             if state.optimizer is None:
                 state.take(new)
                 state.step += end - first
@@ -88,12 +90,12 @@ class CompiledStepper:
                 finite = record[0, loop.names.index("skipped")] == 0
                 state.update(new[GRADIENTS], finite, float(knobs[first, 0]), loop.optimizer)
                 state.take({"buffers": new["buffers"]})
-            records.append(record)
-        record = records[0] if len(records) == 1 else torch.cat(records)
+            records.append(record.clone())  # the loop's own memory on a GPU
+        record = torch.cat(records)
         return dict(zip(self.loops[0].names, record.unbind(1), strict=True))
 
 
-def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int, epochs: int) -> Views:
+def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int, steps: int) -> Views:
     """The rows of a fit, sequences cut to lengths whose savings are worth the compilation of one more step.
 
     Args:
@@ -101,12 +103,13 @@ def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int,
         state: What the first step starts from.
         data: All rows, on the device.
         batch_size: Rows of a step.
-        epochs: How many are planned.
+        steps: How many are planned.
     """
-    if batch_size == num_rows(data):
-        return Views(data)
-    several = compile == "auto" and epochs * num_rows(data) >= _FEWEST_STEPS * batch_size
-    return Views.of(state.owned.program, data, _A_LENGTH / (state.work(1) * epochs) if several else 0.0)
+    owned = state.owned
+    by_row = isinstance(owned.program.current_guide, AutoGuide) and bool(owned.structure.local)
+    lengths = None if by_row else sequence_lengths(owned.program, data)  # a guide's parameters have one length
+    weighed = compile == "auto" and steps >= _FEWEST_STEPS
+    return Views(data, lengths, batch_size, _A_LENGTH / (state.work(batch_size) * steps) if weighed else 0.0)
 
 
 def choose_stepper(
@@ -143,8 +146,7 @@ def choose_stepper(
     views = eager.views
     state.owned.program.train()
     with state.owned.running(), stream.drawing():
-        batch, rows = _example(views, 0, batch_size, state)
-        size, _ = program.measure(batch, rows)
+        size, _ = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
         if compile == "auto" and not _pays(steps, size.operations):
             return eager
         try:
@@ -180,6 +182,8 @@ def _trace(
         Untraceable: If there is none.
     """
     gradients = trace_gradients(program, *_example(views, view, batch_size, state))
+    if view and [id(x) for x in gradients.buffers] != [id(x) for x in state.carry["buffers"]]:
+        raise Untraceable("it changes other buffers when sequences have another length")
     state.carry["buffers"] = gradients.buffers
     noise = gradients.noise.normal + gradients.noise.uniform
     capacity = _capacity(state, batch_size, noise) if state.optimizer is None else 1

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import one_hot
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from deepprob.failures import Failures
+from deepprob.failures import Failures, failed
 from deepprob.noise import LiftedNoise, NoiseSize
 from deepprob.objectives import Objective, Terms
 from deepprob.owned import OwnedProgram
@@ -164,7 +166,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), Failures() as failures, _Traceable():
+        with LiftedNoise(normal, uniform), Failures() as failures, _Traceable(), _Unasked():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
         return failures.spoil(loss), list(terms.values()), gradients
@@ -229,11 +231,16 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], list[Tensor]], batch
         Untraceable: If the answer depends on values in another way than by tensor operations.
     """
     batch, tensors = tuple(x.clone() for x in batch), _tensors(owned)
-    with torch.no_grad(), LiftedNoise() as noise:
-        ask(batch)
+    try:
+        with torch.no_grad(), LiftedNoise() as noise:
+            ask(batch)
+    except Untraceable:
+        raise
+    except Exception as error:  # of a question that is put in another way than the user's own
+        raise Untraceable(_reason(error)) from error
 
     def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
-        with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, _Traceable():
+        with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, _Traceable(), _Unasked():
             answer = ask(batch)
         return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
 
@@ -315,6 +322,22 @@ class _Traceable(Messenger):
                     msg["value"] = torch.arange(fn.size, device=fn.device or None).as_subclass(_Indices)
         elif isinstance(fn, Distribution):
             msg["fn"] = _unchecked(fn)
+
+
+class _Unasked(TorchFunctionMode):
+    """Takes from functions of torch what they ask of values only to check them; what fails is noted."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is one_hot:
+            x, classes = _one_hot_arguments(*args, **(kwargs or {}))
+            if classes > 0:
+                failed(((x < 0) | (x >= classes)).any())
+                return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).long()
+        return func(*args, **(kwargs or {}))
+
+
+def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, int]:
+    return tensor, num_classes
 
 
 def _unchecked(fn: Distribution) -> Distribution:

@@ -150,7 +150,7 @@ def svi(
             starts from the program's.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` does in fits with enough steps to
             pay for it, decided by their number and by the size of the step. Compiled and eager steps draw different
-            noise from one seed.
+            noise from one seed, and batch sequences of unequal length by other lengths.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
@@ -205,7 +205,7 @@ def svi(
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, steps = start(owned, chosen, learning_rate), epochs * math.ceil(num_rows(batch) / size)
-    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, epochs=epochs))
+    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=steps))
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
         stepper = choose_stepper(
             compile,
@@ -241,6 +241,7 @@ def svi(
             "optimizer": chosen.describe() | {"learning_rate": learning_rate},
             "init": init,
             "compiled": stepper is not eager,
+            "lengths": eager.views.lengths,
             "device": str(where),
         },
     )

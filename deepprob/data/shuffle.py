@@ -17,7 +17,7 @@ class Shuffle:
 
     Rows may come in groups that should not be mixed (short and long sequences): then the rows of an epoch are sorted by
     group, at random within each, before they are cut into batches, and the batches come in random order. Only a batch
-    on a border holds two groups.
+    on a border holds rows of several groups.
 
     Args:
         num_data: The number of rows N.

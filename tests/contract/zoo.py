@@ -30,6 +30,7 @@ from pyro.infer.reparam import AutoReparam, DiscreteCosineReparam, LocScaleRepar
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from scenarios import MODEL_SCENARIOS
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from deepprob.objectives import ELBO, Objective
 from deepprob.program import Batch, Program
@@ -624,6 +625,14 @@ def mixture(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(loc[component], 0.5), obs=y)
 
 
+def one_hot_inputs(label: Tensor) -> None:
+    """Classes as inputs, of a code and of what is seen again: torch's own function looks at their values."""
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", 24, subsample=label):
+        code = pyro.sample("code", dist.Normal((one_hot(label, 3).float() * w).sum(-1), 1.0))
+        pyro.sample("label", dist.Categorical(logits=code.unsqueeze(-1) * w), obs=label)
+
+
 def summed_mixture() -> Program:
     return Program.of(mixture, auto.AutoNormal(poutine.block(mixture, hide=["component"])), data_plate="data")
 
@@ -1024,6 +1033,7 @@ ZOO: list[Example] = [
     Example("pyro-module", lambda: Program.of(Trend(), no_guide), table),
     Example("random-layer", random_layer, table),
     Example("program-class", Survival, positive, batch_size=8),
+    Example("one-hot-inputs", guided(auto.AutoNormal, one_hot_inputs), classes),
     Example("markov-loop", guided(auto.AutoNormal, random_walk), series),
     Example("gaussian-hmm", lambda: Program.of(kalman_filter, no_guide), sequences),
     Example("discrete-hmm", lambda: Program.of(forward_algorithm, no_guide), sequences),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.callbacks import Callback
+from deepprob.callbacks import Callback, Checkpoint
 from deepprob.data import Shuffle
 from deepprob.inference import svi
-from deepprob.lengths import Views, best_lengths
+from deepprob.lengths import Views, best_lengths, longest_of_batches
+from deepprob.models import DeepMarkovModel
+from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
 from deepprob.program import Program
 
@@ -27,14 +30,15 @@ X = torch.where((torch.arange(T) < LENGTHS.unsqueeze(-1)).unsqueeze(-1), torch.r
 
 
 class Levels(Program):
-    """Sequences around one level, from which a small network moves them: no noise, so fits can be compared."""
+    """Sequences around one level, from which a small network moves them; without noise, fits can be compared."""
 
     variable_length = True
 
-    def __init__(self) -> None:
+    def __init__(self, noisy: bool = False) -> None:
         super().__init__()
         self.cell = nn.RNN(2, 2, batch_first=True)
         self.level = nn.Parameter(torch.zeros(2))
+        self.noisy = noisy
 
     def lengths(self, *batch: Any) -> Tensor:
         lengths: Tensor = batch[1]
@@ -43,12 +47,19 @@ class Levels(Program):
     def model(self, x: Tensor, lengths: Tensor) -> None:
         inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)  # (B, T)
         with self.data_plate(x):
+            drift = pyro.sample("drift", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1)) if self.noisy else 0.0
             moved, _ = self.cell(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))
+            moved = moved + (drift.unsqueeze(-1) if self.noisy else 0.0)
             steps = dist.Normal(moved + self.level, 1.0).mask(inside.unsqueeze(-1)).to_event(2)
             pyro.sample("x", steps, obs=x)
 
     def guide(self, x: Tensor, lengths: Tensor) -> None:
-        """Nothing is latent."""
+        """Nothing is latent, but for as much noise as there are steps where that is asked for."""
+        if self.noisy:
+            with self.data_plate(x):
+                pyro.sample(
+                    "drift", dist.Normal(torch.zeros(x.shape[1]), 0.1 + 0.1 * self.level[0].sigmoid()).to_event(1)
+                )
 
 
 def cost(lengths: list[int], ends: tuple[int, ...]) -> int:
@@ -75,21 +86,23 @@ def test_of_many_lengths_nearly_the_best_are_found() -> None:
 def test_a_length_that_saves_too_little_is_not_worth_it() -> None:
     lengths = torch.tensor([20] * 50 + [100] * 50)
     assert best_lengths(lengths) == [20, 100]
-    assert best_lengths(lengths, worth=3999) == [20, 100]
-    assert best_lengths(lengths, worth=4001) == [100]
+    assert best_lengths(lengths, worth=39) == [20, 100]
+    assert best_lengths(lengths, worth=41) == [100]
     assert best_lengths(torch.tensor([96] * 50 + [100] * 50)) == [100]
     assert best_lengths(torch.tensor([1] * 50 + [16] * 50)) == [16]  # short ones are computed to the end
 
 
 def test_a_view_cuts_sequences_and_nothing_else() -> None:
     flat = torch.randn(N, T)  # as wide as the sequences are long, but no sequence
-    views = Views((X, LENGTHS, flat), LENGTHS)
-    for view, (x, lengths, features) in enumerate(views.batches):
+    other = torch.randn(N, T + 1, 2)
+    views = Views((X, LENGTHS, flat, other), LENGTHS)
+    for view, (x, lengths, features, images) in enumerate(views.batches):
         fitting, end = views.fitting(view), x.shape[1]
         assert torch.equal(x, X[:, :end])
         assert bool((LENGTHS[fitting] <= end).all())
         assert len(fitting) == sum(n <= end for n in LENGTHS.tolist())
         assert features.shape == flat.shape
+        assert images.shape == other.shape
         assert torch.equal(lengths, LENGTHS)
     assert [x.shape[1] for x, *_ in views.batches] == best_lengths(LENGTHS)
 
@@ -130,44 +143,129 @@ def test_every_row_is_as_likely_to_come_twice() -> None:
     assert bool(((counts - 800).abs() < 5 * 25.3).all())
 
 
-def fitted(compile: bool, **options: Any) -> Posterior:
+ENDS = best_lengths(longest_of_batches(LENGTHS, B))
+
+
+def fitted(compile: bool, *, noisy: bool = False, **options: Any) -> Posterior:
     settings: dict[str, Any] = {"epochs": 3, "batch_size": B, "init": "keep", "progress": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        program = Levels()
+        program = Levels(noisy)
     return svi(program, (X, LENGTHS), compile=compile, **settings | options)
+
+
+def assert_same_steps(a: Posterior, b: Posterior, rel: float) -> None:
+    for name, column in a.history.steps.items():
+        assert b.history.steps[name] == pytest.approx(column, rel=rel, abs=1e-5), name
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs run as they are."""
+    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+
+
+class EveryStep(Callback):
+    """Looks at every step, so that each is a call of its own."""
+
+    def interval(self, steps_per_epoch: int) -> int:
+        return 1
 
 
 def test_a_cut_changes_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = fitted(False)
-    whole = Views.of.__func__  # type: ignore[attr-defined]
+    assert cut.config["lengths"] == ENDS
+    make = Views.__init__
 
-    def uncut(cls: Any, program: Program, data: Any, worth: float = 0.0) -> Views:
-        views: Views = whole(cls, program, data, worth)
+    def uncut(views: Views, *arguments: Any) -> None:
+        make(views, *arguments)
         views.batches = [views.data] * len(views.batches)
-        return views
 
-    monkeypatch.setattr(Views, "of", classmethod(uncut))
-    padded = fitted(False)
-    assert cut.history.steps["elbo"] == pytest.approx(padded.history.steps["elbo"], rel=1e-5)
-    assert cut.history.steps["gradient_norm"] == pytest.approx(padded.history.steps["gradient_norm"], rel=1e-4)
+    monkeypatch.setattr(Views, "__init__", uncut)
+    assert_same_steps(cut, fitted(False), 1e-4)
 
 
-def test_compiled_steps_have_one_specialisation_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
-    eager, compiled = fitted(False), fitted(True)
-    assert (eager.history.specialisations, compiled.history.specialisations) == (0, len(best_lengths(LENGTHS)))
-    for name, column in eager.history.steps.items():
-        assert compiled.history.steps[name] == pytest.approx(column, rel=1e-4, abs=1e-5), name
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    "optimizer", [None, Optimizer(torch.optim.RMSprop, learning_rate=0.01)], ids=["adam", "foreign"]
+)
+def test_compiled_steps_have_one_specialisation_a_length(optimizer: Optimizer | None) -> None:
+    eager, compiled = fitted(False, optimizer=optimizer), fitted(True, optimizer=optimizer)
+    assert (eager.history.specialisations, compiled.history.specialisations) == (0, len(ENDS))
+    assert_same_steps(eager, compiled, 1e-4)
 
 
-def test_one_callback_or_none_takes_the_same_steps() -> None:
-    class EveryStep(Callback):
+@pytest.mark.usefixtures("uncompiled")
+def test_noise_of_several_lengths_does_not_depend_on_who_looks() -> None:
+    free, watched = fitted(True, noisy=True), fitted(True, noisy=True, callbacks=[EveryStep()])
+    assert free.history.steps == watched.history.steps
+    assert len(set(free.history.steps["elbo"])) == len(free.history.steps["elbo"])
+    eager = fitted(False, noisy=True)  # other noise, the same batches: means over the fit are alike
+    means = [sum(p.history.steps["elbo"]) / len(p.history.steps["elbo"]) for p in (free, eager)]
+    assert means[0] == pytest.approx(means[1], rel=0.05)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_fit_of_several_lengths_resumes_bit_for_bit(compile: bool, tmp_path: Path) -> None:
+    whole = fitted(compile, noisy=True, epochs=4)
+
+    class Stop(Callback):
         def interval(self, steps_per_epoch: int) -> int:
-            return 1
+            return 2 * steps_per_epoch + 3  # within an epoch
 
-    assert fitted(False).history.steps == fitted(False, callbacks=[EveryStep()]).history.steps
+        def step_end(self, fit: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted"):
+        fitted(compile, noisy=True, epochs=4, callbacks=[Checkpoint(tmp_path / "saved"), Stop()])
+    resumed = fitted(compile, noisy=True, epochs=4, callbacks=[Checkpoint(tmp_path / "saved")])
+    assert resumed.history.steps == whole.history.steps
+    assert all(torch.equal(v, whole.parameters()[n]) for n, v in resumed.parameters().items())
 
 
-def test_a_full_batch_has_one_length() -> None:
-    assert fitted(False, batch_size=None).history.steps_per_epoch == 1
+@pytest.mark.slow
+def test_native_code_takes_the_cut_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    eager, compiled = fitted(False), fitted(True)
+    assert compiled.history.specialisations == len(ENDS)
+    assert_same_steps(eager, compiled, 1e-4)
+
+
+def test_a_full_batch_has_one_length_and_no_more_padding_than_it_needs() -> None:
+    posterior = fitted(False, batch_size=None)
+    assert posterior.config["lengths"] == [T]
+    views = Views((torch.cat([X, X.new_zeros(N, 5, 2)], 1), LENGTHS), LENGTHS, N)
+    assert [x.shape[1] for x, _ in views.batches] == [T]
+
+
+def test_a_batch_that_can_never_be_short_has_no_length_of_its_own() -> None:
+    lengths = torch.cat([torch.full((20,), 20), torch.full((180,), 100)])
+    assert Views((torch.zeros(200, 100, 1), lengths), lengths, 128).lengths == [100]
+    assert Views((torch.zeros(200, 100, 1), lengths), lengths, 10).lengths == [20, 100]
+
+
+def test_a_guide_with_parameters_for_every_row_sees_all_steps() -> None:
+    lengths = torch.tensor([20] * 8 + [60] * 8)
+    x = (torch.arange(60) < lengths.unsqueeze(-1)).float().unsqueeze(-1).expand(16, 60, 3)
+    dmm = DeepMarkovModel(3, latent_dim=2, hidden_dim=4, recurrent_dim=4)
+    posterior = svi(dmm, (x, lengths), guide="normal", batch_size=4, epochs=2, progress=False)
+    assert posterior.config["lengths"] == []
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (LENGTHS + 0.5, r"Levels\.lengths must return a whole number for each of the 60 rows; got shape \(60,\)"),
+        (LENGTHS.unsqueeze(1), r"got shape \(60, 1\)\. Return the number of time steps that matter"),
+    ],
+)
+def test_lengths_that_are_none_are_refused(found: Tensor, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Levels, "lengths", lambda self, *batch: found)
+    with pytest.raises(ValueError, match=message):
+        fitted(False)
+
+
+def test_lengths_with_a_fraction_of_zero_are_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Levels, "lengths", lambda self, *batch: batch[1].float())
+    assert fitted(False).config["lengths"] == ENDS

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pyro.distributions as dist
 import pyro.distributions.transforms as T
 import pytest
 import torch
+from torch import Tensor
 
 from deepprob.parts import parts_of, with_parts
 
@@ -47,6 +50,26 @@ def test_what_may_hide_tensors_is_refused() -> None:
     hiding.secret = object()
     with pytest.raises(TypeError, match="a object may hold tensors that are not seen"):
         parts_of(hiding)
+
+
+def test_a_function_that_holds_something_is_refused() -> None:
+    def keep(scale: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: scale * x
+
+    hiding = dist.Normal(LOC, SCALE)
+    hiding.kernel = keep(SCALE)
+    with pytest.raises(TypeError, match="a function may hold tensors"):
+        parts_of(hiding)
+    hiding.kernel = torch.sin
+    assert len(parts_of(hiding)) == 2
+
+
+def test_networks_of_the_program_stay_and_others_are_refused() -> None:
+    flow = T.affine_autoregressive(3, hidden_dims=[4])
+    made = dist.TransformedDistribution(dist.Normal(LOC, SCALE).to_event(1), [flow])
+    assert with_parts(made, parts_of(made, [flow]), [flow]).transforms[0] is flow
+    with pytest.raises(TypeError, match="a AffineAutoregressive may hold tensors"):
+        parts_of(made)
 
 
 def test_too_few_tensors_are_refused() -> None:

@@ -327,6 +327,52 @@ def test_a_prediction_that_more_is_drawn_after_is_not_traced(monkeypatch: pytest
     assert not torch.equal(posterior.predict(X, site="z", seed=1).draws, posterior.predict(X, site="z", seed=2).draws)
 
 
+def test_predictions_of_rows_with_codes_and_of_draws_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+    program = Program.of(regression, data_plate="data")
+    drawn = draws_posterior(program, (X, Y), {"w": torch.randn(2, 4, 2), "noise": torch.rand(2, 4) + 0.1})
+    coded = svi(VAE((3,), latent_dim=2, hidden_dims=(4,)), torch.rand(12, 3), epochs=2, progress=False)
+    for posterior, rows in ((drawn, X), (coded, torch.rand(5, 3))):
+        first, traced = (posterior.predict(rows, draws=6, seed=1) for _ in range(2))
+        assert len(posterior._answers.graphs) == 1
+        assert torch.equal(first.draws, traced.draws)
+
+
+def test_a_row_that_becomes_nan_costs_the_others_nothing_of_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x[:, 0].sqrt() * w, 1.0, validate_args=False), obs=y)
+
+    posterior = svi(Program.of(model, "normal", data_plate="data"), (X.abs(), Y), epochs=3, progress=False)
+    holes = X.abs()
+    holes[3, 0] = -1.0
+    before = posterior.predict(X.abs(), draws=5, seed=1).draws
+    assert posterior._answers.graphs
+    after = posterior.predict(holes, draws=5, seed=1).draws
+    others = torch.arange(12) != 3
+    assert torch.equal(after[:, others], before[:, others])
+    assert bool(after[:, 3].isnan().all())
+
+
+def test_what_follows_an_undrawn_value_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+    prices = torch.tensor([1.0, 2.0, 5.0])
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=w.expand(*w.shape[:-2], len(x), 3)), obs=y)
+            pyro.deterministic("price", prices[y])
+
+    classes = torch.arange(12) % 3
+    posterior = svi(Program.of(model, "normal", data_plate="data"), (X, classes), epochs=2, progress=False)
+    first, again = (posterior.predict(X, draws=5, seed=1) for _ in range(2))
+    assert torch.equal(first.draws, again.draws)
+
+
 def test_a_traced_question_still_refuses_data_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     def model(y: Tensor) -> None:
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))

@@ -601,6 +601,39 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_why(kind: str, message: s
         assert_same_fit(found, fitted(program=Odd(kind), compile=False))
 
 
+class Normalised(Regression):
+    """A regression on inputs that are normalised by the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        super().model(self.norm(x), y)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("first", r"the compiled gradient of \S+ differs from the eager one"),
+        ("buffers", r"a buffer changes in another way when compiled"),
+    ],
+)
+def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = StepLoop.__call__
+
+    def wrong(self: StepLoop, *arguments: Any) -> Any:
+        new, record = right(self, *arguments)
+        return new | {key: [x + 0.01 if x.is_floating_point() else x for x in new[key]]}, record
+
+    assert fitted(program=Normalised()).config["compiled"]
+    monkeypatch.setattr(StepLoop, "__call__", wrong)
+    with pytest.warns(UserWarning, match=rf"^not compiled: {message}; the steps run eagerly"):
+        found = fitted(program=Normalised())
+    assert_same_fit(found, fitted(program=Normalised(), compile=False))
+
+
 def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: Exception) -> Callable[[StepLoop], None]:
         def fail(self: StepLoop) -> None:

@@ -484,3 +484,21 @@ def test_a_module_met_by_name_is_traced() -> None:
 
     program, batch, rows = gradient_program(Program.of(model, lambda x: None, data_plate="data"))
     assert_equal(program, traced(program, batch, rows), (X,))
+
+
+def test_a_class_beyond_the_last_makes_a_traced_run_nan_where_an_eager_one_ends() -> None:
+    def mean(program: Any, x: Tensor, w: Tensor) -> Tensor:
+        return F.one_hot((x[:, 0] > 0).long() + 2 * (x[:, 0] > 10).long(), 3).float() * w
+
+    program, batch, rows = gradient_program(Small(mean))
+    graph = traced(program, batch, rows)
+    assert_equal(program, graph, (X,))
+    normal, uniform = graph.noise.draw_once([G, G], torch.device("cpu"))
+    params = [p.detach() for p in program.params]
+    strange = batch[0].clone()
+    strange[0, 0] = 11.0
+    for x, finite in ((batch[0], True), (strange, False)):
+        loss = graph.graph(params, graph.buffers, graph.fixed, (x,), rows, normal, uniform, torch.ones(()))[0]
+        assert bool(loss.isfinite()) is finite
+    with pytest.raises(RuntimeError, match=r"one_hot|Class values"), program.owned.running():
+        program((strange,), rows, 1.0)

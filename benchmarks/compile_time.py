@@ -1,0 +1,191 @@
+"""What compiling a fit costs and gains, by model: the figures behind ``compile="auto"``.
+
+    python benchmarks/compile_time.py [--program schools dmm ...] [--markdown]
+
+Every model has a process of its own, with an empty cache of compiled code; then a second process finds it filled. The
+first seconds are those of a whole fit of one epoch, the compiler's own start included. What a step gains for each
+operation that Python would have dispatched (of sequences at every time step) is compared with what `svi` assumes.
+Writes ``benchmarks/results/compile_time.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, shown, write_result
+from peers import pyro_programs
+
+from deepprob.inference import svi
+from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
+from deepprob.networks import MLP
+from deepprob.objectives import ELBO
+from deepprob.owned import OwnedProgram
+from deepprob.posterior import Posterior
+from deepprob.program import Program
+from deepprob.runtime import RandomStream
+from deepprob.tracing import GradientProgram
+
+Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
+
+
+def schools() -> Made:
+    """Eight schools, full batch."""
+    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sd = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+    return Program.of(pyro_programs.eight_schools, "normal"), (y, sd), None
+
+
+def bnn() -> Made:
+    """`BayesianNeuralNetwork`, 8-50-1, batch 100."""
+    x = torch.randn(1000, 8)
+    return BayesianNeuralNetwork(MLP(8, 1, (50,))), (x, torch.tanh(x.sum(-1))), 100
+
+
+def vae() -> Made:
+    """`VAE`, 784-400-20, batch 128."""
+    return VAE((28, 28), latent_dim=20, hidden_dims=(400,)), (torch.rand(1280, 28, 28),), 128
+
+
+def dmm(**sizes: Any) -> Made:
+    """`DeepMarkovModel` at its usual sizes, 229 sequences of 25 to 129 steps, batch 20."""
+    lengths = (25 + 104 * torch.rand(229).pow(2)).round().long()
+    lengths[0] = 129
+    inside = torch.arange(129) < lengths.unsqueeze(-1)
+    x = torch.bernoulli(torch.full((229, 129, 88), 0.05)) * inside.unsqueeze(-1)
+    return DeepMarkovModel(88, **sizes), (x, lengths), 20
+
+
+def dmm_large() -> Made:
+    """`DeepMarkovModel` at the sizes of Pyro's example, the same sequences."""
+    return dmm(latent_dim=100, hidden_dim=100, recurrent_dim=600, cell="rnn")
+
+
+PROGRAMS: dict[str, Callable[[], Made]] = {
+    "schools": schools,
+    "bnn": bnn,
+    "vae": vae,
+    "dmm": dmm,
+    "dmm_large": dmm_large,
+}
+
+
+def fit(made: Made, epochs: int, compile: bool) -> tuple[float, Posterior, str]:
+    """Seconds of a fit, the fit, and what it said."""
+    program, data, batch_size = made
+    said, began = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stderr(said):
+        posterior = svi(program, data, epochs=epochs, batch_size=batch_size, compile=compile, progress="auto")
+    return time.perf_counter() - began, posterior, said.getvalue()
+
+
+def per_step(made: Made, compile: bool) -> float:
+    """Seconds of a step, as the median over the epochs of a fit of about two seconds."""
+    epochs, seconds = 2, 0.0
+    while seconds < 2.0:
+        posterior = fit(made, epochs, compile)[1]
+        seconds = sum(posterior.history.epochs["seconds"])
+        epochs *= min(64, max(2, int(2.5 / max(seconds, 1e-3))))
+    last = sorted(posterior.history.epochs["seconds"])
+    return last[len(last) // 2] / posterior.history.steps_per_epoch
+
+
+def dispatched(made: Made) -> int:
+    """Operations that Python dispatches in a step."""
+    program, data, batch_size = made
+    size, num_data = batch_size or len(data[0]), len(data[0])
+    batch = program.accept(data)
+    with RandomStream(0).drawing():
+        owned = OwnedProgram(program, batch, num_data, full_batch=batch_size is None)
+        with owned.running():
+            return (
+                GradientProgram(owned, ELBO()).measure(tuple(x[:size] for x in batch), torch.arange(size))[0].operations
+            )
+
+
+def measure(name: str, again: bool) -> dict[str, Any]:
+    """One model in this process."""
+    torch.manual_seed(0)
+    made = PROGRAMS[name]()
+    first, posterior, said = fit(made, 1, compile=True)
+    if again:
+        return {"second_process": first}
+    line = re.search(r"\((.*) operations\), about (\d+) s", said)
+    assert line is not None, said
+    eager, compiled = per_step(made, compile=False), per_step(made, compile=True)
+    return {
+        "title": (PROGRAMS[name].__doc__ or "").replace("`", ""),
+        "graphs": posterior.history.specialisations,
+        "compiled": posterior.config["compiled"],
+        "operations": line[1],
+        "announced": int(line[2]),
+        "first_step": first,
+        "first_step_eager": fit(made, 1, compile=False)[0],
+        "dispatched": dispatched(made),
+        "eager": eager,
+        "step": compiled,
+    }
+
+
+def table(results: list[dict[str, Any]]) -> list[list[str]]:
+    """One line per model."""
+    lines = [
+        ["model", "operations", "announced s", "first epoch s", "second process s", "eager step ms", "compiled step ms",
+         "gained an operation us"]
+    ]  # fmt: skip
+    for r in results:
+        gained = (r["eager"] - r["step"]) / r["dispatched"] * 1e6
+        lines.append(
+            [r["title"].rstrip("."), r["operations"], str(r["announced"]), f"{r['first_step']:.1f}",
+             f"{r['second_process']:.2f}", f"{1e3 * r['eager']:.3g}", f"{1e3 * r['step']:.3g}", f"{gained:.3g}"]
+        )  # fmt: skip
+    return lines
+
+
+def in_own_process(name: str) -> dict[str, Any]:
+    """Measure a model in a fresh process with an empty cache, and its start in a second one."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "XDG_CACHE_HOME": folder}
+        for more in ([], ["--again"]):
+            command = [sys.executable, __file__, "--program", name, "--json", str(path), *more]
+            subprocess.run(command, env=environment, check=True)
+            found |= json.loads(path.read_text())
+    return found
+
+
+def main() -> None:
+    """Measure every model, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", nargs="+", choices=list(PROGRAMS), default=list(PROGRAMS))
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures; another one for a trial")
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--json", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.json:
+        options.json.write_text(json.dumps(measure(options.program[0], options.again)))
+        return
+    results = []
+    for name in options.program:
+        results.append(in_own_process(name))
+        print(f"{name}: first epoch after {results[-1]['first_step']:.1f} s", flush=True)
+    print(f"\n{shown(table(results), options.markdown)}\n")
+    print(f"written to {write_result('compile_time', results, folder=options.out)}")
+
+
+if __name__ == "__main__":
+    main()
