@@ -234,7 +234,7 @@ def test_recurrent_networks_are_torch_s(kind: str, options: dict[str, bool]) -> 
 def test_paths_of_modules(kind: type[GatedTransition | Combiner], sample_shape: tuple[int, ...]) -> None:
     kernel = kind(4, 6).double()
     params = list(kernel.parameters())
-    lengths, context = torch.tensor([12, 5, 9]), random(3, 12, 8).requires_grad_()
+    lengths, context = torch.tensor([12, 5, 9]), random(3, 12, 6).requires_grad_()
     path_of = [context] if kind is Combiner else []
 
     def run(context: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
