@@ -347,6 +347,8 @@ class Own:
         )
         synchronize()
         wall, cpu = time.perf_counter() - began, time.process_time() - began_cpu
+        if self.keywords["compile"] and not posterior.config["compiled"]:
+            raise Skipped("its steps ran eagerly")  # as the warning above says why
         return wall, cpu, posterior.history.steps["elbo"]
 
     def start(self) -> float:

@@ -140,6 +140,7 @@ def svi(
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
         epochs: Passes over the data. A fit without data takes one step an epoch.
         batch_size: Rows per step; None for all of them; ``"auto"`` for 128, or all where the program has no data plate.
+            Sequences of unequal length go into batches of similar ones, if the program names their ``lengths``.
         objective: ``"elbo"``, or an `ELBO` with its settings.
         guide: None for the program's own; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
             ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable.
@@ -150,7 +151,7 @@ def svi(
             starts from the program's.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` does in fits with enough steps to
             pay for it, decided by their number and by the size of the step. Compiled and eager steps draw different
-            noise from one seed, and batch sequences of unequal length by other lengths.
+            noise from one seed, and may cut sequences of unequal length at other lengths.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
