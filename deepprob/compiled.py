@@ -19,6 +19,8 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from deepprob.any_length import Line, NotAlike, generalise
+from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
+from deepprob.products import share_products
 from deepprob.program import Batch
 from deepprob.tracing import GradientGraph, QueryGraph
 from deepprob.updates import Carry, Packing, norm_of
@@ -45,6 +50,8 @@ _MODEL = "model"
 
 
 Run = Callable[[list[Tensor]], list[Tensor]]
+Lengths = dict[int, tuple[int, int]]
+"""Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
 
 
 class NoCompiler(RuntimeError):
@@ -71,6 +78,7 @@ class StepLoop:
     Attributes:
         names: Names of the terms that a call returns.
         full: Whether every step sees all rows.
+        any_length: Whether sequences may be of any length between two.
     """
 
     def __init__(
@@ -88,6 +96,9 @@ class StepLoop:
         self.full = batch_size == (len(data[0]) if data else batch_size)
         self._run: Run | None = None
         self._replay: _Replay | None = None
+        self._lengths: Lengths = {}
+        self._noise: tuple[Line, Line] | None = None
+        self._data = list(data)
         device, dtype = carry["packed"][0].device, carry["packed"][0].dtype
         self._device, self._dtype = device, dtype
         rows = torch.zeros((1 if self.full else capacity), batch_size, dtype=torch.long, device=device)
@@ -101,6 +112,7 @@ class StepLoop:
         first, count = torch.zeros_like(index), torch.ones_like(index)
         captured = (gradients.fixed, list(data), rows, normal, uniform, rates, first, count)
         self._captured, self._captured_spec = tree_flatten(captured)
+        self._data_at = len(self._carried) + len(gradients.fixed)
         self._count_at = len(self._carried) + len(self._captured) - 1
         self._body = self._trace_body()
 
@@ -151,16 +163,54 @@ class StepLoop:
         """Operations in a step."""
         return sum(node.op == "call_function" for node in self._body.graph.nodes)
 
+    @property
+    def any_length(self) -> bool:
+        return bool(self._lengths)
+
+    def serve_any_length(self, shorter: StepLoop) -> None:
+        """From now on, take steps on sequences of any length between another loop's and its own.
+
+        Args:
+            shorter: The same loop for shorter sequences.
+
+        Raises:
+            NotAlike: If the two differ in more than numbers that grow with the length.
+        """
+        lengths: Lengths = {}
+        for i, (a, b) in enumerate(zip(shorter._data, self._data, strict=True), self._data_at):
+            if a.shape != b.shape:
+                lengths[i] = a.shape[1], b.shape[1]
+        ends = set(lengths.values())
+        count = self._captured_spec.num_leaves
+        constants = shorter._captured[count:], self._captured[count:]
+        alike = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(*constants, strict=False)]
+        if len(ends) != 1 or len(constants[0]) != len(constants[1]) or not all(alike):
+            raise NotAlike("more than the length of sequences differs")
+        between = ends.pop()
+        short, long = shorter.gradients.noise, self.gradients.noise
+        lines = (Line(between, (short.normal, long.normal)), Line(between, (short.uniform, long.uniform)))
+        generalise(self._body, shorter._body, between, (min(lengths), 1))
+        self._lengths, self._noise = lengths, lines
+
+    def noise_of(self, data: Batch) -> NoiseSize:
+        """How much noise a step takes, where sequences are as long as these."""
+        noise = self.gradients.noise
+        if self._noise is None:
+            return noise
+        normal, uniform = self._noise
+        length = data[min(self._lengths) - self._data_at].shape[1]
+        return replace(noise, normal=normal(length), uniform=uniform(length))
+
     def is_cached(self) -> bool:
         """Whether the loop was compiled before, by this process or another."""
-        return is_cached(self._module, self._inputs)
+        return is_cached(self._module, self._inputs, self._lengths)
 
-    @property
+    @cached_property
     def _module(self) -> nn.Module:
         # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
         if self._device.type == "cuda":
             return self._body
-        return _Loop(self._body, len(self._carried), self._count_at)
+        return _Loop(share_products(self._body), len(self._carried), self._count_at)
 
     @property
     def _inputs(self) -> list[Tensor]:
@@ -171,9 +221,10 @@ class StepLoop:
 
         Raises:
             NoCompiler: If there is no C++ compiler.
+            NotAlike: If native code cannot serve sequences of any length.
         """
         with _ONE_AT_A_TIME:
-            self._run = compile_module(self._module, self._inputs)
+            self._run = compile_module(self._module, self._inputs, self._lengths)
 
     def __call__(
         self, carry: Carry, data: Batch, rows: Tensor, normal: Tensor, uniform: Tensor, rates: Tensor, step: int
@@ -196,9 +247,9 @@ class StepLoop:
         _, _, chosen, eps, u, knobs, first, number = tree_unflatten(
             self._captured[: self._captured_spec.num_leaves], self._captured_spec
         )
-        # Rows beyond the steps that are taken are never read.
+        # Rows beyond the steps that are taken are never read, nor noise beyond what shorter sequences take.
         for buffer, x in ((eps, normal), (u, uniform), (knobs, rates)):
-            buffer[:count].copy_(x)
+            buffer[:count, : x.shape[1]].copy_(x)
         chosen[: 1 if self.full else count].copy_(rows[:1] if self.full else rows)
         first.fill_(step)
         number.fill_(count)
@@ -348,24 +399,26 @@ class _Replay:
         return self.carried
 
 
-def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
+def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> Run:
     """Native code for a module of tensor operations, from the user's cache if it was compiled before.
 
     The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
     folder that others can write to is not used.
 
     Args:
-        module: Of tensor operations with fixed shapes.
-        inputs: An example of its inputs.
+        module: Of tensor operations with fixed shapes, but for the lengths of sequences.
+        inputs: An example of its inputs, with sequences of the longest length.
+        lengths: Which of them hold sequences of any length between two.
 
     Raises:
         NoCompiler: If there is no C++ compiler.
+        NotAlike: If native code cannot serve sequences of any length.
     """
     with contextlib.ExitStack() as stack:
         folder = _cache()
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / f"{_key(module, inputs)}.pt2"
+        path = folder / f"{_key(module, inputs, lengths)}.pt2"
         try:
             loader = _load(path, inputs[0].device)
             path.touch()
@@ -373,7 +426,7 @@ def compile_module(module: nn.Module, inputs: Sequence[Tensor]) -> Run:
             path.unlink(missing_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as work:
                 built = Path(work) / path.name
-                _build(module, inputs, built)
+                _build(module, inputs, lengths or {}, built)
                 os.replace(built, path)
             _prune(folder)
             loader = _load(path, inputs[0].device)
@@ -389,20 +442,34 @@ def _load(path: Path, device: torch.device) -> Any:
     return torch._C._aoti.AOTIModelPackageLoader(str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1)
 
 
-def is_cached(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
+def is_cached(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> bool:
     """Whether native code for a module lies in the cache."""
     folder = _cache()
-    return folder is not None and (folder / f"{_key(module, inputs)}.pt2").exists()
+    return folder is not None and (folder / f"{_key(module, inputs, lengths)}.pt2").exists()
 
 
-def _build(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> None:
+def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
     if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
         raise NoCompiler("no C++ compiler was found")
     from torch._inductor import aoti_compile_and_package  # imports all of torch's compiler, which takes seconds
 
     with _quiet(), _without_collector():
-        exported = torch.export.export(module, tuple(inputs))
-        aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
+        try:
+            exported = _export(module, inputs, lengths)
+            aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
+        except Exception as error:
+            if lengths:  # torch has no error of its own for a length that turns out to be fixed
+                raise NotAlike(str(error)) from error
+            raise
+
+
+def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> Any:
+    if not lengths:
+        return torch.export.export(module, tuple(inputs))
+    shortest, longest = next(iter(lengths.values()))
+    length = torch.export.Dim("length", min=shortest, max=longest)
+    shapes = tuple({1: length} if i in lengths else None for i in range(len(inputs)))
+    return torch.export.export(module, tuple(inputs), dynamic_shapes=(shapes,))
 
 
 _SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
@@ -436,7 +503,7 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _key(module: nn.Module, inputs: Sequence[Tensor]) -> str:
+def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
     """What decides the native code: the operations, the shapes, torch, the processor and its threads."""
     shapes = [(tuple(x.shape), x.stride(), str(x.dtype), str(x.device)) for x in inputs]
     body = module.body.code if isinstance(module, _Loop) else module.code
@@ -444,7 +511,8 @@ def _key(module: nn.Module, inputs: Sequence[Tensor]) -> str:
         torch.cuda.get_device_name() if inputs[0].is_cuda else torch.backends.cpu.get_cpu_capability(),
         torch.get_num_threads(),
     )
-    text = repr((type(module).__name__, body, shapes, torch.__version__, where, sorted(_SETTINGS.items())))
+    settings = sorted(_SETTINGS.items())
+    text = repr((type(module).__name__, body, shapes, lengths or {}, torch.__version__, where, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

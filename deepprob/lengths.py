@@ -56,6 +56,9 @@ class Views:
         self.lengths = best_lengths(longest_of_batches(lengths, batch_size), worth)
         steps = next(x.shape[1] for x in data if is_sequence(x.shape[1:]))
         cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
+        if len(self.lengths) > 1:
+            # With room to spare, no view is laid out in another way than the rest, and one compiled step serves them.
+            data = tuple(_longer(x) if cuts else x for x, cuts in zip(data, cut, strict=True))
         self.batches = [
             tuple(x[:, :end] if cuts else x for x, cuts in zip(data, cut, strict=True)) for end in self.lengths
         ]
@@ -94,6 +97,13 @@ def _apart(data: Batch) -> Batch:
         parts.append(x.clone() if place in seen else x)
         seen.add(place)
     return tuple(parts)
+
+
+def _longer(x: Tensor) -> Tensor:
+    """Sequences, and room for one step more."""
+    longer = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
+    longer[:, :-1] = x
+    return longer
 
 
 def sequence_lengths(program: Program, data: Batch) -> Tensor | None:

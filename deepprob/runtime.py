@@ -20,6 +20,7 @@ from torch import Tensor
 _LOCK = threading.RLock()
 
 _WORTH_SHARING = 2**26  # multiplications a step, from which on more threads gain more than they risk
+_spare = 0  # threads that torch had before `threads_for` left it one
 
 StoreState = Any  # pyro.params.param_store.StateDict, which Pyro does not export
 
@@ -138,15 +139,30 @@ def threads_for(work: int) -> Iterator[None]:
         >>> inside, torch.get_num_threads() == before
         (1, True)
     """
+    global _spare
     before = torch.get_num_threads()
     if work >= _WORTH_SHARING or before == 1:
         yield
         return
+    _spare = before
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        _spare = 0
+
+
+def spare_threads() -> int:
+    """Threads for a single large operation: torch's own number, or what it was before `threads_for` left it one.
+
+    Examples:
+        >>> before = torch.get_num_threads()
+        >>> with threads_for(1000):
+        ...     spare_threads() == before, torch.get_num_threads()
+        (True, 1)
+    """
+    return max(_spare, torch.get_num_threads())
 
 
 def keep_freed_memory() -> None:

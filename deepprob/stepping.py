@@ -10,6 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from deepprob.any_length import NotAlike
 from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
@@ -28,6 +29,7 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
 # What a compiled fit costs and gains, in seconds; measured on two cores, see benchmarks/README.md.
 _COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
+_ANY_LENGTH = 1.3  # times as much where sequences may be of any length
 _GAINED_AN_OPERATION = 1e-5
 _FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
 _A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
@@ -71,7 +73,7 @@ class CompiledStepper:
 
     def __init__(self, loops: Sequence[StepLoop], views: Views, noise: RandomStream) -> None:
         self.loops, self.views, self.noise = loops, views, noise
-        self.capacity, self.specialisations = min(loop.capacity for loop in loops), len(loops)
+        self.capacity, self.specialisations = min(loop.capacity for loop in loops), len(set(loops))
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]
@@ -80,8 +82,8 @@ class CompiledStepper:
         records = []
         for view, first, end in self.views.runs(rows):
             loop, steps = self.loops[view], slice(first, end)
-            normal, uniform = loop.gradients.noise.draw(end - first, self.noise.ahead, like.device)
             data = self.views.batches[view]
+            normal, uniform = loop.noise_of(data).draw(end - first, self.noise.ahead, like.device)
             new, record = loop(_inside(state), data, on_device[steps], normal, uniform, rates[steps], state.step)
             if state.optimizer is None:
                 state.take(new)
@@ -147,22 +149,16 @@ def choose_stepper(
     state.owned.program.train()
     with state.owned.running(), stream.drawing():
         size, _ = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
-        if compile == "auto" and not _pays(steps, size.operations):
-            return eager
-        try:
-            loops = [_trace(program, state, optimizer, views, view, batch_size) for view in range(len(views.batches))]
-        except Untraceable as error:
-            _warn(str(error))
-            return eager
-    fresh = [loop for loop in loops if not loop.is_cached()]
-    if talk and fresh:
-        seconds = sum(_COMPILING + _COMPILING_AN_OPERATION * loop.operations for loop in fresh)
-        what = "the step" if len(loops) == 1 else f"the step for {len(loops)} lengths of sequences"
-        operations = " + ".join(str(loop.operations) for loop in fresh)
-        print(f"compiling {what} ({operations} operations), about {seconds:.0f} s", file=sys.stderr)
+    if compile == "auto" and not _pays(steps, size.operations):
+        return eager
+    try:
+        loops, failure = _loops(program, state, optimizer, views, batch_size, stream, talk)
+    except Untraceable as error:
+        _warn(str(error))
+        return eager
+    if failure:
+        _warn(failure, "its graph runs uncompiled")
     for view, loop in enumerate(loops):
-        if failure := _failure(loop.compile):
-            _warn(failure, "its graph runs uncompiled")
         try:
             difference = _difference(loop, program, state, views, view, batch_size, stream)
         except Exception as error:  # what a graph does on rows that it was not made for can be anything
@@ -171,6 +167,52 @@ def choose_stepper(
             _warn(difference)
             return eager
     return CompiledStepper(loops, views, noise)
+
+
+def _loops(
+    program: GradientProgram,
+    state: State,
+    optimizer: Optimizer,
+    views: Views,
+    batch_size: int,
+    stream: RandomStream,
+    talk: bool,
+) -> tuple[list[StepLoop], str]:
+    """The loop for every view, compiled, and what went wrong when they were; one loop for all, where that can be.
+
+    Raises:
+        Untraceable: If there is none.
+    """
+
+    def traced(view: int) -> StepLoop:
+        with state.owned.running(), stream.drawing():
+            return _trace(program, state, optimizer, views, view, batch_size)
+
+    count = len(views.batches)
+    if count > 1 and state.owned.device.type == "cpu":
+        shortest, longest = traced(0), traced(count - 1)
+        try:
+            longest.serve_any_length(shortest)
+            return [longest] * count, _compiled([longest], talk)
+        except NotAlike:  # then each length has a loop of its own
+            pass
+    loops = [traced(view) for view in range(count)]
+    return loops, _compiled(loops, talk)
+
+
+def _compiled(loops: Sequence[StepLoop], talk: bool) -> str:
+    """Compile loops, and say so before; what went wrong, in words."""
+    fresh = [loop for loop in loops if not loop.is_cached()]
+    if talk and fresh:
+        seconds = sum(
+            (_COMPILING + _COMPILING_AN_OPERATION * loop.operations) * (_ANY_LENGTH if loop.any_length else 1)
+            for loop in fresh
+        )
+        what = "the step" if len(loops) == 1 else f"the step for {len(loops)} lengths of sequences"
+        operations = " + ".join(str(loop.operations) for loop in fresh)
+        print(f"compiling {what} ({operations} operations), about {seconds:.0f} s", file=sys.stderr)
+    failures = [_failure(loop.compile) for loop in loops]
+    return next(filter(None, failures), "")
 
 
 def _trace(
@@ -228,6 +270,8 @@ def _failure(compile: Callable[[], None]) -> str:
         compile()
     except Untraceable as error:
         return str(error)
+    except NotAlike:
+        raise
     except NoCompiler:
         return "no C++ compiler was found (on Debian: apt-get install g++)"
     except Exception as error:  # torch's compiler has no error of its own for what it cannot do
@@ -284,7 +328,7 @@ def _difference(
             order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
             rows = _repeated(rows[order], batch_size)
         rows = rows.to(device)
-        normal, uniform = loop.gradients.noise.draw(1, generators, device)
+        normal, uniform = loop.noise_of(data).draw(1, generators, device)
         rates = torch.ones(1, 2, dtype=packed[0].dtype, device=device)
         carry = {n: [torch.zeros_like(x) for x in t] for n, t in _inside(state).items()}
         carry |= {n: [x.clone() for x in state.carry[n]] for n in ("packed", "buffers")}

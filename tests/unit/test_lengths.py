@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
+from deepprob.any_length import NotAlike
 from deepprob.callbacks import Callback, Checkpoint
 from deepprob.data import Shuffle
 from deepprob.inference import svi
@@ -30,13 +31,16 @@ X = torch.where((torch.arange(T) < LENGTHS.unsqueeze(-1)).unsqueeze(-1), torch.r
 
 
 class Levels(Program):
-    """Sequences around one level, from which a small network moves them; without noise, fits can be compared."""
+    """Sequences around one level, from which a small network moves them; without noise, fits can be compared.
+
+    Torch unrolls its recurrent network over time, so that graphs of two lengths are not alike; a linear map's are.
+    """
 
     variable_length = True
 
-    def __init__(self, noisy: bool = False) -> None:
+    def __init__(self, noisy: bool = False, alike: bool = False) -> None:
         super().__init__()
-        self.cell = nn.RNN(2, 2, batch_first=True)
+        self.cell = nn.Linear(2, 2) if alike else nn.RNN(2, 2, batch_first=True)
         self.level = nn.Parameter(torch.zeros(2))
         self.noisy = noisy
 
@@ -48,7 +52,8 @@ class Levels(Program):
         inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)  # (B, T)
         with self.data_plate(x):
             drift = pyro.sample("drift", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1)) if self.noisy else 0.0
-            moved, _ = self.cell(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))
+            moved = self.cell(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))
+            moved = torch.tanh(moved) if isinstance(moved, Tensor) else moved[0]
             moved = moved + (drift.unsqueeze(-1) if self.noisy else 0.0)
             steps = dist.Normal(moved + self.level, 1.0).mask(inside.unsqueeze(-1)).to_event(2)
             pyro.sample("x", steps, obs=x)
@@ -146,11 +151,11 @@ def test_every_row_is_as_likely_to_come_twice() -> None:
 ENDS = best_lengths(longest_of_batches(LENGTHS, B))
 
 
-def fitted(compile: bool, *, noisy: bool = False, **options: Any) -> Posterior:
+def fitted(compile: bool, *, noisy: bool = False, alike: bool = False, **options: Any) -> Posterior:
     settings: dict[str, Any] = {"epochs": 3, "batch_size": B, "init": "keep", "progress": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        program = Levels(noisy)
+        program = Levels(noisy, alike)
     return svi(program, (X, LENGTHS), compile=compile, **settings | options)
 
 
@@ -189,18 +194,47 @@ def test_a_cut_changes_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "optimizer", [None, Optimizer(torch.optim.RMSprop, learning_rate=0.01)], ids=["adam", "foreign"]
 )
-def test_compiled_steps_have_one_specialisation_a_length(optimizer: Optimizer | None) -> None:
-    eager, compiled = fitted(False, optimizer=optimizer), fitted(True, optimizer=optimizer)
-    assert (eager.history.specialisations, compiled.history.specialisations) == (0, len(ENDS))
+@pytest.mark.parametrize("alike", [False, True])
+def test_compiled_steps_have_one_specialisation_for_all_lengths_or_each(
+    alike: bool, optimizer: Optimizer | None
+) -> None:
+    eager, compiled = (fitted(compile, optimizer=optimizer, alike=alike) for compile in (False, True))
+    assert (eager.history.specialisations, compiled.history.specialisations) == (0, 1 if alike else len(ENDS))
     assert_same_steps(eager, compiled, 1e-4)
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_noise_of_several_lengths_does_not_depend_on_who_looks() -> None:
-    free, watched = fitted(True, noisy=True), fitted(True, noisy=True, callbacks=[EveryStep()])
+def test_a_length_with_a_way_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Levels.model
+
+    def other(self: Levels, x: Tensor, lengths: Tensor) -> None:
+        model(self, 2 * x if x.shape[1] == ENDS[1] else 1 * x, lengths)
+
+    monkeypatch.setattr(Levels, "model", other)
+    with pytest.warns(UserWarning, match=r"not compiled: the compiled \w+ is .* where it should be"):
+        assert not fitted(True, alike=True).config["compiled"]
+
+
+def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(module: Any, inputs: Any, lengths: Any) -> Any:
+        if lengths:
+            raise NotAlike("torch says that a shape is fixed")
+        return as_it_is(module, inputs)
+
+    monkeypatch.setattr("deepprob.compiled.compile_module", compiled)
+    posterior = fitted(True, alike=True)
+    assert posterior.history.specialisations == len(ENDS)
+    assert_same_steps(fitted(False, alike=True), posterior, 1e-4)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("alike", [False, True])
+def test_noise_of_several_lengths_does_not_depend_on_who_looks(alike: bool) -> None:
+    free = fitted(True, noisy=True, alike=alike)
+    watched = fitted(True, noisy=True, alike=alike, callbacks=[EveryStep()])
     assert free.history.steps == watched.history.steps
     assert len(set(free.history.steps["elbo"])) == len(free.history.steps["elbo"])
-    eager = fitted(False, noisy=True)  # other noise, the same batches: means over the fit are alike
+    eager = fitted(False, noisy=True, alike=alike)  # other noise, the same batches: means over the fit are alike
     means = [sum(p.history.steps["elbo"]) / len(p.history.steps["elbo"]) for p in (free, eager)]
     assert means[0] == pytest.approx(means[1], rel=0.05)
 
@@ -225,10 +259,11 @@ def test_a_fit_of_several_lengths_resumes_bit_for_bit(compile: bool, tmp_path: P
 
 
 @pytest.mark.slow
-def test_native_code_takes_the_cut_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_native_code_takes_the_cut_sequences(alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    eager, compiled = fitted(False), fitted(True)
-    assert compiled.history.specialisations == len(ENDS)
+    eager, compiled = fitted(False, alike=alike), fitted(True, alike=alike)
+    assert compiled.history.specialisations == (1 if alike else len(ENDS))
     assert_same_steps(eager, compiled, 1e-4)
 
 

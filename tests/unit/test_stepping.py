@@ -680,7 +680,7 @@ def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     inside: list[int] = []
     most = 0
 
-    def slow(module: Any, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
+    def slow(module: Any, inputs: Sequence[Tensor], lengths: Any) -> Callable[[list[Tensor]], Any]:
         nonlocal most
         inside.append(1)
         most = max(most, len(inside))

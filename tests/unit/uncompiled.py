@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 
-def as_it_is(module: Any, inputs: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
+def as_it_is(module: Any, inputs: Sequence[Tensor], lengths: Any = None) -> Callable[[list[Tensor]], Any]:
     """What a module that is not compiled does; a loop is one of Python's."""
     if not hasattr(module, "body"):
         return lambda given: module(*given)

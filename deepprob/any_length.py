@@ -1,0 +1,121 @@
+"""One graph for sequences of any length, from the same graph at two."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+_aten = torch.ops.aten
+
+
+class NotAlike(Exception):
+    """Graphs at two lengths differ in more than numbers that grow with the length."""
+
+
+class Line:
+    r"""The whole numbers :math:`a \ell + b` through two values at two lengths.
+
+    Args:
+        lengths: Two, not the same.
+        values: At each of them.
+
+    Raises:
+        NotAlike: If the line has no whole numbers a and b.
+
+    Examples:
+        >>> line = Line((10, 14), (39, 55))
+        >>> line.slope, line.intercept, line(12)
+        (4, -1, 47)
+    """
+
+    def __init__(self, lengths: tuple[int, int], values: tuple[int, int]) -> None:
+        self.slope, rest = divmod(values[1] - values[0], lengths[1] - lengths[0])
+        self.intercept = values[0] - self.slope * lengths[0]
+        if rest:
+            raise NotAlike(f"{values} at lengths {lengths} are on no line of whole numbers")
+
+    def __call__(self, length: int) -> int:
+        return self.slope * length + self.intercept
+
+
+def generalise(graph: GraphModule, other: GraphModule, lengths: tuple[int, int], place: tuple[int, int]) -> None:
+    r"""Let a graph serve sequences of any length between two.
+
+    Traced at two lengths, a program that treats all steps alike gives the same operations in the same order; where
+    a whole number is :math:`n_1` in one graph and :math:`n_2` in the other, it becomes the :math:`a \ell + b` through
+    both, with :math:`\ell` read from the shape of an input. Nothing is known of a program that treats some length in a
+    way of its own: compare the graph with the program at all lengths that it will meet.
+
+    Args:
+        graph: At the second length; it is changed in place.
+        other: At the first.
+        lengths: The two, ascending.
+        place: The input, and its dimension, whose size is the length.
+
+    Raises:
+        NotAlike: If the graphs differ in anything else; the graph is then as it was.
+    """
+    nodes, others = list(graph.graph.nodes), list(other.graph.nodes)
+    if len(nodes) != len(others):
+        raise NotAlike(f"{len(others)} operations at length {lengths[0]} are {len(nodes)} at length {lengths[1]}")
+    number = {node: i for i, node in enumerate(nodes)} | {node: i for i, node in enumerate(others)}
+    lines: list[tuple[int, int]] = []
+
+    def compare(x: Any, y: Any) -> Any:
+        """What an argument is in both graphs: itself, or a line."""
+        if isinstance(x, Node) and isinstance(y, Node) and number[x] == number[y]:
+            return x
+        if isinstance(x, list | tuple) and type(x) is type(y) and len(x) == len(y):
+            return type(x)(compare(p, q) for p, q in zip(x, y, strict=True))
+        if isinstance(x, dict) and isinstance(y, dict) and x.keys() == y.keys():
+            return {key: compare(x[key], y[key]) for key in x}
+        if type(x) is int and type(y) is int and x != y:
+            line = Line(lengths, (y, x))
+            lines.append((line.slope, line.intercept))
+            return line
+        if isinstance(x, Node) or isinstance(y, Node) or type(x) is not type(y) or x != y:
+            raise NotAlike(f"{y} at length {lengths[0]} is {x} at length {lengths[1]}")
+        return x
+
+    arguments = []
+    for x, y in zip(nodes, others, strict=True):
+        same = x.target == y.target if x.op == "call_function" else x.op != "get_attr" or _is_same(graph, x, other, y)
+        if x.op != y.op or not same:
+            raise NotAlike(f"{y.format_node()} at length {lengths[0]} is {x.format_node()} at length {lengths[1]}")
+        arguments.append((compare(tuple(x.args), tuple(y.args)), compare(dict(x.kwargs), dict(y.kwargs))))
+    sizes = _sizes(graph, dict.fromkeys(lines), place)
+
+    def fill(x: Any) -> Any:
+        if isinstance(x, Line):
+            return sizes[x.slope, x.intercept]
+        if isinstance(x, list | tuple):
+            return type(x)(fill(p) for p in x)
+        return {key: fill(p) for key, p in x.items()} if isinstance(x, dict) else x
+
+    for node, (args, kwargs) in zip(nodes, arguments, strict=True):
+        node.args, node.kwargs = fill(args), fill(kwargs)
+    graph.recompile()
+
+
+def _sizes(graph: GraphModule, lines: dict[tuple[int, int], None], place: tuple[int, int]) -> dict[Any, Node]:
+    """Nodes for the numbers of lines, before all other operations."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    sizes = {}
+    with graph.graph.inserting_before(inputs[-1].next):
+        length = graph.graph.call_function(_aten.sym_size.int, (inputs[place[0]], place[1]))
+        for slope, intercept in lines:
+            size = length if slope == 1 else graph.graph.call_function(operator.mul, (length, slope))
+            sizes[slope, intercept] = graph.graph.call_function(operator.add, (size, intercept)) if intercept else size
+    return sizes
+
+
+def _is_same(graph: GraphModule, x: Node, other: GraphModule, y: Node) -> bool:
+    """Whether two attributes are the same cell of a loop, or the same constant."""
+    a, b = getattr(graph, str(x.target)), getattr(other, str(y.target))
+    if isinstance(a, GraphModule) and isinstance(b, GraphModule):
+        return a.code == b.code and not list(a.buffers()) and not list(a.parameters())
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)

@@ -1,0 +1,119 @@
+"""One graph for all lengths: right at lengths that it was not traced at, and refused where graphs are not alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepprob.any_length import Line, NotAlike, generalise
+from deepprob.recurrence import recur
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(3, 40, 2, generator=G)
+SHORT, LONG = 12, 30
+
+Function = Callable[[Tensor], Any]
+
+
+def traced(function: Function, length: int) -> GraphModule:
+    graph: GraphModule = make_fx(function)(X[:, :length])
+    return graph
+
+
+def general(function: Function) -> GraphModule:
+    graph = traced(function, LONG)
+    generalise(graph, traced(function, SHORT), (SHORT, LONG), (0, 1))
+    return graph
+
+
+def loop(x: Tensor) -> Tensor:
+    def cell(state: Any, slices: Any, params: Any) -> Any:
+        new = torch.tanh(state[0] + slices[0])
+        return (new,), (new,)
+
+    return recur(cell, [torch.zeros(3, 2)], [x.transpose(0, 1)])[1][0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum(1) / x.shape[1],
+        lambda x: x.reshape(-1, 2) @ torch.ones(2, 4),
+        lambda x: x[:, 1:] - x[:, :-1],
+        lambda x: x.flip(1) + torch.arange(x.shape[1]).unsqueeze(-1),
+        lambda x: torch.cat([torch.zeros(3, 2 * x.shape[1] + 1), x.reshape(3, -1)], 1),
+        loop,
+    ],
+    ids=["mean", "product", "difference", "positions", "cat", "loop"],
+)
+@pytest.mark.parametrize("length", [SHORT, 13, 21, LONG, 33])
+def test_a_graph_of_two_lengths_serves_others(function: Function, length: int) -> None:
+    x = X[:, :length]
+    assert torch.allclose(general(function)(x), function(x), atol=1e-6)
+
+
+def halves(x: Tensor) -> Tensor:
+    return x[:, : x.shape[1] // 4].sum()
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * float(x.shape[1]) ** 0.5
+
+
+def unrolled(x: Tensor) -> Tensor:
+    return sum((step for step in x.unbind(1)), torch.zeros(()))
+
+
+def other_operation(x: Tensor) -> Tensor:
+    return x.exp() if x.shape[1] > SHORT else x.sin()
+
+
+def other_operands(x: Tensor) -> Tensor:
+    y = x.exp()
+    return x - y if x.shape[1] > SHORT else y - x
+
+
+def other_flag(x: Tensor) -> Tensor:
+    return x.sum(1, keepdim=x.shape[1] > SHORT)
+
+
+def other_count(x: Tensor) -> Tensor:
+    return x.sum((0, 1) if x.shape[1] > SHORT else (0,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [halves, scaled, unrolled, other_operation, other_operands, other_flag, other_count],
+    ids=lambda f: f.__name__,
+)
+def test_graphs_that_are_not_alike_are_refused(function: Function) -> None:
+    short, long = traced(function, SHORT), traced(function, LONG + 1)
+    before = long.code
+    with pytest.raises(NotAlike):
+        generalise(long, short, (SHORT, LONG + 1), (0, 1))
+    assert long.code == before
+
+
+def test_loops_over_other_cells_are_not_alike() -> None:
+    def two(x: Tensor) -> Tensor:
+        def cell(state: Any, slices: Any, params: Any) -> Any:
+            new = state[0] + (slices[0] if x.shape[1] == SHORT else slices[0].exp())
+            return (new,), (new,)
+
+        return recur(cell, [torch.zeros(3, 2)], [x.transpose(0, 1)])[1][0]
+
+    with pytest.raises(NotAlike):
+        general(two)
+
+
+def test_a_line_goes_through_both_values() -> None:
+    line = Line((10, 14), (39, 55))
+    assert (line.slope, line.intercept, line(10), line(14)) == (4, -1, 39, 55)
+    with pytest.raises(NotAlike):
+        Line((10, 14), (0, 3))
