@@ -6,22 +6,10 @@ remembers are carried, a step that is not finite changes nothing, and the terms 
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import hashlib
-import logging
 import math
-import os
-import shutil
-import stat
-import sys
-import tempfile
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deepprob.any_length import Line, NotAlike, generalise
+from deepprob.native import ONE_AT_A_TIME, Lengths, Run, compile_module, is_cached
 from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
 from deepprob.products import share_products
@@ -41,21 +30,8 @@ from deepprob.updates import Carry, Packing, norm_of
 
 GRADIENTS = "gradients"
 
-_ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
-
 _SMALL_SUM = 2**12  # terms
 _UNROLLED = 16  # steps in one CUDA graph
-_KEPT = 64  # compiled files in the cache
-_MODEL = "model"
-
-
-Run = Callable[[list[Tensor]], list[Tensor]]
-Lengths = dict[int, tuple[int, int]]
-"""Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
-
-
-class NoCompiler(RuntimeError):
-    """Nothing on this machine turns C++ into native code."""
 
 
 class StepLoop:
@@ -223,7 +199,7 @@ class StepLoop:
             NoCompiler: If there is no C++ compiler.
             NotAlike: If native code cannot serve sequences of any length.
         """
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self._run = compile_module(self._module, self._inputs, self._lengths)
 
     def __call__(
@@ -337,7 +313,7 @@ class CompiledQuery:
         with torch.no_grad():
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
         self._constants = lift_constants(graph)
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
@@ -352,7 +328,7 @@ class _Loop(nn.Module):
 
     def __init__(self, body: GraphModule, carried: int, count: int) -> None:
         super().__init__()
-        self.body, self.carried, self.count = body, carried, count
+        self.body, self.carried, self.count, self.code = body, carried, count, body.code
 
     def forward(self, *inputs: Tensor) -> Any:
         carried, captured = inputs[: self.carried], inputs[self.carried :]
@@ -397,139 +373,3 @@ class _Replay:
                 self.graphs[steps].replay()
             count %= steps
         return self.carried
-
-
-def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> Run:
-    """Native code for a module of tensor operations, from the user's cache if it was compiled before.
-
-    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
-    folder that others can write to is not used.
-
-    Args:
-        module: Of tensor operations with fixed shapes, but for the lengths of sequences.
-        inputs: An example of its inputs, with sequences of the longest length.
-        lengths: Which of them hold sequences of any length between two.
-
-    Raises:
-        NoCompiler: If there is no C++ compiler.
-        NotAlike: If native code cannot serve sequences of any length.
-    """
-    with contextlib.ExitStack() as stack:
-        folder = _cache()
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / f"{_key(module, inputs, lengths)}.pt2"
-        try:
-            loader = _load(path, inputs[0].device)
-            path.touch()
-        except (RuntimeError, OSError):  # not there, or not whole
-            path.unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                built = Path(work) / path.name
-                _build(module, inputs, lengths or {}, built)
-                os.replace(built, path)
-            _prune(folder)
-            loader = _load(path, inputs[0].device)
-    run: Run = loader.boxed_run
-    return run
-
-
-def _load(path: Path, device: torch.device) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(path)
-    on_gpu = device.type == "cuda"
-    # Without threads of its own the code can be recorded in a CUDA graph.
-    return torch._C._aoti.AOTIModelPackageLoader(str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1)
-
-
-def is_cached(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> bool:
-    """Whether native code for a module lies in the cache."""
-    folder = _cache()
-    return folder is not None and (folder / f"{_key(module, inputs, lengths)}.pt2").exists()
-
-
-def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
-    if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
-        raise NoCompiler("no C++ compiler was found")
-    from torch._inductor import aoti_compile_and_package  # imports all of torch's compiler, which takes seconds
-
-    with _quiet(), _without_collector():
-        try:
-            exported = _export(module, inputs, lengths)
-            aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_SETTINGS)
-        except Exception as error:
-            if lengths:  # torch has no error of its own for a length that turns out to be fixed
-                raise NotAlike(str(error)) from error
-            raise
-
-
-def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> Any:
-    if not lengths:
-        return torch.export.export(module, tuple(inputs))
-    shortest, longest = next(iter(lengths.values()))
-    length = torch.export.Dim("length", min=shortest, max=longest)
-    shapes = tuple({1: length} if i in lengths else None for i in range(len(inputs)))
-    return torch.export.export(module, tuple(inputs), dynamic_shapes=(shapes,))
-
-
-_SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python from looking through a million objects of the compiler's, again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to ourselves what torch's compiler has to say about its own code."""
-    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._dynamo", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
-    """What decides the native code: the operations, the shapes, torch, the processor and its threads."""
-    shapes = [(tuple(x.shape), x.stride(), str(x.dtype), str(x.device)) for x in inputs]
-    body = module.body.code if isinstance(module, _Loop) else module.code
-    where = (
-        torch.cuda.get_device_name() if inputs[0].is_cuda else torch.backends.cpu.get_cpu_capability(),
-        torch.get_num_threads(),
-    )
-    settings = sorted(_SETTINGS.items())
-    text = repr((type(module).__name__, body, shapes, lengths or {}, torch.__version__, where, settings))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _cache() -> Path | None:
-    """The user's folder of compiled code; None if it is not the user's alone."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "deepprob" / "compiled"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError:
-        return None
-    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
-
-
-def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for old in files[_KEPT:]:
-        old.unlink(missing_ok=True)

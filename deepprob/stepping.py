@@ -11,10 +11,11 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from deepprob.any_length import NotAlike
-from deepprob.compiled import GRADIENTS, NoCompiler, StepLoop
+from deepprob.compiled import GRADIENTS, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
 from deepprob.lengths import Views, sequence_lengths
+from deepprob.native import NoCompiler
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
@@ -32,7 +33,7 @@ _COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
 _ANY_LENGTH = 1.3  # times as much where sequences may be of any length
 _GAINED_AN_OPERATION = 1e-5
 _FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
-_A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
+_A_LENGTH = 2**37  # multiplications that take about as long as what sequences of one more length cost
 
 _CAPACITY = 1024
 _NOISE_BYTES = 2**25
@@ -98,7 +99,7 @@ class CompiledStepper:
 
 
 def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int, steps: int) -> Views:
-    """The rows of a fit, sequences cut to lengths whose savings are worth the compilation of one more step.
+    """The rows of a fit, sequences cut to lengths that save more than they cost.
 
     Args:
         compile: True, False or ``"auto"``; where a fit compiles in any case or never, savings need no reason.

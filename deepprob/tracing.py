@@ -56,17 +56,12 @@ class GradientGraph:
         layers: Precision in which layers multiply.
     """
 
-    graph: GraphModule
+    graph: Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]]
     names: tuple[str, ...]
     buffers: list[Tensor]
     fixed: list[Tensor]
     noise: NoiseSize
     layers: str = "float32"
-
-    @property
-    def operations(self) -> int:
-        """Operations in the graph."""
-        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
 
 def loss_and_gradients(
@@ -190,9 +185,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         loss, terms, gradients = graph(params, changing, *rest)
         return loss, terms, gradients, changing
 
-    detached = ([p.detach() for p in program.params], buffers, fixed, batch, rows, normal, uniform, weight)
-    functional = _functional(pure, *detached)
-    return GradientGraph(functional, tuple(names), buffers, fixed, size, program.objective.layers)
+    return GradientGraph(pure, tuple(names), buffers, fixed, size, program.objective.layers)
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deepprob.compiled import compile_module
 from deepprob.distributions import GaussianPath
 from deepprob.looping import run_loop
 from deepprob.models.deep_markov_model import Combiner, GatedTransition
+from deepprob.native import compile_module
 from deepprob.networks import Recurrent
 from deepprob.recurrence import Cell, recur
 

@@ -28,12 +28,13 @@ from uncompiled import as_it_is
 
 from deepprob import stepping
 from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
-from deepprob.compiled import NoCompiler, StepLoop
+from deepprob.compiled import StepLoop
 from deepprob.errors import DivergenceError
 from deepprob.fitting import Stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
 from deepprob.lengths import Views
+from deepprob.native import NoCompiler
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
