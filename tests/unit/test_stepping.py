@@ -635,6 +635,43 @@ def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypat
     assert_same_fit(found, fitted(program=Normalised(), compile=False))
 
 
+class Chained(Regression):
+    """A regression on inputs that pass many layers, each of which rounds in its precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for layer in self.layers:
+                layer.weight.copy_(1.5 * torch.nn.init.orthogonal_(torch.empty(3, 3)))  # type: ignore[union-attr, operator]
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        for layer in self.layers:
+            x = torch.sin(layer(x))
+        super().model(x, y)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize(("factor", "used"), [(1 + 2**-9, True), (1.5, False)], ids=["rounding", "wrong"])
+@pytest.mark.filterwarnings("ignore:not compiled")
+def test_layers_that_round_may_round_otherwise_but_no_more(
+    factor: float, used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One rounding elsewhere grows beyond any fixed tolerance; the same step in float32 shows how much that is."""
+    call = StepLoop.__call__
+
+    def off(self: StepLoop, carry: Any, *rest: Any) -> Any:
+        near = {**carry, "packed": [factor * p for p in carry["packed"]]}
+        return call(self, near, *rest)
+
+    monkeypatch.setattr(StepLoop, "__call__", off)
+    program = Chained()
+    found = fitted(program=program, objective=ELBO(layers="bfloat16"), epochs=1)
+    assert found.config["compiled"] is used
+    assert not fitted(program=Chained(), epochs=1).config["compiled"]  # in float32 neither is right
+
+
 def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: Exception) -> Callable[[StepLoop], None]:
         def fail(self: StepLoop) -> None:
