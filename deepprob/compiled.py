@@ -25,7 +25,7 @@ from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
 from deepprob.products import share_products
 from deepprob.program import Batch
-from deepprob.tracing import GradientGraph, QueryGraph
+from deepprob.tracing import GradientGraph, QueryGraph, same_values
 from deepprob.updates import Carry, Packing, norm_of
 
 GRADIENTS = "gradients"
@@ -103,7 +103,7 @@ class StepLoop:
         epsilon, u = normal.index_select(0, at).squeeze(0), uniform.index_select(0, at).squeeze(0)
         rate, weight = rates.index_select(0, at).squeeze(0).unbind(0)
         params = self.packing.unpack(carry["packed"])
-        loss, terms, gradients, buffers = self.gradients.graph(
+        loss, terms, gradients, buffers = self.gradients.function(
             params, carry["buffers"], fixed, batch, chosen, epsilon, u, weight.to(self.gradients.noise.dtype)
         )
         packed = self.packing.pack(gradients, in_a_graph=True)
@@ -159,7 +159,7 @@ class StepLoop:
         ends = set(lengths.values())
         count = self._captured_spec.num_leaves
         constants = shorter._captured[count:], self._captured[count:]
-        alike = [a.shape == b.shape and torch.equal(a, b) for a, b in zip(*constants, strict=False)]
+        alike = [a.shape == b.shape and same_values(a, b) for a, b in zip(*constants, strict=False)]
         if len(ends) != 1 or len(constants[0]) != len(constants[1]) or not all(alike):
             raise NotAlike("more than the length of sequences differs")
         between = ends.pop()
@@ -281,6 +281,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
             last = graph.graph.find_nodes(op="placeholder")[-1]
             with graph.graph.inserting_after(last):
                 constants[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
+            constants[node.target].meta = {"val": value, **node.meta}
         node.replace_all_uses_with(constants[node.target])
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
@@ -328,7 +329,12 @@ class _Loop(nn.Module):
 
     def __init__(self, body: GraphModule, carried: int, count: int) -> None:
         super().__init__()
-        self.body, self.carried, self.count, self.code = body, carried, count, body.code
+        self.body, self.carried, self.count = body, carried, count
+
+    @property
+    def code(self) -> str:
+        """What is done in a step."""
+        return self.body.code
 
     def forward(self, *inputs: Tensor) -> Any:
         carried, captured = inputs[: self.carried], inputs[self.carried :]

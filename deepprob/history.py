@@ -22,9 +22,9 @@ class History:
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was stopped from outside.
         stopped_early: Whether a callback ended the fit.
-        specialisations: Graphs that were compiled for the fit: one for its steps (for sequences whose graphs are not
-            alike at all lengths, one for each length that they are cut to), and one for every number of held-out rows
-            that is scored at once; 0 if it ran eagerly.
+        specialisations: Graphs that were compiled for the fit: one for its steps (one for each length that sequences
+            are cut to if their graphs are not alike, and on a GPU), and one for every number of held-out rows that is
+            scored at once; 0 if it ran eagerly.
     """
 
     steps: dict[str, list[float]] = field(default_factory=dict)

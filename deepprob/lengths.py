@@ -10,9 +10,10 @@ from torch import Tensor
 
 from deepprob.inputs import is_sequence
 from deepprob.program import Batch, Program, num_rows
+from deepprob.recurrence import UNROLLED
 
-_MOST = 3  # lengths that batches are cut to
-_LEAST_SAVED = 0.05  # of the time steps, by one more length
+_MOST = 4  # lengths that batches are cut to
+_LEAST_SAVED = 0.03  # of the time steps, by one more length
 _SHORT = 16  # time steps, of which none are worth saving
 _CANDIDATES = 256
 
@@ -29,6 +30,8 @@ class Views:
         lengths: Time steps of each row, ``(N,)``, of sequences that are padded beyond; None if there are no such.
         batch_size: Rows of a batch, B.
         worth: Time steps of a batch, on average, that one more length must save.
+        roomy: Whether sequences are copied to where there is room for one step more, so that the longest, too, are laid
+            out like a part of something: then one compiled step can serve all lengths.
 
     Attributes:
         data: All rows, as they came.
@@ -39,25 +42,32 @@ class Views:
     Examples:
         Half of the sequences are short:
 
-        >>> x, lengths = torch.zeros(4, 32, 2), torch.tensor([8, 32, 8, 30])
+        >>> x, lengths = torch.zeros(4, 32, 2), torch.tensor([12, 32, 12, 30])
         >>> views = Views((x, lengths), lengths)
         >>> [tuple(x.shape) for x, _ in views.batches], views.groups.tolist()
-        ([(4, 8, 2), (4, 32, 2)], [0, 1, 0, 1])
+        ([(4, 12, 2), (4, 32, 2)], [0, 1, 0, 1])
     """
 
-    def __init__(self, data: Batch, lengths: Tensor | None = None, batch_size: int = 1, worth: float = 0.0) -> None:
+    def __init__(
+        self,
+        data: Batch,
+        lengths: Tensor | None = None,
+        batch_size: int = 1,
+        worth: float = 0.0,
+        roomy: bool = False,
+    ) -> None:
         data = _apart(data)
         self.data, self.batches = data, [data]
         self.lengths: list[int] = []
         self.groups: Tensor | None = None
         if lengths is None or not num_rows(data):
             return
-        lengths = lengths.cpu().clamp(min=1)
+        lengths = lengths.cpu()
+        lengths = lengths.clamp(min=min(UNROLLED + 1, int(lengths.max())))  # up to there, graphs are of another kind
         self.lengths = best_lengths(longest_of_batches(lengths, batch_size), worth)
         steps = next(x.shape[1] for x in data if is_sequence(x.shape[1:]))
         cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
-        if len(self.lengths) > 1:
-            # With room to spare, no view is laid out in another way than the rest, and one compiled step serves them.
+        if roomy and len(self.lengths) > 1:
             data = tuple(_longer(x) if cuts else x for x, cuts in zip(data, cut, strict=True))
         self.batches = [
             tuple(x[:, :end] if cuts else x for x, cuts in zip(data, cut, strict=True)) for end in self.lengths
@@ -138,7 +148,7 @@ def longest_of_batches(lengths: Tensor, batch_size: int) -> Tensor:
 
 
 def best_lengths(longest: Tensor, worth: float = 0.0) -> list[int]:
-    """At most three lengths, the longest among them, that leave the fewest time steps; ascending.
+    """At most four lengths, the longest among them, that leave the fewest time steps; ascending.
 
     Args:
         longest: Of the sequences of each batch, ``(M,)``.

@@ -8,7 +8,7 @@ from torch.fx import GraphModule, Node
 
 from deepprob.runtime import spare_threads
 
-_WORTH_SHARING = 2**25  # multiplications; half a millisecond on a core, so that waiting for a busy one costs little
+_A_THREAD = 2**24  # multiplications that are worth a thread: a quarter of a millisecond on a core
 
 _aten = torch.ops.aten
 _library = torch.library.Library("deepprob", "FRAGMENT")
@@ -17,10 +17,11 @@ _library.define("shared_mm(Tensor a, Tensor b) -> Tensor")
 
 @torch.library.impl(_library, "shared_mm", "CPU")
 def _shared_mm(a: Tensor, b: Tensor) -> Tensor:
-    if _work(a, b) < _WORTH_SHARING:  # sequences may be shorter than they were when the graph was made
+    threads = min(spare_threads(), _work(a, b) // _A_THREAD)
+    if threads < 2:  # sequences may be shorter than they were when the graph was made
         return torch.mm(a, b)
     before = torch.get_num_threads()
-    torch.set_num_threads(spare_threads())
+    torch.set_num_threads(threads)
     try:
         return torch.mm(a, b)
     finally:
@@ -62,7 +63,7 @@ def share_products(graph: GraphModule) -> GraphModule:
 
 def _is_large(a: Node, b: Node) -> bool:
     left, right = a.meta["val"], b.meta["val"]
-    return left.device.type == "cpu" and _work(left, right) >= _WORTH_SHARING
+    return left.device.type == "cpu" and _work(left, right) >= 2 * _A_THREAD
 
 
 def _work(a: Tensor, b: Tensor) -> int:

@@ -17,7 +17,7 @@ from deepprob.splitting import Split, Unsplittable
 Tensors = tuple[Tensor, ...]
 Cell = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 
-_SHORT = 8  # steps, up to which unrolling costs less than a loop
+UNROLLED = 8  # steps, up to which unrolling costs less than a loop
 
 
 def recur(
@@ -65,7 +65,7 @@ def recur(
     if not inputs or not len(inputs[0]):
         raise ValueError("recur got no inputs, so no steps. Give inputs of shape (T, ...), T at least 1.")
     state, inputs, params = tuple(state), tuple(inputs), tuple(params)
-    if is_traced() and len(inputs[0]) > _SHORT:
+    if is_traced() and len(inputs[0]) > UNROLLED:
         try:
             return _looped(cell, state, inputs, params)
         except Unsplittable:

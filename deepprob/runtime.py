@@ -20,7 +20,15 @@ from torch import Tensor
 _LOCK = threading.RLock()
 
 _WORTH_SHARING = 2**26  # multiplications a step, from which on more threads gain more than they risk
-_spare = 0  # threads that torch had before `threads_for` left it one
+
+
+class _Spare(threading.local):
+    """Threads that torch had before `threads_for` left it one, in each thread that calls it."""
+
+    count = 0
+
+
+_SPARE = _Spare()
 
 StoreState = Any  # pyro.params.param_store.StateDict, which Pyro does not export
 
@@ -139,18 +147,17 @@ def threads_for(work: int) -> Iterator[None]:
         >>> inside, torch.get_num_threads() == before
         (1, True)
     """
-    global _spare
-    before = torch.get_num_threads()
+    before, spare = torch.get_num_threads(), _SPARE.count
     if work >= _WORTH_SHARING or before == 1:
         yield
         return
-    _spare = before
+    _SPARE.count = before
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        _spare = 0
+        _SPARE.count = spare
 
 
 def spare_threads() -> int:
@@ -162,7 +169,7 @@ def spare_threads() -> int:
         ...     spare_threads() == before, torch.get_num_threads()
         (True, 1)
     """
-    return max(_spare, torch.get_num_threads())
+    return max(_SPARE.count, torch.get_num_threads())
 
 
 def keep_freed_memory() -> None:

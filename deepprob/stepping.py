@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -28,13 +28,14 @@ from deepprob.updates import Carry, norm_of
 # Between eager and compiled terms and gradients, relative, by the precision of layers. Products in bfloat16 round to 3
 # digits, and a fused sum rounds at other places; what grows out of that is measured, see `_compared`.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+_MOST_ROUNDING = 0.25  # beyond which a difference could be anything
 
 # What a compiled fit costs and gains, in seconds; measured on two cores, see benchmarks/README.md.
 _COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
 _ANY_LENGTH = 1.3  # times as much where sequences may be of any length
 _GAINED_AN_OPERATION = 1e-5
 _FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
-_A_LENGTH = 2**37  # multiplications that take about as long as what sequences of one more length cost
+_A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
 
 _CAPACITY = 1024
 _NOISE_BYTES = 2**25
@@ -112,8 +113,10 @@ def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int,
     owned = state.owned
     by_row = isinstance(owned.program.current_guide, AutoGuide) and bool(owned.structure.local)
     lengths = None if by_row else sequence_lengths(owned.program, data)  # a guide's parameters have one length
-    weighed = compile == "auto" and steps >= _FEWEST_STEPS
-    return Views(data, lengths, batch_size, _A_LENGTH / (state.work(batch_size) * steps) if weighed else 0.0)
+    compiled = compile is True or (compile == "auto" and steps >= _FEWEST_STEPS)
+    weighed = compiled and compile == "auto"
+    worth = _A_LENGTH / (state.work(batch_size) * steps) if weighed else 0.0
+    return Views(data, lengths, batch_size, worth, roomy=compiled and owned.device.type == "cpu")
 
 
 def choose_stepper(
@@ -369,31 +372,56 @@ def _difference(
 def _compared(
     loop: StepLoop, state: State, expected: tuple[Terms, Carry], exact: tuple[Terms, Carry], new: Carry, row: Tensor
 ) -> str:
-    """Terms, and gradients as the optimizer's memory shows them; nan, which shows nothing, is a difference.
+    """Terms, gradients as the optimizer's memory shows them, and buffers: what differs, in words.
 
-    Where layers round, an eager step is itself off what is exact: as the worst of its numbers, twice, a compiled one
-    may be off it.
+    Where layers round, an eager step is itself off what is exact; a compiled one may be off it by twice as much.
     """
     tolerance = TOLERANCE[loop.gradients.layers]
-    terms, after = expected
-    scale = max(1.0, *(float(x.abs()) for n, x in terms.items() if n != "gradient_norm"))
-    sizes = {name: scale for name in terms} | {"gradient_norm": max(1.0, abs(float(terms["gradient_norm"])))}
-    allowed = tolerance + 2 * max(abs(float(x - exact[0][name])) / sizes[name] for name, x in terms.items())
-    for name, value in zip(loop.names, row, strict=True):
-        if name in terms and not abs(float(value) - float(terms[name])) <= allowed * sizes[name]:
-            return f"the compiled {name} is {float(value):.8g} where it should be {float(terms[name]):.8g}"
+    terms = [{name: x.reshape(1) for name, x in step[0].items()} for step in (expected, exact)]
+    found = {name: x.reshape(1) for name, x in zip(loop.names, row, strict=True) if name in terms[0]}
+    norms = [{"gradient_norm": column.pop("gradient_norm")} for column in (found, *terms)]
+    for a, b, c in ((found, *terms), norms):
+        largest = max(1.0, *(float(x.abs()) for x in b.values()))
+        if name := _far(a, b, c, dict.fromkeys(b, largest), tolerance):
+            return f"the compiled {name} is {float(a[name]):.8g} where it should be {float(b[name]):.8g}"
     key = next(k for k in (GRADIENTS, "accumulated", "first") if k in new)
-    columns = [[x.flatten() for x in state.packing.unpack(c[key])] for c in (new, after, exact[1])]
-    gradients = [(n, *x) for n, *x in zip(state.params, *columns, strict=True) if x[0].numel()]
-    top = max(float(b.abs().max()) for _, _, b, _ in gradients)
-    sizes = {name: max(float(b.abs().max()), 0.1 * top) for name, _, b, _ in gradients}
-    off = {name: float((b - c).abs().max()) for name, _, b, c in gradients}
-    allowed = tolerance + 2 * max(off[name] / size if size else 0.0 for name, size in sizes.items())
-    for name, a, b, _ in gradients:
-        if not float((a - b).abs().max()) <= allowed * sizes[name]:
-            return f"the compiled gradient of {name} differs from the eager one"
-    for buffers in zip(new["buffers"], after["buffers"], exact[1]["buffers"], strict=True):
-        a, b, c = (x.double() for x in buffers)
-        if not bool(((a - b).abs() <= tolerance * (1 + b.abs()) + 2 * (b - c).abs()).all()):
+    columns = [dict(zip(state.params, state.packing.unpack(x[key]), strict=True)) for x in (new, expected[1], exact[1])]
+    own = {name: float(x.abs().max()) for name, x in columns[1].items() if x.numel()}
+    sizes = {name: max(size, 0.1 * max(own.values())) for name, size in own.items()}
+    if name := _far(columns[0], columns[1], columns[2], sizes, tolerance):
+        return f"the compiled gradient of {name} differs from the eager one"
+    for x, y, z in zip(new["buffers"], expected[1]["buffers"], exact[1]["buffers"], strict=True):
+        rounding = _distance(y, z) if y is not z else 0.0
+        if not torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance + 2 * rounding):
             return "a buffer changes in another way when compiled"
     return ""
+
+
+def _far(
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    exact: Mapping[str, Tensor],
+    sizes: Mapping[str, float],
+    tolerance: float,
+) -> str:
+    """The first of some tensors that is not what is expected; none has nan, which shows nothing.
+
+    Args:
+        found: By the compiled step.
+        expected: By the eager one.
+        exact: By an eager one without rounding.
+        sizes: What differences are relative to.
+        tolerance: How large they may be, beyond rounding.
+    """
+    rounding = max(_distance(expected[name], exact[name]) / size if size else 0.0 for name, size in sizes.items())
+    allowed = tolerance + 2 * rounding
+    if allowed > _MOST_ROUNDING:
+        allowed = 0.0  # nothing could be seen
+    for name, size in sizes.items():
+        if not _distance(found[name], expected[name]) <= allowed * size:
+            return name
+    return ""
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

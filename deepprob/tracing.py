@@ -48,7 +48,7 @@ class GradientGraph:
     it returns (loss, terms, gradients, new buffers).
 
     Attributes:
-        graph: The function.
+        function: The function; in-place operations of the program are still among its own.
         names: Names of the terms.
         buffers: The program's tensors that a run changes.
         fixed: Those that it only reads.
@@ -56,7 +56,7 @@ class GradientGraph:
         layers: Precision in which layers multiply.
     """
 
-    graph: Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]]
+    function: Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]]
     names: tuple[str, ...]
     buffers: list[Tensor]
     fixed: list[Tensor]
@@ -113,7 +113,7 @@ class GradientProgram:
         before = [x.clone() for x in others]
         with LiftedNoise() as noise:
             self(batch, rows, 1.0)
-        changed = [x for x, was in zip(others, before, strict=True) if not _equal(x, was)]
+        changed = [x for x, was in zip(others, before, strict=True) if not same_values(x, was)]
         _restore(others, before)
         return noise.size, changed
 
@@ -410,7 +410,8 @@ def _check_shape(node: Node, varying: set[Node]) -> None:
         raise Untraceable("values decide how many rows or entries there are (x[mask], nonzero): use torch.where")
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers; nan is the same as nan."""
     return bool(torch.equal(a, b)) or bool((a.isnan() & b.isnan() | (a == b)).all())
 
 

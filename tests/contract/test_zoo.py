@@ -175,7 +175,7 @@ def test_the_traced_graph_is_the_eager_run(example: Example, device: torch.devic
         batch = tuple(x.index_select(0, rows) for x in data)
         normal, uniform = (x[0] for x in graph.noise.draw(1, generators, device))
         with RandomStream(seed, device).drawing(), torch.no_grad():
-            loss, terms, gradients, buffers = graph.graph(
+            loss, terms, gradients, buffers = graph.function(
                 [p.detach() for p in program.params], graph.buffers, graph.fixed, batch, rows, normal, uniform, weight
             )
         with owned.running(), RandomStream(seed, device).drawing(), LiftedNoise(normal, uniform) as noise:

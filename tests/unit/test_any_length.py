@@ -48,9 +48,10 @@ def loop(x: Tensor) -> Tensor:
         lambda x: x[:, 1:] - x[:, :-1],
         lambda x: x.flip(1) + torch.arange(x.shape[1]).unsqueeze(-1),
         lambda x: torch.cat([torch.zeros(3, 2 * x.shape[1] + 1), x.reshape(3, -1)], 1),
+        lambda x: torch.where(x.sum(1) > 0, torch.nan, x.sum(1)).nan_to_num(7.0),
         loop,
     ],
-    ids=["mean", "product", "difference", "positions", "cat", "loop"],
+    ids=["mean", "product", "difference", "positions", "cat", "nan", "loop"],
 )
 @pytest.mark.parametrize("length", [SHORT, 13, 21, LONG, 33])
 def test_a_graph_of_two_lengths_serves_others(function: Function, length: int) -> None:

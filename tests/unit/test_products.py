@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from uncompiled import as_it_is
 
+from deepprob.inference import svi
 from deepprob.products import share_products
+from deepprob.program import Program
 from deepprob.runtime import spare_threads, threads_for
 
 G = torch.Generator().manual_seed(0)
@@ -68,6 +73,27 @@ def test_without_a_thread_to_spare_nothing_is_shared() -> None:
     torch.set_num_threads(1)
     with threads_for(1):
         assert traced(torch.mm, LARGE, LARGE)[1] == 0
+
+
+def test_a_step_with_a_constant_matrix_shares_its_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    design, y = torch.randn(2048, 64, generator=G), torch.randn(2048, 300, generator=G)
+
+    def model(y: Tensor) -> None:
+        weights = pyro.sample("w", dist.Normal(torch.zeros(64, 300), 1.0).to_event(2))
+        with pyro.plate("rows", 2048):
+            pyro.sample("y", dist.Normal(design @ weights, 1.0).to_event(1), obs=y)
+
+    graphs: list[GraphModule] = []
+
+    def kept(module: Any, inputs: Any, lengths: Any) -> Any:
+        graphs.append(module.body)
+        return as_it_is(module, inputs)
+
+    monkeypatch.setattr("deepprob.compiled.compile_module", kept)
+    monkeypatch.setattr("deepprob.runtime._WORTH_SHARING", 2**40)
+    posterior = svi(Program.of(model, "normal"), (y,), compile=True, epochs=2, progress=False, device="cpu")
+    assert posterior.config["compiled"]
+    assert sum(node.target is SHARED for node in graphs[0].graph.nodes) >= 2  # the product and its gradient
 
 
 def test_an_error_leaves_the_threads_as_they_were() -> None:

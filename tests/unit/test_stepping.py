@@ -635,16 +635,48 @@ def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypat
     assert_same_fit(found, fitted(program=Normalised(), compile=False))
 
 
+@pytest.mark.usefixtures("uncompiled")
+def test_buffers_that_are_infinite_are_as_they_should_be() -> None:
+    class Least(Regression):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("least", torch.full((4,), torch.inf))
+
+        def model(self, x: Tensor, y: Tensor | None = None) -> None:
+            if self.training:
+                self.least[:3].copy_(torch.minimum(self.least[:3], x.amin(0)))  # type: ignore[index]
+            super().model(x, y)
+
+    found = fitted(program=Least())
+    assert found.config["compiled"]
+    assert torch.equal(found.program.least, torch.cat([X.amin(0), torch.tensor([torch.inf])]))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("layers", ["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:not compiled")
+def test_gradients_of_zero_are_not_taken_for_rounding(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = StepLoop.__call__
+
+    def zero(self: StepLoop, *arguments: Any) -> Any:
+        new, record = call(self, *arguments)
+        return new | {"first": [torch.zeros_like(x) for x in new["first"]]}, record
+
+    monkeypatch.setattr(StepLoop, "__call__", zero)
+    for strength in (1.5, 3.0):  # at 3 rounding grows until it hides everything
+        assert not fitted(program=Chained(strength), objective=ELBO(layers=layers), epochs=1).config["compiled"]
+
+
 class Chained(Regression):
     """A regression on inputs that pass many layers, each of which rounds in its precision."""
 
-    def __init__(self) -> None:
+    def __init__(self, strength: float = 1.5) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for layer in self.layers:
-                layer.weight.copy_(1.5 * torch.nn.init.orthogonal_(torch.empty(3, 3)))  # type: ignore[union-attr, operator]
+                layer.weight.copy_(strength * torch.nn.init.orthogonal_(torch.empty(3, 3)))  # type: ignore[union-attr, operator]
 
     def model(self, x: Tensor, y: Tensor | None = None) -> None:
         for layer in self.layers:
@@ -704,11 +736,11 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
     ids=repr,
 )
 def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(module: Any, inputs: Any) -> None:
+    def fail(module: Any, inputs: Any, lengths: Any = None) -> None:
         raise error
 
     monkeypatch.setattr("deepprob.compiled.compile_module", fail)
-    with pytest.warns(UserWarning, match=r"^not compiled: ") as caught:
+    with pytest.warns(UserWarning, match=r"^not compiled: .*(no C\+\+ compiler|RuntimeError: strange)") as caught:
         found = fitted(held_out=(X, Y))
     assert len(caught) <= 2
     assert all(map(math.isfinite, found.history.epochs["held_out_elbo"]))

@@ -81,7 +81,7 @@ def assert_equal(program: GradientProgram, graph: GradientGraph, data: Batch, se
     weight = torch.tensor(0.7, dtype=graph.noise.dtype)
     before = [x.clone() for x in graph.buffers]
     with RandomStream(seed).drawing(), torch.no_grad():
-        loss, terms, gradients, buffers = graph.graph(
+        loss, terms, gradients, buffers = graph.function(
             [p.detach() for p in program.params], graph.buffers, graph.fixed, batch, rows, normal, uniform, weight
         )
     assert all(torch.equal(a, b) for a, b in zip(graph.buffers, before, strict=True))
@@ -497,7 +497,7 @@ def test_a_class_beyond_the_last_makes_a_traced_run_nan_where_an_eager_one_ends(
     strange = batch[0].clone()
     strange[0, 0] = 11.0
     for x, finite in ((batch[0], True), (strange, False)):
-        loss = graph.graph(params, graph.buffers, graph.fixed, (x,), rows, normal, uniform, torch.ones(()))[0]
+        loss = graph.function(params, graph.buffers, graph.fixed, (x,), rows, normal, uniform, torch.ones(()))[0]
         assert bool(loss.isfinite()) is finite
     with pytest.raises(RuntimeError, match=r"one_hot|Class values"), program.owned.running():
         program((strange,), rows, 1.0)
