@@ -106,7 +106,9 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> An
     shortest, longest = next(iter(lengths.values()))
     length = torch.export.Dim("length", min=shortest, max=longest)
     shapes = tuple({1: length} if i in lengths else None for i in range(len(inputs)))
-    return torch.export.export(module, tuple(inputs), dynamic_shapes=(shapes,))
+    # At an end of the range torch has been seen to take the length for a constant.
+    example = tuple(x[:, : (shortest + longest) // 2] if i in lengths else x for i, x in enumerate(inputs))
+    return torch.export.export(module, example, dynamic_shapes=(shapes,))
 
 
 _SETTINGS: dict[str, Any] = {"aot_inductor.package": True}

@@ -156,21 +156,20 @@ def choose_stepper(
         size, _ = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
     if compile == "auto" and not _pays(steps, size.operations):
         return eager
-    try:
-        loops, failure = _loops(program, state, optimizer, views, batch_size, stream, talk)
-    except Untraceable as error:
-        _warn(str(error))
-        return eager
+    for any_length in (True, False):
+        try:
+            loops, failure = _loops(program, state, optimizer, views, batch_size, stream, talk, any_length)
+        except Untraceable as error:
+            _warn(str(error))
+            return eager
+        difference = _first_difference(loops, program, state, views, batch_size, stream)
+        if not (difference and loops[0].any_length):  # else each length gets a loop of its own
+            break
     if failure:
         _warn(failure, "its graph runs uncompiled")
-    for view, loop in enumerate(loops):
-        try:
-            difference = _difference(loop, program, state, views, view, batch_size, stream)
-        except Exception as error:  # what a graph does on rows that it was not made for can be anything
-            difference = f"the traced step fails on other rows ({_first_line(error)})"
-        if difference:
-            _warn(difference)
-            return eager
+    if difference:
+        _warn(difference)
+        return eager
     return CompiledStepper(loops, views, noise)
 
 
@@ -182,8 +181,19 @@ def _loops(
     batch_size: int,
     stream: RandomStream,
     talk: bool,
+    any_length: bool,
 ) -> tuple[list[StepLoop], str]:
-    """The loop for every view, compiled, and what went wrong when they were; one loop for all, where that can be.
+    """The loop for every view, compiled, and what went wrong when they were.
+
+    Args:
+        program: What is traced.
+        state: What the first step starts from.
+        optimizer: How parameters are updated.
+        views: All rows.
+        batch_size: Rows of a step.
+        stream: Random numbers for the trace.
+        talk: Whether to say that compiling takes a while.
+        any_length: Whether to try one loop for all lengths.
 
     Raises:
         Untraceable: If there is none.
@@ -194,7 +204,7 @@ def _loops(
             return _trace(program, state, optimizer, views, view, batch_size)
 
     count = len(views.batches)
-    if count > 1 and state.owned.device.type == "cpu":
+    if any_length and count > 1 and state.owned.device.type == "cpu":
         shortest, longest = traced(0), traced(count - 1)
         try:
             longest.serve_any_length(shortest)
@@ -308,6 +318,25 @@ def _capacity(state: State, batch_size: int, numbers: int) -> int:
 
 def _warn(why: str, what: str = "the steps run eagerly, and more slowly") -> None:
     warnings.warn(f"not compiled: {why}; {what}.", UserWarning, stacklevel=4)
+
+
+def _first_difference(
+    loops: Sequence[StepLoop],
+    program: GradientProgram,
+    state: State,
+    views: Views,
+    batch_size: int,
+    stream: RandomStream,
+) -> str:
+    """What differs between eager and compiled steps in the first view where something does, in words."""
+    for view, loop in enumerate(loops):
+        try:
+            difference = _difference(loop, program, state, views, view, batch_size, stream)
+        except Exception as error:  # what a graph does on rows that it was not made for can be anything
+            difference = f"the traced step fails on other rows ({_first_line(error)})"
+        if difference:
+            return difference
+    return ""
 
 
 def _difference(
