@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -156,15 +157,11 @@ def choose_stepper(
         size, _ = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
     if compile == "auto" and not _pays(steps, size.operations):
         return eager
-    for any_length in (True, False):
-        try:
-            loops, failure = _loops(program, state, optimizer, views, batch_size, stream, talk, any_length)
-        except Untraceable as error:
-            _warn(str(error))
-            return eager
-        difference = _first_difference(loops, program, state, views, batch_size, stream)
-        if not (difference and loops[0].any_length):  # else each length gets a loop of its own
-            break
+    try:
+        loops, failure, difference = _loops(program, state, optimizer, views, batch_size, stream, talk)
+    except Untraceable as error:
+        _warn(str(error))
+        return eager
     if failure:
         _warn(failure, "its graph runs uncompiled")
     if difference:
@@ -181,19 +178,10 @@ def _loops(
     batch_size: int,
     stream: RandomStream,
     talk: bool,
-    any_length: bool,
-) -> tuple[list[StepLoop], str]:
-    """The loop for every view, compiled, and what went wrong when they were.
+) -> tuple[list[StepLoop], str, str]:
+    """The loop for every view; what went wrong when they were compiled, and what they do otherwise than eager steps.
 
-    Args:
-        program: What is traced.
-        state: What the first step starts from.
-        optimizer: How parameters are updated.
-        views: All rows.
-        batch_size: Rows of a step.
-        stream: Random numbers for the trace.
-        talk: Whether to say that compiling takes a while.
-        any_length: Whether to try one loop for all lengths.
+    One loop serves all views where that can be and is right; else each has its own.
 
     Raises:
         Untraceable: If there is none.
@@ -203,16 +191,19 @@ def _loops(
         with state.owned.running(), stream.drawing():
             return _trace(program, state, optimizer, views, view, batch_size)
 
+    def checked(loops: list[StepLoop]) -> tuple[list[StepLoop], str, str]:
+        failure = _compiled(list(dict.fromkeys(loops)), talk)
+        return loops, failure, _first_difference(loops, program, state, views, batch_size, stream)
+
     count = len(views.batches)
-    if any_length and count > 1 and state.owned.device.type == "cpu":
+    if count > 1 and state.owned.device.type == "cpu":
         shortest, longest = traced(0), traced(count - 1)
-        try:
+        with contextlib.suppress(NotAlike):
             longest.serve_any_length(shortest)
-            return [longest] * count, _compiled([longest], talk)
-        except NotAlike:  # then each length has a loop of its own
-            pass
-    loops = [traced(view) for view in range(count)]
-    return loops, _compiled(loops, talk)
+            loops, failure, difference = checked([longest] * count)
+            if not difference:
+                return loops, failure, difference
+    return checked([traced(view) for view in range(count)])
 
 
 def _compiled(loops: Sequence[StepLoop], talk: bool) -> str:
