@@ -334,7 +334,8 @@ class _Loop(nn.Module):
     @property
     def code(self) -> str:
         """What is done in a step."""
-        return self.body.code
+        graphs = [module for module in self.body.modules() if isinstance(module, GraphModule)]
+        return "".join(graph.code for graph in graphs)
 
     def forward(self, *inputs: Tensor) -> Any:
         carried, captured = inputs[: self.carried], inputs[self.carried :]

@@ -6,11 +6,6 @@ import contextlib
 import gc
 import hashlib
 import logging
-import os
-import shutil
-import stat
-import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from deepprob.any_length import NotAlike
+from deepprob.products import C_SHIMS
+from deepprob.toolchain import built_once, cache_folder, compiler
 
 ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
 
-_KEPT = 64  # compiled files in the cache
 _MODEL = "model"
 
 Run = Callable[[list[Tensor]], list[Tensor]]
@@ -32,15 +28,8 @@ Lengths = dict[int, tuple[int, int]]
 """Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
 
 
-class NoCompiler(RuntimeError):
-    """Nothing on this machine turns C++ into native code."""
-
-
 def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> Run:
     """Native code for a module of tensor operations, from the user's cache if it was compiled before.
-
-    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
-    folder that others can write to is not used.
 
     Args:
         module: Of tensor operations with fixed shapes, but for the lengths of sequences; its ``code`` says which.
@@ -51,22 +40,11 @@ def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths
         NoCompiler: If there is no C++ compiler.
         NotAlike: If native code cannot serve sequences of any length.
     """
-    with contextlib.ExitStack() as stack:
-        folder = _cache()
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / f"{_key(module, inputs, lengths)}.pt2"
-        try:
-            loader = _load(path, inputs[0].device)
-            path.touch()
-        except (RuntimeError, OSError):  # not there, or not whole
-            path.unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                built = Path(work) / path.name
-                _build(module, inputs, lengths or {}, built)
-                os.replace(built, path)
-            _prune(folder)
-            loader = _load(path, inputs[0].device)
+    loader = built_once(
+        f"{_key(module, inputs, lengths)}.pt2",
+        lambda path: _build(module, inputs, lengths or {}, path),
+        lambda path: _load(path, inputs[0].device),
+    )
     run: Run = loader.boxed_run
     return run
 
@@ -81,13 +59,12 @@ def _load(path: Path, device: torch.device) -> Any:
 
 def is_cached(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> bool:
     """Whether native code for a module lies in the cache."""
-    folder = _cache()
+    folder = cache_folder()
     return folder is not None and (folder / f"{_key(module, inputs, lengths)}.pt2").exists()
 
 
 def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
-    if shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is None:
-        raise NoCompiler("no C++ compiler was found")
+    compiler()  # without one, there is nothing to start
     from torch._inductor import aoti_compile_and_package  # imports all of torch's compiler, which takes seconds
 
     with _quiet(), _without_collector():
@@ -111,7 +88,7 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> An
     return torch.export.export(module, example, dynamic_shapes=(shapes,))
 
 
-_SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
+_SETTINGS: dict[str, Any] = {"aot_inductor.package": True, "aot_inductor.custom_ops_to_c_shims": C_SHIMS}
 
 
 @contextlib.contextmanager
@@ -152,22 +129,3 @@ def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -
     settings = sorted(_SETTINGS.items())
     text = repr((type(module).__name__, str(module.code), shapes, lengths or {}, torch.__version__, where, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _cache() -> Path | None:
-    """The user's folder of compiled code; None if it is not the user's alone."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "deepprob" / "compiled"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError:
-        return None
-    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
-
-
-def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for old in files[_KEPT:]:
-        old.unlink(missing_ok=True)

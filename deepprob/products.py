@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from pathlib import Path
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from deepprob.runtime import spare_threads
+from deepprob.toolchain import NoCompiler, load_library
 
-_A_THREAD = 2**24  # multiplications that are worth a thread: a quarter of a millisecond on a core
+_LARGE = 2**22  # multiplications: a tenth of a millisecond on a core
+_MOST_THREADS = 8
 
 _aten = torch.ops.aten
 _library = torch.library.Library("deepprob", "FRAGMENT")
 _library.define("shared_mm(Tensor a, Tensor b) -> Tensor")
+_library.impl("shared_mm", torch.mm, "CPU")  # native code calls shared_mm.cpp instead
 
-
-@torch.library.impl(_library, "shared_mm", "CPU")
-def _shared_mm(a: Tensor, b: Tensor) -> Tensor:
-    threads = min(spare_threads(), _work(a, b) // _A_THREAD)
-    if threads < 2:  # sequences may be shorter than they were when the graph was made
-        return torch.mm(a, b)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        return torch.mm(a, b)
-    finally:
-        torch.set_num_threads(before)
+C_SHIMS = {
+    torch.ops.deepprob.shared_mm.default: [
+        "AOTITorchError aoti_torch_cpu_shared_mm(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*)"
+    ]
+}
+"""What native code calls for an operation of ours."""
 
 
 @torch.library.register_fake("deepprob::shared_mm", lib=_library)  # type: ignore[untyped-decorator]
@@ -37,35 +39,48 @@ def share_products(graph: GraphModule) -> GraphModule:
     """Let a graph's large matrix products run on all threads, wherever `deepprob.runtime.threads_for` left it one.
 
     A step of many small operations is no faster on several threads, and much slower where a core is busy. A large
-    product among them may well be shared out: at worst it waits about as long as it takes.
+    product among them may well be shared out, if nobody waits for a thread that the system has put aside.
 
     Args:
-        graph: Of tensor operations, on a CPU; it is changed in place.
+        graph: Of tensor operations, on a CPU; it is changed in place, and so are the bodies of its loops.
 
     Returns:
         The same graph.
     """
     if spare_threads() == torch.get_num_threads():
         return graph
-    for node in list(graph.graph.nodes):
-        if node.target not in (_aten.mm.default, _aten.addmm.default) or node.kwargs:
-            continue
+    graphs = [module for module in graph.modules() if isinstance(module, GraphModule)]
+    large = [(each, node) for each in graphs for node in each.graph.nodes if _is_large(node)]
+    if not large or not _share_among(min(spare_threads(), _MOST_THREADS)):
+        return graph
+    for each, node in large:
         *bias, a, b = node.args
-        if _is_large(a, b):
-            with graph.graph.inserting_before(node):
-                product = graph.graph.call_function(torch.ops.deepprob.shared_mm.default, (a, b))
-                total = graph.graph.call_function(_aten.add.Tensor, (bias[0], product)) if bias else product
-            node.replace_all_uses_with(total)
-            graph.graph.erase_node(node)
-    graph.recompile()
+        with each.graph.inserting_before(node):
+            product = each.graph.call_function(torch.ops.deepprob.shared_mm.default, (a, b))
+            total = each.graph.call_function(_aten.add.Tensor, (bias[0], product)) if bias else product
+        node.replace_all_uses_with(total)
+        each.graph.erase_node(node)
+    for each in graphs:
+        each.recompile()
     return graph
 
 
-def _is_large(a: Node, b: Node) -> bool:
-    left, right = a.meta["val"], b.meta["val"]
-    return left.device.type == "cpu" and _work(left, right) >= 2 * _A_THREAD
+def _is_large(node: Node) -> bool:
+    if node.target not in (_aten.mm.default, _aten.addmm.default) or node.kwargs:
+        return False
+    a, b = (cast(Node, x).meta["val"] for x in node.args[-2:])
+    return bool(a.device.type == "cpu" and a.shape[0] * a.shape[1] * b.shape[1] >= _LARGE)
 
 
-def _work(a: Tensor, b: Tensor) -> int:
-    """Multiplications of a product."""
-    return a.shape[0] * a.shape[1] * b.shape[1]
+def _share_among(threads: int) -> bool:
+    """Have so many threads from now on; False if the code for it does not run here."""
+    if sys.platform != "linux":
+        return False
+    try:
+        load_library(Path(__file__).with_name("shared_mm.cpp")).deepprob_share_among(threads)
+    except NoCompiler:  # whoever compiles the step will say so
+        return False
+    except (RuntimeError, OSError) as error:
+        warnings.warn(f"large matrix products keep to one thread: {error}", UserWarning, stacklevel=2)
+        return False
+    return True

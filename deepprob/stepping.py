@@ -17,12 +17,12 @@ from deepprob.compiled import GRADIENTS, StepLoop
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
 from deepprob.lengths import Views, sequence_lengths
-from deepprob.native import NoCompiler
 from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.program import Batch, num_rows
 from deepprob.runtime import RandomStream
+from deepprob.toolchain import NoCompiler
 from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
 from deepprob.updates import Carry, norm_of
 

@@ -19,6 +19,7 @@ from deepprob.data import Shuffle
 from deepprob.inference import svi
 from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel
+from deepprob.native import compile_module
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
 from deepprob.program import Program
@@ -304,17 +305,21 @@ def test_native_code_of_any_length_shares_its_large_products(tmp_path: Path, mon
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("deepprob.runtime._WORTH_SHARING", 2**40)  # all steps on one thread
-    before, shared = torch.get_num_threads(), []
-    set_threads = torch.set_num_threads
+    before, modules = torch.get_num_threads(), []
+
+    def kept(module: Any, *inputs: Any) -> Any:
+        modules.append(module)
+        return compile_module(module, *inputs)
+
+    monkeypatch.setattr("deepprob.compiled.compile_module", kept)
     torch.set_num_threads(2)
     try:
         eager = svi(wide(Wide), (X, LENGTHS), compile=False, **SETTINGS | {"epochs": 1})
-        monkeypatch.setattr(torch, "set_num_threads", lambda n: (shared.append(n), set_threads(n))[1])
         compiled = svi(wide(Wide), (X, LENGTHS), compile=True, **SETTINGS | {"epochs": 1})
     finally:
-        set_threads(before)
-    assert compiled.history.specialisations == 1
-    assert shared.count(2) > 10
+        torch.set_num_threads(before)
+    assert compiled.history.specialisations == len(modules) == 1
+    assert modules[0].code.count("deepprob.shared_mm") > 2
     assert_same_steps(eager, compiled, 1e-3)
 
 

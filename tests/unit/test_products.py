@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -14,13 +22,17 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from uncompiled import as_it_is
 
+import deepprob.products
 from deepprob.inference import svi
+from deepprob.looping import run_loop
 from deepprob.products import share_products
 from deepprob.program import Program
 from deepprob.runtime import spare_threads, threads_for
+from deepprob.toolchain import load_library
 
 G = torch.Generator().manual_seed(0)
 SMALL, LARGE = torch.randn(8, 8, generator=G), torch.randn(400, 400, generator=G)
+SOURCE = Path(deepprob.products.__file__).with_name("shared_mm.cpp")
 SHARED = torch.ops.deepprob.shared_mm.default
 
 
@@ -35,7 +47,8 @@ def two_threads() -> Iterator[None]:
 def traced(function: Callable[..., Any], *inputs: Tensor) -> tuple[GraphModule, int]:
     """A graph with its large products shared, and how many they are."""
     graph = share_products(make_fx(function, tracing_mode="fake")(*inputs))
-    return graph, sum(node.target is SHARED for node in graph.graph.nodes)
+    graphs = [module for module in graph.modules() if isinstance(module, GraphModule)]
+    return graph, sum(node.target is SHARED for each in graphs for node in each.graph.nodes)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -53,13 +66,22 @@ def test_large_products_are_shared_and_right(transposed: bool) -> None:
             assert torch.allclose(a, b, atol=1e-3)
 
 
-def test_a_shared_product_runs_on_all_threads_if_it_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, mm = [], torch.mm
-    monkeypatch.setattr(torch, "mm", lambda a, b: seen.append(torch.get_num_threads()) or mm(a, b))
+def test_products_in_a_loop_are_shared() -> None:
+    def cell(state: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        out = torch.tanh(x + state @ weights)
+        return out, out.clone()
+
+    steps = torch.randn(4, 30, 400, generator=G)
+    body = make_fx(cell, tracing_mode="fake")(steps[0], steps[0], LARGE)
+
+    def looped(state: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        return run_loop(body, (state,), (x,), (weights,))
+
     with threads_for(1):
-        for x in (LARGE, SMALL):
-            assert torch.allclose(SHARED(x, x), mm(x, x), atol=1e-3)
-    assert seen == [2, 1]
+        graph, shared = traced(looped, steps[0], steps, LARGE)
+        assert shared == 1
+        for mine, expected in zip(graph(steps[0], steps, LARGE), looped(steps[0], steps, LARGE), strict=True):
+            assert torch.equal(mine, expected)
 
 
 def test_small_products_and_scaled_ones_stay() -> None:
@@ -96,9 +118,124 @@ def test_a_step_with_a_constant_matrix_shares_its_products(monkeypatch: pytest.M
     assert sum(node.target is SHARED for node in graphs[0].graph.nodes) >= 2  # the product and its gradient
 
 
-def test_an_error_leaves_the_threads_as_they_were() -> None:
+def test_where_the_code_for_it_does_not_compile_nothing_is_shared_and_a_warning_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "compiler").write_text("#!/bin/sh\necho no such standard >&2; exit 1\n")
+    (tmp_path / "compiler").chmod(0o755)
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    load_library.cache_clear()
+    with threads_for(1), pytest.warns(UserWarning, match="keep to one thread: .*no such standard"):
+        assert traced(torch.mm, LARGE, LARGE)[1] == 0
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with threads_for(1), warnings.catch_warnings():
+        warnings.simplefilter("error")  # that there is no compiler, the fit says itself
+        assert traced(torch.mm, LARGE, LARGE)[1] == 0
+    load_library.cache_clear()
+
+
+# -- the code for it ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def library() -> Iterator[ctypes.CDLL]:
+    """Our library, with three helpers, in a step that keeps to one thread."""
+    if sys.platform != "linux":
+        pytest.skip("products are shared on Linux only")
+    found = load_library(SOURCE)
+    found.deepprob_share_among(4)
     with threads_for(1):
-        with pytest.raises(RuntimeError, match="cannot be multiplied"):
-            SHARED(torch.zeros(4000, 400), torch.zeros(300, 300))
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 2
+        yield found
+    found.deepprob_share_among(2)
+
+
+def native(library: ctypes.CDLL, a: Tensor, b: Tensor) -> Tensor:
+    """A product as native code takes it."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
+    out = ctypes.c_void_p()
+    left, right = (ctypes.c_void_p(pointer(capsule, None)) for capsule in capsules)
+    failed = library.aoti_torch_cpu_shared_mm(left, right, ctypes.byref(out))
+    torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)
+    if failed:
+        raise RuntimeError("it failed")
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    return torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(out, None, None))
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows))
+
+
+PRODUCTS = {
+    "wide": (matrix(20, 600), matrix(600, 600)),
+    "tall": (matrix(3000, 100), matrix(100, 88)),
+    "square": (LARGE, LARGE),
+    "large": (matrix(600, 2000), matrix(2000, 600)),
+    "transposed": (matrix(600, 300).T, matrix(600, 600).T),
+    "of slices": (matrix(300, 900)[:, 100:500], matrix(500, 700)[50:450, 300:]),
+    "of many small terms": (matrix(2, 2**21), matrix(2**21, 2)),
+    "of one column": (matrix(2100, 2000), matrix(2000, 1)),
+    "too small": (SMALL, SMALL),
+    "empty": (torch.zeros(0, 5), torch.zeros(5, 3)),
+    "of no terms": (torch.zeros(5, 0), torch.zeros(0, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_of_native_code_is_right_and_the_same_every_time(
+    name: str, dtype: torch.dtype, library: ctypes.CDLL
+) -> None:
+    a, b = (x.to(dtype) for x in PRODUCTS[name])
+    expected = a.double() @ b.double()
+    tolerance = {torch.float64: 1e-11, torch.float32: 2e-4, torch.bfloat16: 1e-2}[dtype] * max(1, a.shape[1]) ** 0.5
+    first = native(library, a, b)
+    assert first.dtype == dtype and first.shape == expected.shape and first.is_contiguous()
+    assert torch.allclose(first.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=tolerance)
+    for pause in (0.0, 0.0, 2e-3):  # helpers are awake, or asleep
+        time.sleep(pause)
+        assert torch.equal(native(library, a, b), first)
+
+
+def test_products_of_several_threads_at_once(library: ctypes.CDLL) -> None:
+    names = ["wide", "tall", "transposed", "square"]
+    expected = {name: native(library, *PRODUCTS[name]) for name in names}
+
+    def many(name: str) -> bool:
+        torch.set_num_threads(1)
+        return all(torch.equal(native(library, *PRODUCTS[name]), expected[name]) for _ in range(200))
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert all(pool.map(many, names))
+
+
+FORKED = """
+import os, torch
+from test_products import PRODUCTS, SOURCE, load_library, native
+
+library = load_library(SOURCE)
+library.deepprob_share_among(4)
+torch.set_num_threads(1)
+expected = native(library, *PRODUCTS["wide"])
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(native(library, *PRODUCTS["wide"]), expected) else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.usefixtures("library")
+def test_a_forked_process_has_no_helpers_and_is_right() -> None:
+    # In a process of its own: the linear algebra of a child may wait forever for threads that other tests left behind.
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60, env=os.environ | {"PYTHONPATH": paths})
+
+
+def test_an_error_is_told_and_the_next_product_is_right(library: ctypes.CDLL) -> None:
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="failed"):
+            native(library, torch.zeros(4000, 400), torch.zeros(300, 300))
+        assert torch.allclose(native(library, LARGE, LARGE), LARGE @ LARGE, atol=1e-3)

@@ -34,7 +34,6 @@ from deepprob.fitting import Stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
 from deepprob.lengths import Views
-from deepprob.native import NoCompiler
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
@@ -42,6 +41,7 @@ from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program
 from deepprob.runtime import RandomStream
 from deepprob.stepping import CompiledStepper, EagerStepper, choose_stepper
+from deepprob.toolchain import NoCompiler
 from deepprob.tracing import GradientProgram
 
 N, B = 40, 10

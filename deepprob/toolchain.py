@@ -1,0 +1,112 @@
+"""The C++ compiler, and the user's folder of compiled code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+_KEPT = 64  # compiled files in the cache
+
+_T = TypeVar("_T")
+
+
+class NoCompiler(RuntimeError):
+    """Nothing on this machine turns C++ into native code."""
+
+
+def compiler() -> str:
+    """The C++ compiler: ``CXX``, or what the system calls it.
+
+    Raises:
+        NoCompiler: If it is not there.
+    """
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        raise NoCompiler("no C++ compiler was found")
+    return name
+
+
+def cache_folder() -> Path | None:
+    """The user's folder of compiled code; None if it is not the user's alone."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "deepprob" / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return None
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
+
+
+def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], _T]) -> _T:
+    """A compiled file from the user's cache, which is built first if it is not there, or not whole.
+
+    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
+    folder that others can write to is not used, and the file is built for this process.
+
+    Args:
+        name: Of the file; it says all that decides what is in it.
+        build: Writes the file.
+        load: Reads it; raises RuntimeError or OSError if it cannot.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = cache_folder()
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        path = folder / name
+        try:
+            loaded = load(path)
+            path.touch()
+        except (RuntimeError, OSError):
+            path.unlink(missing_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                built = Path(work) / name
+                build(built)
+                os.replace(built, path)
+            _prune(folder)
+            loaded = load(path)
+    return loaded
+
+
+def _prune(folder: Path) -> None:
+    files = sorted(folder.glob("*.*"), key=lambda f: f.stat().st_mtime, reverse=True)
+    for old in files[_KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+@functools.cache
+def load_library(source: Path) -> ctypes.CDLL:
+    """C++ of ours, compiled against torch's C interface; native code that is loaded later finds its functions.
+
+    Args:
+        source: The only file.
+
+    Raises:
+        NoCompiler: If there is no C++ compiler.
+        RuntimeError: If it does not compile.
+    """
+    code, home = source.read_text(), Path(torch.__file__).parent
+    flags = ["-O2", "-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}", "-ltorch_cpu"]
+
+    def build(path: Path) -> None:
+        command = [compiler(), str(source), "-o", str(path), *flags]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} does not compile {source.name}: {done.stderr.strip()}")
+
+    key = hashlib.sha256(repr((code, flags, torch.__version__, os.environ.get("CXX"))).encode()).hexdigest()[:32]
+    return built_once(f"{key}.so", build, lambda path: ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL))
