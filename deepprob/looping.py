@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.experimental.proxy_tensor import (
     ProxyTorchDispatchMode,
     get_proxy_mode,
@@ -118,16 +118,27 @@ def _apart(*groups: Tensors) -> list[Tensors]:
     return out
 
 
+class _Noted(Interpreter):
+    """A run of a cell that notes at every node what came out, without its numbers, as a trace does."""
+
+    def run_node(self, n: Node) -> Any:
+        out = super().run_node(n)
+        if isinstance(out, FakeTensor):
+            n.meta["val"] = out
+        return out
+
+
 def _node(mode: Any, cell: GraphModule, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
     """Put the loop into the graph that is traced."""
-    with _disable_current_modes():
-        out = _once(cell, state, inputs, fixed)
     tracer = mode.tracer
     # The name says what the cell computes, so that the code of the whole graph does.
     name = f"cell_{hashlib.sha256(cell.code.encode()).hexdigest()[:16]}"
     if not hasattr(tracer.root, name):
         tracer.root.register_module(name, cell)
-    proxies = tree_map(tracer.unwrap_proxy, (getattr(tracer.root, name), state, inputs, fixed))
+    cell = getattr(tracer.root, name)
+    with _disable_current_modes():
+        out = _once(_Noted(cell).run, state, inputs, fixed)
+    proxies = tree_map(tracer.unwrap_proxy, (cell, state, inputs, fixed))
     node = tracer.create_proxy("call_function", run_loop, proxies, {}, name="loop")
     tracked: Tensors = track_tensor_tree(out, node, constant=None, tracer=tracer)
     return tracked

@@ -73,6 +73,8 @@ def test_products_in_a_loop_are_shared() -> None:
 
     steps = torch.randn(4, 30, 400, generator=G)
     body = make_fx(cell, tracing_mode="fake")(steps[0], steps[0], LARGE)
+    for node in body.graph.nodes:
+        node.meta.clear()  # as in a cell that was put together from parts
 
     def looped(state: Tensor, x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
         return run_loop(body, (state,), (x,), (weights,))
