@@ -123,8 +123,8 @@ class _Noted(Interpreter):
 
     def run_node(self, n: Node) -> Any:
         out = super().run_node(n)
-        if isinstance(out, FakeTensor):
-            n.meta["val"] = out
+        if isinstance(out, Tensor):
+            n.meta["val"] = out if isinstance(out, FakeTensor) else out.detach().to("meta")
         return out
 
 

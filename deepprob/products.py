@@ -14,24 +14,26 @@ from torch.fx import GraphModule, Node
 from deepprob.runtime import spare_threads
 from deepprob.toolchain import NoCompiler, load_library
 
+SOURCE = Path(__file__).with_name("shared_mm.cpp")
+
 _LARGE = 2**22  # multiplications: a tenth of a millisecond on a core
 _MOST_THREADS = 8
 
 _aten = torch.ops.aten
 _library = torch.library.Library("deepprob", "FRAGMENT")
-_library.define("shared_mm(Tensor a, Tensor b) -> Tensor")
-_library.impl("shared_mm", torch.mm, "CPU")  # native code calls shared_mm.cpp instead
+_library.define("shared_mm(Tensor a, Tensor b, int threads) -> Tensor")
+_library.impl("shared_mm", lambda a, b, _: torch.mm(a, b), "CPU")  # native code calls shared_mm.cpp instead
 
 C_SHIMS = {
     torch.ops.deepprob.shared_mm.default: [
-        "AOTITorchError aoti_torch_cpu_shared_mm(AtenTensorHandle, AtenTensorHandle, AtenTensorHandle*)"
+        "AOTITorchError aoti_torch_cpu_shared_mm(AtenTensorHandle, AtenTensorHandle, int64_t, AtenTensorHandle*)"
     ]
 }
 """What native code calls for an operation of ours."""
 
 
 @torch.library.register_fake("deepprob::shared_mm", lib=_library)  # type: ignore[untyped-decorator]
-def _shape(a: Tensor, b: Tensor) -> Tensor:
+def _shape(a: Tensor, b: Tensor, threads: int) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
@@ -51,12 +53,13 @@ def share_products(graph: GraphModule) -> GraphModule:
         return graph
     graphs = [module for module in graph.modules() if isinstance(module, GraphModule)]
     large = [(each, node) for each in graphs for node in each.graph.nodes if _is_large(node)]
-    if not large or not _share_among(min(spare_threads(), _MOST_THREADS)):
+    threads = min(spare_threads(), _MOST_THREADS)
+    if not large or not _has_threads(threads):
         return graph
     for each, node in large:
         *bias, a, b = node.args
         with each.graph.inserting_before(node):
-            product = each.graph.call_function(torch.ops.deepprob.shared_mm.default, (a, b))
+            product = each.graph.call_function(torch.ops.deepprob.shared_mm.default, (a, b, threads))
             total = each.graph.call_function(_aten.add.Tensor, (bias[0], product)) if bias else product
         node.replace_all_uses_with(total)
         each.graph.erase_node(node)
@@ -69,15 +72,15 @@ def _is_large(node: Node) -> bool:
     if node.target not in (_aten.mm.default, _aten.addmm.default) or node.kwargs:
         return False
     a, b = (cast(Node, x).meta["val"] for x in node.args[-2:])
-    return bool(a.device.type == "cpu" and a.shape[0] * a.shape[1] * b.shape[1] >= _LARGE)
+    return bool(a.shape[0] * a.shape[1] * b.shape[1] >= _LARGE)
 
 
-def _share_among(threads: int) -> bool:
-    """Have so many threads from now on; False if the code for it does not run here."""
+def _has_threads(threads: int) -> bool:
+    """Have so many threads for products; False if the code for it does not run here."""
     if sys.platform != "linux":
         return False
     try:
-        load_library(Path(__file__).with_name("shared_mm.cpp")).deepprob_share_among(threads)
+        load_library(SOURCE).deepprob_have_threads(threads)
     except NoCompiler:  # whoever compiles the step will say so
         return False
     except (RuntimeError, OSError) as error:

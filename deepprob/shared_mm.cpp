@@ -14,7 +14,9 @@
 #include <system_error>
 #include <thread>
 
-extern "C" void omp_set_num_threads(int);  // torch brings its OpenMP along
+namespace at {
+void set_num_threads(int);
+}
 
 namespace {
 
@@ -32,8 +34,10 @@ Product shared;                    // written while no ticket is left, and read 
 std::atomic<uint32_t> tickets{0};  // chunks that nobody has taken yet, and above them the product's number
 std::atomic<int64_t> done_by_helpers{0};
 std::atomic<bool> failed{false};
+std::atomic<int64_t> wanted{1};  // threads of the product, the calling one among them
+std::atomic<int> ready{1};       // threads that there are
 std::mutex in_use;
-std::atomic<int> threads{1};
+std::mutex starting;
 
 void relax() {
 #if defined(__x86_64__)
@@ -88,10 +92,11 @@ bool compute(const Product& product, int64_t chunk) {
   return right;
 }
 
-void help() {
-  omp_set_num_threads(1);
+void help(int number) {
+  at::set_num_threads(1);
+  ++ready;
   for (int64_t chunk;;) {
-    if (soon([&] { return take(&chunk); })) {
+    if (soon([&] { return number < wanted && take(&chunk); })) {
       if (!compute(shared, chunk)) failed = true;
       done_by_helpers.fetch_add(1, std::memory_order_release);
     } else if (const uint32_t now = tickets; !(now & kCount)) {
@@ -104,19 +109,21 @@ void help() {
 
 extern "C" {
 
-// From now on share products among so many threads, the calling one among them.
-void deepprob_share_among(int count) {
-  std::lock_guard<std::mutex> alone(in_use);
-  static int started = 1;
+// Have so many threads, the calling one among them, or as many as the system gives.
+void deepprob_have_threads(int count) {
+  std::lock_guard<std::mutex> alone(starting);
+  int started = ready;
   try {
-    for (; started < count; ++started) std::thread(help).detach();
+    for (; started < count; ++started) std::thread(help, started).detach();
   } catch (const std::system_error&) {
-    // The system gives no more threads; those that there are do the work.
+    // Those that there are do the work.
   }
-  threads = std::min(count, started);
+  // Each leaves torch's number of threads at one when it starts: not later, when the caller has set another.
+  while (ready < started) std::this_thread::yield();
 }
 
-AOTITorchError aoti_torch_cpu_shared_mm(AtenTensorHandle left, AtenTensorHandle right, AtenTensorHandle* out) {
+AOTITorchError aoti_torch_cpu_shared_mm(
+    AtenTensorHandle left, AtenTensorHandle right, int64_t threads, AtenTensorHandle* out) {
   int64_t *rows, *columns;
   int32_t dtype;
   if (aoti_torch_get_sizes(left, &rows) || aoti_torch_get_sizes(right, &columns) ||
@@ -130,24 +137,28 @@ AOTITorchError aoti_torch_cpu_shared_mm(AtenTensorHandle left, AtenTensorHandle 
   }
   // How a product is cut does not depend on who computes it, so that one seed gives one result.
   const int64_t most = std::min<int64_t>(std::max(shape[0], shape[1]), kCount);
-  const int64_t chunks = std::min({work / kChunk, int64_t{threads} * (work < kLarge ? 1 : 2), most});
-  if (chunks < 2) return aoti_torch_cpu_mm_out(*out, left, right);
-
+  const int64_t chunks = std::min({work / kChunk, threads * (work < kLarge ? 1 : 2), most});
   bool right_so_far = true;
-  int64_t own = 0;
   std::unique_lock<std::mutex> mine(in_use, std::try_to_lock);
-  if (!mine.owns_lock()) {  // another fit's product has the helpers
-    for (; own < chunks; ++own) right_so_far &= compute({left, right, *out, chunks}, own);
-    return right_so_far ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
+  if (chunks < 2) {
+    right_so_far = !aoti_torch_cpu_mm_out(*out, left, right);
+  } else if (!mine.owns_lock()) {  // another fit's product has the helpers
+    for (int64_t i = 0; i < chunks; ++i) right_so_far &= compute({left, right, *out, chunks}, i);
+  } else {
+    shared = {left, right, *out, chunks};
+    wanted = threads;
+    done_by_helpers = 0;
+    failed = false;
+    tickets = ((tickets | kCount) + 1) | static_cast<uint32_t>(chunks);
+    tickets.notify_all();
+    int64_t own = 0;
+    for (int64_t chunk; take(&chunk); ++own) right_so_far &= compute(shared, chunk);
+    const auto complete = [&] { return done_by_helpers.load(std::memory_order_acquire) == chunks - own; };
+    while (!soon(complete)) std::this_thread::yield();
+    right_so_far &= !failed;
   }
-  shared = {left, right, *out, chunks};
-  done_by_helpers = 0;
-  failed = false;
-  tickets.store(((tickets.load() | kCount) + 1) | static_cast<uint32_t>(chunks), std::memory_order_release);
-  tickets.notify_all();
-  for (int64_t chunk; take(&chunk); ++own) right_so_far &= compute(shared, chunk);
-  const auto complete = [&] { return done_by_helpers.load(std::memory_order_acquire) == chunks - own; };
-  while (!soon(complete)) std::this_thread::yield();
-  return right_so_far && !failed ? AOTI_TORCH_SUCCESS : AOTI_TORCH_FAILURE;
+  if (right_so_far) return AOTI_TORCH_SUCCESS;
+  aoti_torch_delete_tensor_object(*out);
+  return AOTI_TORCH_FAILURE;
 }
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
 import os
 import shutil
@@ -12,13 +11,16 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-_KEPT = 64  # compiled files in the cache
+_KEPT = 64  # compiled steps in the cache
+_LIBRARIES: dict[Path, ctypes.CDLL] = {}
+_LOCK = threading.Lock()
 
 _T = TypeVar("_T")
 
@@ -83,12 +85,12 @@ def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], 
 
 
 def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.*"), key=lambda f: f.stat().st_mtime, reverse=True)
-    for old in files[_KEPT:]:
-        old.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another process does the same
+        files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
+        for old in files[_KEPT:]:
+            old.unlink()
 
 
-@functools.cache
 def load_library(source: Path) -> ctypes.CDLL:
     """C++ of ours, compiled against torch's C interface; native code that is loaded later finds its functions.
 
@@ -99,6 +101,13 @@ def load_library(source: Path) -> ctypes.CDLL:
         NoCompiler: If there is no C++ compiler.
         RuntimeError: If it does not compile.
     """
+    with _LOCK:  # a second copy would have threads of its own
+        if source not in _LIBRARIES:
+            _LIBRARIES[source] = _load_library(source)
+        return _LIBRARIES[source]
+
+
+def _load_library(source: Path) -> ctypes.CDLL:
     code, home = source.read_text(), Path(torch.__file__).parent
     flags = ["-O2", "-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}", "-ltorch_cpu"]
 

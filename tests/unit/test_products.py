@@ -22,17 +22,16 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from uncompiled import as_it_is
 
-import deepprob.products
+from deepprob.compiled import lift_constants
 from deepprob.inference import svi
 from deepprob.looping import run_loop
-from deepprob.products import share_products
+from deepprob.products import SOURCE, share_products
 from deepprob.program import Program
 from deepprob.runtime import spare_threads, threads_for
 from deepprob.toolchain import load_library
 
 G = torch.Generator().manual_seed(0)
 SMALL, LARGE = torch.randn(8, 8, generator=G), torch.randn(400, 400, generator=G)
-SOURCE = Path(deepprob.products.__file__).with_name("shared_mm.cpp")
 SHARED = torch.ops.deepprob.shared_mm.default
 
 
@@ -86,6 +85,22 @@ def test_products_in_a_loop_are_shared() -> None:
             assert torch.equal(mine, expected)
 
 
+def test_a_loop_that_multiplies_a_constant_matrix() -> None:
+    state, step, constant = torch.randn(30, 400, generator=G), torch.zeros(1), LARGE.clone()
+    body = make_fx(lambda state, _, constant: (torch.tanh(state @ constant), state.clone()))(state, step, constant)
+    for node in body.graph.nodes:
+        node.meta.clear()
+
+    def looped(state: Tensor) -> tuple[Tensor, ...]:
+        return run_loop(body, (state,), (torch.zeros(4, 1),), (constant,))
+
+    with threads_for(1):
+        graph = make_fx(looped, tracing_mode="fake", _allow_non_fake_inputs=True)(state)
+        lift_constants(graph)
+        graphs = [m for m in share_products(graph).modules() if isinstance(m, GraphModule)]
+    assert sum(node.target is SHARED for each in graphs for node in each.graph.nodes) == 1
+
+
 def test_small_products_and_scaled_ones_stay() -> None:
     with threads_for(1):
         assert traced(torch.mm, SMALL, SMALL)[1] == 0
@@ -126,14 +141,13 @@ def test_where_the_code_for_it_does_not_compile_nothing_is_shared_and_a_warning_
     (tmp_path / "compiler").write_text("#!/bin/sh\necho no such standard >&2; exit 1\n")
     (tmp_path / "compiler").chmod(0o755)
     monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
-    load_library.cache_clear()
+    monkeypatch.setattr("deepprob.toolchain._LIBRARIES", {})
     with threads_for(1), pytest.warns(UserWarning, match="keep to one thread: .*no such standard"):
         assert traced(torch.mm, LARGE, LARGE)[1] == 0
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with threads_for(1), warnings.catch_warnings():
         warnings.simplefilter("error")  # that there is no compiler, the fit says itself
         assert traced(torch.mm, LARGE, LARGE)[1] == 0
-    load_library.cache_clear()
 
 
 # -- the code for it ------------------------------------------------------------------------------------------------
@@ -145,20 +159,19 @@ def library() -> Iterator[ctypes.CDLL]:
     if sys.platform != "linux":
         pytest.skip("products are shared on Linux only")
     found = load_library(SOURCE)
-    found.deepprob_share_among(4)
     with threads_for(1):
+        found.deepprob_have_threads(4)
         yield found
-    found.deepprob_share_among(2)
 
 
-def native(library: ctypes.CDLL, a: Tensor, b: Tensor) -> Tensor:
+def native(library: ctypes.CDLL, a: Tensor, b: Tensor, threads: int = 4) -> Tensor:
     """A product as native code takes it."""
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     capsules = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([a, b])
     out = ctypes.c_void_p()
     left, right = (ctypes.c_void_p(pointer(capsule, None)) for capsule in capsules)
-    failed = library.aoti_torch_cpu_shared_mm(left, right, ctypes.byref(out))
+    failed = library.aoti_torch_cpu_shared_mm(left, right, ctypes.c_int64(threads), ctypes.byref(out))
     torch._C._aoti.alloc_tensors_by_stealing_from_void_ptrs(capsules)
     if failed:
         raise RuntimeError("it failed")
@@ -197,6 +210,9 @@ def test_a_product_of_native_code_is_right_and_the_same_every_time(
     first = native(library, a, b)
     assert first.dtype == dtype and first.shape == expected.shape and first.is_contiguous()
     assert torch.allclose(first.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=tolerance)
+    for threads in (1, 2, 3):  # of the four that there are
+        again = native(library, a, b, threads)
+        assert torch.allclose(again.double(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=tolerance)
     for pause in (0.0, 0.0, 2e-3):  # helpers are awake, or asleep
         time.sleep(pause)
         assert torch.equal(native(library, a, b), first)
@@ -219,8 +235,8 @@ import os, torch
 from test_products import PRODUCTS, SOURCE, load_library, native
 
 library = load_library(SOURCE)
-library.deepprob_share_among(4)
 torch.set_num_threads(1)
+library.deepprob_have_threads(4)
 expected = native(library, *PRODUCTS["wide"])
 child = os.fork()
 if child == 0:
