@@ -16,7 +16,7 @@ from deepprob.toolchain import NoCompiler, load_library
 
 SOURCE = Path(__file__).with_name("shared_mm.cpp")
 
-_LARGE = 2**22  # multiplications: a tenth of a millisecond on a core
+_LARGE = 2**22  # multiplications: two of the least chunks of shared_mm.cpp
 _MOST_THREADS = 8
 
 _aten = torch.ops.aten
@@ -41,7 +41,7 @@ def share_products(graph: GraphModule) -> GraphModule:
     """Let a graph's large matrix products run on all threads, wherever `deepprob.runtime.threads_for` left it one.
 
     A step of many small operations is no faster on several threads, and much slower where a core is busy. A large
-    product among them may well be shared out, if nobody waits for a thread that the system has put aside.
+    product among them may well be shared out, if it does not wait for threads that have not begun.
 
     Args:
         graph: Of tensor operations, on a CPU; it is changed in place, and so are the bodies of its loops.

@@ -1,8 +1,8 @@
 // A matrix product, shared out among the calling thread and helpers.
 //
-// Its output is cut into chunks, and whoever is free takes the next one. Nothing waits for a helper that the system
-// has put aside: the calling thread then computes every chunk itself. OpenMP, which gives each thread its part
-// beforehand, makes the whole product wait for a busy core.
+// Its output is cut into chunks, and whoever is free takes the next one. A helper that the system has put aside takes
+// none, and the calling thread computes every chunk itself; only a chunk that a helper has begun is waited for. OpenMP,
+// which gives each thread its part beforehand, makes every product wait for a busy core.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -20,9 +20,9 @@ void set_num_threads(int);
 
 namespace {
 
-constexpr auto kAwake = std::chrono::microseconds(200);  // waking up takes a tenth of that
-constexpr int64_t kChunk = int64_t{1} << 21;             // multiplications, 50 us on a core
-constexpr int64_t kLarge = int64_t{1} << 24;             // from here on a second chunk for each thread costs nothing
+constexpr auto kAwake = std::chrono::microseconds(200);  // of a helper between products, as waking it up takes long
+constexpr int64_t kChunk = int64_t{1} << 21;             // least multiplications of a chunk
+constexpr int64_t kLarge = int64_t{1} << 24;             // from here on each thread has two chunks
 constexpr uint32_t kCount = 255;                         // the bits of `tickets` that count
 
 struct Product {
