@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._higher_order_ops.while_loop import while_loop_op
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deepprob.any_length import Line, NotAlike, generalise
-from deepprob.native import ONE_AT_A_TIME, Lengths, Run, compile_module, is_cached
+from deepprob.lowering import Lengths, Repeated
+from deepprob.native import ONE_AT_A_TIME, Run, compile_module, is_cached
 from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
 from deepprob.products import share_products
@@ -186,7 +186,7 @@ class StepLoop:
         # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
         if self._device.type == "cuda":
             return self._body
-        return _Loop(share_products(self._body), len(self._carried), self._count_at)
+        return Repeated(share_products(self._body), len(self._carried), self._count_at)
 
     @property
     def _inputs(self) -> list[Tensor]:
@@ -322,25 +322,6 @@ class CompiledQuery:
         with torch.no_grad():
             tensors = [x.detach() for x in self.query.tensors]
             return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]
-
-
-class _Loop(nn.Module):
-    """The step, again and again, until it has been taken as often as the captured count says."""
-
-    def __init__(self, body: GraphModule, carried: int, count: int) -> None:
-        super().__init__()
-        self.body, self.carried, self.count = body, carried, count
-
-    @property
-    def code(self) -> str:
-        """What is done in a step."""
-        graphs = [module for module in self.body.modules() if isinstance(module, GraphModule)]
-        return "".join(graph.code for graph in graphs)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        carried, captured = inputs[: self.carried], inputs[self.carried :]
-        # The operator itself: the function around it would trace the step once more.
-        return while_loop_op(lambda *x: x[0] < x[self.count], lambda *x: tuple(self.body(*x)), carried, captured)  # type: ignore[arg-type]
 
 
 class _Replay:

@@ -671,10 +671,10 @@ class Chained(Regression):
     """A regression on inputs that pass many layers, each of which rounds in its precision."""
 
     def __init__(self, strength: float = 1.5) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(1)
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(12))
             for layer in self.layers:
                 layer.weight.copy_(strength * torch.nn.init.orthogonal_(torch.empty(3, 3)))  # type: ignore[union-attr, operator]
 

@@ -1,0 +1,49 @@
+"""Native code for a loop, however it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from uncompiled import as_it_is
+
+from deepprob.lowering import Repeated
+from deepprob.native import compile_module
+from deepprob.recurrence import recur
+
+Tensors = tuple[Tensor, ...]
+
+LENGTHS = 10, 20
+ROOM = torch.randn(4, LENGTHS[1] + 1, 3, generator=torch.Generator().manual_seed(0))
+FEWER, MORE = ROOM[:, :13], ROOM[:, : LENGTHS[1]]
+
+
+def step(index: Tensor, total: Tensor, x: Tensor, weight: Tensor, count: Tensor) -> Tensors:
+    """One of a loop around a loop over time; no length is written into its graph."""
+
+    def cell(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+        h = torch.tanh(state[0] @ params[0] + slices[0])
+        return (h,), (h.exp(),)
+
+    (last,), (outputs,) = recur(cell, (total,), (x.transpose(0, 1),), (weight,))
+    return index + 1, last + outputs.mean(0)
+
+
+@pytest.mark.parametrize("tried", ["here", "nowhere"])
+def test_a_loop_around_a_loop_over_any_length(tried: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether torch's inner functions are known to be as they must be, or only the documented ones are called."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if tried == "nowhere":
+        monkeypatch.setattr("deepprob.native._TRIED", ())
+    inputs = [torch.tensor(0), torch.zeros(4, 3), MORE, 0.3 * torch.eye(3), torch.tensor(3)]
+    with torch.no_grad():
+        body = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    module = Repeated(body, 2, 4)
+    native = compile_module(module, inputs, {2: LENGTHS})
+    for x in (MORE, FEWER):
+        inputs[2] = x
+        assert torch.allclose(native(list(inputs))[1], as_it_is(module, inputs)(list(inputs))[1], atol=1e-5)
+    assert len(list(tmp_path.rglob("*.pt2"))) == 1
