@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._higher_order_ops.while_loop import while_loop_op
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 Lengths = dict[int, tuple[int, int]]
 """Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
@@ -71,6 +71,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
     from torch._inductor.utils import BoxedBool
     from torch._inductor.virtualized import V
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     settings = {
         **settings,
@@ -98,6 +99,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
 def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) -> list[Tensor]:
     """The inputs without their numbers, and with one unknown for the length of sequences."""
     from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
     shapes: list[Tensor] = []
     for i, x in enumerate(inputs):
@@ -140,7 +142,16 @@ def _traced(function: Callable[..., Any], shapes: Sequence[Tensor], mode: FakeTe
     from torch._inductor.decomposition import select_decomp_table
 
     with torch.no_grad(), mode:
-        return make_fx(function, decomposition_table=select_decomp_table())(*shapes)
+        graph = make_fx(function, decomposition_table=select_decomp_table())(*shapes)
+        if any(_writes(each) for each in graph.modules() if isinstance(each, GraphModule)):
+            # Some operations, a batch norm for one, are defined by what they write to a copy; the compiler takes all
+            # copies for superfluous. In loops over time this puts more copies, so it is done where it must be.
+            graph = make_fx(torch.func.functionalize(graph))(*shapes)
+    return graph
+
+
+def _writes(graph: GraphModule) -> bool:
+    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.graph.nodes)
 
 
 def _loop(module: Repeated, shapes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
@@ -152,6 +163,10 @@ def _loop(module: Repeated, shapes: Sequence[Tensor], mode: FakeTensorMode) -> G
     loop = graph.call_function(while_loop_op, (*functions, tuple(inputs[:carried]), tuple(inputs[carried:])))
     (output,) = root.body.graph.find_nodes(op="output")
     after = tuple(node.meta["val"] for node in output.args[0])
+    before = (node.meta["val"] for node in root.body.graph.find_nodes(op="placeholder"))
+    memory = [{x.untyped_storage()._cdata for x in group} for group in (before, after)]
+    if len(memory[1]) < len(after) or memory[0] & memory[1]:
+        raise ValueError("what is carried shares memory")  # the compiled loop would write to what is still read
     outputs = [graph.call_function(operator.getitem, (loop, i)) for i in range(len(after))]
     graph.output(tuple(outputs))
     for node, value in zip([*inputs, loop, *outputs], [*shapes, after, *after], strict=True):

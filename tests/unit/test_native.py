@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from uncompiled import as_it_is
 
-from deepprob.lowering import Repeated
+from deepprob.lowering import Repeated, lower
 from deepprob.native import compile_module
 from deepprob.recurrence import recur
 
@@ -47,3 +48,26 @@ def test_a_loop_around_a_loop_over_any_length(tried: str, tmp_path: Path, monkey
         inputs[2] = x
         assert torch.allclose(native(list(inputs))[1], as_it_is(module, inputs)(list(inputs))[1], atol=1e-5)
     assert len(list(tmp_path.rglob("*.pt2"))) == 1
+
+
+@pytest.mark.parametrize("shared", [lambda i, x, _: (i + 1, x[:]), lambda i, x, _: (x[0], x + 1)])
+def test_what_shares_memory_is_not_carried(shared: Callable[..., Tensors], tmp_path: Path) -> None:
+    inputs = [torch.tensor(0), torch.ones(2), torch.tensor(3)]
+    module = Repeated(make_fx(shared, tracing_mode="fake")(*inputs), 2, 2)
+    with pytest.raises(ValueError, match="shares memory"):
+        lower(module, inputs, {}, tmp_path, {})
+
+
+def test_a_write_to_a_copy_is_no_write_to_what_was_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch norm is defined by one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def step(index: Tensor, mean: Tensor, x: Tensor, count: Tensor) -> Tensors:
+        norm = torch.ops.aten._native_batch_norm_legit_functional
+        return index + 1, norm(x, None, None, mean, mean + 1, True, 0.1, 1e-5)[3]
+
+    inputs = [torch.tensor(0), torch.zeros(3), 1 + MORE[:, 0], torch.tensor(3)]
+    module = Repeated(make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs), 2, 3)
+    native = compile_module(module, inputs)
+    assert torch.allclose(native(list(inputs))[1], as_it_is(module, inputs)(list(inputs))[1], atol=1e-6)
+    assert not inputs[1].any()
