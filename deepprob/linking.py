@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from deepprob.toolchain import built_once
+
+_T = TypeVar("_T")
 
 _STEP = "#include <torch/csrc/inductor/aoti_include/cpu.h>"
 _KERNELS = "#include <torch/csrc/inductor/cpp_prefix.h>"
@@ -33,7 +36,11 @@ class Linker:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
-        self._options: Future[dict[str, Any]] = pool.submit(self._prepare)
+        self._context = contextvars.copy_context()  # torch's settings are the thread's own
+        self._options = self._submit(self._prepare)
+
+    def _submit(self, function: Callable[..., _T], *args: Any, **options: Any) -> Future[_T]:
+        return self._pool.submit(self._context.copy().run, function, *args, **options)
 
     def _prepare(self) -> dict[str, Any]:
         """How each part is compiled, and the object file that all libraries share."""
@@ -47,8 +54,8 @@ class Linker:
         library = CppTorchDeviceOptions(**common)
         command = _command(library)
         headers = [
-            self._pool.submit(_precompile_header, _name(_STEP), command, min_optimize=True, **common),
-            self._pool.submit(_precompile_header, _name(_KERNELS), command, **common),
+            self._submit(_precompile_header, _name(_STEP), command, min_optimize=True, **common),
+            self._submit(_precompile_header, _name(_KERNELS), command, **common),
         ]
         step.precompiled_header, kernels.precompiled_header = (header.result() for header in headers)
         return {"step": step, "kernels": kernels, "library": library, "interface": self._interface(step)}
@@ -82,7 +89,7 @@ class Linker:
         objects[0].write_bytes(options["interface"])
         for name, code in parts.items():
             (folder / f"{name}.cpp").write_text(code)
-        build = [self._pool.submit(_build, part, [folder / f"{part}.cpp"], folder, options[part]) for part in parts]
+        build = [self._submit(_build, part, [folder / f"{part}.cpp"], folder, options[part]) for part in parts]
         objects += [each.result() for each in build]
         return _build(source.stem, objects, folder, options["library"])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 Tensors = tuple[Tensor, ...]
+
+_AS_SCAN: ContextVar[bool] = ContextVar("as_scan", default=False)
 
 
 def run_loop(cell: GraphModule, state: Sequence[Tensor], inputs: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensors:
@@ -51,8 +55,18 @@ def run_loop(cell: GraphModule, state: Sequence[Tensor], inputs: Sequence[Tensor
     return _node(mode, cell, apart[0], apart[1], apart[2])
 
 
+@contextlib.contextmanager
+def as_scan() -> Iterator[None]:
+    """Make loops torch's own scans, in this thread."""
+    token = _AS_SCAN.set(True)
+    try:
+        yield
+    finally:
+        _AS_SCAN.reset(token)
+
+
 def _is_compiled() -> bool:
-    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+    return _AS_SCAN.get() or torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
 
 
 class _LoopOp(HigherOrderOperator):

@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deepprob.looping import as_scan
+
 Lengths = dict[int, tuple[int, int]]
 """Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
 
@@ -56,7 +58,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     """C++ for a module of tensor operations on a CPU.
 
     Args:
-        module: A graph, or one that is `Repeated`; none of its operations writes to a tensor.
+        module: A graph, or one that is `Repeated`; it writes to none of its inputs.
         inputs: An example of its inputs, with sequences of the longest length.
         lengths: Which of them hold sequences of any length between two.
         folder: Where the files go.
@@ -64,13 +66,16 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
 
     Returns:
         The files: C++, an object file of constants, and what torch wants to know of both.
+
+    Raises:
+        ValueError: If an input is written to, what is carried shares memory, or there is no code for all lengths.
     """
     from torch._dispatch.python import enable_python_dispatcher
-    from torch._export.utils import _compiling_state_context
     from torch._inductor import config
     from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
     from torch._inductor.utils import BoxedBool
     from torch._inductor.virtualized import V
+    from torch.fx.experimental import _config as size_config
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     settings = {
@@ -82,9 +87,11 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     }
     mode = FakeTensorMode(shape_env=ShapeEnv())
     shapes = _shapes(inputs, lengths, mode)
-    with _compiling_state_context(), enable_python_dispatcher():
+    with enable_python_dispatcher():
         graph = _loop(module, shapes, mode) if isinstance(module, Repeated) else _traced(module, shapes, mode)
-        with config.patch(settings), V.set_aot_compilation(True), V.set_fake_mode(mode):
+        # The code that is written is to be right for all lengths, not only chosen well for one of them.
+        for_all = size_config.patch(backed_size_oblivious=bool(lengths))  # type: ignore[attr-defined]
+        with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode):
             graph = _recursive_joint_graph_passes(graph, input_device=inputs[0].device)
             (output,) = graph.graph.find_nodes(op="output")
             output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
@@ -131,27 +138,31 @@ def _check(mode: FakeTensorMode, shapes: Sequence[Tensor], inputs: Sequence[Tens
             raise ValueError("a length turned out to be fixed")
         pairs: Any = zip(shapes[i].stride(), inputs[i].stride(), strict=True)
         strides = {known.node.expr: stride for known, stride in pairs if isinstance(known, torch.SymInt)}
-        for each in range(shortest, longest + 1):
-            for guard in env.guards:
-                if not guard.expr.subs({**strides, length.node.expr: each}):
-                    raise ValueError(f"{guard.expr} is not true of a length of {each}")
+        for guard in dict.fromkeys(guard.expr for guard in env.guards):
+            for each in range(shortest, longest + 1):
+                if not guard.subs({**strides, length.node.expr: each}):
+                    raise ValueError(f"{guard} is not true of a length of {each}")
 
 
 def _traced(function: Callable[..., Any], shapes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
     """A graph of the operations that torch's compiler knows how to turn into C++."""
     from torch._inductor.decomposition import select_decomp_table
 
-    with torch.no_grad(), mode:
-        graph = make_fx(function, decomposition_table=select_decomp_table())(*shapes)
-        if any(_writes(each) for each in graph.modules() if isinstance(each, GraphModule)):
+    table = select_decomp_table()
+    with torch.no_grad(), mode, as_scan():
+        graph = make_fx(function, decomposition_table=table)(*shapes)
+        if _writes(graph):
             # Some operations, a batch norm for one, are defined by what they write to a copy; the compiler takes all
             # copies for superfluous. In loops over time this puts more copies, so it is done where it must be.
-            graph = make_fx(torch.func.functionalize(graph))(*shapes)
+            graph = make_fx(torch.func.functionalize(graph), decomposition_table=table)(*shapes)
+    if _writes(graph):
+        raise ValueError("one of its inputs is written to")
     return graph
 
 
-def _writes(graph: GraphModule) -> bool:
-    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in graph.graph.nodes)
+def _writes(module: nn.Module) -> bool:
+    nodes = [node for graph in module.modules() if isinstance(graph, GraphModule) for node in graph.graph.nodes]
+    return any(isinstance(node.target, OpOverload) and node.target._schema.is_mutable for node in nodes)
 
 
 def _loop(module: Repeated, shapes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
+import importlib
 import logging
 import sys
 import threading
@@ -81,14 +82,18 @@ def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: 
 
 def _build_the_short_way(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
     """In half the time."""
-    # This imports all of torch's compiler, which takes seconds, before there are threads.
     from torch._inductor.package.package import package_aoti
 
+    importlib.import_module("torch._inductor.compile_fx")  # takes seconds; done before two threads want it
     with ThreadPoolExecutor(4) as pool:
         linker = Linker(pool)
-        files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS)]
-        (source,) = (file for file in files if file.suffix == ".cpp")
-        library = linker.link(source, [file for file in files if file.suffix == ".o"])
+        try:
+            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS)]
+            (source,) = (file for file in files if file.suffix == ".cpp")
+            library = linker.link(source, [file for file in files if file.suffix == ".o"])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     known = [file for file in files if file.name.endswith((".wrapper.json", "_metadata.json"))]
     package_aoti(str(path), [str(file) for file in (library, *known)])
 
