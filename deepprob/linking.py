@@ -19,8 +19,15 @@ _T = TypeVar("_T")
 _STEP = "#include <torch/csrc/inductor/aoti_include/cpu.h>"
 _KERNELS = "#include <torch/csrc/inductor/cpp_prefix.h>"
 _MODEL = "#include <torch/csrc/inductor/aoti_runtime/model.h>"
+_NAMESPACE = "namespace torch::aot_inductor {"
+# Of each step it would take two seconds: it reads the name of a device with a regular expression.
+_CONSTRUCTOR = (
+    "AOTInductorModelBase<AOTInductorModel>::AOTInductorModelBase("
+    "size_t, size_t, size_t, const std::string&, std::optional<std::string>, bool);"
+)
 # Checks of every input that nobody but torch's own developers turns on, a fifth of the code.
 _CHECKS = re.compile(r"^ *check_(in|out)put_\d+\(\w+\);\n", re.MULTILINE)
+_LONG = 100_000  # characters of a step: from here on what calls the kernels is not worth optimising for seconds
 
 
 class Linker:
@@ -63,7 +70,7 @@ class Linker:
     @staticmethod
     def _interface(options: Any) -> bytes:
         """The object file of the functions through which a library is called."""
-        code = f"{_STEP}\n{_interface_code()}"
+        code = f"{_STEP}\n{_interface_code()}\n{_NAMESPACE} template {_CONSTRUCTOR} }}\n"
         key = hashlib.sha256(repr((code, _command(options), torch.__version__)).encode()).hexdigest()[:32]
 
         def build(path: Path) -> None:
@@ -83,7 +90,7 @@ class Linker:
         folder = source.parent
         before, _, after = source.read_text().partition(_interface_code())
         step, mark, kernels = after.partition(_KERNELS)
-        parts = {"step": f"{before}{_MODEL}\n{_CHECKS.sub('', step)}", "kernels": mark + kernels}
+        parts = {"step": before + _apart(_CHECKS.sub("", step)), "kernels": mark + kernels}
         options = self._options.result()
         objects = [folder / "interface.o", *others]
         objects[0].write_bytes(options["interface"])
@@ -92,6 +99,14 @@ class Linker:
         build = [self._submit(_build, part, [folder / f"{part}.cpp"], folder, options[part]) for part in parts]
         objects += [each.result() for each in build]
         return _build(source.stem, objects, folder, options["library"])
+
+
+def _apart(step: str) -> str:
+    """A step that takes from elsewhere what all steps have in common."""
+    head = f"{_MODEL}\n{_NAMESPACE} template <> {_CONSTRUCTOR} }}\n"
+    before, mark, run = step.rpartition(_NAMESPACE)
+    how = '#pragma GCC optimize("O0")\n' if len(run) > _LONG else ""
+    return head + before + how + mark + run
 
 
 def _build(name: str, sources: Sequence[Path], folder: Path, options: Any) -> Path:

@@ -72,7 +72,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor import config
-    from torch._inductor.compile_fx import _recursive_joint_graph_passes, compile_fx_inner
+    from torch._inductor.compile_fx import _recursive_joint_graph_passes, _recursive_post_grad_passes, compile_fx_inner
     from torch._inductor.utils import BoxedBool
     from torch._inductor.virtualized import V
     from torch.fx.experimental import _config as size_config
@@ -88,16 +88,21 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     mode = FakeTensorMode(shape_env=ShapeEnv())
     shapes = _shapes(inputs, lengths, mode)
     with enable_python_dispatcher():
+        loop = isinstance(module, Repeated)
         graph = _loop(module, shapes, mode) if isinstance(module, Repeated) else _traced(module, shapes, mode)
         # The code that is written is to be right for all lengths, not only chosen well for one of them.
         for_all = size_config.patch(backed_size_oblivious=bool(lengths))  # type: ignore[attr-defined]
         with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode):
             graph = _recursive_joint_graph_passes(graph, input_device=inputs[0].device)
+            if loop:
+                # Nothing is to be gained around it, and the compiler would look through all that is in it once more.
+                _recursive_post_grad_passes(graph.body, is_inference=True)  # type: ignore[arg-type]
             (output,) = graph.graph.find_nodes(op="output")
             output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
-            lowered = compile_fx_inner(
-                graph, shapes, cudagraphs=BoxedBool(False), is_inference=True, cpp_wrapper=True, aot_mode=True
-            )
+            with config.patch(use_post_grad_passes=not loop):
+                lowered = compile_fx_inner(
+                    graph, shapes, cudagraphs=BoxedBool(False), is_inference=True, cpp_wrapper=True, aot_mode=True
+                )
     _check(mode, shapes, inputs, lengths)
     files: list[str] = lowered.filename  # type: ignore[attr-defined]
     return files

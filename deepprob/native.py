@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import importlib
 import logging
@@ -22,6 +21,7 @@ from deepprob.any_length import NotAlike
 from deepprob.linking import Linker
 from deepprob.lowering import Lengths, lower
 from deepprob.products import C_SHIMS
+from deepprob.runtime import without_collector
 from deepprob.toolchain import built_once, cache_folder, compiler
 
 ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
@@ -71,7 +71,7 @@ def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: 
     compiler()  # without one, there is nothing to start
     tried = sys.platform == "linux" and torch.__version__.split("+")[0] in _TRIED
     short = tried and inputs[0].device.type == "cpu"
-    with _quiet(), _without_collector():
+    with _quiet(), without_collector():
         try:
             (_build_the_short_way if short else _build_as_documented)(module, inputs, lengths, path)
         except Exception as error:
@@ -117,18 +117,6 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> An
 
 
 _SETTINGS: dict[str, Any] = {"aot_inductor.package": True, "aot_inductor.custom_ops_to_c_shims": C_SHIMS}
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python from looking through a million objects of the compiler's, again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager

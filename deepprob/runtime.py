@@ -7,6 +7,7 @@ state is as it was.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,6 +183,18 @@ def keep_freed_memory() -> None:
         >>> keep_freed_memory()
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)  # 32 MiB is the most that glibc learns from
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep Python from looking through a million objects that are all in use, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -21,7 +21,7 @@ from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.program import Batch, num_rows
-from deepprob.runtime import RandomStream
+from deepprob.runtime import RandomStream, without_collector
 from deepprob.toolchain import NoCompiler
 from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
 from deepprob.updates import Carry, norm_of
@@ -158,7 +158,8 @@ def choose_stepper(
     if compile == "auto" and not _pays(steps, size.operations):
         return eager
     try:
-        loops, failure, difference = _loops(program, state, optimizer, views, batch_size, stream, talk)
+        with without_collector():
+            loops, failure, difference = _loops(program, state, optimizer, views, batch_size, stream, talk)
     except Untraceable as error:
         _warn(str(error))
         return eager

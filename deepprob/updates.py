@@ -83,7 +83,10 @@ def _joined(members: Sequence[tuple[int, Tensor]], in_a_graph: bool) -> Tensor:
     if in_a_graph and size * len(parts) <= _SUMMED:
         spread = [pad(x, (start, size - start - len(x))) for start, x in parts]
         return functools.reduce(torch.add, spread)
-    return torch.cat([y for _, x in parts for y in (x, x.new_zeros(_padded(len(x)) - len(x)))])
+    gaps = [_padded(len(x)) - len(x) for _, x in parts]
+    return torch.cat(
+        [y for (_, x), gap in zip(parts, gaps, strict=True) for y in ([x, x.new_zeros(gap)] if gap else [x])]
+    )
 
 
 def _padded(size: int) -> int:
