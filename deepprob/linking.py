@@ -44,18 +44,32 @@ class Linker:
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._context = contextvars.copy_context()  # torch's settings are the thread's own
+        self._processor = self._submit(self._ask)
         self._options = self._submit(self._prepare)
 
     def _submit(self, function: Callable[..., _T], *args: Any, **options: Any) -> Future[_T]:
         return self._pool.submit(self._context.copy().run, function, *args, **options)
 
+    def processor(self) -> Any:
+        """Which instructions of the processor the compiler knows; torch does not let two threads ask at a time."""
+        return self._processor.result()
+
+    def _ask(self) -> Any:
+        """Let torch test the instructions one beside the other, which takes it two seconds each on a new machine."""
+        from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
+
+        known = x86_isa_checker()
+        sets = [isa for isa in supported_vec_isa_list if all(name in known for name in str(isa).split())]
+        for test in [self._submit(bool, isa) for isa in sets]:
+            test.result()
+        return pick_vec_isa()
+
     def _prepare(self) -> dict[str, Any]:
         """How each part is compiled, and the object file that all libraries share."""
         from torch._inductor.codecache import _precompile_header
         from torch._inductor.cpp_builder import CppTorchDeviceOptions
-        from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-        common: dict[str, Any] = {"vec_isa": pick_vec_isa(), "device_type": "cpu", "aot_mode": True}
+        common: dict[str, Any] = {"vec_isa": self.processor(), "device_type": "cpu", "aot_mode": True}
         step = CppTorchDeviceOptions(compile_only=True, min_optimize=True, **common)
         kernels = CppTorchDeviceOptions(compile_only=True, **common)
         library = CppTorchDeviceOptions(**common)

@@ -54,7 +54,14 @@ class Repeated(nn.Module):
         return while_loop_op(self.is_on, lambda *x: tuple(self.body(*x)), carried, captured)  # type: ignore[arg-type]
 
 
-def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder: Path, settings: Any) -> list[str]:
+def lower(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    lengths: Lengths,
+    folder: Path,
+    settings: Any,
+    wait: Callable[[], object] = lambda: None,
+) -> list[str]:
     """C++ for a module of tensor operations on a CPU.
 
     Args:
@@ -63,6 +70,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
         lengths: Which of them hold sequences of any length between two.
         folder: Where the files go.
         settings: Of torch's compiler.
+        wait: Called before it is asked for code.
 
     Returns:
         The files: C++, an object file of constants, and what torch wants to know of both.
@@ -90,6 +98,7 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, folder:
     with enable_python_dispatcher():
         loop = isinstance(module, Repeated)
         graph = _loop(module, shapes, mode) if isinstance(module, Repeated) else _traced(module, shapes, mode)
+        wait()
         # The code that is written is to be right for all lengths, not only chosen well for one of them.
         for_all = size_config.patch(backed_size_oblivious=bool(lengths))  # type: ignore[attr-defined]
         with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode):

@@ -88,7 +88,7 @@ def _build_the_short_way(module: nn.Module, inputs: Sequence[Tensor], lengths: L
     with ThreadPoolExecutor(4) as pool:
         linker = Linker(pool)
         try:
-            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS)]
+            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS, linker.processor)]
             (source,) = (file for file in files if file.suffix == ".cpp")
             library = linker.link(source, [file for file in files if file.suffix == ".o"])
         except BaseException:

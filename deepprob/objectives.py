@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
@@ -231,7 +232,7 @@ def _kl(posterior: Site, prior: Site) -> Tensor | None:
         return None  # weighed differently, log q and log p do not make one KL
     if _is_delta(q):
         return None  # Pyro knows one, but it leaves out the log_density of a change of variables
-    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    shape = torch.Size(np.broadcast_shapes(q.batch_shape, p.batch_shape))
     # Some of torch's forms index one distribution's values by the other's: they need equal shapes.
     q, p = (d if d.batch_shape == shape else d.expand(shape) for d in (q, p))
     try:

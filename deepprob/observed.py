@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -34,7 +35,7 @@ def _check_shape(name: str, site: Site) -> None:
     fn, value = site["fn"], torch.as_tensor(site["value"])
     given = tuple(value.shape[: value.dim() - fn.event_dim])
     own = tuple(fn.batch_shape)
-    both = tuple(torch.broadcast_shapes(given, own))
+    both = tuple(np.broadcast_shapes(given, own))
     in_plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
     stray = [d for d in range(-len(both), 0) if in_plates and d not in in_plates and both[d] > 1]
     if both in (given, own) and not stray:

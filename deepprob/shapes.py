@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
@@ -47,7 +48,7 @@ class Layout:
 
         Outside of the data plate every independent term is a row.
         """
-        full = value.expand(torch.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
+        full = value.expand(np.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
         for frame in site["cond_indep_stack"]:
             if frame.name == self.plate:
                 others = [d for d in range(-self.plates, 0) if d != frame.dim]

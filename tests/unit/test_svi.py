@@ -460,3 +460,22 @@ def test_logging_shows_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert [line.split()[:2] for line in captured.out.splitlines()] == [["epoch", "1"], ["epoch", "2"]]
     assert "of 8" in captured.err
+
+
+def test_a_short_fit_does_not_wait_for_torchs_compiler() -> None:
+    """Its half second of imports would be most of the time to the first step."""
+    code = """
+import sys, torch, pyro, pyro.distributions as dist
+from deepprob.inference import svi
+from deepprob.program import Program
+
+def model(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+svi(Program.of(model, "normal"), (torch.ones(10),), epochs=1, progress=False).sample()
+print([name for name in ("sympy", "torch._dynamo", "torch._inductor") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
