@@ -20,11 +20,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deepprob.any_length import Line, NotAlike, generalise
 from deepprob.lowering import Lengths, Repeated
-from deepprob.native import ONE_AT_A_TIME, Run, compile_module, is_cached
+from deepprob.native import Run, compile_module, is_cached
 from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
 from deepprob.products import share_products
 from deepprob.program import Batch
+from deepprob.runtime import ONE_AT_A_TIME
 from deepprob.tracing import GradientGraph, QueryGraph, same_values
 from deepprob.updates import Carry, Packing, norm_of
 
@@ -311,10 +312,9 @@ class CompiledQuery:
             (answer,) = query.graph(list(tensors), tuple(rows), *noise)
             return (answer,)
 
-        with torch.no_grad():
+        with ONE_AT_A_TIME, torch.no_grad():
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
-        self._constants = lift_constants(graph)
-        with ONE_AT_A_TIME:
+            self._constants = lift_constants(graph)
             self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import importlib
 import logging
+import platform
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from deepprob.lowering import Lengths, lower
 from deepprob.products import C_SHIMS
 from deepprob.runtime import without_collector
 from deepprob.toolchain import built_once, cache_folder, compiler
-
-ONE_AT_A_TIME = threading.Lock()  # torch's compiler keeps its state in globals
 
 _MODEL = "model"
 
@@ -136,12 +135,30 @@ def _quiet() -> Iterator[None]:
 
 
 def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
-    """What decides the native code: the operations, the shapes, torch, the processor and its threads."""
+    """What decides the native code: operations, shapes, torch, what of ours writes code, processor and threads."""
     shapes = [(tuple(x.shape), x.stride(), str(x.dtype), str(x.device)) for x in inputs]
     where = (
-        torch.cuda.get_device_name() if inputs[0].is_cuda else torch.backends.cpu.get_cpu_capability(),
+        torch.cuda.get_device_name() if inputs[0].is_cuda else _processor(),
         torch.get_num_threads(),
     )
     settings = sorted(_SETTINGS.items())
-    text = repr((type(module).__name__, str(module.code), shapes, lengths or {}, torch.__version__, where, settings))
+    versions = torch.__version__, _our_code()
+    text = repr((type(module).__name__, str(module.code), shapes, lengths or {}, versions, where, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _our_code() -> str:
+    """A digest of what turns operations into native code: what an older version compiled is not taken for the same."""
+    folder = Path(__file__).parent
+    names = "any_length", "linking", "looping", "lowering", "native", "products"
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
+
+
+@cache
+def _processor() -> str:
+    """What the processor can do; native code uses all of it, and a cache may be shared between machines."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{torch.backends.cpu.get_cpu_capability()} {flags}"

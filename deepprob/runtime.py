@@ -17,8 +17,9 @@ import pyro
 import torch
 from torch import Tensor
 
-# Pyro's handler stack is shared by all threads: two programs running at once corrupt each other's traces.
-_LOCK = threading.RLock()
+# Pyro's handler stack is shared by all threads, and so is what torch's tracers and compiler put in place of their own
+# functions: two programs running or traced at once corrupt each other.
+ONE_AT_A_TIME = threading.RLock()
 
 _WORTH_SHARING = 2**26  # multiplications a step, from which on more threads gain more than they risk
 
@@ -54,7 +55,7 @@ def private_store(state: StoreState, *, validate: bool = False) -> Iterator[None
         >>> "loc" in pyro.get_param_store(), "loc" in mine["params"]
         (False, True)
     """
-    with _LOCK, pyro.validation_enabled(validate), pyro.get_param_store().scope(state):
+    with ONE_AT_A_TIME, pyro.validation_enabled(validate), pyro.get_param_store().scope(state):
         yield
 
 
@@ -94,7 +95,7 @@ class RandomStream:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Let torch's global generators continue this stream; no other stream does so meanwhile."""
-        with _LOCK:
+        with ONE_AT_A_TIME:
             yield from self._swapped()
 
     def _swapped(self) -> Iterator[None]:

@@ -42,13 +42,13 @@ def compiler() -> str:
 
 
 def cache_folder() -> Path | None:
-    """The user's folder of compiled code; None if it is not the user's alone."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "deepprob" / "compiled"
+    """The user's folder of compiled code; None if there is none that is the user's alone."""
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = home / "deepprob" / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # there may be no home
         return None
     mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
@@ -58,7 +58,8 @@ def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], 
     """A compiled file from the user's cache, which is built first if it is not there, or not whole.
 
     The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
-    folder that others can write to is not used, and the file is built for this process.
+    folder that others can read or write to is not used, and the file is built for this process, as where nothing can be
+    written. Beside each file lies its SHA-256: code that a full disk cut short can end the process that loads it.
 
     Args:
         name: Of the file; it says all that decides what is in it.
@@ -69,19 +70,35 @@ def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], 
         folder = cache_folder()
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        with contextlib.suppress(RuntimeError, OSError):
+            if _is_whole(folder / name):
+                loaded = load(folder / name)
+                with contextlib.suppress(OSError):
+                    (folder / name).touch()
+                return loaded
+        if not os.access(folder, os.W_OK | os.X_OK):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / name
-        try:
-            loaded = load(path)
-            path.touch()
-        except (RuntimeError, OSError):
-            path.unlink(missing_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                built = Path(work) / name
-                build(built)
-                os.replace(built, path)
-            _prune(folder)
-            loaded = load(path)
-    return loaded
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            built, digest = Path(work) / name, Path(work) / "digest"
+            build(built)
+            digest.write_text(_digest(built))
+            os.replace(digest, _digest_of(path))
+            os.replace(built, path)
+        _prune(folder)
+        return load(path)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    return path.exists() and _digest(path) == _digest_of(path).read_text()
 
 
 def _prune(folder: Path) -> None:
@@ -89,6 +106,7 @@ def _prune(folder: Path) -> None:
         files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
         for old in files[_KEPT:]:
             old.unlink()
+            _digest_of(old).unlink(missing_ok=True)
 
 
 def load_library(source: Path) -> ctypes.CDLL:

@@ -1,0 +1,77 @@
+"""The user's folder of compiled code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from deepprob.toolchain import built_once, cache_folder
+
+
+class Built:
+    """A file of one line, and how often it was written."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, path: Path) -> None:
+        self.times += 1
+        path.write_bytes(b"a line of code")
+
+    def load(self) -> bytes:
+        return built_once("code", self, Path.read_bytes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = cache_folder()
+    assert found is not None
+    return found
+
+
+def test_a_file_is_built_once(folder: Path) -> None:
+    built = Built()
+    assert [built.load() for _ in range(3)] == [b"a line of code"] * 3
+    assert built.times == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"a line of c", b"a line of cofe", b"a line of code, and more"])
+def test_a_damaged_file_is_built_again(folder: Path, damage: bytes) -> None:
+    built = Built()
+    built.load()
+    (folder / "code").write_bytes(damage)
+    assert built.load() == b"a line of code"
+    assert built.times == 2
+    built.load()
+    assert built.times == 2
+
+
+def test_a_file_without_its_digest_is_built_again(folder: Path) -> None:
+    (folder / "code").write_bytes(b"of somebody else")
+    assert Built().load() == b"a line of code"
+
+
+def test_where_nothing_can_be_written_what_is_there_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = Built()
+    built.load()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(Path, "touch", lambda self: (_ for _ in ()).throw(PermissionError(self)))
+    assert built.load() == b"a line of code"
+    assert built.times == 1
+    (folder / "code").unlink()
+    assert built.load() == b"a line of code"
+    assert built.times == 2
+    assert not (folder / "code").exists()
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert cache_folder() is None
+    assert Built().load() == b"a line of code"
