@@ -20,7 +20,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -30,6 +30,7 @@ from deepprob.noise import LiftedNoise, NoiseSize
 from deepprob.objectives import Objective, Terms
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch
+from deepprob.python_state import changed, python_state
 
 _LIBRARIES = tuple(
     f"{Path(str(file)).parent}{os.sep}" for file in (torch.__file__, pyro.__file__, np.__file__, __file__)
@@ -174,7 +175,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     changing_names = ["buffers"] if buffers else []
     settled = ["batch", "rows"] if len(rows) == program.owned.num_data else []
     try:
-        graph = _traced(run, inputs, [*program.params, *others], changing_names, settled)
+        graph = _traced(program.owned, run, inputs, [*program.params, *others], changing_names, settled)
     finally:
         _restore(buffers, before)
 
@@ -239,7 +240,7 @@ def trace_query(owned: OwnedProgram, ask: Callable[[Batch], list[Tensor]], batch
 
     size, device = noise.size, owned.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = _traced(run, (tensors, batch, *drawn), tensors)
+    graph = _traced(owned, run, (tensors, batch, *drawn), tensors)
     functional = _functional(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 
@@ -263,6 +264,7 @@ def _functional(run: Callable[..., Any], *inputs: Any) -> GraphModule:
 
 
 def _traced(
+    owned: OwnedProgram,
     run: Callable[..., Any],
     inputs: tuple[Any, ...],
     own: Sequence[Tensor],
@@ -272,7 +274,8 @@ def _traced(
     """The operations of a function, whose inputs are all that may change.
 
     Args:
-        run: The function.
+        owned: The program.
+        run: The function, which runs it once.
         inputs: Its inputs.
         own: The program's tensors, all of which are among them.
         changing: Names of the arguments that the function may write to.
@@ -281,7 +284,7 @@ def _traced(
     Raises:
         Untraceable: If they are not all that decides what it does.
     """
-    foreign = _python_noise()
+    foreign, kept = _python_noise(), python_state(owned.program)
     try:
         with warnings.catch_warnings(), _without_onednn():
             warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
@@ -290,6 +293,8 @@ def _traced(
         raise Untraceable(_reason(error)) from error
     if foreign != _python_noise():
         raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
+    if name := changed(kept, python_state(owned.program)):
+        raise Untraceable(f"the program changes {name!r} in Python from run to run, which would be frozen")
     _check_graph(graph, own, changing, settled)
     return graph
 
@@ -318,7 +323,11 @@ class _Traceable(Messenger):
 
 
 class _Unasked(TorchFunctionMode):
-    """Takes from functions of torch what they ask of values only to check them; what fails is noted."""
+    """Takes from functions of torch what they ask of values only to check them; what fails is noted.
+
+    Numbers that leave torch for Python would be constants of the graph: `make_fx` refuses ``.item()``, but is not
+    asked about these.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is one_hot:
@@ -326,7 +335,16 @@ class _Unasked(TorchFunctionMode):
             if classes > 0:
                 failed(((x < 0) | (x >= classes)).any())
                 return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).long()
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
+            raise RuntimeError("numbers of a tensor are read in Python, as by .item()")
         return func(*args, **(kwargs or {}))
+
+
+def _depends_on_inputs(x: Tensor) -> bool:
+    """Whether a tensor was computed in the graph that is being traced, from what is not a constant."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
+    return slot is not None and slot.constant is None
 
 
 def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, int]:
