@@ -182,6 +182,11 @@ class StepLoop:
         """Whether the loop was compiled before, by this process or another."""
         return is_cached(self._module, self._inputs, self._lengths)
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether steps are native code; else the graph's operations are called one by one."""
+        return self._run is not None
+
     @cached_property
     def _module(self) -> nn.Module:
         # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.

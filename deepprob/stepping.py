@@ -22,7 +22,7 @@ from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.program import Batch, num_rows
 from deepprob.runtime import RandomStream, without_collector
-from deepprob.toolchain import NoCompiler
+from deepprob.toolchain import NoCompiler, compiler
 from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
 from deepprob.updates import Carry, norm_of
 
@@ -30,6 +30,8 @@ from deepprob.updates import Carry, norm_of
 # digits, and a fused sum rounds at other places; what grows out of that is measured, see `_compared`.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 _MOST_ROUNDING = 0.25  # beyond which a difference could be anything
+# How far parameters are moved for the comparison; less where the bound is not finite there, as for small scales.
+_SHIFTS = (1e-2, 1e-4, 0.0)
 
 # What a compiled fit costs and gains, in seconds; measured on two cores, see benchmarks/README.md.
 _COMPILING, _COMPILING_AN_OPERATION = 8.0, 0.02
@@ -77,7 +79,8 @@ class CompiledStepper:
 
     def __init__(self, loops: Sequence[StepLoop], views: Views, noise: RandomStream) -> None:
         self.loops, self.views, self.noise = loops, views, noise
-        self.capacity, self.specialisations = min(loop.capacity for loop in loops), len(set(loops))
+        self.capacity = min(loop.capacity for loop in loops)
+        self.specialisations = sum(loop.is_compiled for loop in set(loops))
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]
@@ -148,14 +151,17 @@ def choose_stepper(
         noise: The fit's random numbers.
         talk: Whether to say that compiling takes a while.
     """
-    if compile is False or (compile == "auto" and steps < _FEWEST_STEPS):
+    short = compile is False or (compile == "auto" and steps < _FEWEST_STEPS)
+    restored = {id(x) for x in state.carry["buffers"]}
+    if short and all(id(x) in restored for x in state.owned.program.buffers()):
         return eager
     program, stream = GradientProgram(state.owned, objective), RandomStream(0, state.owned.device)
     views = eager.views
     state.owned.program.train()
     with state.owned.running(), stream.drawing():
-        size, _ = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
-    if compile == "auto" and not _pays(steps, size.operations):
+        size, changed = program.measure(*_example(views, len(views.batches) - 1, batch_size, state))
+    state.carry["buffers"] = changed  # a step that is skipped changes none of them, however it is taken
+    if short or (compile == "auto" and not _pays(steps, size.operations)):
         return eager
     try:
         with without_collector():
@@ -210,6 +216,8 @@ def _loops(
 def _compiled(loops: Sequence[StepLoop], talk: bool) -> str:
     """Compile loops, and say so before; what went wrong, in words."""
     fresh = [loop for loop in loops if not loop.is_cached()]
+    if fresh and (failure := _failure(compiler)):
+        return failure
     if talk and fresh:
         seconds = sum(
             (_COMPILING + _COMPILING_AN_OPERATION * loop.operations) * (_ANY_LENGTH if loop.any_length else 1)
@@ -271,7 +279,7 @@ def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
         _warn(failure, "the held-out score is taken eagerly")
 
 
-def _failure(compile: Callable[[], None]) -> str:
+def _failure(compile: Callable[[], object]) -> str:
     """Compile; what went wrong, in words."""
     try:
         compile()
@@ -345,10 +353,8 @@ def _difference(
     packed, buffers = state.carry["packed"], state.carry["buffers"]
     before = [x.clone() for x in (*packed, *buffers)]
     generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
+    shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]
     try:
-        with torch.no_grad():
-            for p in packed:
-                p.add_(1e-2 * torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device))
         data, rows = views.batches[view], views.fitting(view)
         if batch_size < num_rows(data):
             order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
@@ -378,9 +384,19 @@ def _difference(
                     x.copy_(value)
             return terms | {"gradient_norm": norm}, after
 
+        for shift in _SHIFTS:
+            with torch.no_grad():
+                for p, start, direction in zip(packed, before, shifts, strict=False):
+                    p.copy_(start + shift * direction)
+            carry["packed"] = [p.clone() for p in packed]
+            expected = exact = eager(program)
+            if bool(torch.isfinite(expected[0]["elbo"]) & torch.isfinite(expected[0]["gradient_norm"])):
+                break
+        else:
+            return "the elbo or its gradient is not finite, so that nothing can be compared"
+        stream.state = position
         with stream.drawing():
             new, record = loop(carry, data, rows.unsqueeze(0), normal, uniform, rates, 0)
-        expected = exact = eager(program)
         if loop.gradients.layers != "float32":
             exact = eager(GradientProgram(owned, replace(program.objective, layers="float32")))
         return _compared(loop, state, expected, exact, new, record[0])

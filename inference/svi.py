@@ -241,7 +241,7 @@ def svi(
             "guide": owned.guide_name or "own",
             "optimizer": chosen.describe() | {"learning_rate": learning_rate},
             "init": init,
-            "compiled": stepper is not eager,
+            "compiled": stepper.specialisations > 0,
             "lengths": eager.views.lengths,
             "device": str(where),
         },

@@ -829,6 +829,49 @@ def test_the_statistics_of_a_batch_norm_move_and_skip() -> None:
     assert float(plain["program.norm.num_batches_tracked"]) == 24
 
 
+class Averaged(Regression):
+    """A regression that keeps a running mean of what it sees, in a buffer of its own."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(3))
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        if self.training and y is not None:
+            self.mean.mul_(0.9).add_(0.1 * (x.detach() * y.detach().unsqueeze(-1)).mean(0))
+        super().model(x - 0.0 * self.mean, y)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_skipped_step_leaves_every_buffer_as_it_was(compile: bool) -> None:
+    y = Y.clone()
+    y[7] = 1e30
+    found = fitted((X, y), program=Averaged(), compile=compile)
+    assert sum(found.history.steps["skipped"]) > 0
+    mean = found.parameters()["program.mean"]
+    assert bool(((mean != 0) & (mean.abs() < 10)).all())
+
+
+class Narrow(Regression):
+    """A regression whose scale is a small number without a constraint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = nn.Parameter(torch.full((8,), 1e-3))
+
+    def model(self, x: Tensor, y: Tensor | None = None) -> None:
+        super().model(x, y)
+        pyro.sample("narrow", dist.Normal(torch.zeros(8), self.width).to_event(1), obs=torch.full((8,), 1e-4))
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_bound_that_ends_near_the_start_is_compared_at_the_start() -> None:
+    assert fitted(program=Narrow(), epochs=1).config["compiled"]
+
+
 @pytest.mark.usefixtures("uncompiled")
 def test_random_numbers_of_samplers_inside_go_on_after_a_resume(tmp_path: Path) -> None:
     def model(y: Tensor) -> None:
