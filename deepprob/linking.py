@@ -44,46 +44,33 @@ class Linker:
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._context = contextvars.copy_context()  # torch's settings are the thread's own
-        self._processor = self._submit(self._ask)
-        self._options = self._submit(self._prepare)
+        self._options = self._submit(self._ask)
+        self._interface = self._submit(self._compile_interface)
 
-    def _submit(self, function: Callable[..., _T], *args: Any, **options: Any) -> Future[_T]:
-        return self._pool.submit(self._context.copy().run, function, *args, **options)
+    def _submit(self, function: Callable[..., _T], *args: Any) -> Future[_T]:
+        return self._pool.submit(self._context.copy().run, function, *args)
 
-    def processor(self) -> Any:
-        """Which instructions of the processor the compiler knows; torch does not let two threads ask at a time."""
-        return self._processor.result()
+    def wait(self) -> None:
+        """Until it is known which instructions the processor has; torch does not let two threads ask at a time."""
+        self._options.result()
 
-    def _ask(self) -> Any:
-        """Let torch test the instructions one beside the other, which takes it two seconds each on a new machine."""
-        from torch._inductor.cpu_vec_isa import pick_vec_isa, supported_vec_isa_list, x86_isa_checker
-
-        known = x86_isa_checker()
-        sets = [isa for isa in supported_vec_isa_list if all(name in known for name in str(isa).split())]
-        for test in [self._submit(bool, isa) for isa in sets]:
-            test.result()
-        return pick_vec_isa()
-
-    def _prepare(self) -> dict[str, Any]:
-        """How each part is compiled, and the object file that all libraries share."""
-        from torch._inductor.codecache import _precompile_header
+    def _ask(self) -> dict[str, Any]:
+        """How each part is compiled; tests of the processor's instructions run one beside the other."""
         from torch._inductor.cpp_builder import CppTorchDeviceOptions
+        from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-        common: dict[str, Any] = {"vec_isa": self.processor(), "device_type": "cpu", "aot_mode": True}
-        step = CppTorchDeviceOptions(compile_only=True, min_optimize=True, **common)
-        kernels = CppTorchDeviceOptions(compile_only=True, **common)
-        library = CppTorchDeviceOptions(**common)
-        command = _command(library)
-        headers = [
-            self._submit(_precompile_header, _name(_STEP), command, min_optimize=True, **common),
-            self._submit(_precompile_header, _name(_KERNELS), command, **common),
-        ]
-        step.precompiled_header, kernels.precompiled_header = (header.result() for header in headers)
-        return {"step": step, "kernels": kernels, "library": library, "interface": self._interface(step)}
+        for test in [self._submit(bool, isa) for isa in processor_isas()]:
+            test.result()
+        common: dict[str, Any] = {"vec_isa": pick_vec_isa(), "device_type": "cpu", "aot_mode": True}
+        return {
+            "step": CppTorchDeviceOptions(compile_only=True, min_optimize=True, **common),
+            "kernels": CppTorchDeviceOptions(compile_only=True, **common),
+            "library": CppTorchDeviceOptions(**common),
+        }
 
-    @staticmethod
-    def _interface(options: Any) -> bytes:
+    def _compile_interface(self) -> bytes:
         """The object file of the functions through which a library is called."""
+        options = self._options.result()["step"]
         code = f"{_STEP}\n{_interface_code()}\n{_NAMESPACE} template {_CONSTRUCTOR} }}\n"
         key = hashlib.sha256(repr((code, _command(options), torch.__version__)).encode()).hexdigest()[:32]
 
@@ -101,18 +88,26 @@ class Linker:
             source: C++ of torch's compiler, for one model.
             others: Object files that belong to it.
         """
-        folder = source.parent
+        folder, options = source.parent, self._options.result()
         before, _, after = source.read_text().partition(_interface_code())
         step, mark, kernels = after.partition(_KERNELS)
         parts = {"step": before + _apart(_CHECKS.sub("", step)), "kernels": mark + kernels}
-        options = self._options.result()
-        objects = [folder / "interface.o", *others]
-        objects[0].write_bytes(options["interface"])
+        builds = []
         for name, code in parts.items():
-            (folder / f"{name}.cpp").write_text(code)
-        build = [self._submit(_build, part, [folder / f"{part}.cpp"], folder, options[part]) for part in parts]
-        objects += [each.result() for each in build]
+            part = folder / f"{name}.cpp"
+            part.write_text(code)
+            builds.append(self._submit(_build, name, [part], folder, options[name]))
+        objects = [folder / "interface.o", *others, *(build.result() for build in builds)]
+        objects[0].write_bytes(self._interface.result())
         return _build(source.stem, objects, folder, options["library"])
+
+
+def processor_isas() -> list[Any]:
+    """The sets of vector instructions, as torch's compiler knows them, that the processor says it has."""
+    from torch._inductor.cpu_vec_isa import supported_vec_isa_list, x86_isa_checker
+
+    has = x86_isa_checker()
+    return [isa for isa in supported_vec_isa_list if all(name in has for name in str(isa).split())]
 
 
 def _apart(step: str) -> str:
@@ -139,7 +134,3 @@ def _command(options: Any) -> str:
 
 def _interface_code() -> str:
     return (Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp").read_text()
-
-
-def _name(include: str) -> str:
-    return include.split("<")[1].rstrip(">")

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import importlib
 import logging
+import os
 import platform
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from deepprob.any_length import NotAlike
-from deepprob.linking import Linker
+from deepprob.linking import Linker, processor_isas
 from deepprob.lowering import Lengths, lower
 from deepprob.products import C_SHIMS
 from deepprob.runtime import without_collector
@@ -81,13 +83,14 @@ def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: 
 
 def _build_the_short_way(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
     """In half the time."""
+    from torch._inductor import config
     from torch._inductor.package.package import package_aoti
 
     importlib.import_module("torch._inductor.compile_fx")  # takes seconds; done before two threads want it
-    with ThreadPoolExecutor(4) as pool:
-        linker = Linker(pool)
+    with config.patch("cpp.vec_isa_ok", known_vectors()), ThreadPoolExecutor(4) as pool:
         try:
-            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS, linker.processor)]
+            linker = Linker(pool)
+            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS, linker.wait)]
             (source,) = (file for file in files if file.suffix == ".cpp")
             library = linker.link(source, [file for file in files if file.suffix == ".o"])
         except BaseException:
@@ -95,6 +98,16 @@ def _build_the_short_way(module: nn.Module, inputs: Sequence[Tensor], lengths: L
             raise
     known = [file for file in files if file.name.endswith((".wrapper.json", "_metadata.json"))]
     package_aoti(str(path), [str(file) for file in (library, *known)])
+
+
+def known_vectors() -> bool | None:
+    """Whether the compiler knows the vector instructions that the processor has; None leaves torch to find out.
+
+    Torch compiles a program of its own headers for each set of them, which takes seconds on a new machine.
+    """
+    flags = [flag for isa in processor_isas() for flag in isa.build_arch_flags().split()]
+    command = [compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
+    return True if flags and subprocess.run(command, capture_output=True).returncode == 0 else None
 
 
 def _build_as_documented(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
