@@ -287,8 +287,8 @@ def _failure(compile: Callable[[], object]) -> str:
         return str(error)
     except NotAlike:
         raise
-    except NoCompiler:
-        return "no C++ compiler was found (on Debian: apt-get install g++)"
+    except NoCompiler as error:
+        return str(error)
     except Exception as error:  # torch's compiler has no error of its own for what it cannot do
         return f"torch's compiler failed with {type(error).__name__}: {_first_line(error)}"
     return ""

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,9 +37,14 @@ def compiler() -> str:
     Raises:
         NoCompiler: If it is not there.
     """
-    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    own = os.environ.get("CXX")
+    name = own or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(name) is None:
-        raise NoCompiler("no C++ compiler was found")
+        raise NoCompiler(
+            f"CXX is {own!r}, which is not the name of a program (options and wrappers have no place in it)"
+            if own
+            else "no C++ compiler was found (on Debian: apt-get install g++)"
+        )
     return name
 
 
@@ -51,7 +58,20 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError):  # there may be no home
         return None
     mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    return folder if mine and not stat.S_IMODE(found.st_mode) & 0o077 else None
+    if mine and not stat.S_IMODE(found.st_mode) & 0o077:
+        return folder
+    _say_unused(folder)
+    return None
+
+
+@cache
+def _say_unused(folder: Path) -> None:
+    warnings.warn(
+        f"compiled steps are not kept for the next process: {folder} is not yours alone. Give it to yourself with mode "
+        "700, or name another place in XDG_CACHE_HOME.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], _T]) -> _T:

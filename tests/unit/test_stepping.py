@@ -212,7 +212,9 @@ def test_the_cache_is_the_users_alone(cache: Path) -> None:
     try:
         for mode in (0o777, 0o770, 0o707, 0o755):
             folder.chmod(mode)
-            assert not loop.is_cached()
+            with warnings.catch_warnings():  # said once a process, see test_toolchain
+                warnings.simplefilter("ignore")
+                assert not loop.is_cached()
     finally:
         folder.chmod(0o700)
     assert loop.is_cached()
@@ -225,7 +227,8 @@ def test_an_open_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = tmp_path / "deepprob" / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    assert_same_fit(compiled, fitted())
+    with pytest.warns(UserWarning, match="is not yours alone"):
+        assert_same_fit(compiled, fitted())
     assert list(folder.iterdir()) == []
 
 
@@ -252,7 +255,8 @@ print(json.dumps([posterior.history.steps, [str(w.message) for w in caught], pos
 
 
 def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
-    environment = os.environ | {"CXX": "/nonexistent", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("CXX", None)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT.format(folder=str(Path(__file__).parent))],
         capture_output=True, text=True, timeout=300, check=True, env=environment,
@@ -717,7 +721,7 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
 
     found = []
     for error, said in (
-        (NoCompiler("none"), r"no C\+\+ compiler was found \(on Debian: apt-get install g\+\+\)"),
+        (NoCompiler("nothing compiles"), "nothing compiles"),
         (RuntimeError("strange\nand long"), r"torch's compiler failed with RuntimeError: strange"),
         (AssertionError(), r"torch's compiler failed with AssertionError"),
     ):

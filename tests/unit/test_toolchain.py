@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepprob.toolchain import built_once, cache_folder
+from deepprob.toolchain import NoCompiler, built_once, cache_folder, compiler
 
 
 class Built:
@@ -75,3 +75,32 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Path, "home", home)
     assert cache_folder() is None
     assert Built().load() == b"a line of code"
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o777])
+def test_a_folder_that_others_can_read_is_not_used_which_is_said_once(folder: Path, mode: int) -> None:
+    Built().load()
+    folder.chmod(mode)
+    built = Built()
+    with pytest.warns(UserWarning, match=rf"not kept for the next process: {folder} is not yours alone.*mode 700"):
+        built.load()
+    built.load()
+    assert built.times == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, r"no C\+\+ compiler was found \(on Debian: apt-get install g\+\+\)"),
+        ("ccache g++", "CXX is 'ccache g\\+\\+'"),
+    ],
+)
+def test_a_compiler_that_is_not_there(
+    name: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    if name:
+        monkeypatch.setenv("CXX", name)
+    with pytest.raises(NoCompiler, match=said):
+        compiler()
