@@ -245,15 +245,17 @@ class StepLoop:
         return new, record[:count]
 
     def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
-        if self._run is not None and self._device.type == "cuda":
+        if self._device.type != "cuda" and self._run is not None:
+            return self._run([*carried, *captured])  # the loop is in it
+        step: Run = self._run or (lambda inputs: list(self._body(*inputs)))
+        # What draws inside of a step may ask for values, and must not be run more often than steps are taken.
+        if self._device.type == "cuda" and not self.gradients.noise.inside:
             if self._replay is None:
-                self._replay = _Replay(self._run, carried, captured)
+                self._replay = _Replay(step, carried, captured, self.capacity)
             return self._replay(count, carried)
-        if self._run is not None:
-            return self._run([*carried, *captured])
         out: Sequence[Tensor] = carried
         for _ in range(count):
-            out = self._body(*out, *captured)
+            out = step([*out, *captured])
         return out
 
 
@@ -336,26 +338,32 @@ class _Replay:
         run: One step, from all that is carried and captured to all that is carried.
         carried: An example.
         captured: Tensors whose content may change, but not their place.
+        capacity: Most steps in one call.
     """
 
-    def __init__(self, run: Run, carried: Sequence[Tensor], captured: Sequence[Tensor]) -> None:
+    def __init__(self, run: Run, carried: Sequence[Tensor], captured: Sequence[Tensor], capacity: int) -> None:
         self.carried = [x.clone() for x in carried]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):  # libraries set themselves up outside of the recording
-                run([*self.carried, *captured])
-        torch.cuda.current_stream().wait_stream(side)
-        self.graphs = {}
-        for steps in (1, _UNROLLED):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                now: Sequence[Tensor] = self.carried
-                for _ in range(steps):
-                    now = run([*now, *captured])
-                for place, value in zip(self.carried, now, strict=True):
-                    place.copy_(value)
-            self.graphs[steps] = graph
+        self.captured = list(captured)  # a graph reads memory, whoever it belongs to by then
+        device = self.carried[0].device
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        # The outer stream is the one to return to where recording fails, as torch itself does not then.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(2):  # libraries set themselves up outside of the recording
+                    run([*self.carried, *captured])
+            torch.cuda.current_stream().wait_stream(side)
+            pool = torch.cuda.graph_pool_handle()
+            for steps in {1, min(_UNROLLED, capacity)}:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    now: Sequence[Tensor] = self.carried
+                    for _ in range(steps):
+                        now = run([*now, *captured])
+                    for place, value in zip(self.carried, now, strict=True):
+                        place.copy_(value)
+                self.graphs[steps] = graph
 
     def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
         """Take some steps from a carry."""

@@ -79,10 +79,10 @@ class State:
             optimizer: The factory that made the state.
         """
         packed = self.carry["packed"]
-        step = torch.tensor(self.step, device=packed[0].device)
+        step = torch.full((), self.step, device=packed[0].device)  # a copy from the CPU would wait
         self.step += 1
         if self.optimizer is None:
-            speed = torch.tensor(rate, dtype=packed[0].dtype, device=packed[0].device)
+            speed = torch.full((), rate, dtype=packed[0].dtype, device=packed[0].device)
             self.take(optimizer.advance(self.carry, gradients, finite, speed, step))
             return
         gradients, applied, new = due(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -407,7 +408,10 @@ class Recurrent(Network):
 def _states(cell: nn.RNNBase, x: Tensor) -> Tensor:
     """All states of a recurrent network of torch's, ``(B, T, D)`` to ``(B, T, H)``."""
     if not is_traced():
-        y: Tensor = cell(x)[0]
+        with warnings.catch_warnings():
+            # On a GPU cuDNN copies weights that lie among a fit's other parameters; it says so at every call.
+            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+            y: Tensor = cell(x)[0]
         return y
     step = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _rnn}[cell.mode]
     weight_in, weight, bias_in, bias = cell.all_weights[0]

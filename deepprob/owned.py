@@ -89,7 +89,7 @@ class OwnedProgram:
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
         self.program.eval()  # a look must not move the statistics of a batch norm
-        with private_store(self.store, validate=True):
+        with private_store(self.store, validate=True, device=self.device):
             batch = self.program.prepare(*batch)
             with torch.no_grad():
                 traces = self._try(batch, rows)
@@ -223,7 +223,7 @@ class OwnedProgram:
     @contextmanager
     def running(self, *, validate: bool = False) -> Iterator[None]:
         """Run the program inside this context: on its own parameters, in its own store."""
-        with private_store(self.store, validate=validate):
+        with private_store(self.store, validate=validate, device=self.device):
             yield
 
     def parameters(self) -> dict[str, Tensor]:

@@ -60,11 +60,10 @@ class EagerStepper:
         self.take, self.views = take, views
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        taken = []
+        taken, on_device = [], rows.to(state.owned.device)
         for view, first, end in self.views.runs(rows):
             for i in range(first, end):
-                chosen = rows[i].to(state.owned.device)
-                taken.append(self.take(state, self.views.batches[view], chosen, Knobs(*knobs[i].tolist())))
+                taken.append(self.take(state, self.views.batches[view], on_device[i], Knobs(*knobs[i].tolist())))
         return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 

@@ -286,7 +286,7 @@ def _traced(
     """
     foreign, kept = _python_noise(), python_state(owned.program)
     try:
-        with warnings.catch_warnings(), _without_onednn():
+        with warnings.catch_warnings(), _taken_apart():
             warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
             graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
@@ -363,14 +363,18 @@ def _unchecked(fn: Distribution) -> Distribution:
 
 
 @contextmanager
-def _without_onednn() -> Iterator[None]:
-    """Take recurrent layers apart: oneDNN's is one operation, whose gradient cannot be run again."""
-    before = torch._C._get_mkldnn_enabled()
+def _taken_apart() -> Iterator[None]:
+    """Without oneDNN and cuDNN recurrent layers are many operations: as one, their gradient cannot be run again, and
+    cuDNN's batch norm does not say that it writes. Convolutions are one operation either way.
+    """
+    onednn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets, and warns of, much else
+    torch._C._set_cudnn_enabled(False)
     try:
         yield
     finally:
-        torch._C._set_mkldnn_enabled(before)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 def _python_noise() -> tuple[Any, ...]:

@@ -21,12 +21,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # so that device="auto" is the CPU on a machine with a GPU too
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     reasons = {}
     if not config.getoption("--slow"):
         reasons["slow"] = "takes minutes; run with --slow"
     if not torch.cuda.is_available():
-        reasons["gpu"] = "no CUDA device here"
+        reasons["gpu"] = "no CUDA device here; where there is one, run with --device cuda"
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):

@@ -54,6 +54,7 @@ class Example:
         pyro: Makes Pyro's objective that ours equals with the same noise, N times.
         batch_size: Rows of a minibatch; None for all of them.
         eager: Why it cannot be traced, if it cannot.
+        stays: Whether it holds tensors that are no part of a module, which keep it on the CPU.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Example:
     pyro: Callable[[], Any] = Trace_ELBO
     batch_size: int | None = None
     eager: str = ""
+    stays: bool = False
 
     def make(self) -> tuple[Program, Batch]:
         """A fresh program and its data, the same ones at every call."""
@@ -974,7 +976,7 @@ ZOO: list[Example] = [
     Example("observation-mask", missing_values, incomplete),
     Example("masked-sequences", padded_walks, ragged),
     Example("block", guided(auto.AutoNormal, jittered_inputs), table),
-    Example("condition", known_noise, table),
+    Example("condition", known_noise, table, stays=True),
     Example("lift", lifted_parameters, table),
     Example(
         "LocScaleReparam",
@@ -1037,7 +1039,7 @@ ZOO: list[Example] = [
     Example("markov-loop", guided(auto.AutoNormal, random_walk), series),
     Example("gaussian-hmm", lambda: Program.of(kalman_filter, no_guide), sequences),
     Example("discrete-hmm", lambda: Program.of(forward_algorithm, no_guide), sequences),
-    Example("sparse-gaussian-process", sparse_gaussian_process, nothing),
+    Example("sparse-gaussian-process", sparse_gaussian_process, nothing, stays=True),
     Example("gaussian-process", length_scale_with_prior, table),
     summed("mixture-summed", summed_mixture, numbers, batch_size=8),
     summed("AutoDiscreteParallel", guessed_mixture, numbers),
