@@ -102,7 +102,9 @@ def fit(scenario: Scenario, label: str, data: Data, epochs: int, device: str) ->
         return
     optimizer = Optimizer(learning_rate=1e-3)
     options: dict[str, Any] = {"batch_size": scenario.batch_size, "device": device, "progress": False, **keywords}
-    svi(scenario.program(rows), data, epochs=epochs, optimizer=optimizer, **options)
+    posterior = svi(scenario.program(rows), data, epochs=epochs, optimizer=optimizer, **options)
+    if posterior.config["compiled"] != bool(keywords["compile"]):
+        raise RuntimeError(f"{label}: the fit ran in another way")
 
 
 def measure(scenario: Scenario, label: str, rows: int, epochs: int, device: str) -> float:
@@ -110,6 +112,8 @@ def measure(scenario: Scenario, label: str, rows: int, epochs: int, device: str)
     data: tuple[Tensor, ...] = scenario.data(rows)
     fit(scenario, label, data, epochs, device)
     if device == "cuda":
+        gc.collect()  # the first fit's graphs
+        torch.cuda.empty_cache()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

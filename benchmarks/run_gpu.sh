@@ -31,13 +31,20 @@ export PYTHONPATH="$PWD:$work/site${PYTHONPATH:+:$PYTHONPATH}"
 export MPLBACKEND=Agg XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
 
 "$PYTHON" - <<'PY' || exit 1
+import shutil
 import sys
 
 import torch
 
 if not torch.cuda.is_available():
     sys.exit(f"torch {torch.__version__} sees no CUDA device here.")
+from torch.utils.cpp_extension import CUDA_HOME
+
 import deepprob
+
+for what, found in (("a C++ compiler", shutil.which("g++")), ("the CUDA toolkit (CUDA_HOME)", CUDA_HOME)):
+    if not found:
+        print(f"without {what} steps are recorded operation by operation, not compiled: tests of compiled ones will fail")
 
 print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
       f"{torch.cuda.get_device_name()}, deepprob from {deepprob.__file__}")
@@ -61,7 +68,7 @@ step() { # step NAME COMMAND...: run, keep the log, remember a failure
 for part in "${parts[@]}"; do
   case $part in
     tests)
-      step tests "$PYTHON" -m pytest --device cuda -q --maxfail=20
+      step tests "$PYTHON" -m pytest --device cuda -q
       ;;
     svi)
       step svi "$PYTHON" benchmarks/svi.py --device cuda "${quick[@]}"

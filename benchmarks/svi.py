@@ -456,7 +456,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(0)
     benchmark = PROGRAMS[name](options.quick)
     print(f"\n{benchmark.title}", flush=True)
-    _load_compilers()
+    _load_compilers(options.device)
     started: dict[str, Timed] = {}
     rows: dict[str, Row] = {}
     skipped: dict[str, str] = {}
@@ -495,9 +495,11 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _load_compilers() -> None:
-    """Load what every first compilation loads, so that no variant pays for the others."""
-    torch.compile(torch.sin, fullgraph=True)(torch.zeros(8))
+def _load_compilers(device: str) -> None:
+    """Load what every first compilation loads, so that no variant pays for the others; float32 without TF32 for all."""
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    torch.compile(torch.sin, fullgraph=True)(torch.zeros(8, device=device))
     torch._dynamo.reset()
     if importlib.util.find_spec("numpyro") is not None:
         import jax
