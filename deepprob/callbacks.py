@@ -1,4 +1,4 @@
-"""What can be done between the steps of a fit: warm-up, early stopping, checkpoints, logging."""
+"""What can be done between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
+from deepprob.errors import unknown
 from deepprob.history import History
 
 
@@ -116,6 +117,82 @@ class KLWarmUp(Callback):
     def kl_weight(self, step: int, steps_per_epoch: int) -> float:
         done = min(1.0, step / (self.epochs * steps_per_epoch))
         return self.start_weight + (1.0 - self.start_weight) * done
+
+
+class Anneal(Callback):
+    r"""Move a number of the program's from one value to another, the temperature of a relaxed distribution for one.
+
+    .. math:: \tau_s = \tau_0 \, (\tau_1 / \tau_0)^{r} \quad\text{or}\quad \tau_0 + r (\tau_1 - \tau_0), \qquad
+              r = \min(1, s / S)
+
+    at step :math:`s`, with :math:`S` the steps of ``epochs``. The number is a buffer of the program, a scalar that it
+    reads as ``self.temperature``; compiled steps take it as an input. Override `value` for another course.
+
+    Args:
+        buffer: Its name; of a buffer in a part of the program the last words of the name are enough.
+        start: The value at the first step.
+        end: The value from the last of the ``epochs`` on.
+        epochs: Over how many epochs.
+        shape: ``"geometric"`` or ``"linear"``.
+
+    Raises:
+        ValueError: If a number is out of range, or the shape unknown.
+
+    References:
+        Jang, Gu, Poole (2017), Categorical Reparameterization with Gumbel-Softmax.
+
+    Examples:
+        >>> anneal = Anneal("temperature", start=1.0, end=0.25, epochs=1)
+        >>> [anneal.value(step, steps_per_epoch=2) for step in range(4)]
+        [1.0, 0.5, 0.25, 0.25]
+
+        A program's own buffer is what moves:
+
+        >>> import torch, pyro
+        >>> from deepprob.inference import svi
+        >>> from deepprob.program import Program
+        >>> class Coin(Program):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.register_buffer("temperature", torch.tensor(1.0))
+        ...     def model(self):
+        ...         pyro.sample("z", pyro.distributions.RelaxedBernoulliStraightThrough(self.temperature, probs=0.3))
+        ...     def guide(self):
+        ...         q = pyro.param("q", torch.tensor(0.5), constraint=pyro.distributions.constraints.unit_interval)
+        ...         pyro.sample("z", pyro.distributions.RelaxedBernoulliStraightThrough(self.temperature, probs=q))
+        >>> posterior = svi(Coin(), None, epochs=20, callbacks=[Anneal("temperature", 1.0, 0.5, epochs=10)])
+        >>> round(posterior.history.epochs["temperature"][-1], 2)
+        0.5
+    """
+
+    def __init__(
+        self, buffer: str, start: float, end: float, epochs: float, shape: Literal["geometric", "linear"] = "geometric"
+    ) -> None:
+        if shape not in ("geometric", "linear"):
+            raise unknown("shape", shape, ["geometric", "linear"])
+        if not epochs > 0:
+            raise ValueError(f"Anneal's epochs must be positive; got {epochs}.")
+        if not (math.isfinite(start) and math.isfinite(end)):
+            raise ValueError(f"Anneal's start and end must be finite; got {start} and {end}.")
+        if shape == "geometric" and not (start > 0 and end > 0):
+            raise ValueError(
+                f"Anneal's start and end must be positive; got {start} and {end}. To reach 0, write shape='linear'."
+            )
+        self.buffer, self.begin, self.end, self.epochs, self.shape = buffer, start, end, epochs, shape
+
+    def warm_up(self, fit: Fit) -> int:
+        return math.ceil(self.epochs * fit.steps_per_epoch)
+
+    def value(self, step: int, steps_per_epoch: int) -> float:
+        """The number at a step."""
+        done = min(1.0, step / (self.epochs * steps_per_epoch))
+        if self.shape == "geometric":
+            return float(self.begin * (self.end / self.begin) ** done)
+        return self.begin + (self.end - self.begin) * done
+
+    @property
+    def steers(self) -> bool:
+        return True
 
 
 class EarlyStopping(Callback):

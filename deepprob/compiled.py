@@ -41,7 +41,8 @@ class StepLoop:
     .. math:: (s_k, t_k) = \mathrm{step}(s_{k-1}, x_{r_k}, \varepsilon_k, \eta_k, \beta_k), \quad k = 1, \dots, n
 
     with parameters and the optimizer's memory in :math:`s`, rows :math:`r`, noise :math:`\varepsilon`, learning rate
-    :math:`\eta`, the weight of the KL :math:`\beta`, and the terms of the objective :math:`t`.
+    :math:`\eta`, the weight of the KL and values of annealed buffers :math:`\beta`, and the terms of the objective
+    :math:`t`.
 
     Args:
         gradients: The traced loss and gradients.
@@ -51,6 +52,7 @@ class StepLoop:
         data: All rows, or rows like them where they are gathered.
         batch_size: Rows of a step.
         capacity: Most steps in one call, S.
+        annealed: Buffers of the program that have another value at every step.
 
     Attributes:
         names: Names of the terms that a call returns.
@@ -67,6 +69,7 @@ class StepLoop:
         data: Batch,
         batch_size: int,
         capacity: int,
+        annealed: Sequence[Tensor] = (),
     ) -> None:
         self.gradients, self.packing, self.optimizer, self.capacity = gradients, packing, optimizer, capacity
         self.names = (*gradients.names, "gradient_norm", "skipped")
@@ -79,7 +82,9 @@ class StepLoop:
         device, dtype = carry["packed"][0].device, carry["packed"][0].dtype
         self._device, self._dtype = device, dtype
         rows = torch.zeros((1 if self.full else capacity), batch_size, dtype=torch.long, device=device)
-        rates = torch.zeros(capacity, 2, dtype=dtype, device=device)
+        places = {id(x): i for i, x in enumerate(gradients.fixed)}
+        self._annealed = [places[id(x)] for x in annealed]
+        rates = torch.zeros(capacity, 2 + len(annealed), dtype=dtype, device=device)
         noise = gradients.noise
         generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
         normal, uniform = noise.draw(capacity, generators, device)
@@ -102,7 +107,9 @@ class StepLoop:
         chosen = rows[0] if self.full else rows.index_select(0, at).squeeze(0)
         batch = tuple(data if self.full else [x.index_select(0, chosen) for x in data])
         epsilon, u = normal.index_select(0, at).squeeze(0), uniform.index_select(0, at).squeeze(0)
-        rate, weight = rates.index_select(0, at).squeeze(0).unbind(0)
+        rate, weight, *values = rates.index_select(0, at).squeeze(0).unbind(0)
+        for i, value in zip(self._annealed, values, strict=True):
+            fixed[i] = value.to(fixed[i].dtype)
         params = self.packing.unpack(carry["packed"])
         loss, terms, gradients, buffers = self.gradients.function(
             params, carry["buffers"], fixed, batch, chosen, epsilon, u, weight.to(self.gradients.noise.dtype)
@@ -219,7 +226,7 @@ class StepLoop:
             rows: Of each step's batch, ``(n, B)``.
             normal: Noise of each step, ``(n, ...)``; see `NoiseSize.draw`.
             uniform: The same.
-            rates: Learning rate and weight of the KL of each step, ``(n, 2)``.
+            rates: Learning rate, weight of the KL and values of annealed buffers of each step, ``(n, 2 + k)``.
             step: Number of the first one.
 
         Returns:

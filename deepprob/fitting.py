@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepprob.callbacks import Callback, Checkpoint
+from deepprob.callbacks import Anneal, Callback, Checkpoint
 from deepprob.checkpoints import restore_checkpoint, write_checkpoint
 from deepprob.data import Shuffle
 from deepprob.errors import DivergenceError
@@ -49,6 +49,7 @@ class State:
             the program changes.
         optimizer: Over `params`, where only ``torch.optim`` has it.
         step: Steps done.
+        annealed: Buffers of the program that are set before every step.
     """
 
     owned: OwnedProgram
@@ -57,6 +58,7 @@ class State:
     carry: Carry
     optimizer: torch.optim.Optimizer | None = None
     step: int = 0
+    annealed: list[Tensor] = field(default_factory=list)
 
     @property
     def average(self) -> dict[str, Tensor] | None:
@@ -68,6 +70,11 @@ class State:
     def work(self, batch_size: int) -> int:
         """Multiplications of a step, roughly; of sequences, of one time step, since those come one after the other."""
         return sum(p.numel() for p in self.params.values()) * batch_size
+
+    def anneal(self, values: Sequence[float]) -> None:
+        """Set the annealed buffers."""
+        for buffer, value in zip(self.annealed, values, strict=True):
+            buffer.fill_(value)
 
     def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:
         """One update of the parameters, in place; none where the step was not finite.
@@ -111,10 +118,18 @@ class Knobs:
     Attributes:
         learning_rate: The optimizer's.
         kl_weight: Weight of the KL in the loss.
+        annealed: Values of the state's annealed buffers.
     """
 
     learning_rate: float
     kl_weight: float = 1.0
+    annealed: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, row: FloatArray) -> Knobs:
+        """One row of many steps' knobs."""
+        learning_rate, kl_weight, *annealed = row.tolist()
+        return cls(learning_rate, kl_weight, annealed)
 
 
 @dataclass(frozen=True)
@@ -144,7 +159,7 @@ class Stepper(Protocol):
         Args:
             state: Where they start; it is updated in place.
             rows: The rows of each step's batch, shape ``(n, B)``, on the CPU.
-            knobs: Learning rate and weight of the KL of each step, shape ``(n, 2)``.
+            knobs: Learning rate, weight of the KL and values of annealed buffers of each step, shape ``(n, 2 + k)``.
 
         Returns:
             The terms of each step, each of shape ``(n,)``.
@@ -197,6 +212,7 @@ class RunningFit:
         self.steps_per_epoch = self.shuffle.steps_per_epoch
         self.total_steps = epochs * self.steps_per_epoch
         self.history = History(steps_per_epoch=self.steps_per_epoch)
+        self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
         self.best_value, self.best = -math.inf, state.owned.snapshot()
@@ -313,12 +329,13 @@ class RunningFit:
         return torch.cat(parts)
 
     def _knobs(self, first: int, end: int) -> FloatArray:
-        """Learning rate and weight of the KL of some steps, shape ``(n, 2)``."""
+        """Learning rate, weight of the KL and values of annealed buffers of some steps, shape ``(n, 2 + k)``."""
         weights = np.ones(end - first)
         for callback in self.callbacks:
             if type(callback).kl_weight is not Callback.kl_weight:
                 weights *= [callback.kl_weight(step, self.steps_per_epoch) for step in range(first, end)]
-        return np.stack([self.optimizer.rates(first, end, self.total_steps, self.peak), weights], 1)
+        moved = [[c.value(step, self.steps_per_epoch) for step in range(first, end)] for c in self.anneals]
+        return np.stack([self.optimizer.rates(first, end, self.total_steps, self.peak), weights, *moved], 1)
 
     def _close_epochs(self, count: int, knobs: FloatArray) -> None:
         """Sum up the epochs that were completed by the last steps."""
@@ -335,6 +352,7 @@ class RunningFit:
             "elbo": means.tolist(),
             "learning_rate": last[:, 0].tolist(),
             "kl_weight": last[:, 1].tolist(),
+            **{c.buffer: column.tolist() for c, column in zip(self.anneals, last[:, 2:].T, strict=True)},
             "skipped": skipped.sum(1).tolist(),
             "seconds": [self.unclosed / count] * count,
         }

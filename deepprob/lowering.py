@@ -92,7 +92,7 @@ def lower(
         **settings,
         "cpp_wrapper": True,
         "aot_inductor.package_cpp_only": True,
-        "aot_inductor.precompile_headers": False,  # the linker does it
+        "aot_inductor.precompile_headers": False,  # takes longer than a step
         "aot_inductor.output_path": str(folder),
     }
     mode = FakeTensorMode(shape_env=ShapeEnv())

@@ -105,6 +105,10 @@ def known_vectors() -> bool | None:
 
     Torch compiles a program of its own headers for each set of them, which takes seconds on a new machine.
     """
+    from torch._inductor import config
+
+    if config.cpp.vec_isa_ok is not None:  # the user knows better, by TORCHINDUCTOR_VEC_ISA_OK
+        return bool(config.cpp.vec_isa_ok)
     flags = [flag for isa in processor_isas() for flag in isa.build_arch_flags().split()]
     command = [compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
     return True if flags and subprocess.run(command, capture_output=True).returncode == 0 else None

@@ -244,6 +244,32 @@ class OwnedProgram:
                 found[f"store.{name}"] = value
         return {name: value.detach() for name, value in found.items()}
 
+    def number(self, name: str) -> Tensor:
+        """A buffer of the program that is one number.
+
+        Args:
+            name: Its name, or the last words of it.
+
+        Raises:
+            ValueError: If there is none, or more than one, or it holds something else.
+        """
+        kept = self.program.state_dict().keys()
+        buffers = {n: b for n, b in self.program.named_buffers() if n in kept}
+        found = [n for n in buffers if n == name] or [n for n in buffers if n.endswith(f".{name}")]
+        if len(found) > 1:
+            raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give the whole name of one.")
+        if not found:
+            raise ValueError(
+                f"the program has no buffer {name!r}, only {', '.join(buffers) or 'none at all'}. Register it: "
+                f"self.register_buffer({name!r}, torch.tensor(1.0))."
+            )
+        buffer = buffers[found[0]]
+        if buffer.shape != () or not buffer.is_floating_point():
+            raise ValueError(
+                f"the buffer {name!r} must be one real number; got shape {tuple(buffer.shape)}, {buffer.dtype}."
+            )
+        return buffer
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the state, in place.
 

@@ -63,7 +63,7 @@ class EagerStepper:
         taken, on_device = [], rows.to(state.owned.device)
         for view, first, end in self.views.runs(rows):
             for i in range(first, end):
-                taken.append(self.take(state, self.views.batches[view], on_device[i], Knobs(*knobs[i].tolist())))
+                taken.append(self.take(state, self.views.batches[view], on_device[i], Knobs.of(knobs[i])))
         return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
 
 
@@ -99,6 +99,7 @@ class CompiledStepper:
                 state.update(new[GRADIENTS], finite, float(knobs[first, 0]), loop.optimizer)
                 state.take({"buffers": new["buffers"]})
             records.append(record.clone())  # the loop's own memory on a GPU
+        state.anneal(knobs[-1, 2:].tolist())  # who looks between calls sees them
         record = torch.cat(records)
         return dict(zip(self.loops[0].names, record.unbind(1), strict=True))
 
@@ -238,6 +239,8 @@ def _trace(
         Untraceable: If there is none.
     """
     gradients = trace_gradients(program, *_example(views, view, batch_size, state))
+    if {id(x) for x in state.annealed} & {id(x) for x in gradients.buffers}:
+        raise Untraceable("it writes to a buffer that a callback anneals")
     if view and [id(x) for x in gradients.buffers] != [id(x) for x in state.carry["buffers"]]:
         raise Untraceable("it changes other buffers when sequences have another length")
     state.carry["buffers"] = gradients.buffers
@@ -245,7 +248,9 @@ def _trace(
     capacity = _capacity(state, batch_size, noise) if state.optimizer is None else 1
     data = views.batches[view]
     try:
-        return StepLoop(gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity)
+        return StepLoop(
+            gradients, state.packing, optimizer, _inside(state), data, batch_size, capacity, state.annealed
+        )  # fmt: skip
     except Exception as error:  # of torch's, on a graph that it made itself
         raise Untraceable(f"its graph cannot be looped ({_first_line(error)})") from error
 
@@ -349,8 +354,8 @@ def _difference(
 ) -> str:
     """Take one step both ways, at other parameters, on other rows and with the same noise; what differs, in words."""
     owned, device = state.owned, state.owned.device
-    packed, buffers = state.carry["packed"], state.carry["buffers"]
-    before = [x.clone() for x in (*packed, *buffers)]
+    packed, buffers, annealed = state.carry["packed"], state.carry["buffers"], state.annealed
+    before = [x.clone() for x in (*packed, *buffers, *annealed)]
     generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
     shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]
     try:
@@ -360,13 +365,16 @@ def _difference(
             rows = _repeated(rows[order], batch_size)
         rows = rows.to(device)
         normal, uniform = loop.noise_of(data).draw(1, generators, device)
-        rates = torch.ones(1, 2, dtype=packed[0].dtype, device=device)
+        rates = torch.ones(1, 2 + len(annealed), dtype=packed[0].dtype, device=device)
+        for i, x in enumerate(annealed, 2):
+            rates[0, i] = 0.9 * x
         carry = {n: [torch.zeros_like(x) for x in t] for n, t in _inside(state).items()}
         carry |= {n: [x.clone() for x in state.carry[n]] for n in ("packed", "buffers")}
         batch, position = _gathered(data, rows), stream.state
 
         def eager(program: GradientProgram) -> tuple[Terms, Carry]:
             """The terms, and what is carried on."""
+            state.anneal(rates[0, 2:].tolist())
             stream.state = position
             with owned.running(), stream.drawing(), LiftedNoise(normal[0], uniform[0]):
                 loss, terms, gradients = program(batch, rows, rates[0, 1])
@@ -401,7 +409,7 @@ def _difference(
         return _compared(loop, state, expected, exact, new, record[0])
     finally:
         with torch.no_grad():
-            for x, value in zip([*packed, *buffers], before, strict=True):
+            for x, value in zip([*packed, *buffers, *annealed], before, strict=True):
                 x.copy_(value)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from deepprob.callbacks import Callback
+from deepprob.callbacks import Anneal, Callback
 from deepprob.fitting import Knobs, RunningFit, State
 from deepprob.guides import GuideSpec
 from deepprob.held_out import HeldOut
@@ -78,7 +78,7 @@ def step(
         data: All rows, on the device.
         rows: Which of them the batch holds, shape ``(B,)``.
         noise: Where random numbers come from.
-        knobs: Learning rate and weights.
+        knobs: Learning rate, weights, and values of the state's annealed buffers.
         objective: What is maximised.
         optimizer: How to minimise.
 
@@ -94,6 +94,7 @@ def _step(
     state: State, data: Batch, rows: Tensor, knobs: Knobs, objective: Objective, optimizer: Optimizer
 ) -> tuple[State, Terms]:
     """`step` inside a running program, without entering and leaving it every time."""
+    state.anneal(knobs.annealed)
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
     params = list(state.params.values())
@@ -155,7 +156,7 @@ def svi(
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
-        callbacks: KL warm-up, early stopping, checkpoints, logging: see `deepprob.callbacks`.
+        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.callbacks`.
 
     Returns:
         The posterior. Ctrl-C returns the best one so far.
@@ -206,6 +207,7 @@ def svi(
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, steps = start(owned, chosen, learning_rate), epochs * math.ceil(num_rows(batch) / size)
+    state.annealed = [owned.number(c.buffer) for c in callbacks if isinstance(c, Anneal)]
     eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=steps))
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
         stepper = choose_stepper(

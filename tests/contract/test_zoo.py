@@ -356,6 +356,59 @@ def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
     return final_elbo(owned, example, batch)
 
 
+def of_pyro(
+    example: Example,
+    owned: OwnedProgram,
+    state: State,
+    data: Batch,
+    rows: Tensor,
+    noise: tuple[Tensor, Tensor],
+    rates: Tensor,
+) -> list[float]:
+    """The ELBO of Pyro's own steps, with noise that was drawn before."""
+    elbos, optimizer = [], Optimizer()
+    for number, (chosen, normal, uniform, (rate, _)) in enumerate(zip(rows, *noise, rates, strict=True)):
+        with LiftedNoise(normal, uniform):
+            loss, gradients = pyros_loss_and_gradients(
+                owned, example.pyro(), tuple(x.index_select(0, chosen) for x in data), chosen
+            )
+        with torch.no_grad():
+            packed = state.packing.pack([g / owned.num_data for g in gradients.values()])
+            finite = torch.isfinite(loss) & torch.isfinite(norm_of(packed))
+            step = torch.tensor(number, device=rows.device)
+            state.take(optimizer.advance(state.carry, packed, finite, rate, step))
+        elbos.append(-float(loss) / owned.num_data)
+    return elbos
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_doubles", "_cache")
+@pytest.mark.parametrize("example", TRACEABLE, ids=named)
+def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
+    example: Example, device: torch.device
+) -> None:
+    """Rounding grows until the paths part; where they end differs by less than a path's own Monte Carlo error."""
+    program, graph, data = trace(example, device)
+    owned, count = program.owned, 1000
+    size, generators = example.batch_size or owned.num_data, fresh(example, owned, 30)[1]
+    every = torch.arange(owned.num_data, device=device).expand(count, -1)
+    rows = torch.stack([fresh(example, owned, seed)[0] for seed in range(count)]) if example.batch_size else every
+    noise = graph.noise.draw(count, generators, device)
+    state = init(owned, Optimizer(), RATE)
+    state.carry["buffers"] = graph.buffers
+    rates = torch.ones(count, 2, dtype=state.carry["packed"][0].dtype, device=device)
+    rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE))
+    loop = StepLoop(graph, state.packing, Optimizer(), state.carry, data, size, count)
+    with owned.running(), RandomStream(3, device).drawing():
+        loop.compile()
+        _, record = loop(state.carry, data, rows, *noise, rates, 0)
+    with RandomStream(3, device).drawing():
+        theirs = of_pyro(example, owned, state, data, rows, noise, rates)[-200:]
+    ours = record[-200:, loop.names.index("elbo")].tolist()
+    error = np.std(theirs, ddof=1) / np.sqrt(len(theirs))
+    assert abs(np.mean(ours) - np.mean(theirs)) <= error + 1e-5 * max(1.0, abs(np.mean(theirs)))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_cache")
 @pytest.mark.parametrize("example", [e for e in ZOO if e.name in LONG], ids=named)

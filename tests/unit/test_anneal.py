@@ -1,0 +1,214 @@
+"""Numbers of a program that move during a fit: at every step the right one, however the step is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+from uncompiled import as_it_is
+
+from deepprob.callbacks import Anneal, Callback, Checkpoint, Fit
+from deepprob.inference import svi
+from deepprob.optimizers import Optimizer
+from deepprob.posterior import Posterior
+from deepprob.program import Program
+
+STEPS = 12
+
+
+class Heated(Program):
+    """Its ELBO is ``-temperature * (loc - 1)^2``: without noise, and flat where the temperature is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.tensor(3.0))
+
+    def model(self) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.factor("energy", -self.temperature * (loc - 1) ** 2)
+
+    def guide(self) -> None:
+        pass
+
+
+class Relaxed(Program):
+    """A relaxed coin a row, whose temperature is in a part of the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.BatchNorm1d(1)  # changes a buffer of its own
+        self.part.register_buffer("temperature", torch.tensor(1.0))
+
+    def model(self, x: Tensor) -> None:
+        self.part(x)
+        with self.data_plate(x):
+            z = pyro.sample("z", dist.RelaxedBernoulli(self.part.temperature, probs=torch.tensor(0.3)))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        q = pyro.param("q", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with self.data_plate(x):
+            pyro.sample("z", dist.RelaxedBernoulli(self.part.temperature, probs=q))
+
+
+def fitted(program: Program | None = None, data: Any = None, **options: Any) -> Posterior:
+    settings: dict[str, Any] = {
+        "epochs": STEPS,
+        "optimizer": Optimizer("sgd", learning_rate=1e-9, schedule="constant"),
+        "callbacks": [Anneal("temperature", 2.0, 0.5, epochs=8)],
+        "progress": False,
+    }
+    return svi(program or Heated(), data, **settings | options)
+
+
+@pytest.fixture(params=["eager", "traced"])
+def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """How steps are taken."""
+    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    return bool(request.param == "traced")
+
+
+def test_every_step_has_its_own_value(compile: bool) -> None:
+    posterior = fitted(compile=compile)
+    expected = [2.0 * 0.25 ** (min(step, 8) / 8) for step in range(STEPS)]
+    assert posterior.history.steps["elbo"] == pytest.approx([-x for x in expected], rel=1e-5)
+    assert posterior.history.epochs["temperature"] == pytest.approx(expected)
+    assert posterior.history.specialisations == int(compile)
+
+
+@pytest.mark.slow
+def test_native_code_takes_them_as_well() -> None:
+    taken = fitted(compile=True).history
+    assert taken.specialisations == 1
+    assert taken.steps["elbo"] == pytest.approx(fitted(compile=False).history.steps["elbo"], rel=1e-5)
+
+
+def test_the_posterior_holds_the_last_one_and_the_program_its_own(compile: bool, tmp_path: Path) -> None:
+    program = Heated()
+    posterior = fitted(program, compile=compile)
+    assert float(program.temperature) == 3.0
+    assert float(posterior.program.temperature) == pytest.approx(0.5)
+    posterior.save(tmp_path / "fit")
+    assert float(Posterior.load(tmp_path / "fit", program=Heated()).program.temperature) == pytest.approx(0.5)
+
+
+def test_who_looks_between_steps_sees_it(compile: bool) -> None:
+    seen: list[float] = []
+
+    class Watch(Callback):
+        def interval(self, steps_per_epoch: int) -> int:
+            return 3
+
+        def step_end(self, fit: Fit) -> None:
+            seen.append(float(fit.state.owned.program.temperature))  # type: ignore[attr-defined]
+
+    fitted(compile=compile, callbacks=[Anneal("temperature", 4.0, 0.0, epochs=11, shape="linear"), Watch()])
+    assert seen == pytest.approx([4 - 4 * step / 11 for step in (2, 5, 8, 11)])
+
+
+def test_a_number_of_a_part_moves_beside_buffers_that_the_program_changes(compile: bool) -> None:
+    x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+    posterior = fitted(Relaxed(), x, batch_size=5, compile=compile)
+    assert posterior.history.specialisations == int(compile)
+    ((name, value),) = [
+        (name, x) for name, x in posterior.program.named_buffers() if name.endswith("temperature")
+    ]  # fmt: skip
+    assert name == "part.temperature"
+    assert float(value) == pytest.approx(0.5)
+    assert all(math.isfinite(x) for x in posterior.history.steps["elbo"])
+
+
+def test_a_resumed_fit_goes_on_as_it_was(compile: bool, tmp_path: Path) -> None:
+    x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(Callback):
+        def epoch_end(self, fit: Fit) -> None:
+            if fit.epoch == 5:
+                raise Killed
+
+    options: dict[str, Any] = {"batch_size": 5, "compile": compile, "optimizer": Optimizer(learning_rate=0.05)}
+    anneal = Anneal("temperature", 2.0, 0.5, epochs=8)
+    whole = fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "a")], **options)
+    with pytest.raises(Killed):
+        fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "b"), Kill()], **options)
+    resumed = fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "b")], **options)
+    assert resumed.history.steps == whole.history.steps
+    with pytest.raises(ValueError, match="is of another fit: callbacks"):
+        fitted(Relaxed(), x, callbacks=[Checkpoint(tmp_path / "b")], **options)
+
+
+class Writes(Heated):
+    """A program that moves the number itself."""
+
+    def model(self) -> None:
+        super().model()
+        self.temperature.mul_(0.5)
+
+
+@pytest.mark.usefixtures("compile")
+def test_a_number_that_the_program_moves_itself_is_not_compiled() -> None:
+    with pytest.warns(UserWarning, match="not compiled: it writes to a buffer that a callback anneals"):
+        fitted(Writes(), compile=True)
+
+
+def test_shapes() -> None:
+    assert Anneal("t", 1.0, 4.0, epochs=2).value(1, 1) == pytest.approx(2.0)
+    assert Anneal("t", 1.0, 4.0, epochs=2, shape="linear").value(1, 1) == pytest.approx(2.5)
+    assert Anneal("t", 1.0, 4.0, epochs=0.5).value(3, 4) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Anneal("t", 1.0, 0.5, epochs=0), r"Anneal's epochs must be positive; got 0\."),
+        (lambda: Anneal("t", 1.0, math.nan, epochs=1), r"start and end must be finite; got 1\.0 and nan\."),
+        (
+            lambda: Anneal("t", 1.0, 0.0, epochs=1),
+            r"must be positive; got 1\.0 and 0\.0\. To reach 0, write shape='lin",
+        ),
+        (lambda: Anneal("t", 1.0, 0.5, 1, "cubic"), r"unknown shape 'cubic'.*geometric, linear"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_out_of_range(make: Callable[[], Anneal], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def two_parts() -> Program:
+    program = Relaxed()
+    program.other = nn.Module()
+    program.other.register_buffer("temperature", torch.tensor(1.0))
+    return program
+
+
+def of_shape(value: Tensor, persistent: bool = True) -> Program:
+    program = Heated()
+    program.register_buffer("temperature", value, persistent)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (Program.of(lambda: None, lambda: None), r"no buffer 'temperature', only none at all\. Register it: self\.reg"),
+        (of_shape(torch.tensor(1.0), persistent=False), r"the program has no buffer 'temperature'"),
+        (two_parts(), r"'temperature' may be any of part\.temperature, other\.temperature\. Give the whole name"),
+        (of_shape(torch.ones(2)), r"must be one real number; got shape \(2,\), torch\.float32"),
+        (of_shape(torch.tensor(1)), r"must be one real number; got shape \(\), torch\.int64"),
+    ],
+)
+def test_what_cannot_be_annealed(program: Program, message: str) -> None:
+    data = torch.zeros(4, 1) if isinstance(program, Relaxed) else None
+    with pytest.raises(ValueError, match=message):
+        fitted(program, data)
