@@ -295,8 +295,8 @@ def _traced(
         raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
     if name := changed(kept, python_state(owned.program)):
         raise Untraceable(
-            f"the program changes {name!r} in Python from run to run, which would be frozen (a schedule can be a buffer "
-            "that Anneal moves)"
+            f"the program changes {name!r} in Python from run to run, which would be frozen (a schedule can be a "
+            "buffer that Anneal moves)"
         )
     _check_graph(graph, own, changing, settled)
     return graph
