@@ -101,7 +101,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
                 num_data,
                 guide=manifest["guide"],
                 device=device,
-                full_batch=isinstance(program, FunctionProgram),
+                full_batch=isinstance(program, FunctionProgram) or not specs,
                 check=False,
             )
         owned.inputs = specs

@@ -48,10 +48,10 @@ class Relaxed(Program):
         self.part.register_buffer("temperature", torch.tensor(1.0))
 
     def model(self, x: Tensor) -> None:
-        self.part(x)
+        shift = self.part(x)
         with self.data_plate(x):
             z = pyro.sample("z", dist.RelaxedBernoulli(self.part.temperature, probs=torch.tensor(0.3)))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(shift + z.unsqueeze(-1), 1.0).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         q = pyro.param("q", torch.tensor(0.5), constraint=constraints.unit_interval)
@@ -185,6 +185,10 @@ def test_settings_out_of_range(make: Callable[[], Anneal], message: str) -> None
         make()
 
 
+def observed(y: Tensor) -> None:
+    pyro.sample("y", dist.Normal(pyro.sample("loc", dist.Normal(0.0, 1.0)), 1.0).expand([4, 1]).to_event(2), obs=y)
+
+
 def two_parts() -> Program:
     program = Relaxed()
     program.other = nn.Module()
@@ -201,7 +205,7 @@ def of_shape(value: Tensor, persistent: bool = True) -> Program:
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        (Program.of(lambda: None, lambda: None), r"no buffer 'temperature', only none at all\. Register it: self\.reg"),
+        (Program.of(observed, "normal"), r"no buffer 'temperature', only none at all\. Register it: self\.reg"),
         (of_shape(torch.tensor(1.0), persistent=False), r"the program has no buffer 'temperature'"),
         (two_parts(), r"'temperature' may be any of part\.temperature, other\.temperature\. Give the whole name"),
         (of_shape(torch.ones(2)), r"must be one real number; got shape \(2,\), torch\.float32"),
@@ -209,6 +213,6 @@ def of_shape(value: Tensor, persistent: bool = True) -> Program:
     ],
 )
 def test_what_cannot_be_annealed(program: Program, message: str) -> None:
-    data = torch.zeros(4, 1) if isinstance(program, Relaxed) else None
+    data = None if isinstance(program, Heated) else torch.zeros(4, 1)
     with pytest.raises(ValueError, match=message):
         fitted(program, data)
