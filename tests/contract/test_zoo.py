@@ -397,7 +397,7 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
     state = init(owned, Optimizer(), RATE)
     state.carry["buffers"] = graph.buffers
     rates = torch.ones(count, 2, dtype=state.carry["packed"][0].dtype, device=device)
-    rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE))
+    rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE).copy())
     loop = StepLoop(graph, state.packing, Optimizer(), state.carry, data, size, count)
     with owned.running(), RandomStream(3, device).drawing():
         loop.compile()
