@@ -187,8 +187,8 @@ def ssvae(quick: bool) -> Benchmark:
     )
 
 
-def logistic(quick: bool, batch: int) -> Benchmark:
-    rows, features = 10_000 if quick else 1_000_000, 20
+def logistic(quick: bool) -> Benchmark:
+    rows, features, batch = 10_000 if quick else 1_000_000, 20, 1000
     x = torch.randn(rows, features)
     y = torch.bernoulli(torch.sigmoid(x @ torch.randn(features)))
     model = pyro_programs.logistic_regression(rows)
@@ -244,8 +244,7 @@ PROGRAMS: dict[str, Callable[[bool], Benchmark]] = {
     "vae128": functools.partial(vae, batch=128),
     "vae256": functools.partial(vae, batch=256),
     "ssvae": ssvae,
-    "logistic1000": functools.partial(logistic, batch=1000),
-    "logistic100": functools.partial(logistic, batch=100),
+    "logistic": logistic,
     "dmm": dmm,
 }
 
