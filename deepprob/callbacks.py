@@ -78,7 +78,12 @@ class Callback:
     def steers(self) -> bool:
         """Whether the fit's course depends on it, so that a resumed fit must have it too; a log's does not."""
         cls = type(self)
-        return cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
+        return bool(self.course) or cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
+
+    @property
+    def course(self) -> dict[str, Any]:
+        """Settings without which a resumed fit would be another one, as JSON."""
+        return {}
 
 
 class KLWarmUp(Callback):
@@ -102,17 +107,14 @@ class KLWarmUp(Callback):
         self.epochs, self.start_weight = epochs, start_weight
 
     def start(self, fit: Fit) -> None:
-        if self.warm_up(fit) > fit.total_steps:
-            warnings.warn(
-                f"KLWarmUp(epochs={self.epochs}) is longer than the fit "
-                f"({fit.total_steps / fit.steps_per_epoch:g} epochs): the KL never gets its full weight. "
-                "Shorten the warm-up or raise epochs.",
-                UserWarning,
-                stacklevel=4,
-            )
+        _warn_if_longer(self, self.epochs, fit, "the KL never gets its full weight. Shorten the warm-up")
 
     def warm_up(self, fit: Fit) -> int:
         return math.ceil(self.epochs * fit.steps_per_epoch)
+
+    @property
+    def course(self) -> dict[str, Any]:
+        return {"epochs": self.epochs, "start_weight": self.start_weight}
 
     def kl_weight(self, step: int, steps_per_epoch: int) -> float:
         done = min(1.0, step / (self.epochs * steps_per_epoch))
@@ -123,7 +125,7 @@ class Anneal(Callback):
     r"""Move a number of the program's from one value to another, the temperature of a relaxed distribution for one.
 
     .. math:: \tau_s = \tau_0 \, (\tau_1 / \tau_0)^{r} \quad\text{or}\quad \tau_0 + r (\tau_1 - \tau_0), \qquad
-              r = \min(1, s / S)
+              r = \min\!\big(1, s / (S - 1)\big)
 
     at step :math:`s`, with :math:`S` the steps of ``epochs``. The number is a buffer of the program, a scalar that it
     reads as ``self.temperature``; compiled steps take it as an input. Override `value` for another course.
@@ -131,7 +133,7 @@ class Anneal(Callback):
     Args:
         buffer: Its name; of a buffer in a part of the program the last words of the name are enough.
         start: The value at the first step.
-        end: The value from the last of the ``epochs`` on.
+        end: The value at the last step of the ``epochs`` and from then on. Best states and early stopping wait for it.
         epochs: Over how many epochs.
         shape: ``"geometric"`` or ``"linear"``.
 
@@ -143,25 +145,29 @@ class Anneal(Callback):
 
     Examples:
         >>> anneal = Anneal("temperature", start=1.0, end=0.25, epochs=1)
-        >>> [anneal.value(step, steps_per_epoch=2) for step in range(4)]
-        [1.0, 0.5, 0.25, 0.25]
+        >>> [anneal.value(step, steps_per_epoch=3) for step in range(5)]
+        [1.0, 0.5, 0.25, 0.25, 0.25]
 
         A program's own buffer is what moves:
 
-        >>> import torch, pyro
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from deepprob.inference import svi
         >>> from deepprob.program import Program
-        >>> class Coin(Program):
+        >>> class Coins(Program):
         ...     def __init__(self):
         ...         super().__init__()
         ...         self.register_buffer("temperature", torch.tensor(1.0))
-        ...     def model(self):
-        ...         pyro.sample("z", pyro.distributions.RelaxedBernoulliStraightThrough(self.temperature, probs=0.3))
-        ...     def guide(self):
-        ...         q = pyro.param("q", torch.tensor(0.5), constraint=pyro.distributions.constraints.unit_interval)
-        ...         pyro.sample("z", pyro.distributions.RelaxedBernoulliStraightThrough(self.temperature, probs=q))
-        >>> posterior = svi(Coin(), None, epochs=20, callbacks=[Anneal("temperature", 1.0, 0.5, epochs=10)])
-        >>> round(posterior.history.epochs["temperature"][-1], 2)
+        ...     def coin(self, x, chance):
+        ...         return pyro.sample("z", dist.RelaxedBernoulli(self.temperature, probs=chance))
+        ...     def model(self, x):
+        ...         with self.data_plate(x):
+        ...             pyro.sample("x", dist.Normal(self.coin(x, torch.tensor(0.3)), 0.5), obs=x)
+        ...     def guide(self, x):
+        ...         with self.data_plate(x):
+        ...             self.coin(x, torch.sigmoid(pyro.param("slope", torch.tensor(0.0)) * x))
+        >>> cooling = Anneal("temperature", start=1.0, end=0.5, epochs=10)
+        >>> posterior = svi(Coins(), torch.tensor([0.1, 0.9, 1.1]), epochs=20, callbacks=[cooling])
+        >>> round(posterior.history.epochs["annealed.temperature"][-1], 2)
         0.5
     """
 
@@ -170,8 +176,8 @@ class Anneal(Callback):
     ) -> None:
         if shape not in ("geometric", "linear"):
             raise unknown("shape", shape, ["geometric", "linear"])
-        if not epochs > 0:
-            raise ValueError(f"Anneal's epochs must be positive; got {epochs}.")
+        if not 0 < epochs < math.inf:
+            raise ValueError(f"Anneal's epochs must be positive and finite; got {epochs}.")
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ValueError(f"Anneal's start and end must be finite; got {start} and {end}.")
         if shape == "geometric" and not (start > 0 and end > 0):
@@ -180,19 +186,34 @@ class Anneal(Callback):
             )
         self.buffer, self.begin, self.end, self.epochs, self.shape = buffer, start, end, epochs, shape
 
+    def start(self, fit: Fit) -> None:
+        _warn_if_longer(self, self.epochs, fit, f"{self.buffer} never gets to {self.end:g}. Shorten the annealing")
+
     def warm_up(self, fit: Fit) -> int:
         return math.ceil(self.epochs * fit.steps_per_epoch)
 
     def value(self, step: int, steps_per_epoch: int) -> float:
         """The number at a step."""
-        done = min(1.0, step / (self.epochs * steps_per_epoch))
+        last = self.epochs * steps_per_epoch - 1
+        done = min(1.0, step / last) if last > 0 else 1.0
         if self.shape == "geometric":
             return float(self.begin * (self.end / self.begin) ** done)
         return self.begin + (self.end - self.begin) * done
 
     @property
-    def steers(self) -> bool:
-        return True
+    def course(self) -> dict[str, Any]:
+        keys = "buffer", "begin", "end", "epochs", "shape"
+        return {key: getattr(self, key) for key in keys}
+
+
+def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: str) -> None:
+    if callback.warm_up(fit) > fit.total_steps:
+        warnings.warn(
+            f"{type(callback).__name__}(epochs={epochs}) is longer than the fit "
+            f"({fit.total_steps / fit.steps_per_epoch:g} epochs): {consequence} or raise epochs.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 class EarlyStopping(Callback):

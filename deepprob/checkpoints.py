@@ -107,7 +107,7 @@ def _fingerprint(fit: RunningFit) -> dict[str, Any]:
     """What must be equal for a resumed fit to be the same fit."""
     shapes = {n: list(p.shape) for n, p in fit.state.params.items()}
     extra = {
-        "callbacks": [type(c).__name__ for c in fit.callbacks if c.steers],
+        "callbacks": [{"name": type(c).__name__, **c.course} for c in fit.callbacks if c.steers],
         "data": _digest(fit.data),
         "held_out": None if fit.held_out is None else _digest(fit.held_out.batch),
     }

@@ -123,13 +123,13 @@ class Knobs:
 
     learning_rate: float
     kl_weight: float = 1.0
-    annealed: Sequence[float] = ()
+    annealed: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, row: FloatArray) -> Knobs:
         """One row of many steps' knobs."""
         learning_rate, kl_weight, *annealed = row.tolist()
-        return cls(learning_rate, kl_weight, annealed)
+        return cls(learning_rate, kl_weight, tuple(annealed))
 
 
 @dataclass(frozen=True)
@@ -352,7 +352,7 @@ class RunningFit:
             "elbo": means.tolist(),
             "learning_rate": last[:, 0].tolist(),
             "kl_weight": last[:, 1].tolist(),
-            **{c.buffer: column.tolist() for c, column in zip(self.anneals, last[:, 2:].T, strict=True)},
+            **{f"annealed.{c.buffer}": column.tolist() for c, column in zip(self.anneals, last[:, 2:].T, strict=True)},
             "skipped": skipped.sum(1).tolist(),
             "seconds": [self.unclosed / count] * count,
         }

@@ -17,7 +17,7 @@ class History:
         steps: One value per step: ``elbo``, ``likelihood``, ``kl_local``, ``kl_global`` (nats per datum),
             ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
         epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
-            ``kl_weight``, ``skipped``, ``seconds``, and by name what a callback annealed.
+            ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` of what a callback moved.
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was stopped from outside.

@@ -146,7 +146,8 @@ def _plain_strides() -> Iterator[None]:
 
 
 def _is_polynomial(index: Any) -> bool:
-    return bool(index.is_polynomial(*index.free_symbols))
+    ask = getattr(index, "is_polynomial", None)  # a relation has none
+    return ask is not None and bool(ask(*index.free_symbols))
 
 
 def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) -> list[Tensor]:

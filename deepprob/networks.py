@@ -6,6 +6,7 @@ Every network maps ``(*batch, ...)`` to ``(*batch, out_features)`` and says how 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import warnings
@@ -408,9 +409,9 @@ class Recurrent(Network):
 def _states(cell: nn.RNNBase, x: Tensor) -> Tensor:
     """All states of a recurrent network of torch's, ``(B, T, D)`` to ``(B, T, H)``."""
     if not is_traced():
-        with warnings.catch_warnings():
-            # On a GPU cuDNN copies weights that lie among a fit's other parameters; it says so at every call.
-            warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
+        with warnings.catch_warnings() if x.is_cuda else contextlib.nullcontext():
+            if x.is_cuda:  # cuDNN copies weights that lie among a fit's other parameters, and says so at every call
+                warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
             y: Tensor = cell(x)[0]
         return y
     step = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _rnn}[cell.mode]

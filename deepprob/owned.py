@@ -254,9 +254,9 @@ class OwnedProgram:
             ValueError: If there is none, or more than one, or it holds something else.
         """
         kept = self.program.state_dict().keys()
-        buffers = {n: b for n, b in self.program.named_buffers() if n in kept}
+        buffers = {n: b for n, b in self.program.named_buffers(remove_duplicate=False) if n in kept}
         found = [n for n in buffers if n == name] or [n for n in buffers if n.endswith(f".{name}")]
-        if len(found) > 1:
+        if len({id(buffers[n]) for n in found}) > 1:
             raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give the whole name of one.")
         if not found:
             raise ValueError(

@@ -65,8 +65,8 @@ def placed_on(device: torch.device | str) -> Iterator[None]:
     """Make tensors on a device where none is named, as ``dist.Normal(0.0, 1.0)`` and ``torch.zeros(3)`` name none.
 
     On a GPU, cuDNN's convolutions and recurrences also compute in float32 as torch's matrix products do by default, not
-    in TF32, whose three digits would hide what a comparison of eager and compiled steps is to show. The fast way that a
-    fit is asked for is ``ELBO(layers="bfloat16")``.
+    in TF32, whose three digits would hide what a comparison of eager and compiled steps is to show (the switch is the
+    whole process's, and is put back). The fast way, for those who ask for it, is ``ELBO(layers="bfloat16")``.
 
     Args:
         device: The device; nothing changes on the CPU.

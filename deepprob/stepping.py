@@ -367,7 +367,7 @@ def _difference(
         normal, uniform = loop.noise_of(data).draw(1, generators, device)
         rates = torch.ones(1, 2 + len(annealed), dtype=packed[0].dtype, device=device)
         for i, x in enumerate(annealed, 2):
-            rates[0, i] = 0.9 * x
+            rates[0, i] = 0.9 * x + 0.05
         carry = {n: [torch.zeros_like(x) for x in t] for n, t in _inside(state).items()}
         carry |= {n: [x.clone() for x in state.carry[n]] for n in ("packed", "buffers")}
         batch, position = _gathered(data, rows), stream.state

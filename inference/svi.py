@@ -207,7 +207,7 @@ def svi(
 
     scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
     state, steps = start(owned, chosen, learning_rate), epochs * math.ceil(num_rows(batch) / size)
-    state.annealed = [owned.number(c.buffer) for c in callbacks if isinstance(c, Anneal)]
+    state.annealed = _annealed(owned, callbacks)
     eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=steps))
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
         stepper = choose_stepper(
@@ -287,6 +287,15 @@ def _callbacks(callbacks: Any) -> list[Callback]:
             f"callbacks must be a list of Callback objects; got {type(came).__name__}. Write callbacks=[KLWarmUp(5)]."
         )
     return list(callbacks)
+
+
+def _annealed(owned: OwnedProgram, callbacks: Sequence[Callback]) -> list[Tensor]:
+    """The buffers that callbacks move."""
+    names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
+    buffers = [owned.number(name) for name in names]
+    if len({id(x) for x in buffers}) < len(buffers):
+        raise ValueError(f"several callbacks anneal one buffer ({', '.join(names)}). Give each a buffer of its own.")
+    return buffers
 
 
 def _complete(program: Program, batch: Batch, what: str) -> Batch:

@@ -147,13 +147,12 @@ def _run(case: Case, level: float) -> Check:
 
 
 def settled(history: History) -> Array:
-    """The ELBO after the KL's warm-up, by epoch where there are enough of them: an epoch sees every row once."""
+    """The ELBO after warm-up and annealing, by epoch where there are enough of them: an epoch sees every row once."""
     elbo = array(history.steps["elbo"])
     per_epoch = max(int(history.steps_per_epoch), 1)
-    weight = array(history.epochs.get("kl_weight", ()))
-    if len(weight):
-        warm = int(np.argmax(weight >= weight[-1] - 1e-9))
-        elbo = elbo[warm * per_epoch :]
+    moved = [array(x) for name, x in history.epochs.items() if name == "kl_weight" or name.startswith("annealed.")]
+    warm = max((int(np.argmax(np.abs(x - x[-1]) <= 1e-9)) for x in moved if len(x)), default=0)
+    elbo = elbo[warm * per_epoch :]
     epochs = len(elbo) // per_epoch
     if per_epoch > 1 and epochs >= 2 * BATCHES:
         finite = np.where(np.isfinite(elbo), elbo, np.nan)[-epochs * per_epoch :]

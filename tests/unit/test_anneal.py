@@ -15,7 +15,8 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.callbacks import Anneal, Callback, Checkpoint, Fit
+from deepprob.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
+from deepprob.diagnostics.convergence import settled
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
@@ -78,9 +79,9 @@ def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_step_has_its_own_value(compile: bool) -> None:
     posterior = fitted(compile=compile)
-    expected = [2.0 * 0.25 ** (min(step, 8) / 8) for step in range(STEPS)]
+    expected = [2.0 * 0.25 ** (min(step, 7) / 7) for step in range(STEPS)]
     assert posterior.history.steps["elbo"] == pytest.approx([-x for x in expected], rel=1e-5)
-    assert posterior.history.epochs["temperature"] == pytest.approx(expected)
+    assert posterior.history.epochs["annealed.temperature"] == pytest.approx(expected)
     assert posterior.history.specialisations == int(compile)
 
 
@@ -110,7 +111,7 @@ def test_who_looks_between_steps_sees_it(compile: bool) -> None:
         def step_end(self, fit: Fit) -> None:
             seen.append(float(fit.state.owned.program.temperature))  # type: ignore[attr-defined]
 
-    fitted(compile=compile, callbacks=[Anneal("temperature", 4.0, 0.0, epochs=11, shape="linear"), Watch()])
+    fitted(compile=compile, callbacks=[Anneal("temperature", 4.0, 0.0, epochs=12, shape="linear"), Watch()])
     assert seen == pytest.approx([4 - 4 * step / 11 for step in (2, 5, 8, 11)])
 
 
@@ -144,8 +145,74 @@ def test_a_resumed_fit_goes_on_as_it_was(compile: bool, tmp_path: Path) -> None:
         fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "b"), Kill()], **options)
     resumed = fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "b")], **options)
     assert resumed.history.steps == whole.history.steps
-    with pytest.raises(ValueError, match="is of another fit: callbacks"):
-        fitted(Relaxed(), x, callbacks=[Checkpoint(tmp_path / "b")], **options)
+    for other in ([], [Anneal("temperature", 2.0, 0.4, epochs=8)]):
+        with pytest.raises(ValueError, match="is of another fit: callbacks"):
+            fitted(Relaxed(), x, callbacks=[*other, Checkpoint(tmp_path / "b")], **options)
+
+
+class Scaled(Program):
+    """A normal whose scale is annealed: without noise, but for its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.0))
+        self.loc = nn.Parameter(torch.tensor(0.0))
+
+    def model(self, x: Tensor) -> None:
+        with self.data_plate(x):
+            pyro.sample("x", dist.Normal(self.loc, 0.5 + self.scale), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize("optimizer", [Optimizer(average=0.9), Optimizer("rmsprop"), Optimizer(accumulate=2)], ids=repr)
+def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    x = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"batch_size": 5, "optimizer": optimizer, "callbacks": [Anneal("scale", 0.1, 0.5, 8)]}
+    eager, compiled = (fitted(Scaled(), x, compile=compile, **options).history for compile in (False, True))
+    assert compiled.specialisations == 1
+    assert compiled.steps["elbo"] == pytest.approx(eager.steps["elbo"], rel=1e-5)
+    assert compiled.steps["gradient_norm"] == pytest.approx(eager.steps["gradient_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 4])
+def test_best_states_wait_for_the_last_value(compile: bool, steps_per_epoch: int) -> None:
+    """At the start the scale is that of the data: later epochs score worse, and are kept all the same."""
+    x = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    posterior = fitted(
+        Scaled(), x, batch_size=20 // steps_per_epoch, compile=compile, held_out=x,
+        callbacks=[Anneal("scale", 0.5, 3.0, epochs=3), EarlyStopping(patience=2)],
+    )  # fmt: skip
+    held_out = posterior.history.epochs["held_out_elbo"]
+    assert max(held_out) == held_out[0]
+    assert posterior.history.best_epoch >= 3
+    assert float(posterior.program.scale) == pytest.approx(3.0)
+
+
+def test_convergence_is_judged_of_what_comes_after() -> None:
+    history = fitted(compile=False).history
+    assert settled(history).tolist() == pytest.approx([-0.5] * 5)
+
+
+def test_annealing_that_the_fit_does_not_see_the_end_of_warns() -> None:
+    with pytest.warns(UserWarning, match=r"Anneal\(epochs=13\) is longer than the fit \(12 epochs\): temp"):
+        fitted(callbacks=[Anneal("temperature", 2.0, 0.5, epochs=13)], compile=False)
+
+
+def test_one_buffer_has_one_course() -> None:
+    callbacks = [Anneal("part.temperature", 2.0, 1.0, 3), Anneal("temperature", 9.0, 5.0, 3)]
+    with pytest.raises(ValueError, match=r"several callbacks anneal one buffer \(part\.temperature, temperature\)"):
+        fitted(Relaxed(), torch.zeros(4, 1), callbacks=callbacks)
+
+
+def test_a_shared_buffer_has_all_of_its_names() -> None:
+    program = Heated()
+    program.part = nn.Module()
+    program.part.register_buffer("heat", program.temperature)
+    posterior = fitted(program, callbacks=[Anneal("heat", 2.0, 0.5, epochs=8)], compile=False)
+    assert float(posterior.program.temperature) == pytest.approx(0.5)
 
 
 class Writes(Heated):
@@ -163,15 +230,17 @@ def test_a_number_that_the_program_moves_itself_is_not_compiled() -> None:
 
 
 def test_shapes() -> None:
-    assert Anneal("t", 1.0, 4.0, epochs=2).value(1, 1) == pytest.approx(2.0)
-    assert Anneal("t", 1.0, 4.0, epochs=2, shape="linear").value(1, 1) == pytest.approx(2.5)
-    assert Anneal("t", 1.0, 4.0, epochs=0.5).value(3, 4) == pytest.approx(4.0)
+    assert Anneal("t", 1.0, 4.0, epochs=3).value(1, 1) == pytest.approx(2.0)
+    assert Anneal("t", 1.0, 4.0, epochs=3, shape="linear").value(1, 1) == pytest.approx(2.5)
+    assert Anneal("t", 1.0, 4.0, epochs=0.5).value(1, 4) == pytest.approx(4.0)
+    assert Anneal("t", 1.0, 4.0, epochs=1).value(0, 1) == pytest.approx(4.0)  # one step has one value
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Anneal("t", 1.0, 0.5, epochs=0), r"Anneal's epochs must be positive; got 0\."),
+        (lambda: Anneal("t", 1.0, 0.5, epochs=0), r"Anneal's epochs must be positive and finite; got 0\."),
+        (lambda: Anneal("t", 1.0, 0.5, epochs=math.inf), r"must be positive and finite; got inf\."),
         (lambda: Anneal("t", 1.0, math.nan, epochs=1), r"start and end must be finite; got 1\.0 and nan\."),
         (
             lambda: Anneal("t", 1.0, 0.0, epochs=1),

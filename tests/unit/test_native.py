@@ -120,6 +120,7 @@ D0, D1, LENGTH = (sympy.Symbol(name, integer=True, nonnegative=True) for name in
         D0**2 + D1,
         FloorDiv(D0, 16) + D1,
         ModularIndexing(D0, 1, 32) * LENGTH,
+        sympy.Ge(LENGTH, 4),
     ],
     ids=str,
 )
@@ -131,7 +132,7 @@ def test_strides_are_those_that_the_compiler_finds(index: Any) -> None:
     expected = strides()
     with _plain_strides():
         found = strides()
-    assert [sympy.expand(a - b) for a, b in zip(found, expected, strict=True)] == [0] * 4
+    assert [sympy.simplify(a - b) for a, b in zip(found, expected, strict=True)] == [0] * 4
     assert strides() == expected
 
 
