@@ -319,6 +319,9 @@ def _noise_is_fresh(
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
 
+# Without noise there is no Monte Carlo error; at the knots of a spline the gradient jumps, and rounding grows from 1e-15
+# at step 100 to 1e-2 at step 300, between two eager runs as well.
+CHAOTIC = ("spline-in-the-model",)
 LONG = ("AutoNormal", "minibatches-of-codes", "gamma", "mixture-summed", "score-of-rows")
 SEEDS = 8
 RATE = 0.02
@@ -403,8 +406,12 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
         loop.compile()
         _, record = loop(state.carry, data, rows, *noise, rates, 0)
     with RandomStream(3, device).drawing():
-        theirs = of_pyro(example, owned, state, data, rows, noise, rates)[-200:]
-    ours = record[-200:, loop.names.index("elbo")].tolist()
+        theirs = of_pyro(example, owned, state, data, rows, noise, rates)
+    ours = record[:, loop.names.index("elbo")].tolist()
+    if example.name in CHAOTIC:
+        assert ours[:100] == pytest.approx(theirs[:100], rel=1e-9)
+        return
+    ours, theirs = ours[-200:], theirs[-200:]
     error = np.std(theirs, ddof=1) / np.sqrt(len(theirs))
     assert abs(np.mean(ours) - np.mean(theirs)) <= error + 1e-5 * max(1.0, abs(np.mean(theirs)))
 
