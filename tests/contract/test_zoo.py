@@ -319,8 +319,8 @@ def _noise_is_fresh(
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
 
-# Without noise there is no Monte Carlo error, and at the knots of a spline the gradient jumps: rounding grows from 1e-15
-# at step 100 to 1e-2 at step 300. Our own eager steps part from Pyro's in the same way.
+# Without noise there is no Monte Carlo error, and at the knots of a spline the gradient jumps: rounding grows from
+# 1e-15 at step 100 to 1e-2 at step 300. Our own eager steps part from Pyro's in the same way.
 CHAOTIC = ("spline-in-the-model",)
 LONG = ("AutoNormal", "minibatches-of-codes", "gamma", "mixture-summed", "score-of-rows")
 SEEDS = 8
