@@ -202,8 +202,8 @@ class Anneal(Callback):
 
     @property
     def course(self) -> dict[str, Any]:
-        keys = "buffer", "begin", "end", "epochs", "shape"
-        return {key: getattr(self, key) for key in keys}
+        ends = {"start": self.begin, "end": self.end}
+        return {"buffer": self.buffer, **ends, "epochs": self.epochs, "shape": self.shape}
 
 
 def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: str) -> None:

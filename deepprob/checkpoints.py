@@ -14,6 +14,7 @@ from deepprob.program import Batch
 from deepprob.storage import read, write
 
 if TYPE_CHECKING:
+    from deepprob.callbacks import Callback
     from deepprob.fitting import RunningFit
 
 _OWNED = ("packed", "buffers")  # parts of the carry that are the program's own tensors
@@ -107,11 +108,16 @@ def _fingerprint(fit: RunningFit) -> dict[str, Any]:
     """What must be equal for a resumed fit to be the same fit."""
     shapes = {n: list(p.shape) for n, p in fit.state.params.items()}
     extra = {
-        "callbacks": [{"name": type(c).__name__, **c.course} for c in fit.callbacks if c.steers],
+        "callbacks": [_described(c) for c in fit.callbacks if c.steers],
         "data": _digest(fit.data),
         "held_out": None if fit.held_out is None else _digest(fit.held_out.batch),
     }
     return {**fit.config, "seed": fit.seed, "num_data": fit.state.owned.num_data, "parameters": shapes, **extra}
+
+
+def _described(callback: Callback) -> str:
+    settings = ", ".join(f"{name}={value!r}" for name, value in callback.course.items())
+    return f"{type(callback).__name__}({settings})"
 
 
 def _digest(batch: Batch) -> str:
