@@ -92,7 +92,7 @@ def lower(
         **settings,
         "cpp_wrapper": True,
         "aot_inductor.package_cpp_only": True,
-        "aot_inductor.precompile_headers": False,  # takes longer than a step
+        "aot_inductor.precompile_headers": False,  # pays only after many steps
         "aot_inductor.output_path": str(folder),
     }
     mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -123,7 +123,7 @@ def lower(
 def _plain_strides() -> Iterator[None]:
     """Let the compiler find the strides of polynomials by algebra, and not by simplifying what is simple already.
 
-    That is a fifth of its time with graphs of sequences. What it asks for has the same answers, so it does not matter
+    Where lengths are unknown there are hundreds of them. What it asks for has the same answers, so it does not matter
     whether another thread compiles meanwhile.
     """
     from torch._inductor import sizevars
