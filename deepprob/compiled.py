@@ -23,7 +23,6 @@ from deepprob.lowering import Lengths, Repeated
 from deepprob.native import Run, compile_module, is_cached
 from deepprob.noise import NoiseSize
 from deepprob.optimizers import Optimizer
-from deepprob.products import share_products
 from deepprob.program import Batch
 from deepprob.runtime import ONE_AT_A_TIME
 from deepprob.tracing import GradientGraph, QueryGraph, same_values
@@ -199,7 +198,7 @@ class StepLoop:
         # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
         if self._device.type == "cuda":
             return self._body
-        return Repeated(share_products(self._body), len(self._carried), self._count_at)
+        return Repeated(self._body, len(self._carried), self._count_at)
 
     @property
     def _inputs(self) -> list[Tensor]:

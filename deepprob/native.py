@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from deepprob.any_length import NotAlike
 from deepprob.linking import Linker, processor_isas
 from deepprob.lowering import Lengths, lower
-from deepprob.products import C_SHIMS
 from deepprob.runtime import without_collector
 from deepprob.toolchain import built_once, cache_folder, compiler
 
@@ -132,7 +131,7 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> An
     return torch.export.export(module, example, dynamic_shapes=(shapes,))
 
 
-_SETTINGS: dict[str, Any] = {"aot_inductor.package": True, "aot_inductor.custom_ops_to_c_shims": C_SHIMS}
+_SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
 
 
 @contextlib.contextmanager
@@ -168,7 +167,7 @@ def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -
 def _our_code() -> str:
     """A digest of what turns operations into native code: what an older version compiled is not taken for the same."""
     folder = Path(__file__).parent
-    names = "any_length", "linking", "looping", "lowering", "native", "products"
+    names = "any_length", "linking", "looping", "lowering", "native"
     return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
 
 

@@ -26,8 +26,6 @@ class NoiseSize:
         inside: Random operations that cannot be served (gamma, multinomial, permutations), by name: they draw from
             torch's generator when their turn comes.
         operations: Tensor operations of the run, gradients included: the size of its graph.
-        plain: Its draws in order, each a kind and a shape, if all are plain ones (``randn``, ``rand``): then the same
-            numbers can be drawn ahead as the run would draw. None otherwise.
     """
 
     normal: int
@@ -35,22 +33,6 @@ class NoiseSize:
     dtype: torch.dtype
     inside: tuple[str, ...] = ()
     operations: int = 0
-    plain: tuple[tuple[str, tuple[int, ...]], ...] | None = None
-
-    def draw_plain(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The noise of one run as the run itself would draw it now from torch's global generator.
-
-        Raises:
-            ValueError: If the run does more than plain draws.
-        """
-        if self.plain is None:
-            raise ValueError("the run draws in ways that cannot be drawn ahead.")
-        parts: dict[str, list[Tensor]] = {"normal": [], "uniform": []}
-        for kind, shape in self.plain:
-            draw = torch.randn if kind == "normal" else torch.rand
-            parts[kind].append(draw(shape, dtype=self.dtype, device=device).reshape(-1))
-        empty = torch.zeros(0, dtype=self.dtype, device=device)
-        return torch.cat([*parts["normal"], empty]), torch.cat([*parts["uniform"], empty])
 
     def draw_once(self, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
         """The noise of one run, ``(normal,)`` and ``(uniform,)``; see `draw`."""
@@ -98,9 +80,6 @@ class LiftedNoise(TorchDispatchMode):
         self._dtype = torch.get_default_dtype()
         self._inside: list[str] = []
         self._operations = 0
-        self._draws: list[tuple[str, tuple[int, ...]]] = []
-        self._dtypes: set[torch.dtype] = set()
-        self._all_plain = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -110,9 +89,7 @@ class LiftedNoise(TorchDispatchMode):
     def size(self) -> NoiseSize:
         """What was used so far."""
         inside = tuple(dict.fromkeys(self._inside))
-        plain = self._all_plain and not inside and self._dtypes <= {self._dtype}
-        draws = tuple(self._draws) if plain else None
-        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, inside, self._operations, draws)
+        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, inside, self._operations)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -126,8 +103,6 @@ class LiftedNoise(TorchDispatchMode):
             self._inside.append(func.overloadpacket.__name__)
             return func(*args, **kwargs)
         kwargs.pop("generator", None)
-        in_place = func in (_aten.normal_.default, _aten.uniform_.default) and len(args) == 1 and not kwargs
-        self._all_plain &= in_place or func in _PLAIN
         return serve(self, *args, **kwargs)
 
     def take(self, kind: str, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
@@ -138,8 +113,6 @@ class LiftedNoise(TorchDispatchMode):
         """
         count, start = math.prod(shape), self._used[kind]
         self._used[kind] += count
-        self._draws.append((kind, tuple(shape)))
-        self._dtypes.add(dtype)
         if dtype == torch.float64:
             self._dtype = dtype
         source = self._sources[kind]
@@ -223,8 +196,6 @@ def _dropout(noise: LiftedNoise, x: Tensor, p: float, train: bool | None) -> tup
     kept = noise.take("uniform", x.shape, x.dtype, x.device) >= p
     return x * kept / (1.0 - p if p < 1 else 1.0), kept
 
-
-_PLAIN = (_aten.randn.default, _aten.randn_like.default, _aten.rand.default, _aten.rand_like.default)
 
 _SERVED: dict[Any, Callable[..., Any]] = {
     _aten.randn.default: _new("normal"),

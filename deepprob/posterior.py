@@ -13,7 +13,6 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.answers import Answers, PredictionQuestion, TensorQuestion, predicted
 from deepprob.arviz_compat import from_dict
 from deepprob.draws import replay, with_prior_guide
 from deepprob.enumeration import Term, draw_summed, run_enumerated, terms
@@ -92,7 +91,6 @@ class Posterior:
         found = owned.structure
         self.seed, self.exact = seed, exact or bool(found.summed and not found.latent)
         self.versions = _versions()
-        self._answers = Answers(owned)
         self._chains = None if chains is None else {n: v.detach().to(owned.device) for n, v in chains.items()}
         owned.program.eval()
 
@@ -177,15 +175,7 @@ class Posterior:
         _check_draws(draws)
         batch = self._batch(data)
         with self._querying(seed):
-            question = PredictionQuestion(
-                lambda rows: self._run(rows, draws, predict=True)[1],
-                lambda trace: self._observed_node(trace, site),
-                self._layout(draws),
-                self.program,
-                self.structure.observed if site is None else (site,),
-            )
-            prediction: Prediction = self._answers(("predict", site, draws), batch, question)
-            return prediction
+            return self._predicted(self._run(batch, draws, predict=True)[1], site, draws)
 
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
@@ -199,7 +189,11 @@ class Posterior:
             seed: Of the draws.
             site: Which observed site, if there are several.
         """
-        return predicted(self._observed_node(self._prior_trace(rows, data, draws, seed), site), self._layout(draws))
+        return self._predicted(self._prior_trace(rows, data, draws, seed), site, draws)
+
+    def _predicted(self, model_trace: Trace, site: str | None, draws: int) -> Prediction:
+        node, layout = self._observed_node(model_trace, site), self._layout(draws)
+        return Prediction(node["fn"], layout.draws_first(node), node["name"], unused=layout.unused(node))
 
     def _observed_node(self, model_trace: Trace, site: str | None) -> Site:
         observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
@@ -249,7 +243,7 @@ class Posterior:
         parts = []
         for chunk in self.chunks(batch, draws):
             with self._querying(seed):
-                parts.append(self._answer("log_likelihood", chunk, draws, self._log_likelihood))
+                parts.append(self._log_likelihood(chunk, draws))
         return torch.cat(parts, dim=1)
 
     def _log_likelihood(self, batch: Batch, draws: int) -> Tensor:
@@ -279,11 +273,11 @@ class Posterior:
         batch = self._batch(data)
         if not self._amortized():
             with self._querying(seed):
-                return self._answer("joint_weights", batch, particles, self._joint_weights)
+                return self._joint_weights(batch, particles)
         parts = []
         with self._querying(seed):
             for chunk in self.chunks(batch, particles):
-                parts.append(self._answer("log_weights", chunk, particles, self._row_weights))
+                parts.append(self._row_weights(chunk, particles))
         return torch.cat(parts, dim=1)
 
     def _row_weights(self, batch: Batch, draws: int) -> Tensor:
@@ -334,7 +328,7 @@ class Posterior:
     def elbo_of(self, batch: Batch, particles: int) -> Tensor:
         """`elbo` of a batch that was accepted already, inside a running program; routines use it for held-out data."""
         chunks = self.chunks(batch, particles)
-        return torch.cat([self._answer("elbo", chunk, particles, self._elbo) for chunk in chunks])
+        return torch.cat([self._elbo(chunk, particles) for chunk in chunks])
 
     def _elbo(self, batch: Batch, particles: int) -> Tensor:
         if self.program.enumerates:
@@ -545,10 +539,6 @@ class Posterior:
         )
         pairs = [(g, m, closed_form_kls(g, m) if bound else {}) for g, m in traces]
         return [term for g, m, closed in pairs for term in terms(g, m, self.program.data_name, closed)]
-
-    def _answer(self, name: str, batch: Batch, draws: int, ask: Callable[[Batch, int], Tensor]) -> Tensor:
-        answer: Tensor = self._answers((name, draws), batch, TensorQuestion(lambda rows: ask(rows, draws)))
-        return answer
 
     def _prepared(self, batch: Batch, draws: int) -> tuple[Batch, Tensor, Callable[..., None] | None]:
         batch = self._padded(self.program.prepare(*batch))

@@ -24,14 +24,6 @@ ONE_AT_A_TIME = threading.RLock()
 _WORTH_SHARING = 2**26  # multiplications a step, from which on more threads gain more than they risk
 
 
-class _Spare(threading.local):
-    """Threads that torch had before `threads_for` left it one, in each thread that calls it."""
-
-    count = 0
-
-
-_SPARE = _Spare()
-
 StoreState = Any  # pyro.params.param_store.StateDict, which Pyro does not export
 
 
@@ -179,29 +171,15 @@ def threads_for(work: int) -> Iterator[None]:
         >>> inside, torch.get_num_threads() == before
         (1, True)
     """
-    before, spare = torch.get_num_threads(), _SPARE.count
+    before = torch.get_num_threads()
     if work >= _WORTH_SHARING or before == 1:
         yield
         return
-    _SPARE.count = before
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        _SPARE.count = spare
-
-
-def spare_threads() -> int:
-    """Threads for a single large operation: torch's own number, or what it was before `threads_for` left it one.
-
-    Examples:
-        >>> before = torch.get_num_threads()
-        >>> with threads_for(1000):
-        ...     spare_threads() == before, torch.get_num_threads()
-        (True, 1)
-    """
-    return max(_SPARE.count, torch.get_num_threads())
 
 
 def keep_freed_memory() -> None:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 _KEPT = 64  # compiled steps in the cache
-_LIBRARIES: dict[Path, ctypes.CDLL] = {}
-_LOCK = threading.Lock()
 
 _T = TypeVar("_T")
 
@@ -127,33 +120,3 @@ def _prune(folder: Path) -> None:
         for old in files[_KEPT:]:
             old.unlink()
             _digest_of(old).unlink(missing_ok=True)
-
-
-def load_library(source: Path) -> ctypes.CDLL:
-    """C++ of ours, compiled against torch's C interface; native code that is loaded later finds its functions.
-
-    Args:
-        source: The only file.
-
-    Raises:
-        NoCompiler: If there is no C++ compiler.
-        RuntimeError: If it does not compile.
-    """
-    with _LOCK:  # a second copy would have threads of its own
-        if source not in _LIBRARIES:
-            _LIBRARIES[source] = _load_library(source)
-        return _LIBRARIES[source]
-
-
-def _load_library(source: Path) -> ctypes.CDLL:
-    code, home = source.read_text(), Path(torch.__file__).parent
-    flags = ["-O2", "-std=c++20", "-shared", "-fPIC", f"-I{home / 'include'}", f"-L{home / 'lib'}", "-ltorch_cpu"]
-
-    def build(path: Path) -> None:
-        command = [compiler(), str(source), "-o", str(path), *flags]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} does not compile {source.name}: {done.stderr.strip()}")
-
-    key = hashlib.sha256(repr((code, flags, torch.__version__, os.environ.get("CXX"))).encode()).hexdigest()[:32]
-    return built_once(f"{key}.so", build, lambda path: ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL))

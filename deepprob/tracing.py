@@ -205,13 +205,6 @@ class QueryGraph:
     noise: NoiseSize
     device: torch.device
 
-    def answer(self, batch: Batch) -> list[Tensor]:
-        """The answer for a batch, with the numbers that a run would draw now."""
-        with torch.no_grad():
-            tensors = [x.detach() for x in self.tensors]
-            answer: list[Tensor] = self.graph(tensors, batch, *self.noise.draw_plain(self.device))
-        return answer
-
 
 def trace_query(owned: OwnedProgram, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
     """Trace a question to a program, without gradients; inside a running program.

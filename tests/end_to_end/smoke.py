@@ -38,11 +38,8 @@ def from_python(folder: Path) -> str | None:
     from deepprob.inference import svi
     from deepprob.models import VAE
     from deepprob.posterior import Posterior
-    from deepprob.products import SOURCE
     from deepprob.report import check
-    from deepprob.toolchain import load_library
 
-    load_library(SOURCE)  # C++ is installed as it is
     digits = load_data("digits")
     few, unseen = digits.train.rows(slice(0, 64)), digits.test.rows(slice(0, 32))
     posterior = svi(VAE(digits.shape, latent_dim=2, hidden_dims=(8,)), few, epochs=2, progress=False)

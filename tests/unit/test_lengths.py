@@ -19,7 +19,6 @@ from deepprob.data import Shuffle
 from deepprob.inference import svi
 from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel
-from deepprob.native import compile_module
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
 from deepprob.program import Program
@@ -291,36 +290,6 @@ def test_native_code_takes_the_cut_sequences(alike: bool, tmp_path: Path, monkey
     one = alike and not torch.cuda.is_available()
     assert compiled.history.specialisations == (1 if one else len(ENDS))
     assert_same_steps(eager, compiled, 1e-4)
-
-
-@pytest.mark.slow
-def test_native_code_of_any_length_shares_its_large_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Wide(Levels):
-        def __init__(self) -> None:
-            super().__init__(alike=True)
-            self.cell = nn.Sequential(nn.Linear(2, 512), nn.Tanh(), nn.Linear(512, 512), nn.Linear(512, 2))
-
-        def model(self, x: Tensor, lengths: Tensor) -> None:
-            super().model((x.reshape(-1, 2) @ BASIS).view_as(x), lengths)  # a constant that no module holds
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("deepprob.runtime._WORTH_SHARING", 2**40)  # all steps on one thread
-    before, modules = torch.get_num_threads(), []
-
-    def kept(module: Any, *inputs: Any) -> Any:
-        modules.append(module)
-        return compile_module(module, *inputs)
-
-    monkeypatch.setattr("deepprob.compiled.compile_module", kept)
-    torch.set_num_threads(2)
-    try:
-        eager = svi(wide(Wide), (X, LENGTHS), compile=False, **SETTINGS | {"epochs": 1})
-        compiled = svi(wide(Wide), (X, LENGTHS), compile=True, **SETTINGS | {"epochs": 1})
-    finally:
-        torch.set_num_threads(before)
-    assert compiled.history.specialisations == len(modules) == 1
-    assert modules[0].code.count("deepprob.shared_mm") > 2
-    assert_same_steps(eager, compiled, 1e-3)
 
 
 def test_a_full_batch_has_one_length_and_no_more_padding_than_it_needs() -> None:

@@ -245,30 +245,6 @@ def test_chunks_change_nothing(posterior: Posterior, monkeypatch: pytest.MonkeyP
     assert per_row.log_weights(Y, particles=4).shape == (4, 12)
 
 
-@pytest.mark.parametrize("guide", ["normal", "flow"])
-def test_a_question_asked_often_is_traced_and_answered_the_same(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = Program.of(regression, guide, data_plate="data")
-    posterior = svi(program, (X, Y), epochs=3, progress=False)
-
-    def ask() -> list[Tensor]:
-        return [
-            posterior.log_likelihood(X, Y, draws=5, seed=1),
-            posterior.log_weights(X, Y, particles=7, seed=2),
-            posterior.elbo(X, Y, seed=3),
-        ]
-
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 2)
-    first, traced = ask(), [ask() for _ in range(3)][-1]
-    assert len(posterior._answers.graphs) == 3
-    assert all(torch.equal(a, b) for a, b in zip(first, traced, strict=True))
-    with torch.no_grad():
-        for value in posterior._owned.parameters().values():
-            value += 0.1
-    changed = ask()
-    posterior._answers.graphs.clear()
-    assert all(torch.equal(a, b) for a, b in zip(changed, ask(), strict=True))
-
-
 def likelihood(name: str) -> Program:
     """A regression whose targets have some distribution."""
     made: dict[str, Callable[[Tensor], Any]] = {
@@ -293,27 +269,22 @@ def likelihood(name: str) -> Program:
 @pytest.mark.parametrize(
     "name", ["normal", "bernoulli", "categorical", "gamma", "lognormal", "mixture", "student", "multivariate"]
 )
-def test_a_prediction_asked_often_is_traced_and_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+def test_a_prediction_of_one_seed_is_the_same_again(name: str) -> None:
     program = likelihood(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         targets = poutine.trace(program.model).get_trace(X).nodes["y"]["value"]
     posterior = svi(program, (X, targets), epochs=3, progress=False)
-    first, traced = posterior.predict(X, draws=5, seed=1), posterior.predict(X + 0.5, draws=5, seed=2)
-    assert len(posterior._answers.graphs) == (name != "mixture")  # which looks at values to choose
+    first, other = posterior.predict(X, draws=5, seed=1), posterior.predict(X + 0.5, draws=5, seed=2)
     again = posterior.predict(X, draws=5, seed=1)
     assert torch.equal(first.draws, again.draws)
     assert torch.equal(first.distribution.log_prob(first.draws), again.distribution.log_prob(first.draws))
-    posterior._answers.graphs.clear()
-    eager = posterior.predict(X + 0.5, draws=5, seed=2)
-    assert torch.equal(traced.draws, eager.draws)
-    assert torch.equal(traced.distribution.log_prob(eager.draws), eager.distribution.log_prob(eager.draws))
+    repeated = posterior.predict(X + 0.5, draws=5, seed=2)
+    assert torch.equal(other.draws, repeated.draws)
+    assert torch.equal(other.distribution.log_prob(other.draws), repeated.distribution.log_prob(other.draws))
 
 
-def test_a_prediction_that_more_is_drawn_after_is_not_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
-
+def test_each_of_two_observed_sites_is_predicted_by_its_seed() -> None:
     def model(x: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -327,20 +298,16 @@ def test_a_prediction_that_more_is_drawn_after_is_not_traced(monkeypatch: pytest
     assert not torch.equal(posterior.predict(X, site="z", seed=1).draws, posterior.predict(X, site="z", seed=2).draws)
 
 
-def test_predictions_of_rows_with_codes_and_of_draws_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
+def test_predictions_of_rows_with_codes_and_of_draws_are_the_same_again() -> None:
     program = Program.of(regression, data_plate="data")
     drawn = draws_posterior(program, (X, Y), {"w": torch.randn(2, 4, 2), "noise": torch.rand(2, 4) + 0.1})
     coded = svi(VAE((3,), latent_dim=2, hidden_dims=(4,)), torch.rand(12, 3), epochs=2, progress=False)
     for posterior, rows in ((drawn, X), (coded, torch.rand(5, 3))):
-        first, traced = (posterior.predict(rows, draws=6, seed=1) for _ in range(2))
-        assert len(posterior._answers.graphs) == 1
-        assert torch.equal(first.draws, traced.draws)
+        first, again = (posterior.predict(rows, draws=6, seed=1) for _ in range(2))
+        assert torch.equal(first.draws, again.draws)
 
 
-def test_a_row_that_becomes_nan_costs_the_others_nothing_of_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
-
+def test_a_row_that_becomes_nan_leaves_the_noise_of_the_others() -> None:
     def model(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -350,39 +317,20 @@ def test_a_row_that_becomes_nan_costs_the_others_nothing_of_their_noise(monkeypa
     holes = X.abs()
     holes[3, 0] = -1.0
     before = posterior.predict(X.abs(), draws=5, seed=1).draws
-    assert posterior._answers.graphs
     after = posterior.predict(holes, draws=5, seed=1).draws
     others = torch.arange(12) != 3
     assert torch.equal(after[:, others], before[:, others])
     assert bool(after[:, 3].isnan().all())
 
 
-def test_what_follows_an_undrawn_value_is_no_reason_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
-    prices = torch.tensor([1.0, 2.0, 5.0])
-
-    def model(x: Tensor, y: Tensor | None = None) -> None:
-        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            y = pyro.sample("y", dist.Categorical(logits=w.expand(*w.shape[:-2], len(x), 3)), obs=y)
-            pyro.deterministic("price", prices[y])
-
-    classes = torch.arange(12) % 3
-    posterior = svi(Program.of(model, "normal", data_plate="data"), (X, classes), epochs=2, progress=False)
-    first, again = (posterior.predict(X, draws=5, seed=1) for _ in range(2))
-    assert torch.equal(first.draws, again.draws)
-
-
-def test_a_traced_question_still_refuses_data_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_query_refuses_data_outside_the_support() -> None:
     def model(y: Tensor) -> None:
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Exponential(rate), obs=y)
 
     posterior = svi(Program.of(model, "normal", data_plate="data"), Y.abs(), epochs=2, progress=False)
-    monkeypatch.setattr("deepprob.answers._TRACED_AFTER", 1)
     posterior.log_likelihood(Y.abs(), draws=3)
-    assert posterior._answers.graphs
     with pytest.raises(ValueError, match=r"y must be numbers of at least 0 for a Exponential likelihood; got values"):
         posterior.log_likelihood(-Y.abs(), draws=3)
 
