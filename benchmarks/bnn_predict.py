@@ -19,10 +19,10 @@ from common import write_result
 from peers.loops import synchronize
 from pyro.infer import Predictive
 
+from deepprob.engine.machine import pick_device
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks import MLP
-from deepprob.runtime import pick_device
 
 
 def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:

@@ -29,6 +29,7 @@ import torch
 from common import RESULTS, shown, write_result
 from peers import pyro_programs
 
+from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks import MLP
@@ -36,7 +37,6 @@ from deepprob.objectives import ELBO
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Program
-from deepprob.runtime import RandomStream
 from deepprob.tracing import GradientProgram
 
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]

@@ -406,8 +406,8 @@ def _remove(checkpoint: Path) -> None:
 def _load(folder: Path, other: str | None, device: str) -> tuple[Posterior, DataSet, bool]:
     """A saved posterior, the data to judge it by, and whether it was fitted to that data set."""
     from deepprob.data import load_data
+    from deepprob.engine.machine import pick_device
     from deepprob.posterior import Posterior
-    from deepprob.runtime import pick_device
 
     posterior = Posterior.load(folder, device=pick_device(device))
     own = posterior.config.get("data") or {}

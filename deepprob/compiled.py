@@ -6,32 +6,31 @@ remembers are carried, a step that is not finite changes nothing, and the terms 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from deepprob.any_length import Line, NotAlike, generalise
-from deepprob.lowering import Lengths, Repeated
-from deepprob.native import Run, compile_module, is_cached
-from deepprob.noise import NoiseSize
+from deepprob.engine.cuda_graphs import Replay
+from deepprob.engine.dynamic_length import Line, NotAlike, generalise
+from deepprob.engine.loop import added_at, lift_constants
+from deepprob.engine.machine import ONE_AT_A_TIME
+from deepprob.engine.native.build import Run, compile_module, is_cached
+from deepprob.engine.native.lower import Lengths, Repeated
+from deepprob.engine.noise import NoiseSize
+from deepprob.engine.packing import Packing, norm_of
+from deepprob.engine.trace import same_values
 from deepprob.optimizers import Optimizer
 from deepprob.program import Batch
-from deepprob.runtime import ONE_AT_A_TIME
-from deepprob.tracing import GradientGraph, QueryGraph, same_values
-from deepprob.updates import Carry, Packing, norm_of
+from deepprob.tracing import GradientGraph, QueryGraph
+from deepprob.updates import Carry
 
 GRADIENTS = "gradients"
-
-_SMALL_SUM = 2**12  # terms
-_UNROLLED = 16  # steps in one CUDA graph
 
 
 class StepLoop:
@@ -74,7 +73,7 @@ class StepLoop:
         self.names = (*gradients.names, "gradient_norm", "skipped")
         self.full = batch_size == (len(data[0]) if data else batch_size)
         self._run: Run | None = None
-        self._replay: _Replay | None = None
+        self._replay: Replay | None = None
         self._lengths: Lengths = {}
         self._noise: tuple[Line, Line] | None = None
         self._data = list(data)
@@ -134,7 +133,7 @@ class StepLoop:
         with torch.no_grad():
             body = make_fx(
                 torch.func.functionalize(self._step),
-                decomposition_table={torch.ops.aten.index_put.default: _added_at},
+                decomposition_table={torch.ops.aten.index_put.default: added_at},
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*self._carried, *self._captured)
@@ -257,50 +256,12 @@ class StepLoop:
         # What draws inside of a step may ask for values, and must not be run more often than steps are taken.
         if self._device.type == "cuda" and not self.gradients.noise.inside:
             if self._replay is None:
-                self._replay = _Replay(step, carried, captured, self.capacity)
+                self._replay = Replay(step, carried, captured, self.capacity)
             return self._replay(count, carried)
         out: Sequence[Tensor] = carried
         for _ in range(count):
             out = step([*out, *captured])
         return out
-
-
-def _added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """Numbers added to rows of a small table, as a sum over all numbers; anything else as it was.
-
-    The compiler adds in place, and has been seen to read a table of four numbers before it was done. Large tables stay
-    with it: there, as everywhere, the comparison before the first step is what protects.
-    """
-    if not accumulate or len(indices) != 1 or (index := indices[0]) is None or index.dtype != torch.long:
-        return NotImplemented
-    row, count = base.shape[1:], index.numel()
-    if base.numel() * count > _SMALL_SUM:
-        return NotImplemented
-    index = torch.where(index < 0, index + len(base), index).reshape(1, count)
-    here = index == torch.arange(len(base), device=base.device).unsqueeze(1)  # (rows, count)
-    added = values.expand(*indices[0].shape, *row).reshape(1, count, math.prod(row))  # type: ignore[union-attr]
-    return base + torch.where(here.unsqueeze(-1), added, 0).sum(1, dtype=base.dtype).reshape(base.shape)
-
-
-def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Make a graph's constants its last inputs, so that compiled code does not hold them and serves others as well."""
-    constants: dict[str, Node] = {}
-    found: list[Tensor] = []
-    for node in list(graph.graph.find_nodes(op="get_attr")):
-        value = getattr(graph, node.target)
-        if not isinstance(value, Tensor):
-            continue
-        if node.target not in constants:
-            found.append(value.detach().clone())
-            last = graph.graph.find_nodes(op="placeholder")[-1]
-            with graph.graph.inserting_after(last):
-                constants[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
-            constants[node.target].meta = {"val": value, **node.meta}
-        node.replace_all_uses_with(constants[node.target])
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return found
 
 
 class CompiledQuery:
@@ -335,48 +296,3 @@ class CompiledQuery:
         with torch.no_grad():
             tensors = [x.detach() for x in self.query.tensors]
             return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]
-
-
-class _Replay:
-    """Steps recorded once in CUDA graphs and launched many at a time, without a host sync.
-
-    Args:
-        run: One step, from all that is carried and captured to all that is carried.
-        carried: An example.
-        captured: Tensors whose content may change, but not their place.
-        capacity: Most steps in one call.
-    """
-
-    def __init__(self, run: Run, carried: Sequence[Tensor], captured: Sequence[Tensor], capacity: int) -> None:
-        self.carried = [x.clone() for x in carried]
-        self.captured = list(captured)  # a graph reads memory, whoever it belongs to by then
-        device = self.carried[0].device
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        # The outer stream is the one to return to where recording fails, as torch itself does not then.
-        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):  # libraries set themselves up outside of the recording
-                    run([*self.carried, *captured])
-            torch.cuda.current_stream().wait_stream(side)
-            pool = torch.cuda.graph_pool_handle()
-            for steps in {1, min(_UNROLLED, capacity)}:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    now: Sequence[Tensor] = self.carried
-                    for _ in range(steps):
-                        now = run([*now, *captured])
-                    for place, value in zip(self.carried, now, strict=True):
-                        place.copy_(value)
-                self.graphs[steps] = graph
-
-    def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Take some steps from a carry."""
-        for place, value in zip(self.carried, carried, strict=True):
-            place.copy_(value)
-        for steps in sorted(self.graphs, reverse=True):
-            for _ in range(count // steps):
-                self.graphs[steps].replay()
-            count %= steps
-        return self.carried

@@ -18,6 +18,9 @@ from torch import Tensor
 from deepprob.callbacks import Anneal, Callback, Checkpoint
 from deepprob.checkpoints import restore_checkpoint, write_checkpoint
 from deepprob.data import Shuffle
+from deepprob.engine.machine import keep_freed_memory, threads_for
+from deepprob.engine.packing import Packing
+from deepprob.engine.random import RandomStream
 from deepprob.errors import DivergenceError
 from deepprob.held_out import HeldOut
 from deepprob.history import History
@@ -29,9 +32,8 @@ from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.progress import ProgressBar
-from deepprob.runtime import RandomStream, keep_freed_memory, threads_for
 from deepprob.traces import first_bad_site
-from deepprob.updates import Carry, Packing, counted, due
+from deepprob.updates import Carry, counted, due
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
 _SHUFFLE_SALT = 0x5EED

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from deepprob.compiled import CompiledQuery
-from deepprob.noise import LiftedNoise
+from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.random import RandomStream
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, num_rows
-from deepprob.runtime import RandomStream
 from deepprob.tracing import trace_query
 
 _SEED = 20_140_410

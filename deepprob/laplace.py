@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from deepprob.engine.random import RandomStream
 from deepprob.guides import attach_guide
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch, num_rows
-from deepprob.runtime import RandomStream
 
 
 def laplace(owned: OwnedProgram, batch: Batch) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from deepprob.engine.scan.recur import Tensors, is_traced, recur
 from deepprob.errors import unknown
 from deepprob.initialisation import (
     ACTIVATIONS,
@@ -27,7 +28,6 @@ from deepprob.initialisation import (
     is_pretrained,
     pretrained,
 )
-from deepprob.recurrence import Tensors, is_traced, recur
 
 __all__ = [
     "ACTIVATIONS",

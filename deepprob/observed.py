@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from deepprob.failures import failed
+from deepprob.engine.deferred_errors import failed
 from deepprob.traces import Site, is_data, sample_sites
 
 

@@ -11,13 +11,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from deepprob.capture import own_copy
+from deepprob.engine.random import RandomStream
 from deepprob.enumeration import run_enumerated, terms
 from deepprob.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
-from deepprob.runtime import RandomStream, StoreState, empty_store, private_store
+from deepprob.runtime import StoreState, empty_store, private_store
 from deepprob.traces import Structure, is_deterministic, is_local, log_prob, run, sample_sites, structure
 
 _PROBE_ROWS = 4

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
 from deepprob.draws import replay, with_prior_guide
+from deepprob.engine.random import RandomStream
 from deepprob.enumeration import Term, draw_summed, run_enumerated, terms
 from deepprob.evaluation import (
     check_data,
@@ -34,7 +35,6 @@ from deepprob.objectives import closed_form_kls
 from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
 from deepprob.program import Batch, FunctionProgram, Program, num_rows, rows_of_the_fit
-from deepprob.runtime import RandomStream
 from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.shapes import Layout
 from deepprob.storage import versions

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from deepprob.draws import with_prior_guide
+from deepprob.engine.machine import pick_device
+from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.history import History
 from deepprob.inputs import specs_from_json, specs_to_json
 from deepprob.owned import OwnedProgram
 from deepprob.program import FunctionProgram, Program
-from deepprob.runtime import RandomStream, pick_device
 from deepprob.storage import read, write
 
 

@@ -12,19 +12,22 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from deepprob.any_length import NotAlike
 from deepprob.compiled import GRADIENTS, StepLoop
+from deepprob.engine.dynamic_length import NotAlike
+from deepprob.engine.machine import without_collector
+from deepprob.engine.native.cache import NoCompiler, compiler
+from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.packing import norm_of
+from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import Untraceable
 from deepprob.fitting import Knobs, State, Stepper
 from deepprob.held_out import HeldOut
 from deepprob.lengths import Views, sequence_lengths
-from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
 from deepprob.program import Batch, num_rows
-from deepprob.runtime import RandomStream, without_collector
-from deepprob.toolchain import NoCompiler, compiler
-from deepprob.tracing import GradientProgram, Untraceable, trace_gradients
-from deepprob.updates import Carry, norm_of
+from deepprob.tracing import GradientProgram, trace_gradients
+from deepprob.updates import Carry
 
 # Between eager and compiled terms and gradients, relative, by the precision of layers. Products in bfloat16 round to 3
 # digits, and a fused sum rounds at other places; what grows out of that is measured, see `_compared`.

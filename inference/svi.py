@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from deepprob.callbacks import Anneal, Callback
+from deepprob.engine.machine import pick_device, threads_for
+from deepprob.engine.packing import Packing, norm_of
+from deepprob.engine.random import RandomStream
 from deepprob.fitting import Knobs, RunningFit, State
 from deepprob.guides import GuideSpec
 from deepprob.held_out import HeldOut
@@ -19,10 +22,9 @@ from deepprob.optimizers import Optimizer, optimizer_named
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program, num_rows
-from deepprob.runtime import RandomStream, pick_device, threads_for
 from deepprob.stepping import EagerStepper, choose_stepper, compile_score, views_of
 from deepprob.tracing import loss_and_gradients
-from deepprob.updates import Packing, first_carry, norm_of
+from deepprob.updates import first_carry
 
 _DEFAULT_BATCH = 128
 

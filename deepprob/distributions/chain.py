@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints, register_kl
 
-from deepprob.recurrence import Tensors, functional, recur
+from deepprob.engine.scan.recur import Tensors, functional, recur
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 

@@ -20,17 +20,19 @@ from zoo import COMPILED, ZOO, Example
 
 from deepprob.capture import forget_values
 from deepprob.compiled import StepLoop
+from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.packing import norm_of
+from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import Untraceable
 from deepprob.fitting import State
 from deepprob.inference import svi
 from deepprob.inference.svi import init
-from deepprob.noise import LiftedNoise
 from deepprob.objectives import Objective
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch, num_rows
-from deepprob.runtime import RandomStream
-from deepprob.tracing import GradientGraph, GradientProgram, Untraceable, trace_gradients
-from deepprob.updates import Carry, norm_of
+from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
+from deepprob.updates import Carry
 
 RELATIVE = 1e-5  # of a parameter's largest gradient
 

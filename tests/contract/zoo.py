@@ -32,9 +32,9 @@ from scenarios import MODEL_SCENARIOS
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from deepprob.engine.random import RandomStream
 from deepprob.objectives import ELBO, Objective
 from deepprob.program import Batch, Program
-from deepprob.runtime import RandomStream
 
 SAMPLED = ELBO(analytic_kl=False)  # as Trace_ELBO does, log q - log p is averaged
 FOUR = ELBO(particles=4, analytic_kl=False)

@@ -15,11 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.program import Program
-from deepprob.runtime import RandomStream, empty_store, private_store
+from deepprob.runtime import empty_store, private_store
 
 Z = 4.5
 

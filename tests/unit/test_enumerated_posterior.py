@@ -14,12 +14,12 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.objectives import ELBO
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior, draws_posterior
 from deepprob.program import Program
-from deepprob.runtime import RandomStream
 
 PARALLEL = {"enumerate": "parallel"}
 PRIOR, LOCS, TRANSITION = torch.tensor([0.4, 0.6]), torch.tensor([-1.0, 2.0]), torch.tensor([[0.9, 0.1], [0.3, 0.7]])

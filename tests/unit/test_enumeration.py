@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deepprob.engine.random import RandomStream
 from deepprob.objectives import ELBO
 from deepprob.owned import OwnedProgram
 from deepprob.program import Program
-from deepprob.runtime import RandomStream
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], str | None]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.any_length import NotAlike
 from deepprob.callbacks import Callback, Checkpoint
 from deepprob.data import Shuffle
+from deepprob.engine.dynamic_length import NotAlike
 from deepprob.inference import svi
 from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel

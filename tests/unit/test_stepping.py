@@ -29,6 +29,8 @@ from uncompiled import as_it_is
 from deepprob import stepping
 from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
 from deepprob.compiled import StepLoop
+from deepprob.engine.native.cache import NoCompiler
+from deepprob.engine.random import RandomStream
 from deepprob.errors import DivergenceError
 from deepprob.fitting import Stepper
 from deepprob.inference import svi
@@ -39,9 +41,7 @@ from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Batch, Program
-from deepprob.runtime import RandomStream
 from deepprob.stepping import CompiledStepper, EagerStepper, choose_stepper
-from deepprob.toolchain import NoCompiler
 from deepprob.tracing import GradientProgram
 
 N, B = 40, 10

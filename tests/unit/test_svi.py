@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.engine.random import RandomStream
 from deepprob.errors import DivergenceError, StorageError
 from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
@@ -31,7 +32,6 @@ from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
 from deepprob.program import Program
-from deepprob.runtime import RandomStream
 
 torch.manual_seed(0)
 X = torch.randn(40, 3)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepprob.noise import LiftedNoise
+from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import Untraceable
 from deepprob.objectives import ELBO, Objective
 from deepprob.owned import OwnedProgram
 from deepprob.program import Batch, Program
-from deepprob.runtime import RandomStream
-from deepprob.tracing import GradientGraph, GradientProgram, Untraceable, trace_gradients
+from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
 
 N, B = 24, 8
 SAMPLED = ELBO(analytic_kl=False)

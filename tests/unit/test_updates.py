@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepprob.engine.packing import Packing, norm_of
+from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram
 from deepprob.program import Program
-from deepprob.runtime import RandomStream
-from deepprob.updates import Carry, Packing, advance, first_carry, norm_of, rule_named
+from deepprob.updates import Carry, advance, first_carry, rule_named
 
 SHAPES: list[tuple[int, ...]] = [(), (3,), (0,), (17, 2), (1, 1, 5), (16,), (2**14,)]
 # In float32, of the worst of 16 000 parameters: Adam divides by gradients that are all but zero.

@@ -14,11 +14,7 @@ from torch._C import DispatchKey
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Interpreter, Node
-from torch.fx.experimental.proxy_tensor import (
-    ProxyTorchDispatchMode,
-    get_proxy_mode,
-    track_tensor_tree,
-)
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode, get_proxy_mode, track_tensor_tree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 

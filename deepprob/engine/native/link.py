@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from deepprob.toolchain import built_once
+from deepprob.engine.native.cache import built_once
 
 _T = TypeVar("_T")
 

@@ -15,10 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 from uncompiled import as_it_is
 
-from deepprob.linking import processor_isas
-from deepprob.lowering import Repeated, _plain_strides, lower
-from deepprob.native import compile_module, known_vectors
-from deepprob.recurrence import recur
+from deepprob.engine.native.build import compile_module, known_vectors
+from deepprob.engine.native.link import processor_isas
+from deepprob.engine.native.lower import Repeated, _plain_strides, lower
+from deepprob.engine.scan.recur import recur
 
 Tensors = tuple[Tensor, ...]
 
@@ -43,7 +43,7 @@ def test_a_loop_around_a_loop_over_any_length(tried: str, tmp_path: Path, monkey
     """Whether torch's inner functions are known to be as they must be, or only the documented ones are called."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if tried == "nowhere":
-        monkeypatch.setattr("deepprob.native._TRIED", ())
+        monkeypatch.setattr("deepprob.engine.native.build._TRIED", ())
     inputs = [torch.tensor(0), torch.zeros(4, 3), MORE, 0.3 * torch.eye(3), torch.tensor(3)]
     with torch.no_grad():
         body = make_fx(step, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)

@@ -10,11 +10,11 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepprob.distributions import GaussianPath
-from deepprob.looping import run_loop
+from deepprob.engine.native.build import compile_module
+from deepprob.engine.scan.operator import run_loop
+from deepprob.engine.scan.recur import Cell, recur
 from deepprob.models.deep_markov_model import Combiner, GatedTransition
-from deepprob.native import compile_module
 from deepprob.networks import Recurrent
-from deepprob.recurrence import Cell, recur
 
 Tensors = tuple[Tensor, ...]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepprob.python_state import changed, python_state
+from deepprob.engine.python_state import changed, python_state
 
 GLOBAL_CALLS = 0
 

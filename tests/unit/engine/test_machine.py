@@ -8,7 +8,9 @@ import pyro
 import pytest
 import torch
 
-from deepprob.runtime import RandomStream, empty_store, pick_device, private_store
+from deepprob.engine.machine import pick_device
+from deepprob.engine.random import RandomStream
+from deepprob.runtime import empty_store, private_store
 
 
 def test_a_store_is_private_even_when_its_user_fails() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepprob.failures import Failures, failed
+from deepprob.engine.deferred_errors import Failures, failed
 
 
 def test_outside_of_a_trace_a_condition_is_its_value() -> None:

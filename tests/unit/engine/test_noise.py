@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepprob.noise import _SERVED, LiftedNoise, NoiseSize
+from deepprob.engine.noise import _SERVED, LiftedNoise, NoiseSize
 
 N = 40_000
 LIMIT = 5.0  # standard deviations

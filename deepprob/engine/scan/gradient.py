@@ -24,7 +24,7 @@ class Unsplittable(Exception):
     """A cell is not a pure, deterministic function of its arguments."""
 
 
-class Split:
+class CellGradient:
     r"""A cell and its gradient, as graphs of tensor operations and what they take.
 
     The cell and its vector-Jacobian product are traced as one graph. What depends on a cotangent is linear in the

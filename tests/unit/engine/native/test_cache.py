@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deepprob.toolchain import NoCompiler, built_once, cache_folder, compiler
+from deepprob.engine.native.cache import NoCompiler, built_once, cache_folder, compiler
 
 
 class Built:

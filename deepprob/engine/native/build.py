@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepprob.any_length import NotAlike
-from deepprob.linking import Linker, processor_isas
-from deepprob.lowering import Lengths, lower
-from deepprob.runtime import without_collector
-from deepprob.toolchain import built_once, cache_folder, compiler
+from deepprob.engine.dynamic_length import NotAlike
+from deepprob.engine.machine import without_collector
+from deepprob.engine.native.cache import built_once, cache_folder, compiler
+from deepprob.engine.native.link import Linker, processor_isas
+from deepprob.engine.native.lower import Lengths, lower
 
 _MODEL = "model"
 
@@ -166,9 +166,8 @@ def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -
 @cache
 def _our_code() -> str:
     """A digest of what turns operations into native code: what an older version compiled is not taken for the same."""
-    folder = Path(__file__).parent
-    names = "any_length", "linking", "looping", "lowering", "native"
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in names)).hexdigest()
+    engine = Path(__file__).parents[1]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(engine.rglob("*.py")))).hexdigest()
 
 
 @cache

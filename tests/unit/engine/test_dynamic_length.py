@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deepprob.any_length import Line, NotAlike, generalise
-from deepprob.recurrence import recur
+from deepprob.engine.dynamic_length import Line, NotAlike, generalise
+from deepprob.engine.scan.recur import recur
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(3, 40, 2, generator=G)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from deepprob.looping import run_loop
-from deepprob.splitting import Split, Unsplittable
+from deepprob.engine.scan.gradient import CellGradient, Unsplittable
+from deepprob.engine.scan.operator import run_loop
 
 Tensors = tuple[Tensor, ...]
 Cell = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
@@ -108,7 +108,7 @@ def _unrolled(cell: Cell, state: Tensors, inputs: Tensors, params: Tensors) -> t
 
 
 def _looped(cell: Cell, state: Tensors, inputs: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
-    split = Split(cell, state, inputs, params)
+    split = CellGradient(cell, state, inputs, params)
     everything = (*(s.clone(memory_format=torch.contiguous_format) for s in state), *inputs, *params)
     if split.has_gradient:
         out: Tensors = _Loop.apply(split, *everything)  # type: ignore[no-untyped-call]
@@ -121,7 +121,7 @@ class _Loop(torch.autograd.Function):
     """The loop over time, and its gradient as a loop backwards."""
 
     @staticmethod
-    def forward(ctx: Any, split: Split, *everything: Tensor) -> Tensors:
+    def forward(ctx: Any, split: CellGradient, *everything: Tensor) -> Tensors:
         out = split.run(run_loop, everything)
         ctx.split, ctx.count = split, len(everything)
         ctx.save_for_backward(*everything, *out[split.states :])

@@ -1,0 +1,1 @@
+"""Native code: from a graph to a library in the user's cache."""

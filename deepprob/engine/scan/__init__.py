@@ -1,0 +1,1 @@
+"""A recurrence as one node of a graph, and its gradient."""
