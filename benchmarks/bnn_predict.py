@@ -22,7 +22,7 @@ from pyro.infer import Predictive
 from deepprob.engine.machine import pick_device
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
-from deepprob.networks import MLP
+from deepprob.networks.dense import MLP
 
 
 def timed(call: Callable[[], Any], repeats: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from deepprob.callbacks import KLWarmUp
 from deepprob.data import load_data
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
-from deepprob.networks import MLP
+from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
 
 

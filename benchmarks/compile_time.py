@@ -32,7 +32,7 @@ from peers import pyro_programs
 from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
-from deepprob.networks import MLP
+from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
 from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior

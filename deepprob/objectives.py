@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 
 from deepprob.enumeration import PARTS, Part, any_enumerated, is_enumerated, run_enumerated, terms
 from deepprob.errors import unknown
-from deepprob.layers import layers_in
+from deepprob.networks.layer_modes import layers_in
 from deepprob.program import Batch, Program
 from deepprob.traces import Site, is_auxiliary, is_deterministic, is_local, log_prob, run, sample_sites
 

@@ -14,8 +14,8 @@ from deepprob.capture import own_copy
 from deepprob.engine.random import RandomStream
 from deepprob.enumeration import run_enumerated, terms
 from deepprob.guides import GuideSpec, attach_guide, check_minibatches
-from deepprob.initialisation import init_weights
 from deepprob.inputs import InputSpec, specs_of
+from deepprob.networks.initialisation import init_weights
 from deepprob.observed import check_observed
 from deepprob.program import Batch, Program
 from deepprob.runtime import StoreState, empty_store, private_store
@@ -34,7 +34,7 @@ class OwnedProgram:
         guide: Which guide, see `attach_guide`.
         device: Where to work.
         full_batch: Whether every step will see all rows.
-        fresh: Whether to draw new weights, except where marked by `deepprob.initialisation.pretrained`.
+        fresh: Whether to draw new weights, except where marked by `deepprob.networks.initialisation.pretrained`.
 
     Raises:
         ValueError: If the guide lacks a latent site of the model, or cannot be fitted on minibatches.

@@ -16,7 +16,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from deepprob.capture import forget_values
-from deepprob.layers import broadcast_linear
+from deepprob.networks.layer_modes import broadcast_linear
 from deepprob.program import Batch, Program
 
 DRAWS = "_draws"

@@ -16,8 +16,10 @@ from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
 from deepprob.errors import unknown
-from deepprob.initialisation import is_pretrained
-from deepprob.networks import MLP, NETWORKS, ConvEncoder, network_from_config
+from deepprob.networks.convolutional import ConvEncoder
+from deepprob.networks.dense import MLP
+from deepprob.networks.initialisation import is_pretrained
+from deepprob.networks.registry import NETWORKS, network_from_config
 from deepprob.program import Batch, Program
 
 LIKELIHOODS = ("bernoulli", "categorical", "normal")

@@ -12,7 +12,8 @@ from torch.nn.functional import dropout, relu, softplus
 
 from deepprob.data import DataSet
 from deepprob.distributions import GaussianPath
-from deepprob.networks import MLP, Recurrent
+from deepprob.networks.dense import MLP
+from deepprob.networks.recurrent import Recurrent
 from deepprob.program import Batch, Program
 
 _FLOOR = 1e-3  # of standard deviations: a transition that becomes certain ends every gradient

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.conditional import Conditional
 from deepprob.data import DataSet
 from deepprob.errors import unknown
-from deepprob.networks import MLP
+from deepprob.networks.conditional import Conditional
+from deepprob.networks.dense import MLP
 from deepprob.program import Batch, Program
 
 LIKELIHOODS = ("bernoulli", "normal", "categorical")

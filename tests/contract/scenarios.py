@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepprob.inference import ROUTINES
 from deepprob.models import MODELS, VAE, BayesianNeuralNetwork, DeepMarkovModel
-from deepprob.networks import MLP
+from deepprob.networks.dense import MLP
 from deepprob.posterior import Posterior
 from deepprob.program import Program
 

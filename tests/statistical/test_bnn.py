@@ -10,7 +10,7 @@ from torch.nn.functional import softplus
 from deepprob.callbacks import KLWarmUp
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
-from deepprob.networks import MLP
+from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior

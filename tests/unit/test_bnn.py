@@ -18,9 +18,10 @@ from torch.func import functional_call
 
 from deepprob.data import Split, load_data
 from deepprob.inference import svi
-from deepprob.initialisation import pretrained
 from deepprob.models import MODELS, BayesianNeuralNetwork
-from deepprob.networks import MLP, ConvEncoder
+from deepprob.networks.convolutional import ConvEncoder
+from deepprob.networks.dense import MLP
+from deepprob.networks.initialisation import pretrained
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
 

@@ -26,7 +26,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.errors import DivergenceError, StorageError
 from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
-from deepprob.initialisation import pretrained
+from deepprob.networks.initialisation import pretrained
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
 from deepprob.owned import OwnedProgram

@@ -14,7 +14,7 @@ from deepprob.engine.native.build import compile_module
 from deepprob.engine.scan.operator import run_loop
 from deepprob.engine.scan.recur import Cell, recur
 from deepprob.models.deep_markov_model import Combiner, GatedTransition
-from deepprob.networks import Recurrent
+from deepprob.networks.recurrent import Recurrent
 
 Tensors = tuple[Tensor, ...]
 

@@ -73,7 +73,7 @@ class Conditional(nn.Module):
     Examples:
         Leading axes of the context are the batch, and the event is the event:
 
-        >>> from deepprob.networks import MLP
+        >>> from deepprob.networks.dense import MLP
         >>> likelihood = Conditional(MLP(4, Conditional.size("normal", (8, 8))), "normal", (8, 8))
         >>> x = likelihood(torch.zeros(3, 2, 4))
         >>> x.batch_shape, x.event_shape

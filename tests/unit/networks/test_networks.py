@@ -13,17 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from deepprob.networks import (
-    ACTIVATIONS,
-    MLP,
-    ConvDecoder,
-    ConvEncoder,
-    Network,
-    Recurrent,
-    init_weights,
-    network_from_config,
-    pretrained,
-)
+from deepprob.networks import ACTIVATIONS, init_weights, pretrained
+from deepprob.networks.convolutional import ConvDecoder, ConvEncoder
+from deepprob.networks.dense import MLP
+from deepprob.networks.network import Network
+from deepprob.networks.recurrent import Recurrent
+from deepprob.networks.registry import network_from_config
 
 MADE: list[tuple[Network, tuple[int, ...]]] = [
     (MLP(5, 3), (5,)),

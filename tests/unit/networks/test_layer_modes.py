@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepprob.layers import broadcast_linear, layers_in
+from deepprob.networks.layer_modes import broadcast_linear, layers_in
 
 
 @pytest.mark.parametrize("rows", [1, 7])

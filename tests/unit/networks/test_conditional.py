@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deepprob.conditional import FAMILIES, Conditional
-from deepprob.networks import MLP, ConvDecoder, ConvEncoder, Recurrent
+from deepprob.networks.conditional import FAMILIES, Conditional
+from deepprob.networks.convolutional import ConvDecoder, ConvEncoder
+from deepprob.networks.dense import MLP
+from deepprob.networks.recurrent import Recurrent
 
 BATCHES = [(), (1,), (3, 2)]
 VECTORS = ("dirichlet", "low_rank", "multivariate_normal", "multivariate_student_t", "one_hot_categorical")

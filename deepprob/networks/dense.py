@@ -1,0 +1,84 @@
+"""Dense networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Generator, Tensor, nn
+
+from deepprob.networks.initialisation import activation_module, draw_stack
+from deepprob.networks.network import Network, check_trailing, whole_size, whole_sizes
+
+
+class Stack(Network):
+    """A network that is one stack of layers."""
+
+    layers: nn.Sequential
+
+    def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
+        """Draw all weights anew, each by the activation that it meets: see ``init_weights``."""
+        record = draw_stack(self.layers, generator)
+        return {f"layers.{name}": scheme for name, scheme in record.items()}
+
+
+class MLP(Stack):
+    r"""A dense network, applied to the last axis.
+
+    .. math:: h_0 = x, \quad h_l = a(\mathrm{norm}(W_l h_{l-1} + b_l)), \quad y = W h_L + b
+
+    Args:
+        in_features: Size of the input's last axis.
+        out_features: Size of the output's last axis.
+        hidden_dims: Sizes of the hidden layers; ``()`` makes an affine map.
+        activation: The nonlinearity ``a``, a key of ``ACTIVATIONS``.
+        layer_norm: Whether each hidden layer is normalised before its activation.
+
+    Raises:
+        TypeError: If a size is not a whole number.
+        ValueError: If a size is not positive, the activation is unknown, or an input has another
+            last axis.
+
+    Examples:
+        Leading axes are batch, any number of them:
+
+        >>> net = MLP(5, 2, hidden_dims=(16,))
+        >>> net(torch.zeros(5)).shape, net(torch.zeros(3, 4, 5)).shape
+        (torch.Size([2]), torch.Size([3, 4, 2]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_features = whole_size("in_features", in_features)
+        self.out_features = whole_size("out_features", out_features)
+        hidden = whole_sizes("hidden_dims", hidden_dims)
+        self.config = {
+            "network": "mlp",
+            "in_features": in_features,
+            "out_features": out_features,
+            "hidden_dims": hidden,
+            "activation": activation,
+            "layer_norm": layer_norm,
+        }
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip([in_features, *hidden], hidden, strict=False):
+            layers.append(nn.Linear(fan_in, fan_out))
+            if layer_norm:
+                layers.append(nn.LayerNorm(fan_out))
+            layers.append(activation_module(activation))
+        last = hidden[-1] if hidden else in_features
+        self.layers = nn.Sequential(*layers, nn.Linear(last, out_features))
+        activation_module(activation)  # a wrong name is an error without hidden layers too
+        self.draw_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        check_trailing("MLP", x, (self.in_features,))
+        y: Tensor = self.layers(x)
+        return y
