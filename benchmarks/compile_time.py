@@ -34,9 +34,9 @@ from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 from deepprob.tracing import GradientProgram
 
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
@@ -111,7 +111,7 @@ def dispatched(made: Made) -> int:
     size, num_data = batch_size or len(data[0]), len(data[0])
     batch = program.accept(data)
     with RandomStream(0).drawing():
-        owned = OwnedProgram(program, batch, num_data, full_batch=batch_size is None)
+        owned = ProgramInstance(program, batch, num_data, full_batch=batch_size is None)
         with owned.running():
             return (
                 GradientProgram(owned, ELBO()).measure(tuple(x[:size] for x in batch), torch.arange(size))[0].operations

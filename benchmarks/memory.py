@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 MEGABYTE = 2**20
 EPOCHS = 3

@@ -44,7 +44,7 @@ from deepprob.models import DeepMarkovModel
 from deepprob.models.deep_markov_model import GatedTransition
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 PEERS = {
     "Pyro": "Pyro, Trace_ELBO",

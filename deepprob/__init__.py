@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from deepprob.diagnostics import Check
     from deepprob.posterior import Posterior
     from deepprob.prediction import Prediction
-    from deepprob.program import Program
+    from deepprob.programs.program import Program
     from deepprob.report import Report, check
 
 __version__ = "0.1.0"
@@ -21,7 +21,7 @@ _HOMES = {
     "Check": "deepprob.diagnostics",
     "Posterior": "deepprob.posterior",
     "Prediction": "deepprob.prediction",
-    "Program": "deepprob.program",
+    "Program": "deepprob.programs.program",
     "Report": "deepprob.report",
     "check": "deepprob.report",
     "list_data": "deepprob.data",

@@ -152,7 +152,7 @@ class Anneal(Callback):
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from deepprob.inference import svi
-        >>> from deepprob.program import Program
+        >>> from deepprob.programs.program import Program
         >>> class Coins(Program):
         ...     def __init__(self):
         ...         super().__init__()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deepprob.history import History
-from deepprob.program import Batch
+from deepprob.programs.minibatch import Batch
 from deepprob.storage import read, write
 
 if TYPE_CHECKING:

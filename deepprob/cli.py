@@ -30,7 +30,7 @@ from deepprob.terminal import Screen
 if TYPE_CHECKING:
     from deepprob.data import DataSet
     from deepprob.posterior import Posterior
-    from deepprob.program import Program
+    from deepprob.programs.program import Program
     from deepprob.report import Report
 
 USER_ERRORS = (ValueError, TypeError, OSError, DivergenceError)

@@ -26,8 +26,8 @@ from deepprob.engine.noise import NoiseSize
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.trace import same_values
 from deepprob.optimizers import Optimizer
-from deepprob.program import Batch
-from deepprob.tracing import GradientGraph, QueryGraph
+from deepprob.programs.minibatch import Batch
+from deepprob.tracing import GradientGraph
 from deepprob.updates import Carry
 
 GRADIENTS = "gradients"
@@ -262,37 +262,3 @@ class StepLoop:
         for _ in range(count):
             out = step([*out, *captured])
         return out
-
-
-class CompiledQuery:
-    """A question to a program, answered by native code with one tensor.
-
-    Args:
-        query: The traced question.
-        batch: An example of the rows it is asked about.
-
-    Raises:
-        NoCompiler: If there is no C++ compiler.
-    """
-
-    def __init__(self, query: QueryGraph, batch: Batch) -> None:
-        self.query = query
-        generators = [torch.Generator(query.device).manual_seed(seed) for seed in (0, 1)]
-        inputs = [*query.tensors, *batch, *query.noise.draw_once(generators, query.device)]
-        split = len(query.tensors), len(query.tensors) + len(batch)
-
-        def flat(*given: Tensor) -> tuple[Tensor]:
-            tensors, rows, noise = given[: split[0]], given[split[0] : split[1]], given[split[1] :]
-            (answer,) = query.graph(list(tensors), tuple(rows), *noise)
-            return (answer,)
-
-        with ONE_AT_A_TIME, torch.no_grad():
-            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
-            self._constants = lift_constants(graph)
-            self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
-
-    def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
-        """The answer, for rows and noise."""
-        with torch.no_grad():
-            tensors = [x.detach() for x in self.query.tensors]
-            return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from deepprob.capture import own_copy
-from deepprob.program import Program
-from deepprob.traces import Structure
+from deepprob.programs.structure import Structure
 
 
 def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
@@ -39,15 +35,3 @@ def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: i
             pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
 
     return guide
-
-
-def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
-    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
-    twin: Program = own_copy(program)
-    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
-    return twin
-
-
-def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
-    with poutine.block(expose=sites):
-        model(*batch)

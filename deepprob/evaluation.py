@@ -6,11 +6,12 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.enumeration import Term
-from deepprob.objectives import closed_form_kls
-from deepprob.observed import check_observed
-from deepprob.shapes import Layout
-from deepprob.traces import Site, Structure, is_data, is_deterministic, is_local, sample_sites
+from deepprob.programs.elimination import Term
+from deepprob.programs.kl import closed_form_kls
+from deepprob.programs.layout import Layout
+from deepprob.programs.sites import Site, is_data, is_deterministic, is_local, sample_sites
+from deepprob.programs.structure import Structure
+from deepprob.programs.support import check_observed
 
 
 def observed_sites(model_trace: Trace) -> dict[str, Site]:

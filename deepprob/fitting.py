@@ -25,14 +25,14 @@ from deepprob.errors import DivergenceError
 from deepprob.held_out import HeldOut
 from deepprob.history import History
 from deepprob.interruption import interruptible
-from deepprob.laplace import laplace
 from deepprob.lengths import Views
 from deepprob.objectives import Terms
 from deepprob.optimizers import FloatArray, Optimizer
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.laplace import laplace
+from deepprob.programs.run import first_bad_site
 from deepprob.progress import ProgressBar
-from deepprob.traces import first_bad_site
 from deepprob.updates import Carry, counted, due
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
@@ -54,7 +54,7 @@ class State:
         annealed: Buffers of the program that are set before every step.
     """
 
-    owned: OwnedProgram
+    owned: ProgramInstance
     params: dict[str, Tensor]
     packing: Packing
     carry: Carry

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from deepprob.compiled import CompiledQuery
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Batch, num_rows
-from deepprob.tracing import trace_query
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.tracing import CompiledQuery, trace_query
 
 _SEED = 20_140_410
 
@@ -34,7 +33,7 @@ class HeldOut:
         operations: Of one score.
     """
 
-    def __init__(self, owned: OwnedProgram, batch: Batch) -> None:
+    def __init__(self, owned: ProgramInstance, batch: Batch) -> None:
         self.owned, self.batch, self.operations = owned, batch, 0
         self._compiled: dict[int, CompiledQuery] = {}
         self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.scan.recur import UNROLLED
-from deepprob.inputs import is_sequence
-from deepprob.program import Batch, Program, num_rows
+from deepprob.programs.inputs import is_sequence
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.program import Program
 
 _MOST = 4  # lengths that batches are cut to
 _LEAST_SAVED = 0.03  # of the time steps, by one more length

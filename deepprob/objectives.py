@@ -5,20 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import MultiFrameTensor
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from deepprob.enumeration import PARTS, Part, any_enumerated, is_enumerated, run_enumerated, terms
 from deepprob.errors import unknown
 from deepprob.networks.layer_modes import layers_in
-from deepprob.program import Batch, Program
-from deepprob.traces import Site, is_auxiliary, is_deterministic, is_local, log_prob, run, sample_sites
+from deepprob.programs.elimination import PARTS, Part, terms
+from deepprob.programs.enumeration import any_enumerated, run_enumerated
+from deepprob.programs.kl import closed_form_kls
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
+from deepprob.programs.run import run
+from deepprob.programs.sites import Site, is_deterministic, is_local, log_prob, sample_sites
 
 Terms = dict[str, Tensor]
 
@@ -44,7 +45,7 @@ class ELBO:
     A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly: in the model, where the guide
     leaves it out, so that its part of the data's evidence counts as likelihood; in the guide (there also
     ``"sequential"``), whose average of ``log p(x | y)`` is likelihood and whose ``log q(y) - log p(y)`` is KL; see
-    `deepprob.enumeration.terms`.
+    `deepprob.programs.elimination.terms`.
 
     Args:
         particles: Draws from the guide per step, vectorised in a leading plate.
@@ -186,73 +187,6 @@ def _log_q(site: Site) -> Tensor:
 def _is_rough(site: Site) -> bool:
     """Whether a site of a guide was drawn without a reparameterised gradient."""
     return not (site["is_observed"] or site["fn"].has_rsample or is_deterministic(site))
-
-
-def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]:
-    """The KL of every site that has one in closed form, weighed and masked, of the site's batch shape.
-
-    An AutoNormal draws an auxiliary normal and passes it on as a Delta; where the passing on changes nothing (an
-    unconstrained site) the auxiliary normal is the site's posterior, and its two sites count once.
-
-    Args:
-        guide_trace: Trace of the guide.
-        model_trace: Trace of the model replayed on it.
-
-    Returns:
-        KL by name. A site served by an auxiliary one has its KL under its own name, and zero under the auxiliary's.
-    """
-    guide = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
-    order = list(guide)
-    before: set[str] = set()
-    found: dict[str, Tensor] = {}
-    for name, prior in sample_sites(model_trace):
-        if prior["is_observed"] or name not in guide:
-            continue
-        if is_enumerated(guide[name]):
-            before.add(name)  # all of its values are weighed anyway
-            continue
-        site = guide[name]
-        helper = guide.get(f"{name}_unconstrained")
-        direct = helper is None or not is_auxiliary(helper) or not _same_memory(helper["value"], site["value"])
-        posterior = site if direct or helper is None else helper
-        # The closed form averages over the site given its past: the model's past must be the guide's too.
-        if before <= set(order[: order.index(name)]):
-            kl = _kl(posterior, prior)
-            if kl is not None:
-                found[name] = kl
-                if posterior is not site:
-                    found[f"{name}_unconstrained"] = torch.zeros_like(kl)
-        before.add(name)
-    return found
-
-
-def _kl(posterior: Site, prior: Site) -> Tensor | None:
-    q, p = posterior["fn"], prior["fn"]
-    if posterior["scale"] is not prior["scale"] and posterior["scale"] != prior["scale"]:
-        return None  # weighed differently, log q and log p do not make one KL
-    if _is_delta(q):
-        return None  # Pyro knows one, but it leaves out the log_density of a change of variables
-    shape = torch.Size(np.broadcast_shapes(q.batch_shape, p.batch_shape))
-    # Some of torch's forms index one distribution's values by the other's: they need equal shapes.
-    q, p = (d if d.batch_shape == shape else d.expand(shape) for d in (q, p))
-    try:
-        kl: Tensor = kl_divergence(q, p)
-    except NotImplementedError:
-        return None
-    if kl.shape != shape:
-        return None  # event dimensions interpreted differently
-    return torch.as_tensor(scale_and_mask(kl, prior["scale"], prior["mask"]))
-
-
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    # A transform that changes nothing returns its argument, of which Delta makes a view.
-    return one.shape == other.shape and one.data_ptr() == other.data_ptr()
-
-
-def _is_delta(distribution: Any) -> bool:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return isinstance(distribution, Delta)
 
 
 def _score_terms(

@@ -14,9 +14,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.arviz_compat import from_dict
-from deepprob.draws import replay, with_prior_guide
+from deepprob.draws import replay
 from deepprob.engine.random import RandomStream
-from deepprob.enumeration import Term, draw_summed, run_enumerated, terms
 from deepprob.evaluation import (
     check_data,
     drawn_sites,
@@ -31,23 +30,20 @@ from deepprob.evaluation import (
     summed_row_weights,
 )
 from deepprob.history import History
-from deepprob.objectives import closed_form_kls
-from deepprob.owned import OwnedProgram
 from deepprob.prediction import Prediction
-from deepprob.program import Batch, FunctionProgram, Program, num_rows, rows_of_the_fit
+from deepprob.programs.elimination import Term, terms
+from deepprob.programs.enumeration import draw_summed, run_enumerated
+from deepprob.programs.guides import with_prior_guide
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.kl import closed_form_kls
+from deepprob.programs.layout import Layout
+from deepprob.programs.minibatch import Batch, num_rows, rows_of_the_fit
+from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.run import run, run_guide, run_prior
+from deepprob.programs.sites import Site, is_deterministic, sample_sites
+from deepprob.programs.structure import Structure, check_stacked
 from deepprob.saving import Content, read_posterior, write_posterior
-from deepprob.shapes import Layout
 from deepprob.storage import versions
-from deepprob.traces import (
-    Site,
-    Structure,
-    check_stacked,
-    is_deterministic,
-    run,
-    run_guide,
-    run_prior,
-    sample_sites,
-)
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
 _CHUNK = 2**24
@@ -77,7 +73,7 @@ class Posterior:
 
     def __init__(
         self,
-        owned: OwnedProgram,
+        owned: ProgramInstance,
         *,
         history: History | None = None,
         config: Mapping[str, Any] | None = None,
@@ -592,7 +588,7 @@ def _versions() -> dict[str, str]:
 class _Query:
     """The context of one query: no gradient, the posterior's own store, a random stream of its own."""
 
-    def __init__(self, owned: OwnedProgram, stream: RandomStream) -> None:
+    def __init__(self, owned: ProgramInstance, stream: RandomStream) -> None:
         self._parts = (torch.no_grad(), owned.running(), stream.drawing())
 
     def __enter__(self) -> None:
@@ -648,5 +644,5 @@ def draws_posterior(
         )
     batch = program.accept(data)
     with RandomStream(seed).drawing():
-        owned = OwnedProgram(with_prior_guide(program, chains), batch, num_rows(batch))
+        owned = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
     return Posterior(owned, config=config, seed=seed, chains=chains)

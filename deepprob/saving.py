@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepprob.draws import with_prior_guide
 from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.history import History
-from deepprob.inputs import specs_from_json, specs_to_json
-from deepprob.owned import OwnedProgram
-from deepprob.program import FunctionProgram, Program
+from deepprob.programs.guides import with_prior_guide
+from deepprob.programs.inputs import specs_from_json, specs_to_json
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import FunctionProgram, Program
 from deepprob.storage import read, write
 
 
@@ -35,7 +35,7 @@ class Content:
         versions: Of what made it.
     """
 
-    owned: OwnedProgram
+    owned: ProgramInstance
     history: History
     config: dict[str, Any]
     seed: int
@@ -96,7 +96,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
     rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
     try:
         with stream.drawing():
-            owned = OwnedProgram(
+            owned = ProgramInstance(
                 program if chains is None else with_prior_guide(program, chains),
                 tuple(spec.example(rows) for spec in specs),
                 num_data,

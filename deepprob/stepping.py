@@ -25,7 +25,7 @@ from deepprob.held_out import HeldOut
 from deepprob.lengths import Views, sequence_lengths
 from deepprob.objectives import Objective, Terms
 from deepprob.optimizers import FloatArray, Optimizer
-from deepprob.program import Batch, num_rows
+from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.tracing import GradientProgram, trace_gradients
 from deepprob.updates import Carry
 

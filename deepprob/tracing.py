@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
-from torch.fx import GraphModule
-from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import Failures
 from deepprob.engine.noise import LiftedNoise, NoiseSize
-from deepprob.engine.trace import (
-    SkipValueChecks,
-    Untraceable,
-    functionalise,
-    reason_of,
-    restore,
-    same_values,
-    trace_graph,
-)
+from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_graph
 from deepprob.objectives import Objective, Terms
-from deepprob.owned import OwnedProgram
-from deepprob.program import Batch
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.tracing import TraceableSites, tensors_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +44,7 @@ class GradientGraph:
 
 
 def loss_and_gradients(
-    owned: OwnedProgram,
+    owned: ProgramInstance,
     objective: Objective,
     params: Sequence[Tensor],
     batch: Batch,
@@ -84,7 +72,7 @@ class GradientProgram:
         objective: What is maximised.
     """
 
-    def __init__(self, owned: OwnedProgram, objective: Objective) -> None:
+    def __init__(self, owned: ProgramInstance, objective: Objective) -> None:
         self.owned, self.objective = owned, objective
         self.params = list(owned.parameters().values())
 
@@ -111,13 +99,7 @@ class GradientProgram:
     def _others(self) -> list[Tensor]:
         """The program's tensors that are not trained."""
         trained = {id(p) for p in self.params}
-        return [x for x in _tensors(self.owned) if id(x) not in trained]
-
-
-def _tensors(owned: OwnedProgram) -> list[Tensor]:
-    """All that a program holds: parameters, buffers and what is in its store, each once."""
-    everything = [*owned.program.parameters(), *owned.program.buffers(), *owned.store["params"].values()]
-    return list({id(x): x for x in everything}.values())
+        return [x for x in tensors_of(self.owned) if id(x) not in trained]
 
 
 def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
@@ -152,7 +134,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), Failures() as failures, _Traceable(), SkipValueChecks():
+        with LiftedNoise(normal, uniform), Failures() as failures, TraceableSites(), SkipValueChecks():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
         return failures.spoil(loss), list(terms.values()), gradients
@@ -185,86 +167,3 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         return loss, terms, gradients, changing
 
     return GradientGraph(pure, tuple(names), buffers, fixed, size, program.objective.layers)
-
-
-@dataclass(frozen=True)
-class QueryGraph:
-    """A question to a program as a pure function of (its tensors, a batch, normal noise, uniform noise) to tensors.
-
-    Attributes:
-        graph: The function.
-        tensors: The program's tensors.
-        noise: How much noise a call takes.
-        device: Where.
-    """
-
-    graph: GraphModule
-    tensors: list[Tensor]
-    noise: NoiseSize
-    device: torch.device
-
-
-def trace_query(owned: OwnedProgram, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
-    """Trace a question to a program, without gradients; inside a running program.
-
-    Args:
-        owned: The program.
-        ask: The question: tensors for a batch. If a run fails that raises in Python, those with a fraction are nan.
-        batch: Rows like those to come.
-
-    Raises:
-        Untraceable: If the answer depends on values in another way than by tensor operations.
-    """
-    batch, tensors = tuple(x.clone() for x in batch), _tensors(owned)
-    try:
-        with torch.no_grad(), LiftedNoise() as noise:
-            ask(batch)
-    except Untraceable:
-        raise
-    except Exception as error:  # of a question that is put in another way than the user's own
-        raise Untraceable(reason_of(error, [pyro])) from error
-
-    def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
-        with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, _Traceable(), SkipValueChecks():
-            answer = ask(batch)
-        return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
-
-    size, device = noise.size, owned.device
-    drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=owned.program, libraries=[pyro])
-    functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
-    return QueryGraph(functional, tensors, size, device)
-
-
-class _Indices(Tensor):
-    """The indices of a whole plate, which are numbers to who loops over them."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-
-    def __iter__(self) -> Any:
-        return iter(range(len(self)))
-
-
-class _Traceable(Messenger):
-    """Spares a program what would ask for values though the answer is known."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        fn = msg["fn"]
-        if type(fn).__name__ == "_Subsample":
-            # `for i in pyro.plate("p", 3)` reads its indices as numbers: they are made outside of the trace.
-            if msg["value"] is None and fn.subsample_size in (None, fn.size):
-                with _disable_current_modes():
-                    msg["value"] = torch.arange(fn.size, device=fn.device or None).as_subclass(_Indices)
-        elif isinstance(fn, Distribution):
-            msg["fn"] = _unchecked(fn)
-
-
-def _unchecked(fn: Distribution) -> Distribution:
-    """A distribution that takes any value: one that was made before the run may still check its own."""
-    parts = {k: v for k, v in vars(fn).items() if isinstance(v, Distribution)}
-    changed = {k: new for k, v in parts.items() if (new := _unchecked(v)) is not v}
-    if not changed and not fn.__dict__.get("_validate_args"):
-        return fn
-    new = copy.copy(fn)
-    new.__dict__.update(changed, _validate_args=False)
-    return new

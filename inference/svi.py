@@ -15,13 +15,14 @@ from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.random import RandomStream
 from deepprob.fitting import Knobs, RunningFit, State
-from deepprob.guides import GuideSpec
 from deepprob.held_out import HeldOut
 from deepprob.objectives import Objective, Terms, describe, objective_named
 from deepprob.optimizers import Optimizer, optimizer_named
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Batch, Program, num_rows
+from deepprob.programs.guides import GuideSpec
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.program import Program
 from deepprob.stepping import EagerStepper, choose_stepper, compile_score, views_of
 from deepprob.tracing import loss_and_gradients
 from deepprob.updates import first_carry
@@ -31,7 +32,7 @@ _DEFAULT_BATCH = 128
 __all__ = ["Knobs", "State", "init", "step", "svi"]
 
 
-def init(owned: OwnedProgram, optimizer: Optimizer, learning_rate: float) -> State:
+def init(owned: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
     """The state before the first step.
 
     Args:
@@ -256,16 +257,16 @@ def svi(
 
 def _own(
     program: Program, batch: Batch, guide: GuideSpec, device: torch.device, size: int, fresh: bool
-) -> OwnedProgram:
+) -> ProgramInstance:
     num_data = num_rows(batch)
     full = size == num_data
-    owned = OwnedProgram(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
+    owned = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
     if not full and type(program).validate is Program.validate:
         owned.check_data(batch, size)
     return owned
 
 
-def _conform(owned: OwnedProgram, held_out: Batch) -> Batch:
+def _conform(owned: ProgramInstance, held_out: Batch) -> Batch:
     """Held-out data compared with the data, on the device."""
     if len(held_out) != len(owned.inputs):
         raise ValueError(
@@ -291,7 +292,7 @@ def _callbacks(callbacks: Any) -> list[Callback]:
     return list(callbacks)
 
 
-def _annealed(owned: OwnedProgram, callbacks: Sequence[Callback]) -> list[Tensor]:
+def _annealed(owned: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
     """The buffers that callbacks move."""
     names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
     buffers = [owned.number(name) for name in names]

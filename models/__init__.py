@@ -11,7 +11,7 @@ if __name__ == "models":
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 MODELS: dict[str, type[Program]] = {"vae": VAE, "bnn": BayesianNeuralNetwork, "dmm": DeepMarkovModel}
 

@@ -20,7 +20,8 @@ from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import is_pretrained
 from deepprob.networks.registry import NETWORKS, network_from_config
-from deepprob.program import Batch, Program
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 
 LIKELIHOODS = ("bernoulli", "categorical", "normal")
 PRIORS = ("hierarchical", "normal")

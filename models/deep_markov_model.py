@@ -14,7 +14,8 @@ from deepprob.data import DataSet
 from deepprob.distributions import GaussianPath
 from deepprob.networks.dense import MLP
 from deepprob.networks.recurrent import Recurrent
-from deepprob.program import Batch, Program
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 
 _FLOOR = 1e-3  # of standard deviations: a transition that becomes certain ends every gradient
 _SILENT = -1e4  # log-odds of a note beyond a sequence's end: its log-probability of zero is 0.0 in floats

@@ -15,7 +15,8 @@ from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
-from deepprob.program import Batch, Program
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 
 LIKELIHOODS = ("bernoulli", "normal", "categorical")
 POSTERIORS = ("normal", "multivariate_normal", "low_rank")

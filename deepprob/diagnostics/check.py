@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deepprob.data import Split, as_split
 from deepprob.errors import unknown
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 if TYPE_CHECKING:
     from deepprob.posterior import Posterior

@@ -30,6 +30,7 @@ class ConvEncoder(Stack):
         Images without an axis for channels have one channel:
 
         >>> net = ConvEncoder((8, 8), 10, channels=(4, 8))
+        >>> import torch
         >>> net(torch.zeros(3, 2, 8, 8)).shape, net(torch.zeros(8, 8)).shape
         (torch.Size([3, 2, 10]), torch.Size([10]))
     """
@@ -93,6 +94,7 @@ class ConvDecoder(Stack):
         The decoder ends at the size where an encoder began, odd sizes too:
 
         >>> net = ConvDecoder(10, (7, 5), channels=(8, 4))
+        >>> import torch
         >>> net(torch.zeros(3, 2, 10)).reshape(3, 2, 7, 5).shape
         torch.Size([3, 2, 7, 5])
     """

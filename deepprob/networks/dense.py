@@ -42,6 +42,7 @@ class MLP(Stack):
         Leading axes are batch, any number of them:
 
         >>> net = MLP(5, 2, hidden_dims=(16,))
+        >>> import torch
         >>> net(torch.zeros(5)).shape, net(torch.zeros(3, 4, 5)).shape
         (torch.Size([2]), torch.Size([3, 4, 2]))
     """

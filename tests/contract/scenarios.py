@@ -13,7 +13,7 @@ from deepprob.inference import ROUTINES
 from deepprob.models import MODELS, VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 _G = torch.Generator().manual_seed(20_140_410)
 _X = torch.randn(24, 3, generator=_G)

@@ -16,9 +16,9 @@ from scenarios import MODEL_SCENARIOS, fit, missing
 from deepprob.inference import svi
 from deepprob.models import MODELS
 from deepprob.objectives import ELBO
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 
 NAMES = sorted(MODEL_SCENARIOS)
 
@@ -38,11 +38,11 @@ def posterior(name: str) -> Posterior:
     return fit(name)
 
 
-def owned(name: str) -> OwnedProgram:
+def owned(name: str) -> ProgramInstance:
     scenario = MODEL_SCENARIOS[name]
     program = scenario.make()
     batch = program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
-    return OwnedProgram(program, batch, len(batch[0]))
+    return ProgramInstance(program, batch, len(batch[0]))
 
 
 def test_the_config_rebuilds_the_program(name: str) -> None:

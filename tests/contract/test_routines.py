@@ -15,7 +15,7 @@ from torch import Tensor
 from deepprob.callbacks import Callback
 from deepprob.inference import ROUTINES
 from deepprob.posterior import Posterior, draws_posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 Y = torch.linspace(-1.0, 2.0, 16)
 

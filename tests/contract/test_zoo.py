@@ -18,7 +18,6 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from zoo import COMPILED, ZOO, Example
 
-from deepprob.capture import forget_values
 from deepprob.compiled import StepLoop
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import norm_of
@@ -29,8 +28,9 @@ from deepprob.inference import svi
 from deepprob.inference.svi import init
 from deepprob.objectives import Objective
 from deepprob.optimizers import Optimizer
-from deepprob.owned import OwnedProgram
-from deepprob.program import Batch, num_rows
+from deepprob.programs.copying import forget_values
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
 from deepprob.updates import Carry
 
@@ -54,7 +54,7 @@ def _doubles() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
-def own(example: Example, device: torch.device) -> tuple[OwnedProgram, Batch, Tensor]:
+def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch, Tensor]:
     """A routine's own copy of a program of the zoo, and a batch: its arguments and which rows they are."""
     if example.stays and device.type != "cpu":
         pytest.skip("it holds tensors on the CPU")
@@ -63,13 +63,13 @@ def own(example: Example, device: torch.device) -> tuple[OwnedProgram, Batch, Te
     num_data = num_rows(data)
     size = example.batch_size or num_data
     with RandomStream(0, device).drawing():
-        owned = OwnedProgram(program, data, num_data, device=device, full_batch=size == num_data)
+        owned = ProgramInstance(program, data, num_data, device=device, full_batch=size == num_data)
         rows = torch.randperm(num_data)[:size] if size < num_data else torch.arange(num_data)
     batch = data if size == num_data else tuple(x[rows] for x in data)
     return owned, tuple(x.to(device) for x in batch), rows.to(device)
 
 
-def loss_and_gradients(owned: OwnedProgram, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
+def loss_and_gradients(owned: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
     with owned.running():
         batch = owned.program.prepare(*batch)
@@ -77,7 +77,7 @@ def loss_and_gradients(owned: OwnedProgram, objective: Objective, batch: Batch, 
         return loss.detach(), _gradients(loss, owned)
 
 
-def pyros_loss_and_gradients(owned: OwnedProgram, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
+def pyros_loss_and_gradients(owned: ProgramInstance, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
     """The same of one of Pyro's objectives, for all data."""
     program = owned.program
     # Pyro would find it out by a run, which draws noise; it counts the plate of particles.
@@ -95,7 +95,7 @@ def pyros_loss_and_gradients(owned: OwnedProgram, elbo: Any, batch: Batch, rows:
         return loss.detach(), _gradients(loss, owned)
 
 
-def _gradients(loss: Tensor, owned: OwnedProgram) -> dict[str, Tensor]:
+def _gradients(loss: Tensor, owned: ProgramInstance) -> dict[str, Tensor]:
     parameters = owned.parameters()
     found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, found, strict=True))
@@ -159,7 +159,7 @@ def move(tensors: list[Tensor], generator: torch.Generator) -> None:
             x.add_(0.01 * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
 
 
-def fresh(example: Example, owned: OwnedProgram, seed: int) -> tuple[Tensor, list[torch.Generator]]:
+def fresh(example: Example, owned: ProgramInstance, seed: int) -> tuple[Tensor, list[torch.Generator]]:
     """Rows of another batch, and where other noise comes from."""
     generator = torch.Generator().manual_seed(seed)
     size = example.batch_size or owned.num_data
@@ -329,7 +329,7 @@ SEEDS = 8
 RATE = 0.02
 
 
-def final_elbo(owned: OwnedProgram, example: Example, data: Batch) -> float:
+def final_elbo(owned: ProgramInstance, example: Example, data: Batch) -> float:
     """Pyro's ELBO per datum on all data, a mean of 200 with the same noise for all."""
     objective = dataclasses.replace(example, batch_size=None).pyro()
     rows = torch.arange(owned.num_data, device=owned.device)
@@ -347,7 +347,7 @@ def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
     batch = tuple(x.to(device) for x in program.accept(data))
     size, generator = example.batch_size or num_rows(batch), torch.Generator().manual_seed(seed)
     with RandomStream(seed, device).drawing():
-        owned = OwnedProgram(program, batch, num_rows(batch), device=device, full_batch=size == num_rows(batch))
+        owned = ProgramInstance(program, batch, num_rows(batch), device=device, full_batch=size == num_rows(batch))
     params, stream = owned.parameters(), RandomStream(1000 + seed, device)
     optimizer = torch.optim.Adam(list(params.values()), lr=RATE)
     for number in range(1000):
@@ -363,7 +363,7 @@ def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
 
 def of_pyro(
     example: Example,
-    owned: OwnedProgram,
+    owned: ProgramInstance,
     state: State,
     data: Batch,
     rows: Tensor,

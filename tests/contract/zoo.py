@@ -34,7 +34,8 @@ from torch.nn.functional import one_hot
 
 from deepprob.engine.random import RandomStream
 from deepprob.objectives import ELBO, Objective
-from deepprob.program import Batch, Program
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 
 SAMPLED = ELBO(analytic_kl=False)  # as Trace_ELBO does, log q - log p is averaged
 FOUR = ELBO(particles=4, analytic_kl=False)

@@ -30,7 +30,7 @@ from deepprob.errors import DivergenceError
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 from deepprob.report import Report
 from deepprob.storage import write
 

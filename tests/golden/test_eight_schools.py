@@ -14,7 +14,7 @@ from torch import Tensor
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 GOLDEN = json.loads((Path(__file__).parent / "eight_schools.json").read_text())["summary"]
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

@@ -24,9 +24,9 @@ from deepprob.diagnostics.khat import importance, row_importance
 from deepprob.diagnostics.predictive import look_alike, statistics
 from deepprob.diagnostics.scores import skill
 from deepprob.diagnostics.tightness import bound_gap
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 from deepprob.report import Report, check
 
 ALARM = ("caution", "fail")
@@ -200,7 +200,7 @@ def factors_report(seed: int, **wrong: float) -> Report:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(6, 2, generator=generator)
     x = torch.randn(150, 2, generator=generator) @ weight.T + 0.5 * torch.randn(150, 6, generator=generator)
-    posterior = Posterior(OwnedProgram(Factors(weight, 0.5, **wrong), (x,), len(x)))
+    posterior = Posterior(ProgramInstance(Factors(weight, 0.5, **wrong), (x,), len(x)))
     return check(posterior, Split({"x": x}), draws=100, particles=100, seed=seed)
 
 
@@ -211,7 +211,7 @@ def line_report(seed: int, spread: float = 1.0, shift: float = 0.0) -> Report:
     train, test = Split({"x": x[:30], "y": y[:30]}), Split({"x": x[30:], "y": y[30:]})
     covariance = torch.linalg.inv(torch.eye(4) + x[:30].T @ x[:30])
     mean = covariance @ x[:30].T @ y[:30] + shift
-    posterior = Posterior(OwnedProgram(Line(mean, spread * torch.linalg.cholesky(covariance)), train.tensors, 30))
+    posterior = Posterior(ProgramInstance(Line(mean, spread * torch.linalg.cholesky(covariance)), train.tensors, 30))
     return check(posterior, test, train=train, draws=200, particles=100, seed=seed)
 
 

@@ -18,8 +18,8 @@ from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
 from deepprob.objectives import ELBO
 from deepprob.posterior import Posterior
-from deepprob.program import Program
-from deepprob.traces import run
+from deepprob.programs.program import Program
+from deepprob.programs.run import run
 
 STEPS, SLOPE, START, SCALE = 5, 0.8, 1.5, 0.6
 

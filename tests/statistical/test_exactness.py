@@ -14,7 +14,7 @@ from deepprob.inference import svi
 from deepprob.models import VAE
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 SIGMA = 0.5
 

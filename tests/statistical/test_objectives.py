@@ -19,8 +19,8 @@ from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.program import Program
-from deepprob.runtime import empty_store, private_store
+from deepprob.programs.program import Program
+from deepprob.programs.store import empty_store, private_store
 
 Z = 4.5
 

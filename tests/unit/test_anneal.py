@@ -20,7 +20,7 @@ from deepprob.diagnostics.convergence import settled
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 STEPS = 12
 

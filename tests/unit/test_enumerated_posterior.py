@@ -17,9 +17,9 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.objectives import ELBO
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior, draws_posterior
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 
 PARALLEL = {"enumerate": "parallel"}
 PRIOR, LOCS, TRANSITION = torch.tensor([0.4, 0.6]), torch.tensor([-1.0, 2.0]), torch.tensor([[0.9, 0.1], [0.3, 0.7]])
@@ -67,7 +67,7 @@ def markov(x: Tensor | None = None) -> None:
 
 def posterior_of(model: Callable[..., Any], guide: Any = lambda x=None: None, x: Tensor = X) -> Posterior:
     with RandomStream(0).drawing():
-        return Posterior(OwnedProgram(Program.of(model, guide, data_plate="data"), (x,), len(x)))
+        return Posterior(ProgramInstance(Program.of(model, guide, data_plate="data"), (x,), len(x)))
 
 
 def joint(shift: Tensor | float = 0.0) -> Tensor:
@@ -153,7 +153,7 @@ def test_without_a_plate_the_data_are_one_row() -> None:
         pyro.sample("x", dist.Normal(LOCS[k].unsqueeze(-1), torch.ones(4)).to_event(1), obs=x)
 
     with RandomStream(0).drawing():
-        posterior = Posterior(OwnedProgram(Program.of(single, lambda x=None: None), (X,), 4))
+        posterior = Posterior(ProgramInstance(Program.of(single, lambda x=None: None), (X,), 4))
     both = PRIOR.log() + dist.Normal(LOCS, 1.0).log_prob(X[:, None]).sum(0)
     torch.testing.assert_close(posterior.log_likelihood(X, draws=2), both.logsumexp(0).expand(2, 1))
 

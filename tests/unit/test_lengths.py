@@ -21,7 +21,7 @@ from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 N, B, T = 60, 8, 40
 G = torch.Generator().manual_seed(0)

@@ -11,9 +11,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.objectives import ELBO, OBJECTIVES, closed_form_kls, describe, objective_named
-from deepprob.program import Program
-from deepprob.traces import run
+from deepprob.objectives import ELBO, OBJECTIVES, describe, objective_named
+from deepprob.programs.kl import closed_form_kls
+from deepprob.programs.program import Program
+from deepprob.programs.run import run
 
 
 def model(y: Tensor, scale: float = 1.0) -> None:

@@ -21,7 +21,7 @@ from deepprob.inference import svi
 from deepprob.models import VAE
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior, draws_posterior
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 torch.manual_seed(0)
 X = torch.randn(12, 2)

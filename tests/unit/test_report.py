@@ -19,7 +19,7 @@ from deepprob.diagnostics import Check
 from deepprob.figures import Picture
 from deepprob.inference.svi import svi
 from deepprob.models import VAE, DeepMarkovModel
-from deepprob.program import Program
+from deepprob.programs.program import Program
 from deepprob.report import Report, check
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"

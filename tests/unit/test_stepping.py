@@ -38,9 +38,10 @@ from deepprob.inference.svi import init
 from deepprob.lengths import Views
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Batch, Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 from deepprob.stepping import CompiledStepper, EagerStepper, choose_stepper
 from deepprob.tracing import GradientProgram
 
@@ -471,7 +472,7 @@ def chosen(
     compile: bool | str = True, *, steps: int = 10**6, program: Program | None = None, talk: bool = False
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
-    owned = OwnedProgram(program or Regression(), data, N, full_batch=False)
+    owned = ProgramInstance(program or Regression(), data, N, full_batch=False)
     state = init(owned, optimizer, 0.05)
     return choose_stepper(
         compile, state, EagerStepper(lambda *_: {}, Views(data)), objective=ELBO(), optimizer=optimizer, batch_size=B,
@@ -509,7 +510,7 @@ def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.Monk
 
 
 def operations_of(program: Program) -> int:
-    owned = OwnedProgram(program, (X, Y), N, full_batch=False)
+    owned = ProgramInstance(program, (X, Y), N, full_batch=False)
     with owned.running(), RandomStream(0).drawing():
         return GradientProgram(owned, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
 

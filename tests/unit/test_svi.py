@@ -29,9 +29,9 @@ from deepprob.inference.svi import Knobs, init, step
 from deepprob.networks.initialisation import pretrained
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.owned import OwnedProgram
 from deepprob.posterior import Posterior
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 
 torch.manual_seed(0)
 X = torch.randn(40, 3)
@@ -65,7 +65,7 @@ def same(a: Posterior, b: Posterior) -> bool:
 
 
 def test_the_loop_can_be_written_by_hand() -> None:
-    owned = OwnedProgram(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
+    owned = ProgramInstance(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
     state = init(owned, optimizer := Optimizer(), 0.05)
     noise, objective = RandomStream(0), ELBO()
     elbos = []
@@ -196,7 +196,7 @@ def test_an_interrupt_returns_what_was_learnt(at: int, options: dict[str, Any]) 
 def test_ctrl_c_in_a_process_of_its_own() -> None:
     program = """
 import os, signal, warnings, torch, pyro, pyro.distributions as dist
-from deepprob.program import Program
+from deepprob.programs.program import Program
 from deepprob.inference import svi
 from deepprob.callbacks import Callback
 class Press(Callback):
@@ -467,7 +467,7 @@ def test_a_short_fit_does_not_wait_for_torchs_compiler() -> None:
     code = """
 import sys, torch, pyro, pyro.distributions as dist
 from deepprob.inference import svi
-from deepprob.program import Program
+from deepprob.programs.program import Program
 
 def model(x):
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))

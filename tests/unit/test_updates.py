@@ -18,8 +18,8 @@ from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.owned import OwnedProgram
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 from deepprob.updates import Carry, advance, first_carry, rule_named
 
 SHAPES: list[tuple[int, ...]] = [(), (3,), (0,), (17, 2), (1, 1, 5), (16,), (2**14,)]
@@ -358,7 +358,8 @@ def test_steps_are_those_of_torch(name: Any, options: dict[str, Any], extra: dic
     (x, y), objective = rows(), ELBO()
     optimizer = Optimizer(name, learning_rate=0.05, options=options, **extra)
     owned, twin = (
-        OwnedProgram(Program.of(regression, "normal", data_plate="data"), (x, y), 40, full_batch=True) for _ in range(2)
+        ProgramInstance(Program.of(regression, "normal", data_plate="data"), (x, y), 40, full_batch=True)
+        for _ in range(2)
     )
     every, number = optimizer.accumulate, 0
     params = list(twin.parameters().values())

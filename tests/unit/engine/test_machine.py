@@ -10,7 +10,7 @@ import torch
 
 from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
-from deepprob.runtime import empty_store, private_store
+from deepprob.programs.store import empty_store, private_store
 
 
 def test_a_store_is_private_even_when_its_user_fails() -> None:

@@ -1,9 +1,4 @@
-"""Where Pyro runs: a private parameter store, one lock, and random streams of our own.
-
-Pyro keeps its parameters and its stack of handlers in globals. Whatever calls into Pyro here does so inside
-`private_store`, so that two fits never meet, and inside `RandomStream.drawing`, so that the caller's random
-state is as it was.
-"""
+"""Pyro's parameter store, made private: two programs never meet in it."""
 
 from __future__ import annotations
 

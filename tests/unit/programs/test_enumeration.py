@@ -19,8 +19,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepprob.engine.random import RandomStream
 from deepprob.objectives import ELBO
-from deepprob.owned import OwnedProgram
-from deepprob.program import Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.program import Program
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], str | None]
 
@@ -249,13 +249,13 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def owned_of(case: Case) -> OwnedProgram:
+def owned_of(case: Case) -> ProgramInstance:
     model, guide, data, plate = case
     with RandomStream(0).drawing():
-        return OwnedProgram(Program.of(model, guide, data_plate=plate), data, len(data[0]))
+        return ProgramInstance(Program.of(model, guide, data_plate=plate), data, len(data[0]))
 
 
-def compare(owned: OwnedProgram, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
+def compare(owned: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Hold loss and gradients against Pyro's, at the same noise, and return our terms."""
     depth, num_data, params = max(1, owned.structure.plates), owned.num_data, list(owned.parameters().values())
     theirs = TraceEnum_ELBO(max_plate_nesting=depth, num_particles=particles, vectorize_particles=particles > 1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -16,92 +15,9 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from deepprob.capture import captured_modules, own_copy
 from deepprob.data import DataSet, Split, as_split
-
-Batch = tuple[Any, ...]
-
-
-@dataclass
-class Binding:
-    """Which rows of which data a batch holds.
-
-    Attributes:
-        plate: Name of the data plate.
-        rows: Indices of the batch's rows, shape ``(B,)``; None outside of a run.
-        num_data: Number of rows of the whole data, N.
-    """
-
-    plate: str
-    rows: Tensor | None = None
-    num_data: int | None = None
-
-
-class Minibatch(Messenger):
-    """Tells the data plate which rows of the data a batch holds.
-
-    Pyro asks for the indices of every plate by a message; this handler answers for the data plate, in the model
-    and in the guide alike. So the plate's scale is ``num_data / len(rows)``, and parameters of a row belong to
-    the row rather than to its place in the batch.
-
-    Args:
-        plate: Name of the data plate.
-        rows: Indices of the batch's rows, shape ``(B,)``.
-        num_data: Number of rows of the whole data, N.
-    """
-
-    def __init__(self, plate: str, rows: Tensor, num_data: int) -> None:
-        super().__init__()
-        self.plate, self.rows, self.num_data = plate, rows, num_data
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.plate and type(msg["fn"]).__name__ == "_Subsample":
-            # A plate of the batch's own length, plate("data", len(x)), already has all its rows.
-            size = msg["fn"].size
-            if msg["value"] is None and (size == self.num_data or size != len(self.rows)):
-                msg["value"] = self.rows
-            return
-        for frame in msg["cond_indep_stack"]:
-            if frame.name == self.plate and frame.size == len(self.rows):
-                # Pyro weighs rows by full_size / size: right for plate("data", N) in a fit, not for one of len(x).
-                pyros, ours = (frame.full_size or frame.size) / frame.size, self.num_data / len(self.rows)
-                if pyros != ours:
-                    msg["scale"] = msg["scale"] * (ours / pyros)
-
-    def _pyro_param(self, msg: Any) -> None:
-        for frame in msg["cond_indep_stack"]:
-            other_data = frame.name == self.plate and frame.full_size not in (None, self.num_data, frame.size)
-            if other_data and msg["kwargs"].get("event_dim") is not None:
-                raise ValueError(rows_of_the_fit(self.plate, frame.full_size, len(self.rows)))
-
-
-def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
-    """The message for rows that a guide has no parameters for."""
-    return (
-        f"the guide keeps parameters for every row of plate {plate!r}, {fitted} in the fit; got {came} rows. "
-        "Give those rows, or use an amortized guide."
-    )
-
-
-def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
-    """Run a program's part with its data plate told of the rows at hand, whatever hides it from outer handlers."""
-    if binding.rows is None or binding.num_data is None:
-        return call_sampling(fn, *batch)
-    with Minibatch(binding.plate, binding.rows, binding.num_data):
-        return call_sampling(fn, *batch)
-
-
-def call_sampling(fn: Callable[..., Any], *batch: Any) -> Any:
-    """Call a model or guide so that a ``PyroSample`` attribute read in it is a sample statement.
-
-    Pyro makes it one in ``forward`` and in methods marked ``pyro_method`` only; anywhere else the attribute is a draw
-    from the prior that no handler sees.
-    """
-    owner = getattr(fn, "__self__", None)
-    if not isinstance(owner, PyroModule) or not any(m.__dict__.get("_pyro_samples") for m in owner.modules()):
-        return fn(*batch)
-    with owner._pyro_context:
-        return fn(*batch)
+from deepprob.programs.copying import captured_modules, own_copy
+from deepprob.programs.minibatch import Batch, Binding, Minibatch, call_sampling, num_rows, run_bound
 
 
 def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -424,8 +340,3 @@ class FunctionProgram(Program):
         while isinstance(model, functools.partial) and model.args and isinstance(model.args[0], Messenger):
             model = model.args[1]  # Pyro's handlers wrap a model so that its signature is lost
         return inspect.signature(model)
-
-
-def num_rows(batch: Sequence[Any]) -> int:
-    """Number of rows of a batch: the length of its first tensor, or 1 where there is none."""
-    return next((len(x) for x in batch if isinstance(x, Tensor) and x.dim()), 1)

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from deepprob.traces import Site
+from deepprob.programs.sites import Site
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pyro import poutine
@@ -12,8 +12,11 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 
 from deepprob.errors import unknown
-from deepprob.program import FunctionProgram, Program, run_bound
-from deepprob.traces import Site, Structure
+from deepprob.programs.copying import own_copy
+from deepprob.programs.minibatch import run_bound
+from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.sites import Site
+from deepprob.programs.structure import Structure
 
 
 def _flow(model: Callable[..., Any]) -> AutoGuide:
@@ -129,3 +132,15 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
                 f"pyro.plate({program.data_name!r}, N), or use batch_size=None, or an amortized guide."
             )
         frames[program.data_name] = frame._replace(size=None)
+
+
+def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
+    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
+    twin: Program = own_copy(program)
+    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
+    return twin
+
+
+def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
+    with poutine.block(expose=sites):
+        model(*batch)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from deepprob.engine.random import RandomStream
-from deepprob.guides import attach_guide
-from deepprob.owned import OwnedProgram
-from deepprob.program import Batch, num_rows
+from deepprob.programs.guides import attach_guide
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch, num_rows
 
 
-def laplace(owned: OwnedProgram, batch: Batch) -> None:
+def laplace(owned: ProgramInstance, batch: Batch) -> None:
     r"""Replace a fitted mode by the Gaussian of the same curvature, in place.
 
     .. math:: q(z) = N(\hat z, H^{-1}), \qquad H = -\nabla^2 \log p(x, z) |_{z = \hat z}

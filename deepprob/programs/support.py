@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from deepprob.engine.deferred_errors import failed
-from deepprob.traces import Site, is_data, sample_sites
+from deepprob.programs.sites import Site, is_data, sample_sites
 
 
 def check_observed(trace: Trace) -> None:

@@ -18,8 +18,9 @@ from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import Untraceable
 from deepprob.objectives import ELBO, Objective
-from deepprob.owned import OwnedProgram
-from deepprob.program import Batch, Program
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
 from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
 
 N, B = 24, 8
@@ -60,7 +61,7 @@ def gradient_program(
 ) -> tuple[GradientProgram, Batch, Tensor]:
     """A program to trace, and a batch of its first rows."""
     with RandomStream(0).drawing():
-        owned = OwnedProgram(program, data, len(data[0]), full_batch=batch_size == len(data[0]))
+        owned = ProgramInstance(program, data, len(data[0]), full_batch=batch_size == len(data[0]))
     owned.program.train()
     return GradientProgram(owned, objective), tuple(x[:batch_size] for x in data), torch.arange(batch_size)
 

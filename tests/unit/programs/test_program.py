@@ -18,8 +18,9 @@ from deepprob.data import Split
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
 from deepprob.posterior import Posterior
-from deepprob.program import Minibatch, Program, num_rows
-from deepprob.traces import run
+from deepprob.programs.minibatch import Minibatch, num_rows
+from deepprob.programs.program import Program
+from deepprob.programs.run import run
 
 torch.manual_seed(0)
 X = torch.randn(40, 3)

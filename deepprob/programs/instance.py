@@ -10,21 +10,25 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from deepprob.capture import own_copy
 from deepprob.engine.random import RandomStream
-from deepprob.enumeration import run_enumerated, terms
-from deepprob.guides import GuideSpec, attach_guide, check_minibatches
-from deepprob.inputs import InputSpec, specs_of
 from deepprob.networks.initialisation import init_weights
-from deepprob.observed import check_observed
-from deepprob.program import Batch, Program
-from deepprob.runtime import StoreState, empty_store, private_store
-from deepprob.traces import Structure, is_deterministic, is_local, log_prob, run, sample_sites, structure
+from deepprob.programs.copying import own_copy
+from deepprob.programs.elimination import terms
+from deepprob.programs.enumeration import run_enumerated
+from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
+from deepprob.programs.inputs import InputSpec, specs_of
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
+from deepprob.programs.run import run
+from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
+from deepprob.programs.store import StoreState, empty_store, private_store
+from deepprob.programs.structure import Structure, structure
+from deepprob.programs.support import check_observed
 
 _PROBE_ROWS = 4
 
 
-class OwnedProgram:
+class ProgramInstance:
     """A program copied, given its guide, and run once, so that every parameter exists.
 
     Args:

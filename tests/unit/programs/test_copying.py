@@ -17,7 +17,7 @@ from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from deepprob.capture import captured_modules, forget_values, own_copy
+from deepprob.programs.copying import captured_modules, forget_values, own_copy
 
 NET = nn.Linear(2, 2)
 UNUSED = nn.Linear(1, 1)
@@ -146,7 +146,7 @@ def test_what_cannot_be_copied_is_kept_if_nothing_in_it_is_trained() -> None:
 
 def test_the_order_of_networks_is_the_same_in_every_process() -> None:
     program = (
-        "from torch import nn\nfrom deepprob.capture import captured_modules\n"
+        "from torch import nn\nfrom deepprob.programs.copying import captured_modules\n"
         + "".join(f"n{i} = nn.Linear({i + 1}, 1)\n" for i in range(8))
         + "def f():\n    return n5, n1, n7, n0, n3, n2, n6, n4\n"
         + "print([m.in_features for m in captured_modules(f)])"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deepprob.inputs import InputSpec, specs_from_json, specs_of, specs_to_json
+from deepprob.programs.inputs import InputSpec, specs_from_json, specs_of, specs_to_json
 
 X = InputSpec("x", (3,), "float32", 0.5)
 LABELS = InputSpec("y", (), "int64", 1.0)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.observed import check_observed
+from deepprob.programs.support import check_observed
 
 
 def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) -> None:

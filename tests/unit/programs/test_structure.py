@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.program import Program, run_bound
-from deepprob.traces import first_bad_site, run, run_prior, structure
+from deepprob.programs.minibatch import run_bound
+from deepprob.programs.program import Program
+from deepprob.programs.run import first_bad_site, run, run_prior
+from deepprob.programs.structure import structure
 
 Y = torch.zeros(6)
 

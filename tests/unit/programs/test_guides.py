@@ -11,10 +11,10 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
 from torch import Tensor
 
-from deepprob.guides import GUIDES, attach_guide
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.program import Program
+from deepprob.programs.guides import GUIDES, attach_guide
+from deepprob.programs.program import Program
 
 Y = torch.linspace(-1, 1, 12)
 

@@ -1,0 +1,1 @@
+"""Programs: what a program is, and how one is run."""

@@ -1,0 +1,164 @@
+"""Running a program: paired traces of guide and model, and what their sites are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
+from torch import Tensor
+
+from deepprob.networks.layer_modes import broadcast_linear
+from deepprob.programs.copying import forget_values
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.program import Program
+from deepprob.programs.sites import is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
+
+DRAWS = "_draws"
+
+
+class _Unobserve(UnconditionMessenger):
+    """Draws data anew, but neither what is deterministic, which Pyro also keeps as observed, nor factors."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not is_deterministic(msg) and not is_factor(msg):
+            super()._pyro_sample(msg)
+
+
+def run(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    num_data: int,
+    *,
+    draws: int | None = None,
+    plates: int = 1,
+    predict: bool = False,
+    guide: Callable[..., Any] | None = None,
+) -> tuple[Trace, Trace]:
+    """Run the guide, and the model on what the guide drew.
+
+    Args:
+        program: The program.
+        batch: Its arguments.
+        rows: Which rows of the data they are, shape ``(B,)``.
+        num_data: Number of rows of the whole data.
+        draws: If given, a leading plate of so many draws surrounds both.
+        plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
+        predict: Draw the observed sites anew instead of observing them.
+        guide: Another guide than the program's own.
+
+    Returns:
+        The guide's trace and the model's.
+    """
+    guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
+    model: Any = _Unobserve()(program.model) if predict else program.model
+    with program.bound(rows, num_data), stacked(draws, plates):
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    share_masks(guide_trace, model_trace)
+    return guide_trace, model_trace
+
+
+def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
+    """Mask the guide's sites as the model's: what the model leaves out has no posterior, and so no entropy."""
+    for name, site in sample_sites(guide_trace):
+        prior = model_trace.nodes.get(name.removesuffix("_unconstrained") if is_auxiliary(site) else name)
+        if prior is not None and prior["mask"] is not None:
+            site["mask"] = prior["mask"] if site["mask"] is None else site["mask"] & prior["mask"]
+
+
+def run_guide(
+    program: Program,
+    batch: Batch,
+    rows: Tensor,
+    num_data: int,
+    *,
+    draws: int | None = None,
+    plates: int = 1,
+    guide: Callable[..., Any] | None = None,
+) -> Trace:
+    """Run the guide alone; arguments as in `run`."""
+    with program.bound(rows, num_data), stacked(draws, plates):
+        return trace_guide(program, guide or program.guide, batch)
+
+
+def trace_guide(program: Program, guide: Callable[..., Any], batch: Batch) -> Trace:
+    """The trace of a program's guide without data: an ``AutoMessenger`` runs the model, whose data it does not draw."""
+    forget_values(program)
+    trace = poutine.trace(guide).get_trace(*batch)
+    for name in [n for n, s in sample_sites(trace) if is_data(s)]:
+        trace.remove_node(name)
+    return trace
+
+
+@contextmanager
+def stacked(draws: int | None, plates: int) -> Iterator[None]:
+    """Surround a program with a leading plate of draws, and say what is wrong where it cannot take one."""
+    if draws is None:
+        yield
+        return
+    try:
+        with pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
+            yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if isinstance(error, ValueError) and "Shape mismatch inside plate" not in str(error):
+            raise
+        raise ValueError(
+            f"the program failed when {draws} draws were stacked in a leading dimension: {str(error).splitlines()[0]} "
+            "Write its shapes from the right (x[..., 0], sum(-1), mean @ w.unsqueeze(-1)) so that they broadcast."
+        ) from error
+
+
+def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plates: int = 1) -> Trace:
+    """Run the model alone, its observed sites drawn: ancestral samples from the prior.
+
+    Args:
+        program: The program.
+        batch: Its arguments; may be empty where the model needs none.
+        num_rows: Number of rows to draw.
+        draws: Number of draws of everything.
+        plates: As in `run`.
+    """
+    rows = torch.arange(num_rows)
+    with program.bound(rows, num_rows), stacked(draws, plates):
+        return poutine.trace(_Unobserve()(program.model)).get_trace(*batch)
+
+
+def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
+    """Where a run stops being finite, in the user's words.
+
+    Args:
+        program: The program.
+        batch: All rows.
+        num_data: Their number.
+
+    Returns:
+        The first site whose value, parameters or log-probability are not finite, and which of them.
+    """
+    rows = torch.arange(num_data, device=batch[0].device if batch else None)
+    try:
+        traces = run(program, batch, rows, num_data)
+    except (ValueError, RuntimeError) as error:
+        return f"the program itself fails: {str(error).splitlines()[0]}"
+    for trace in traces:
+        for name, site in sample_sites(trace):
+            base = site["fn"]
+            while hasattr(base, "base_dist"):
+                base = base.base_dist
+            for parameter in getattr(base, "arg_constraints", {}):
+                value = base.__dict__.get(parameter)
+                if isinstance(value, Tensor):
+                    if not bool(torch.isfinite(value).all()):
+                        return f"site {name!r}: {parameter} is not finite"
+                    if parameter == "scale" and bool((value <= 0).any()):
+                        return f"site {name!r}: scale reached 0"
+            if not bool(torch.isfinite(torch.as_tensor(site["value"])).all()):
+                return f"site {name!r}: its value is not finite"
+            if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+                return f"site {name!r}: its log-probability is not finite"
+    return "a gradient is not finite"

@@ -1,0 +1,50 @@
+"""What a site of a trace is: data, factor, local, auxiliary; and its log-probability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+Site = Any
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
+    """The sample statements of a trace, without the plates' own indices."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+            yield name, site
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether a site is ``pyro.deterministic`` (an observed Delta) or an empty factor."""
+    return bool(site["infer"].get("_deterministic"))
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is ``pyro.factor``: it has a log-probability but no value."""
+    return type(site["fn"]).__name__ == "Unit"
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Whether a guide's site is a helper for other sites, without a counterpart in the model."""
+    return bool(site["infer"].get("is_auxiliary"))
+
+
+def is_data(site: Site) -> bool:
+    """Whether a site is observed data: neither a factor nor a deterministic value."""
+    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
+
+
+def is_local(site: Site, plate: str) -> bool:
+    """Whether a site lies inside the data plate."""
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
+
+
+def log_prob(site: Site) -> Tensor:
+    """A site's log-probability, weighed and masked, of its batch shape."""
+    value: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
+    return value
