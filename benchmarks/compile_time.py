@@ -34,7 +34,7 @@ from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 from deepprob.tracing import GradientProgram

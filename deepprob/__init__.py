@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepprob.data import list_data, load_data
     from deepprob.diagnostics import Check
-    from deepprob.posterior import Posterior
-    from deepprob.prediction import Prediction
+    from deepprob.posteriors.posterior import Posterior
+    from deepprob.posteriors.prediction import Prediction
     from deepprob.programs.program import Program
     from deepprob.report import Report, check
 
@@ -19,8 +19,8 @@ __all__ = ["Check", "Posterior", "Prediction", "Program", "Report", "check", "li
 
 _HOMES = {
     "Check": "deepprob.diagnostics",
-    "Posterior": "deepprob.posterior",
-    "Prediction": "deepprob.prediction",
+    "Posterior": "deepprob.posteriors.posterior",
+    "Prediction": "deepprob.posteriors.prediction",
     "Program": "deepprob.programs.program",
     "Report": "deepprob.report",
     "check": "deepprob.report",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from deepprob.errors import unknown
-from deepprob.history import History
+from deepprob.posteriors.history import History
 
 
 class Fit(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deepprob.history import History
+from deepprob.posteriors.history import History
 from deepprob.programs.minibatch import Batch
 from deepprob.storage import read, write
 

@@ -29,7 +29,7 @@ from deepprob.terminal import Screen
 # What is heavy is imported where it is used: help and errors come at once.
 if TYPE_CHECKING:
     from deepprob.data import DataSet
-    from deepprob.posterior import Posterior
+    from deepprob.posteriors.posterior import Posterior
     from deepprob.programs.program import Program
     from deepprob.report import Report
 
@@ -407,7 +407,7 @@ def _load(folder: Path, other: str | None, device: str) -> tuple[Posterior, Data
     """A saved posterior, the data to judge it by, and whether it was fitted to that data set."""
     from deepprob.data import load_data
     from deepprob.engine.machine import pick_device
-    from deepprob.posterior import Posterior
+    from deepprob.posteriors.posterior import Posterior
 
     posterior = Posterior.load(folder, device=pick_device(device))
     own = posterior.config.get("data") or {}

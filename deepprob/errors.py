@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deepprob.posterior import Posterior
+    from deepprob.posteriors.posterior import Posterior
 
 
 class DivergenceError(RuntimeError):

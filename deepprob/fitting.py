@@ -23,12 +23,12 @@ from deepprob.engine.packing import Packing
 from deepprob.engine.random import RandomStream
 from deepprob.errors import DivergenceError
 from deepprob.held_out import HeldOut
-from deepprob.history import History
 from deepprob.interruption import interruptible
 from deepprob.lengths import Views
 from deepprob.objectives import Terms
 from deepprob.optimizers import FloatArray, Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.history import History
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.laplace import laplace
 from deepprob.programs.run import first_bad_site

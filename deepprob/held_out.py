@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.tracing import CompiledQuery, trace_query

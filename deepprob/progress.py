@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deepprob.history import History
+from deepprob.posteriors.history import History
 
 
 def wanted(progress: bool | str) -> bool:

@@ -19,7 +19,7 @@ from deepprob.figures import Picture, pictures
 from deepprob.report_template import TEMPLATE
 
 if TYPE_CHECKING:
-    from deepprob.posterior import Posterior
+    from deepprob.posteriors.posterior import Posterior
 
 ALPHA = 0.05
 WIDTH = 100

@@ -11,7 +11,7 @@ if __name__ == "inference":
     )
 
 from deepprob.inference.svi import svi
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
 

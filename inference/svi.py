@@ -18,7 +18,7 @@ from deepprob.fitting import Knobs, RunningFit, State
 from deepprob.held_out import HeldOut
 from deepprob.objectives import Objective, Terms, describe, objective_named
 from deepprob.optimizers import Optimizer, optimizer_named
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows

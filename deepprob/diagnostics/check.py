@@ -18,8 +18,8 @@ from deepprob.errors import unknown
 from deepprob.programs.program import Program
 
 if TYPE_CHECKING:
-    from deepprob.posterior import Posterior
-    from deepprob.prediction import Prediction
+    from deepprob.posteriors.posterior import Posterior
+    from deepprob.posteriors.prediction import Prediction
 
 Array = NDArray[np.float64]
 Verdict = Literal["pass", "caution", "fail"]

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.arviz_compat import rhat
 from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
-from deepprob.history import History
+from deepprob.posteriors.arviz_compat import rhat
+from deepprob.posteriors.history import History
 
 BATCHES = 20  # batch means of the last half; their residuals give the standard error
 WINDOWS = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.arviz_compat import psis
 from deepprob.diagnostics.check import Case, Check, Diagnostic, Verdict, array, number
+from deepprob.posteriors.arviz_compat import psis
 
 # A Gaussian guide whose standard deviations are 0.7 of the posterior's exceeds the limit in 35 % (one dimension) to
 # 70 % (eight) of rows; one with 0.8 of them in 20 to 30 %.

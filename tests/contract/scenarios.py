@@ -12,7 +12,7 @@ from torch import Tensor
 from deepprob.inference import ROUTINES
 from deepprob.models import MODELS, VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 _G = torch.Generator().manual_seed(20_140_410)

@@ -16,7 +16,7 @@ from scenarios import MODEL_SCENARIOS, fit, missing
 from deepprob.inference import svi
 from deepprob.models import MODELS
 from deepprob.objectives import ELBO
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
@@ -162,7 +162,7 @@ _FRESH = """
 import sys, json, torch
 sys.path.insert(0, {folder!r})
 from scenarios import MODEL_SCENARIOS
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 posterior = Posterior.load({path!r})
 scenario = MODEL_SCENARIOS[{name!r}]
 print(json.dumps(posterior.log_likelihood(*scenario.data, draws=5).double().tolist()))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 _G = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ _FRESH = """
 import json, sys, torch
 sys.path.insert(0, {folder!r})
 from test_pyro_defects import Y, two_latents
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 posterior = Posterior.load({path!r}, program=Program.of(two_latents, "normal", data_plate="data"))
 print(json.dumps(posterior.log_likelihood(Y, draws=4).double().tolist()))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deepprob.callbacks import Callback
 from deepprob.inference import ROUTINES
-from deepprob.posterior import Posterior, draws_posterior
+from deepprob.posteriors.from_draws import draws_posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 Y = torch.linspace(-1.0, 2.0, 16)

@@ -37,7 +37,7 @@ def from_python(folder: Path) -> str | None:
     from deepprob.data import load_data
     from deepprob.inference import svi
     from deepprob.models import VAE
-    from deepprob.posterior import Posterior
+    from deepprob.posteriors.posterior import Posterior
     from deepprob.report import check
 
     digits = load_data("digits")

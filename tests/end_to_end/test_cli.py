@@ -29,7 +29,7 @@ from deepprob.diagnostics import Check
 from deepprob.errors import DivergenceError
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 from deepprob.report import Report
 from deepprob.storage import write

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 FIT = """
 import sys

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 GOLDEN = json.loads((Path(__file__).parent / "eight_schools.json").read_text())["summary"]

@@ -13,7 +13,7 @@ from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks.dense import MLP
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 SIGMA = 0.5
 

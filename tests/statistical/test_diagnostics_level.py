@@ -24,7 +24,7 @@ from deepprob.diagnostics.khat import importance, row_importance
 from deepprob.diagnostics.predictive import look_alike, statistics
 from deepprob.diagnostics.scores import skill
 from deepprob.diagnostics.tightness import bound_gap
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 from deepprob.report import Report, check

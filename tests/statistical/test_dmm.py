@@ -17,7 +17,7 @@ from deepprob.distributions import GaussianPath
 from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
 from deepprob.objectives import ELBO
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 from deepprob.programs.run import run
 

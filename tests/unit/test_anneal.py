@@ -19,7 +19,7 @@ from deepprob.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
 from deepprob.diagnostics.convergence import settled
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 STEPS = 12

@@ -23,7 +23,7 @@ from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import pretrained
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 
 def table(rows: int = 40, features: int = 3) -> tuple[Tensor, Tensor]:
@@ -294,7 +294,7 @@ def test_targets_may_be_one_axis_and_labels_two() -> None:
 
 _READ = """
 import json, sys, torch
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 posterior = Posterior.load(sys.argv[1])
 x = torch.linspace(-1, 1, 12).reshape(4, 3)
 print(json.dumps(posterior.log_likelihood(x, x.sum(1), draws=7, seed=3).tolist()))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
-from deepprob.history import History
+from deepprob.posteriors.history import History
 
 
 class Scripted:

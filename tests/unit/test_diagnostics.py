@@ -20,7 +20,7 @@ from deepprob.diagnostics.replicates import joint_p, two_sided
 from deepprob.diagnostics.scores import brier, crps, skill
 from deepprob.diagnostics.steps import applied_steps
 from deepprob.diagnostics.tightness import bound_gap, bounds
-from deepprob.history import History
+from deepprob.posteriors.history import History
 
 
 @pytest.fixture

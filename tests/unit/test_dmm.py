@@ -13,7 +13,7 @@ from deepprob.distributions import GaussianPath
 from deepprob.inference import svi
 from deepprob.models import MODELS, DeepMarkovModel
 from deepprob.objectives import ELBO
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 SIZES = {"latent_dim": 4, "hidden_dim": 8, "recurrent_dim": 8, "dropout": 0.0}
 

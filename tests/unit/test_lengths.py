@@ -20,7 +20,7 @@ from deepprob.inference import svi
 from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 N, B, T = 60, 8, 40

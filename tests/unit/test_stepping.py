@@ -38,7 +38,7 @@ from deepprob.inference.svi import init
 from deepprob.lengths import Views
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program

@@ -29,7 +29,7 @@ from deepprob.inference.svi import Knobs, init, step
 from deepprob.networks.initialisation import pretrained
 from deepprob.objectives import ELBO
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 

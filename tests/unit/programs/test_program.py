@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepprob.data import Split
 from deepprob.inference import svi
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.minibatch import Minibatch, num_rows
 from deepprob.programs.program import Program
 from deepprob.programs.run import run

@@ -13,10 +13,9 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.arviz_compat import from_dict
-from deepprob.draws import replay
 from deepprob.engine.random import RandomStream
-from deepprob.evaluation import (
+from deepprob.posteriors.arviz_compat import from_dict
+from deepprob.posteriors.densities import (
     check_data,
     drawn_sites,
     joint_weights,
@@ -29,11 +28,12 @@ from deepprob.evaluation import (
     summed_log_likelihood,
     summed_row_weights,
 )
-from deepprob.history import History
-from deepprob.prediction import Prediction
+from deepprob.posteriors.history import History
+from deepprob.posteriors.prediction import Prediction
+from deepprob.posteriors.saving import Content, read_posterior, write_posterior
+from deepprob.posteriors.stored_draws import replay
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
-from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
@@ -42,7 +42,6 @@ from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.run import run, run_guide, run_prior
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.structure import Structure, check_stacked
-from deepprob.saving import Content, read_posterior, write_posterior
 from deepprob.storage import versions
 
 # So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
@@ -603,46 +602,3 @@ class _Query:
 def _check_draws(draws: int) -> None:
     if not hasattr(draws, "__index__") or isinstance(draws, bool) or draws < 1:
         raise ValueError(f"draws must be a whole number of at least 1; got {draws!r}.")
-
-
-def draws_posterior(
-    program: Program,
-    data: Any,
-    chains: Mapping[str, Tensor],
-    *,
-    config: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Posterior:
-    """A posterior that holds draws, for routines that sample (and for draws made elsewhere).
-
-    Args:
-        program: The program they belong to; it is copied.
-        data: The data, or rows like them.
-        chains: Values by latent site, shape ``(chains, draws, *site)``.
-        config: The routine and its settings, as JSON.
-        seed: The routine's seed.
-
-    Raises:
-        ValueError: If a global latent site is missing, or shapes disagree.
-
-    Examples:
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(y=None):
-        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("data", 3):
-        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-        >>> p = draws_posterior(Program.of(model), torch.zeros(3), {"loc": torch.arange(6.0).reshape(2, 3)})
-        >>> p.sample(draws=6)["loc"]
-        tensor([0., 1., 2., 3., 4., 5.])
-    """
-    counts = {tuple(v.shape[:2]) for v in chains.values()}
-    if len(counts) != 1 or any(v.dim() < 2 for v in chains.values()):
-        shapes = ", ".join(f"{name} has {tuple(v.shape)}" for name, v in chains.items()) or "there is no site"
-        raise ValueError(
-            f"all sites must have the same chains and draws, shape (chains, draws, *site); {shapes}. "
-            "Give one chain as value.unsqueeze(0)."
-        )
-    batch = program.accept(data)
-    with RandomStream(seed).drawing():
-        owned = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
-    return Posterior(owned, config=config, seed=seed, chains=chains)

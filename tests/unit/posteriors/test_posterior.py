@@ -20,7 +20,8 @@ from deepprob.errors import StorageError
 from deepprob.inference import svi
 from deepprob.models import VAE
 from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior, draws_posterior
+from deepprob.posteriors.from_draws import draws_posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 torch.manual_seed(0)
@@ -239,7 +240,7 @@ def test_log_likelihood_is_the_densities(posterior: Posterior) -> None:
 
 def test_chunks_change_nothing(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = posterior.log_likelihood(X, Y, draws=4)
-    monkeypatch.setattr("deepprob.posterior._CHUNK", 40)
+    monkeypatch.setattr("deepprob.posteriors.posterior._CHUNK", 40)
     assert torch.allclose(posterior.log_likelihood(X, Y, draws=4), whole, atol=1e-5)
     per_row = fitted(codes, Y)
     assert per_row.log_weights(Y, particles=4).shape == (4, 12)

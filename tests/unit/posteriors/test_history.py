@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from deepprob.history import History
+from deepprob.posteriors.history import History
 
 
 def test_round_trip() -> None:

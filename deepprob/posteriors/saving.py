@@ -13,7 +13,7 @@ from torch import Tensor
 from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
-from deepprob.history import History
+from deepprob.posteriors.history import History
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from deepprob.prediction import Prediction
+from deepprob.posteriors.prediction import Prediction
 
 K, B = 400, 3
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.inference import svi
 from deepprob.objectives import ELBO
-from deepprob.posterior import Posterior, draws_posterior
+from deepprob.posteriors.from_draws import draws_posterior
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 

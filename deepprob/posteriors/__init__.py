@@ -1,0 +1,1 @@
+"""Posteriors: what every routine returns."""

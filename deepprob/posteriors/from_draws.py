@@ -1,0 +1,58 @@
+"""A posterior that holds draws, whoever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from deepprob.engine.random import RandomStream
+from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.guides import with_prior_guide
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import num_rows
+from deepprob.programs.program import Program
+
+
+def draws_posterior(
+    program: Program,
+    data: Any,
+    chains: Mapping[str, Tensor],
+    *,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Posterior:
+    """A posterior that holds draws, for routines that sample (and for draws made elsewhere).
+
+    Args:
+        program: The program they belong to; it is copied.
+        data: The data, or rows like them.
+        chains: Values by latent site, shape ``(chains, draws, *site)``.
+        config: The routine and its settings, as JSON.
+        seed: The routine's seed.
+
+    Raises:
+        ValueError: If a global latent site is missing, or shapes disagree.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y=None):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", 3):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        >>> p = draws_posterior(Program.of(model), torch.zeros(3), {"loc": torch.arange(6.0).reshape(2, 3)})
+        >>> p.sample(draws=6)["loc"]
+        tensor([0., 1., 2., 3., 4., 5.])
+    """
+    counts = {tuple(v.shape[:2]) for v in chains.values()}
+    if len(counts) != 1 or any(v.dim() < 2 for v in chains.values()):
+        shapes = ", ".join(f"{name} has {tuple(v.shape)}" for name, v in chains.items()) or "there is no site"
+        raise ValueError(
+            f"all sites must have the same chains and draws, shape (chains, draws, *site); {shapes}. "
+            "Give one chain as value.unsqueeze(0)."
+        )
+    batch = program.accept(data)
+    with RandomStream(seed).drawing():
+        owned = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
+    return Posterior(owned, config=config, seed=seed, chains=chains)
