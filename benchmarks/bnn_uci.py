@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from common import write_result
 
-from deepprob.callbacks import KLWarmUp
 from deepprob.data import load_data
+from deepprob.fitting.callbacks import KLWarmUp
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks.dense import MLP
-from deepprob.objectives import ELBO
 
 
 def run(name: str, split: int, options: argparse.Namespace) -> dict[str, Any]:

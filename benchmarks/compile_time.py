@@ -30,14 +30,14 @@ from common import RESULTS, shown, write_result
 from peers import pyro_programs
 
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.gradients import GradientProgram
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
-from deepprob.objectives import ELBO
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
-from deepprob.tracing import GradientProgram
 
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from common import RESULTS, card
 
-from deepprob.callbacks import KLWarmUp, Log
 from deepprob.data import Split, load_data
+from deepprob.fitting.callbacks import KLWarmUp, Log
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
-from deepprob.optimizers import Optimizer
-from deepprob.posterior import Posterior
+from deepprob.posteriors.posterior import Posterior
 
 BATCH = 20
 

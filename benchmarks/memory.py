@@ -31,8 +31,8 @@ from peers import pyro_programs, torch_programs
 from peers.loops import Data, TorchLoop, batches
 from torch import Tensor, nn
 
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.programs.program import Program
 
 MEGABYTE = 2**20

@@ -39,11 +39,11 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from deepprob.data import load_data
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
 from deepprob.models.deep_markov_model import GatedTransition
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.programs.program import Program
 
 PEERS = {

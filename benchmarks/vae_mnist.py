@@ -15,9 +15,9 @@ import torch
 from common import write_result
 
 import deepprob as dp
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE
-from deepprob.optimizers import Optimizer
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deepprob.errors import DivergenceError, StorageError, unknown
+from deepprob.errors import StorageError, unknown
+from deepprob.fitting.divergence import DivergenceError
 from deepprob.terminal import Screen
 
 # What is heavy is imported where it is used: help and errors come at once.
@@ -130,10 +131,10 @@ def fit(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
-    from deepprob.callbacks import Checkpoint, Heading, KLWarmUp
     from deepprob.data import load_data
+    from deepprob.fitting.callbacks import Checkpoint, Heading, KLWarmUp
+    from deepprob.fitting.optimizers import Optimizer
     from deepprob.inference import svi
-    from deepprob.optimizers import Optimizer
     from deepprob.storage import check_free
 
     screen = Screen()

@@ -4,23 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from deepprob.posteriors.posterior import Posterior
-
-
-class DivergenceError(RuntimeError):
-    """A fit whose steps stopped being finite.
-
-    Args:
-        message: What became non-finite, where, and what to change.
-        posterior: The last good posterior, or None if no step succeeded.
-    """
-
-    def __init__(self, message: str, posterior: Posterior | None = None) -> None:
-        super().__init__(message)
-        self.posterior = posterior
 
 
 class StorageError(ValueError):

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from deepprob.callbacks import Anneal, Callback
 from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.random import RandomStream
-from deepprob.fitting import Knobs, RunningFit, State
-from deepprob.held_out import HeldOut
-from deepprob.objectives import Objective, Terms, describe, objective_named
-from deepprob.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.fitting.cost_model import views_of
+from deepprob.fitting.gradients import loss_and_gradients
+from deepprob.fitting.held_out import HeldOut
+from deepprob.fitting.objectives import Objective, Terms, describe, objective_named
+from deepprob.fitting.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.run import RunningFit
+from deepprob.fitting.state import Knobs, State
+from deepprob.fitting.steppers import EagerStepper, choose_stepper, compile_score
+from deepprob.fitting.update_rules import first_carry
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
-from deepprob.stepping import EagerStepper, choose_stepper, compile_score, views_of
-from deepprob.tracing import loss_and_gradients
-from deepprob.updates import first_carry
 
 _DEFAULT_BATCH = 128
 

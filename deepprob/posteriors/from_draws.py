@@ -36,7 +36,7 @@ def draws_posterior(
         ValueError: If a global latent site is missing, or shapes disagree.
 
     Examples:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, pyro.distributions as dist, torch
         >>> def model(y=None):
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", 3):

@@ -60,7 +60,7 @@ class Program(PyroModule):
         ...             pyro.sample("y", dist.Bernoulli(p), obs=y)
         ...     def guide(self, y=None):
         ...         pyro.sample("p", dist.Beta(3.0, 2.0))
-        >>> from deepprob.objectives import ELBO
+        >>> from deepprob.fitting.objectives import ELBO
         >>> _, terms = ELBO(analytic_kl=False)(Coin(), (torch.tensor([1.0, 1.0, 0.0]),), torch.arange(3), 3)
         >>> round(3 * float(terms["elbo"]), 4)  # the log evidence, log B(3, 2)
         -2.4849

@@ -13,9 +13,9 @@ import pytest
 import torch
 from scenarios import MODEL_SCENARIOS, fit, missing
 
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS
-from deepprob.objectives import ELBO
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program

@@ -20,8 +20,8 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.optim import Adam
 from torch import Tensor, nn
 
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 

@@ -12,7 +12,7 @@ import torch
 from scenarios import ROUTINE_SETTINGS
 from torch import Tensor
 
-from deepprob.callbacks import Callback
+from deepprob.fitting.callbacks import Callback
 from deepprob.inference import ROUTINES
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.posterior import Posterior

@@ -18,21 +18,21 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from zoo import COMPILED, ZOO, Example
 
-from deepprob.compiled import StepLoop
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import norm_of
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import Untraceable
-from deepprob.fitting import State
+from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gradients
+from deepprob.fitting.objectives import Objective
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.state import State
+from deepprob.fitting.step_loop import StepLoop
+from deepprob.fitting.update_rules import Carry
 from deepprob.inference import svi
 from deepprob.inference.svi import init
-from deepprob.objectives import Objective
-from deepprob.optimizers import Optimizer
 from deepprob.programs.copying import forget_values
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
-from deepprob.updates import Carry
 
 RELATIVE = 1e-5  # of a parameter's largest gradient
 

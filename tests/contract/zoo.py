@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from deepprob.engine.random import RandomStream
-from deepprob.objectives import ELBO, Objective
+from deepprob.fitting.objectives import ELBO, Objective
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 

@@ -22,11 +22,11 @@ from typer.testing import CliRunner, Result
 
 import deepprob.inference
 import deepprob.report
-from deepprob.callbacks import Heading
 from deepprob.cli import app
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
-from deepprob.errors import DivergenceError
+from deepprob.fitting.callbacks import Heading
+from deepprob.fitting.divergence import DivergenceError
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
 from deepprob.posteriors.posterior import Posterior

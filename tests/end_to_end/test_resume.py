@@ -17,10 +17,10 @@ from deepprob.posteriors.posterior import Posterior
 FIT = """
 import sys
 import torch
-from deepprob.callbacks import Checkpoint, EarlyStopping, KLWarmUp
+from deepprob.fitting.callbacks import Checkpoint, EarlyStopping, KLWarmUp
 from deepprob.inference import svi
 from deepprob.models import VAE
-from deepprob.optimizers import Optimizer
+from deepprob.fitting.optimizers import Optimizer
 
 x = torch.rand(70, 12, generator=torch.Generator().manual_seed(0))
 folder, out = sys.argv[1:]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.callbacks import KLWarmUp
+from deepprob.fitting.callbacks import KLWarmUp
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks.dense import MLP
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 
 SIGMA = 0.5

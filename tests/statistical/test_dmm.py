@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from deepprob.distributions import GaussianPath
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
-from deepprob.objectives import ELBO
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 from deepprob.programs.run import run

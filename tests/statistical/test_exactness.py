@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.programs.program import Program
 
 SIGMA = 0.5

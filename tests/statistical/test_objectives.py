@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.programs.program import Program
 from deepprob.programs.store import empty_store, private_store
 

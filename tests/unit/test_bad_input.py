@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from deepprob import Posterior, Program, load_data
-from deepprob.callbacks import Callback, Fit, KLWarmUp
 from deepprob.errors import StorageError
+from deepprob.fitting.callbacks import Callback, Fit, KLWarmUp
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
-from deepprob.optimizers import Optimizer
 
 torch.manual_seed(0)
 X = torch.randn(300, 3)

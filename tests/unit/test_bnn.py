@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from deepprob.data import Split, load_data
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import MODELS, BayesianNeuralNetwork
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import pretrained
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.callbacks import KLWarmUp
 from deepprob.distributions import GaussianPath
+from deepprob.fitting.callbacks import KLWarmUp
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS, DeepMarkovModel
-from deepprob.objectives import ELBO
 from deepprob.posteriors.posterior import Posterior
 
 SIZES = {"latent_dim": 4, "hidden_dim": 8, "recurrent_dim": 8, "dropout": 0.0}

@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
 from deepprob.engine.random import RandomStream
-from deepprob.errors import DivergenceError, StorageError
+from deepprob.errors import StorageError
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
 from deepprob.networks.initialisation import pretrained
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
@@ -198,7 +199,7 @@ def test_ctrl_c_in_a_process_of_its_own() -> None:
 import os, signal, warnings, torch, pyro, pyro.distributions as dist
 from deepprob.programs.program import Program
 from deepprob.inference import svi
-from deepprob.callbacks import Callback
+from deepprob.fitting.callbacks import Callback
 class Press(Callback):
     def step_end(self, fit):
         if fit.step == 50:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepprob import arviz_compat
+from deepprob.posteriors import arviz_compat
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
-from deepprob.objectives import ELBO
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance

@@ -17,9 +17,9 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor
 
 from deepprob.errors import StorageError
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program

@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from deepprob.engine.random import RandomStream
-from deepprob.objectives import ELBO
+from deepprob.fitting.objectives import ELBO
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 

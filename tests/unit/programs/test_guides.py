@@ -11,8 +11,8 @@ import torch
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
 from torch import Tensor
 
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.programs.guides import GUIDES, attach_guide
 from deepprob.programs.program import Program
 

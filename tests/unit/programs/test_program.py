@@ -15,8 +15,8 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import Tensor, nn
 
 from deepprob.data import Split
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.minibatch import Minibatch, num_rows
 from deepprob.programs.program import Program

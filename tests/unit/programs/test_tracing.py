@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import Untraceable
-from deepprob.objectives import ELBO, Objective
+from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gradients
+from deepprob.fitting.objectives import ELBO, Objective
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
-from deepprob.tracing import GradientGraph, GradientProgram, trace_gradients
 
 N, B = 24, 8
 SAMPLED = ELBO(analytic_kl=False)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.objectives import ELBO, OBJECTIVES, describe, objective_named
+from deepprob.fitting.objectives import ELBO, OBJECTIVES, describe, objective_named
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
 from deepprob.programs.run import run

@@ -15,10 +15,10 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
 from deepprob.diagnostics.convergence import settled
+from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
@@ -73,7 +73,7 @@ def fitted(program: Program | None = None, data: Any = None, **options: Any) -> 
 @pytest.fixture(params=["eager", "traced"])
 def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """How steps are taken."""
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
     return bool(request.param == "traced")
 
 
@@ -168,7 +168,7 @@ class Scaled(Program):
 
 @pytest.mark.parametrize("optimizer", [Optimizer(average=0.9), Optimizer("rmsprop"), Optimizer(accumulate=2)], ids=repr)
 def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"batch_size": 5, "optimizer": optimizer, "callbacks": [Anneal("scale", 0.1, 0.5, 8)]}
     eager, compiled = (fitted(Scaled(), x, compile=compile, **options).history for compile in (False, True))

@@ -25,10 +25,10 @@ from deepprob.engine.native.lower import Lengths, Repeated
 from deepprob.engine.noise import NoiseSize
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.trace import same_values
-from deepprob.optimizers import Optimizer
+from deepprob.fitting.gradients import GradientGraph
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch
-from deepprob.tracing import GradientGraph
-from deepprob.updates import Carry
 
 GRADIENTS = "gradients"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from deepprob.optimizers import Optimizer, constant, cosine, linear, optimizer_named
+from deepprob.fitting.optimizers import Optimizer, constant, cosine, linear, optimizer_named
 
 
 @pytest.mark.parametrize(

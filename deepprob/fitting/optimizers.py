@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from deepprob.errors import unknown
-from deepprob.updates import Carry, Rule, advance, rule_named
+from deepprob.fitting.update_rules import Carry, Rule, advance, rule_named
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -110,7 +110,7 @@ class Optimizer:
         return rule_named(names[0], self.options) if names else None
 
     def advance(self, carry: Carry, gradients: Sequence[Tensor], finite: Tensor, rate: Tensor, step: Tensor) -> Carry:
-        """One update by the optimizer's own `rule`; see `deepprob.updates.advance`.
+        """One update by the optimizer's own `rule`; see `deepprob.fitting.update_rules.advance`.
 
         Raises:
             ValueError: If only ``torch.optim`` has the optimizer.

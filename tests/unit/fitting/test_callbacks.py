@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
 from deepprob.posteriors.history import History
 
 

@@ -14,8 +14,9 @@ from deepprob.programs.minibatch import Batch
 from deepprob.storage import read, write
 
 if TYPE_CHECKING:
-    from deepprob.callbacks import Callback
-    from deepprob.fitting import RunningFit
+    from deepprob.fitting.callbacks import Callback
+    from deepprob.fitting.run import RunningFit
+
 
 _OWNED = ("packed", "buffers")  # parts of the carry that are the program's own tensors
 

@@ -27,23 +27,22 @@ from torch import Tensor, nn
 from uncompiled import as_it_is
 
 from deepprob import stepping
-from deepprob.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
-from deepprob.compiled import StepLoop
 from deepprob.engine.native.cache import NoCompiler
 from deepprob.engine.random import RandomStream
-from deepprob.errors import DivergenceError
-from deepprob.fitting import Stepper
+from deepprob.fitting.buckets import Views
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
+from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.gradients import GradientProgram
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.step_loop import StepLoop
+from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper, choose_stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
-from deepprob.lengths import Views
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
-from deepprob.stepping import CompiledStepper, EagerStepper, choose_stepper
-from deepprob.tracing import GradientProgram
 
 N, B = 40, 10
 G = torch.Generator().manual_seed(0)
@@ -82,7 +81,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are."""
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
 
 
 def fitted(data: Any = (X, Y), program: Program | None = None, **options: Any) -> Posterior:
@@ -124,7 +123,7 @@ def test_a_compiled_fit_is_its_graph_run_step_by_step(optimizer: Optimizer, monk
     callbacks = [KLWarmUp(2)]
     compiled = fitted(optimizer=optimizer, callbacks=callbacks)
     assert compiled.config["compiled"]
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
     assert_near(compiled, fitted(optimizer=optimizer, callbacks=callbacks))
     assert not any(compiled.history.steps["skipped"])
 
@@ -259,7 +258,7 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("CXX", None)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(folder=str(Path(__file__).parent))],
+        [sys.executable, "-c", WITHOUT.format(folder=str(Path(__file__).parents[1]))],
         capture_output=True, text=True, timeout=300, check=True, env=environment,
     )  # fmt: skip
     steps, messages, _ = json.loads(done.stdout)
@@ -482,7 +481,7 @@ def chosen(
 
 def stepper_of(compile: bool | str) -> CompiledStepper:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepprob.compiled.compile_module", as_it_is)
+        patch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
         found = chosen(compile)
     assert isinstance(found, CompiledStepper)
     return found
@@ -748,7 +747,7 @@ def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, mon
     def fail(module: Any, inputs: Any, lengths: Any = None) -> None:
         raise error
 
-    monkeypatch.setattr("deepprob.compiled.compile_module", fail)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", fail)
     with pytest.warns(UserWarning, match=r"^not compiled: .*(no C\+\+ compiler|RuntimeError: strange)") as caught:
         found = fitted(held_out=(X, Y))
     assert len(caught) <= 2
@@ -767,7 +766,7 @@ def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         inside.pop()
         return as_it_is(module, inputs)
 
-    monkeypatch.setattr("deepprob.compiled.compile_module", slow)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", slow)
     threads = [threading.Thread(target=fitted, kwargs={"epochs": 1, "seed": seed}) for seed in (0, 1)]
     for thread in threads:
         thread.start()

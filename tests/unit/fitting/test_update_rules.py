@@ -14,13 +14,13 @@ from torch import Tensor
 
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.update_rules import Carry, advance, first_carry, rule_named
 from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
-from deepprob.objectives import ELBO
-from deepprob.optimizers import Optimizer
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
-from deepprob.updates import Carry, advance, first_carry, rule_named
 
 SHAPES: list[tuple[int, ...]] = [(), (3,), (0,), (17, 2), (1, 1, 5), (16,), (2**14,)]
 # In float32, of the worst of 16 000 parameters: Adam divides by gradients that are all but zero.

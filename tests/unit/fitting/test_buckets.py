@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.callbacks import Callback, Checkpoint
 from deepprob.data import Shuffle
 from deepprob.engine.dynamic_length import NotAlike
+from deepprob.fitting.buckets import Views, best_lengths, longest_of_batches
+from deepprob.fitting.callbacks import Callback, Checkpoint
+from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.lengths import Views, best_lengths, longest_of_batches
 from deepprob.models import DeepMarkovModel
-from deepprob.optimizers import Optimizer
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
@@ -189,7 +189,7 @@ def assert_same_steps(a: Posterior, b: Posterior, rel: float) -> None:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are."""
-    monkeypatch.setattr("deepprob.compiled.compile_module", as_it_is)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
 
 
 class EveryStep(Callback):
@@ -245,7 +245,7 @@ def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytes
             raise NotAlike("torch says that a shape is fixed")
         return as_it_is(module, inputs)
 
-    monkeypatch.setattr("deepprob.compiled.compile_module", compiled)
+    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", compiled)
     posterior = fitted(True, alike=True)
     assert posterior.history.specialisations == len(ENDS)
     assert_same_steps(fitted(False, alike=True), posterior, 1e-4)

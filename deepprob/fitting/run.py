@@ -7,131 +7,35 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepprob.callbacks import Anneal, Callback, Checkpoint
-from deepprob.checkpoints import restore_checkpoint, write_checkpoint
 from deepprob.data import Shuffle
 from deepprob.engine.machine import keep_freed_memory, threads_for
-from deepprob.engine.packing import Packing
 from deepprob.engine.random import RandomStream
-from deepprob.errors import DivergenceError
-from deepprob.held_out import HeldOut
-from deepprob.interruption import interruptible
-from deepprob.lengths import Views
-from deepprob.objectives import Terms
-from deepprob.optimizers import FloatArray, Optimizer
+from deepprob.fitting.buckets import Views
+from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
+from deepprob.fitting.checkpoints import restore_checkpoint, write_checkpoint
+from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.held_out import HeldOut
+from deepprob.fitting.interruption import interruptible
+from deepprob.fitting.optimizers import FloatArray, Optimizer
+from deepprob.fitting.progress import ProgressBar
+from deepprob.fitting.state import State
+from deepprob.fitting.steppers import Stepper
+from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.laplace import laplace
 from deepprob.programs.run import first_bad_site
-from deepprob.progress import ProgressBar
-from deepprob.updates import Carry, counted, due
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
 _SHUFFLE_SALT = 0x5EED
-
-
-@dataclass
-class State:
-    """What the next step needs.
-
-    Attributes:
-        owned: The program, whose parameters and buffers are updated in place.
-        params: What is trained, by name; views of ``carry["packed"]``.
-        packing: How parameters lie in the packed tensors.
-        carry: Packed parameters, what the optimizer remembers of them, their average, and the buffers that a run of
-            the program changes.
-        optimizer: Over `params`, where only ``torch.optim`` has it.
-        step: Steps done.
-        annealed: Buffers of the program that are set before every step.
-    """
-
-    owned: ProgramInstance
-    params: dict[str, Tensor]
-    packing: Packing
-    carry: Carry
-    optimizer: torch.optim.Optimizer | None = None
-    step: int = 0
-    annealed: list[Tensor] = field(default_factory=list)
-
-    @property
-    def average(self) -> dict[str, Tensor] | None:
-        """The average of the parameters, by name, if one is kept."""
-        if "average" not in self.carry:
-            return None
-        return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
-
-    def work(self, batch_size: int) -> int:
-        """Multiplications of a step, roughly; of sequences, of one time step, since those come one after the other."""
-        return sum(p.numel() for p in self.params.values()) * batch_size
-
-    def anneal(self, values: Sequence[float]) -> None:
-        """Set the annealed buffers."""
-        for buffer, value in zip(self.annealed, values, strict=True):
-            buffer.fill_(value)
-
-    def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:
-        """One update of the parameters, in place; none where the step was not finite.
-
-        Args:
-            gradients: Packed.
-            finite: Whether loss and gradients are.
-            rate: The learning rate.
-            optimizer: The factory that made the state.
-        """
-        packed = self.carry["packed"]
-        step = torch.full((), self.step, device=packed[0].device)  # a copy from the CPU would wait
-        self.step += 1
-        if self.optimizer is None:
-            speed = torch.full((), rate, dtype=packed[0].dtype, device=packed[0].device)
-            self.take(optimizer.advance(self.carry, gradients, finite, speed, step))
-            return
-        gradients, applied, new = due(
-            self.carry, gradients, finite, step, optimizer.clip_norm, optimizer.accumulate
-        )  # fmt: skip
-        if bool(applied):
-            for p, g in zip(self.params.values(), self.packing.unpack(gradients), strict=True):
-                p.grad = g
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-        self.take(new | counted(self.carry, packed, applied, optimizer.average))
-
-    def take(self, new: Carry) -> None:
-        """Go on from another carry, in place."""
-        with torch.no_grad():
-            for name, tensors in new.items():
-                for old, value in zip(self.carry[name], tensors, strict=True):
-                    old.copy_(value)
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What changes from step to step without changing what the step is.
-
-    Attributes:
-        learning_rate: The optimizer's.
-        kl_weight: Weight of the KL in the loss.
-        annealed: Values of the state's annealed buffers.
-    """
-
-    learning_rate: float
-    kl_weight: float = 1.0
-    annealed: tuple[float, ...] = ()
-
-    @classmethod
-    def of(cls, row: FloatArray) -> Knobs:
-        """One row of many steps' knobs."""
-        learning_rate, kl_weight, *annealed = row.tolist()
-        return cls(learning_rate, kl_weight, tuple(annealed))
 
 
 @dataclass(frozen=True)
@@ -144,34 +48,10 @@ class Position:
     shuffle: tuple[Tensor, Tensor, Tensor | None]
 
 
-class Stepper(Protocol):
-    """What takes the steps of a fit.
-
-    Attributes:
-        capacity: How many it takes at once, at most.
-        specialisations: How many graphs were compiled for them.
-    """
-
-    capacity: int
-    specialisations: int
-
-    def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        """Take some steps, inside a running program.
-
-        Args:
-            state: Where they start; it is updated in place.
-            rows: The rows of each step's batch, shape ``(n, B)``, on the CPU.
-            knobs: Learning rate, weight of the KL and values of annealed buffers of each step, shape ``(n, 2 + k)``.
-
-        Returns:
-            The terms of each step, each of shape ``(n,)``.
-        """
-
-
 class RunningFit:
     """A running fit: epochs, held-out scores, the best state, callbacks, interruptions and checkpoints.
 
-    Routines that take gradient steps give it their step; what callbacks see of it is `deepprob.callbacks.Fit`.
+    Routines that take gradient steps give it their step; what callbacks see of it is `deepprob.fitting.callbacks.Fit`.
 
     Args:
         state: What the first step needs.

@@ -1,4 +1,4 @@
-"""A program's loss and gradients as one graph of tensor operations, traced once."""
+"""The loss and its gradients: one run in Python, or one graph traced from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from deepprob.engine.deferred_errors import Failures
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_graph
-from deepprob.objectives import Objective, Terms
+from deepprob.fitting.objectives import Objective, Terms
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.tracing import TraceableSites, tensors_of

@@ -1,0 +1,1 @@
+"""Fitting: what routines that take gradient steps share."""
