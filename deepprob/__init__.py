@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepprob.data import list_data, load_data
     from deepprob.diagnostics import Check
+    from deepprob.diagnostics.report import Report, check
     from deepprob.posteriors.posterior import Posterior
     from deepprob.posteriors.prediction import Prediction
     from deepprob.programs.program import Program
-    from deepprob.report import Report, check
 
 __version__ = "0.1.0"
 
@@ -22,8 +22,8 @@ _HOMES = {
     "Posterior": "deepprob.posteriors.posterior",
     "Prediction": "deepprob.posteriors.prediction",
     "Program": "deepprob.programs.program",
-    "Report": "deepprob.report",
-    "check": "deepprob.report",
+    "Report": "deepprob.diagnostics.report",
+    "check": "deepprob.diagnostics.report",
     "list_data": "deepprob.data",
     "load_data": "deepprob.data",
 }

@@ -30,9 +30,9 @@ from deepprob.terminal import Screen
 # What is heavy is imported where it is used: help and errors come at once.
 if TYPE_CHECKING:
     from deepprob.data import DataSet
+    from deepprob.diagnostics.report import Report
     from deepprob.posteriors.posterior import Posterior
     from deepprob.programs.program import Program
-    from deepprob.report import Report
 
 USER_ERRORS = (ValueError, TypeError, OSError, DivergenceError)
 LEAST_EPOCHS = 20
@@ -435,7 +435,7 @@ def _judge(
     seed: int = 0,
 ) -> Report:
     from deepprob.data import load_data
-    from deepprob.report import check as ask
+    from deepprob.diagnostics.report import check as ask
 
     strange = None if ood is None else load_data(ood).test
     with _noting(screen), screen.err.status("checking"):
@@ -477,7 +477,7 @@ def _drawn(posterior: Posterior, dataset: DataSet, draws: int, seed: int) -> dic
 
 def _grid(dataset: DataSet, values: dict[str, Any]) -> bytes | None:
     """Drawn images side by side, if that is what they are."""
-    from deepprob.figures import image_rows, render
+    from deepprob.diagnostics.plots import image_rows, render
 
     images = values.get("mean")
     if dataset.task != "images" or images is None or images.shape[1:] != tuple(dataset.shape):

@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from deepprob.diagnostics import Check
-    from deepprob.report import Report
+    from deepprob.diagnostics.report import Report
 
 WIDTH = 100
 COLOURS = {"pass": "green", "caution": "yellow", "fail": "red"}

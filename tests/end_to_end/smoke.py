@@ -35,10 +35,10 @@ def main(arguments: list[str]) -> int:
 def from_python(folder: Path) -> str | None:
     """Fit, check, save and load; what went wrong, if anything did."""
     from deepprob.data import load_data
+    from deepprob.diagnostics.report import check
     from deepprob.inference import svi
     from deepprob.models import VAE
     from deepprob.posteriors.posterior import Posterior
-    from deepprob.report import check
 
     digits = load_data("digits")
     few, unseen = digits.train.rows(slice(0, 64)), digits.test.rows(slice(0, 32))

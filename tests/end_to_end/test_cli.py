@@ -20,18 +20,18 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+import deepprob.diagnostics.report
 import deepprob.inference
-import deepprob.report
 from deepprob.cli import app
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
+from deepprob.diagnostics.report import Report
 from deepprob.fitting.callbacks import Heading
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
-from deepprob.report import Report
 from deepprob.storage import write
 
 TINY = ["--epochs", "2", "--latent-dim", "2", "--hidden", "16"]
@@ -102,7 +102,7 @@ def test_check_fails_when_the_verdict_is_fail(
     fitted: Path, monkeypatch: pytest.MonkeyPatch, verdict: Any, code: int
 ) -> None:
     found = Report((Check("a question", 1.0, 0.1, 0.5, verdict, "Half is well.", "Look."),), "a fit")
-    monkeypatch.setattr(deepprob.report, "check", lambda *args, **named: found)
+    monkeypatch.setattr(deepprob.diagnostics.report, "check", lambda *args, **named: found)
     result = deepprob_("check", str(fitted))
     assert result.exit_code == code
     assert re.search(rf"^{verdict} +a question +1.00 ± 0.10 +limit 0.5$", result.stdout, re.M)
@@ -249,7 +249,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.Mon
 
 
 def test_ctrl_c_during_the_report_keeps_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deepprob.report, "check", lambda *args, **named: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(deepprob.diagnostics.report, "check", lambda *args, **named: signal.raise_signal(signal.SIGINT))
     result = deepprob_("fit", "vae", "digits", *TINY, "--out", "kept")
     assert result.exit_code == 130
     assert result.stderr == "note: interrupted before the report was written. The posterior is in kept.\n"

@@ -17,17 +17,17 @@ from scipy import stats
 from torch import Tensor
 
 from deepprob.data import Split
-from deepprob.diagnostics.calibration import calibration, coverage
-from deepprob.diagnostics.collapse import used_codes
-from deepprob.diagnostics.convergence import levelled_off
-from deepprob.diagnostics.khat import importance, row_importance
-from deepprob.diagnostics.predictive import look_alike, statistics
-from deepprob.diagnostics.scores import skill
-from deepprob.diagnostics.tightness import bound_gap
+from deepprob.diagnostics.checks.calibration import calibration, coverage
+from deepprob.diagnostics.checks.collapse import used_codes
+from deepprob.diagnostics.checks.convergence import levelled_off
+from deepprob.diagnostics.checks.khat import importance, row_importance
+from deepprob.diagnostics.checks.predictive import look_alike, statistics
+from deepprob.diagnostics.checks.scores import skill
+from deepprob.diagnostics.checks.tightness import bound_gap
+from deepprob.diagnostics.report import Report, check
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
-from deepprob.report import Report, check
 
 ALARM = ("caution", "fail")
 

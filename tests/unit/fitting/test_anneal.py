@@ -15,7 +15,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from uncompiled import as_it_is
 
-from deepprob.diagnostics.convergence import settled
+from deepprob.diagnostics.checks.convergence import settled
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi

@@ -9,7 +9,8 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 
 ACTIVE = 0.01
 NAME = "codes are used"

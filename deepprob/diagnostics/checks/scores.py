@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.calibration import class_probs, one_label
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.checks.calibration import class_probs, one_label
 
 NAME = "predictions inform"
 

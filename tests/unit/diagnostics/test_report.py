@@ -16,11 +16,11 @@ import torch
 from deepprob import figures
 from deepprob.data import Split
 from deepprob.diagnostics import Check
-from deepprob.figures import Picture
+from deepprob.diagnostics.pictures import Picture
+from deepprob.diagnostics.report import Report, check
 from deepprob.inference.svi import svi
 from deepprob.models import VAE, DeepMarkovModel
 from deepprob.programs.program import Program
-from deepprob.report import Report, check
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 

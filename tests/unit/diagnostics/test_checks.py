@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from deepprob.diagnostics import CHECKS, Check
-from deepprob.diagnostics.calibration import bins_of, calibration, coverage, ece
 from deepprob.diagnostics.check import jsonable, number, worst
-from deepprob.diagnostics.collapse import explained, used_codes
-from deepprob.diagnostics.convergence import levelled_off, settled
-from deepprob.diagnostics.khat import importance, khat_limit, row_importance
-from deepprob.diagnostics.novelty import noticed
-from deepprob.diagnostics.predictive import look_alike
-from deepprob.diagnostics.replicates import joint_p, two_sided
-from deepprob.diagnostics.scores import brier, crps, skill
-from deepprob.diagnostics.steps import applied_steps
-from deepprob.diagnostics.tightness import bound_gap, bounds
+from deepprob.diagnostics.checks.calibration import bins_of, calibration, coverage, ece
+from deepprob.diagnostics.checks.collapse import explained, used_codes
+from deepprob.diagnostics.checks.convergence import levelled_off, settled
+from deepprob.diagnostics.checks.khat import importance, khat_limit, row_importance
+from deepprob.diagnostics.checks.novelty import noticed
+from deepprob.diagnostics.checks.predictive import look_alike
+from deepprob.diagnostics.checks.replicates import joint_p, two_sided
+from deepprob.diagnostics.checks.scores import brier, crps, skill
+from deepprob.diagnostics.checks.steps import applied_steps
+from deepprob.diagnostics.checks.tightness import bound_gap, bounds
 from deepprob.posteriors.history import History
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import rhat
 from deepprob.posteriors.history import History
 

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
-from deepprob.diagnostics import CHECKS, Case, Check
-from deepprob.diagnostics.check import Verdict, jsonable, number, worst
-from deepprob.figures import Picture, pictures
-from deepprob.report_template import TEMPLATE
+from deepprob.diagnostics.case import Case
+from deepprob.diagnostics.check import Check, Verdict, jsonable, number, worst
+from deepprob.diagnostics.checks import CHECKS
+from deepprob.diagnostics.pictures import Picture, pictures
+from deepprob.diagnostics.report_template import TEMPLATE
 
 if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
+
 
 ALPHA = 0.05
 WIDTH = 100

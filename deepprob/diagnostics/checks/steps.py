@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Case, Check, Diagnostic, Verdict, array
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Check, Verdict, array
 
 LIMIT = 0.01
 

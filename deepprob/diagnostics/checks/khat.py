@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Case, Check, Diagnostic, Verdict, array, number
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import psis
 
 # A Gaussian guide whose standard deviations are 0.7 of the posterior's exceeds the limit in 35 % (one dimension) to

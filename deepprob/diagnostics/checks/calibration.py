@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
-from deepprob.diagnostics.replicates import joint_p
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.checks.replicates import joint_p
 
 BINS = 15
 NAME = "probabilities come true"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, num_optional
-from deepprob.diagnostics.replicates import joint_p, two_sided
+from deepprob.diagnostics.case import Case, Diagnostic, num_optional
+from deepprob.diagnostics.check import Array, Check, Verdict, array
+from deepprob.diagnostics.checks.replicates import joint_p, two_sided
 
 NAME = "replicates look alike"
 CAUTION, FAIL = 0.1, 0.5

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from deepprob.diagnostics.check import Array, Case, Check, Diagnostic, Verdict, array, number
-from deepprob.diagnostics.collapse import information
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.checks.collapse import information
 
 SHARE = 0.2
 FLOOR = 0.1
