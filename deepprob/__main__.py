@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepprob.cli import main
+from deepprob.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
@@ -301,17 +300,3 @@ class Log(Callback):
             last = {name: values[-1] for name, values in fit.history.epochs.items()}
             text = "  ".join(f"{name} {value:.4g}" for name, value in last.items())
             print(f"epoch {fit.epoch}  {text}", file=self.file or sys.stdout)
-
-
-class Heading(Callback):
-    """Say something once all was found in order and the first step is next.
-
-    Args:
-        say: What to call.
-    """
-
-    def __init__(self, say: Callable[[], object]) -> None:
-        self.say = say
-
-    def start(self, fit: Fit) -> None:
-        self.say()

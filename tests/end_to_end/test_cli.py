@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+import deepprob.cli.fit
 import deepprob.diagnostics.report
-import deepprob.inference
-from deepprob.cli import app
+from deepprob.cli.commands import app
+from deepprob.cli.fit import Heading
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
 from deepprob.diagnostics.report import Report
-from deepprob.fitting.callbacks import Heading
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE
@@ -202,7 +202,7 @@ def test_debug_shows_where_and_a_defect_is_called_one(monkeypatch: pytest.Monkey
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("wheels came off")
 
-    monkeypatch.setattr(deepprob.inference, "svi", broken)
+    monkeypatch.setattr(deepprob.cli.fit, "svi", broken)
     result = deepprob_("fit", "vae", "digits")
     assert result.exit_code == 3
     assert re.match(r"error: RuntimeError: wheels came off \(a defect of deepprob; --debug", result.stderr)
@@ -215,7 +215,7 @@ def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch
     def diverges(*args: Any, **named: Any) -> None:
         raise DivergenceError("elbo became nan at epoch 2.", good)
 
-    monkeypatch.setattr(deepprob.inference, "svi", diverges)
+    monkeypatch.setattr(deepprob.cli.fit, "svi", diverges)
     assert re.match(
         r"error: elbo became nan at epoch 2\. What was kept is in kept\.",
         error_of(deepprob_("fit", "vae", "digits", "--out", "kept")),

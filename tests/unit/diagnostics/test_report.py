@@ -13,9 +13,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from deepprob import figures
 from deepprob.data import Split
-from deepprob.diagnostics import Check
+from deepprob.diagnostics import Check, plots
 from deepprob.diagnostics.pictures import Picture
 from deepprob.diagnostics.report import Report, check
 from deepprob.inference.svi import svi
@@ -26,7 +25,7 @@ HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 
 
 def a_report(title: str = "my fit") -> Report:
-    picture = Picture("p", title, title, title, figures.render(figures.kl_bars([2.0, 0.1])))
+    picture = Picture("p", title, title, title, plots.render(plots.kl_bars([2.0, 0.1])))
     checks = (
         Check("good", 0.1234, 0.01, 0.5, "pass", "All is well.", "", {"n": 3, "values": [1.0, float("nan")]}),
         Check(title[:20], float("nan"), None, None, "caution", title, title, {title: title}),
@@ -123,19 +122,19 @@ def test_pictures_of_odd_data(recwarn: pytest.WarningsRecorder) -> None:
     rng = np.random.default_rng(0)
     steps = np.where(np.arange(300) % 50 == 0, np.nan, -np.exp(-np.arange(300) / 30))
     drawn = [
-        figures.training_curve(steps, [-1.0, np.nan, -0.5], steps_per_epoch=100),
-        figures.training_curve([-1.0]),
-        figures.training_curve(np.full(10, np.nan)),
-        figures.image_rows({"a": rng.random((3, 4, 4)), "b": rng.random((12, 3, 4, 4)), "c": np.zeros((2, 4, 4, 1))}),
-        figures.latent_scatter(rng.normal(size=(20, 1))),
-        figures.latent_scatter(rng.normal(size=(20, 2)), rng.integers(0, 3, 20)),
-        figures.latent_scatter(rng.normal(size=(40, 5)), np.arange(40)),
-        figures.kl_bars([0.0]),
-        figures.reliability(rng.dirichlet(np.ones(3), 7), rng.integers(0, 3, 7)),
-        figures.predicted_against_observed(*rng.normal(size=(2, 400, 1)), np.full(400, -3), np.full(400, 3)),
-        figures.predictive_band(*rng.normal(size=(3, 30)), (-np.ones(30), np.ones(30)), (-np.ones(30), np.ones(30))),
+        plots.training_curve(steps, [-1.0, np.nan, -0.5], steps_per_epoch=100),
+        plots.training_curve([-1.0]),
+        plots.training_curve(np.full(10, np.nan)),
+        plots.image_rows({"a": rng.random((3, 4, 4)), "b": rng.random((12, 3, 4, 4)), "c": np.zeros((2, 4, 4, 1))}),
+        plots.latent_scatter(rng.normal(size=(20, 1))),
+        plots.latent_scatter(rng.normal(size=(20, 2)), rng.integers(0, 3, 20)),
+        plots.latent_scatter(rng.normal(size=(40, 5)), np.arange(40)),
+        plots.kl_bars([0.0]),
+        plots.reliability(rng.dirichlet(np.ones(3), 7), rng.integers(0, 3, 7)),
+        plots.predicted_against_observed(*rng.normal(size=(2, 400, 1)), np.full(400, -3), np.full(400, 3)),
+        plots.predictive_band(*rng.normal(size=(3, 30)), (-np.ones(30), np.ones(30)), (-np.ones(30), np.ones(30))),
     ]
-    assert all(figures.render(f).startswith(b"\x89PNG") for f in drawn)
+    assert all(plots.render(f).startswith(b"\x89PNG") for f in drawn)
     assert not recwarn.list
 
 
@@ -143,7 +142,7 @@ def test_drawing_leaves_no_global_state() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    thread = threading.Thread(target=lambda: figures.render(figures.kl_bars([1.0, 2.0])))
+    thread = threading.Thread(target=lambda: plots.render(plots.kl_bars([1.0, 2.0])))
     thread.start()
     thread.join()
     assert dict(matplotlib.rcParams) == before

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from deepprob.diagnostics import Check
     from deepprob.diagnostics.report import Report
 
+
 WIDTH = 100
 COLOURS = {"pass": "green", "caution": "yellow", "fail": "red"}
 INDENT = " " * 9

@@ -1,0 +1,5 @@
+"""The command ``deepprob``."""
+
+from deepprob.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,194 @@
+"""The commands: ``fit``, ``check``, ``report``, ``sample``, ``list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deepprob.cli.exit_codes import Command
+from deepprob.cli.options import Table, data_sets, models, options_of, routines
+from deepprob.cli.screen import Screen
+from deepprob.cli.work import drawn, exit_code, grid, judge, load, write
+from deepprob.errors import unknown
+
+app = typer.Typer(
+    cls=Command,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
+Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
+Draws = Annotated[int, typer.Option(min=25, help="Posterior draws, and importance samples per row.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deepprob {metadata.version('deepprob')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fit probabilistic deep models, and find out whether to believe them.
+
+    Start with: deepprob fit vae digits
+    """
+
+
+@app.command()
+def fit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="See: deepprob list models", show_default=False)],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="See: deepprob list data", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="Where to save; by default runs/MODEL-DATA.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; by default enough for most.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
+    warm_up: Annotated[float | None, typer.Option(help="Epochs until the KL has its full weight.")] = None,
+    guide: Annotated[str | None, typer.Option(help="normal, low_rank, ...; by default the model's own.")] = None,
+    latent_dim: Annotated[int | None, typer.Option(help="Size of the latent code or state.")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Sizes of hidden layers: 200,100")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")
+    ] = None,
+    split: Annotated[int, typer.Option(help="Which standard split of the data.")] = 0,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
+) -> None:
+    """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
+    # What is heavy is imported where it is used: help and errors come at once.
+    from deepprob.cli.fit import plan_fit, report_fit, run_fit, say_interrupted
+
+    screen = Screen()
+    plan = plan_fit(
+        model,
+        data,
+        lambda kind: options_of(kind, latent_dim, hidden, settings or []),
+        split=split,
+        out=out,
+        epochs=epochs,
+        batch_size=batch_size,
+    )
+    if resume and not plan.can_resume:
+        screen.note(f"there is no interrupted fit in {plan.folder}; this one starts at the beginning.")
+    posterior = run_fit(
+        screen,
+        plan,
+        guide=guide,
+        learning_rate=learning_rate,
+        warm_up=warm_up,
+        device=device,
+        seed=seed,
+        resume=resume,
+    )
+    if posterior.history.interrupted:
+        say_interrupted(screen, plan, posterior)
+        raise typer.Exit(130)
+    try:
+        report = report_fit(screen, plan, posterior)
+    except KeyboardInterrupt:
+        screen.note(f"interrupted before the report was written. The posterior is in {plan.folder}.")
+        raise typer.Exit(130) from None
+    raise typer.Exit(exit_code(report))
+
+
+@app.command()
+def check(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+    ] = None,
+    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
+    draws: Draws = 200,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Print the report on a saved posterior; exit code 1 if its verdict is fail."""
+    screen = Screen()
+    posterior, dataset, same = load(folder, data, device)
+    report = judge(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
+    screen.report(report)
+    raise typer.Exit(exit_code(report))
+
+
+@app.command()
+def report(
+    folder: Folder,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in DIR.")] = None,
+    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
+    draws: Draws = 200,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Write the report on a saved posterior: a page with pictures, and the same as JSON."""
+    screen = Screen()
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON goes beside it.")
+    posterior, dataset, same = load(folder, data, device)
+    found = judge(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
+    page = write(found, out or folder / "report.html")
+    screen.report(found, full=False)
+    screen.say()
+    screen.say(("report  ", "dim"), str(page))
+    screen.say(("json    ", "dim"), str(page.with_suffix(".json")))
+    raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def sample(
+    folder: Folder,
+    draws: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="By default samples.npz in DIR.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Draw rows from the fitted model, or targets for the test rows if it predicts; images also as a PNG grid."""
+    import numpy as np
+
+    screen = Screen()
+    file = out or folder / "samples.npz"
+    if file.suffix != ".npz":
+        raise ValueError(f"--out must end in .npz; got {str(file)!r}. A grid of images goes beside it.")
+    posterior, dataset, _ = load(folder, None, device)
+    values = drawn(posterior, dataset, draws, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        np.savez_compressed(stream, **values)
+    for name, value in values.items():
+        screen.say((f"{name:<8}", "bold"), f"{value.shape!s:<18}", (f"mean {value.mean():.4g}", "dim"))
+    screen.say(("samples  ", "dim"), str(file))
+    if (image := grid(dataset, values)) is not None:
+        file.with_suffix(".png").write_bytes(image)
+        screen.say(("picture  ", "dim"), str(file.with_suffix(".png")))
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, data or routines.", show_default=False)],
+) -> None:
+    """List what there is: models, data or routines."""
+    tables: dict[str, Callable[[], Table]] = {"models": models, "data": data_sets, "routines": routines}
+    if what not in tables:
+        raise unknown("list", what, tables)
+    Screen().table(*tables[what]())
+
+
+def main() -> None:
+    """Run the command ``deepprob``."""
+    app()

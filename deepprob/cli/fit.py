@@ -1,0 +1,200 @@
+"""What ``deepprob fit`` does: plan a fit, run it, save it and report on it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepprob.cli.options import describe_rows, model_named, program_for
+from deepprob.cli.screen import Screen
+from deepprob.cli.work import judge, noting, write
+from deepprob.data import DataSet, load_data
+from deepprob.diagnostics.report import Report
+from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
+from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.inference import svi
+from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.program import Program
+from deepprob.storage import check_free
+
+LEAST_EPOCHS = 20
+CHECKPOINTS = 50  # in a whole fit: an interrupted one loses little
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """One fit of the command.
+
+    Attributes:
+        program: What is fitted.
+        data: What it is fitted to.
+        split: Which standard split of the data.
+        folder: Where the posterior is saved.
+        epochs: Passes over the data.
+        steps_per_epoch: Steps in one pass.
+        batch_size: Rows per step; None for the routine's choice.
+    """
+
+    program: Program
+    data: DataSet
+    split: int
+    folder: Path
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int | None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of the running fit's checkpoint."""
+        return self.folder / "checkpoint"
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint."""
+        return (self.checkpoint / "manifest.json").exists()
+
+
+class Heading(Callback):
+    """Call a function when the data and settings were accepted and the first step is next.
+
+    Args:
+        say: The function.
+    """
+
+    def __init__(self, say: Callable[[], object]) -> None:
+        self.say = say
+
+    def start(self, fit: Fit) -> None:
+        self.say()
+
+
+def plan_fit(
+    model: str,
+    data: str,
+    options: Callable[[type[Program]], dict[str, Any]],
+    *,
+    split: int,
+    out: Path | None,
+    epochs: int | None,
+    batch_size: int | None,
+) -> FitPlan:
+    """The fit that the command's words ask for.
+
+    Args:
+        model: Name of the model.
+        data: Name of the data set.
+        options: The model's arguments, given its class.
+        split: Which standard split of the data.
+        out: Where to save; None for ``runs/MODEL-DATA``.
+        epochs: Passes over the data; None for about the model's ``usual_steps``.
+        batch_size: Rows per step; None for the routine's choice.
+    """
+    kind = model_named(model)
+    dataset = load_data(data, split=split)
+    program = program_for(model, kind, dataset, options(kind))
+    folder = out or Path("runs", f"{model}-{data.replace('/', '-')}")
+    check_free(folder, kind="posterior")
+    steps = math.ceil(len(dataset.train) / max(batch_size or 128, 1))
+    epochs = max(LEAST_EPOCHS, round(kind.usual_steps / steps)) if epochs is None else epochs
+    return FitPlan(program, dataset, split, folder, epochs, steps, batch_size)
+
+
+def run_fit(
+    screen: Screen,
+    plan: FitPlan,
+    *,
+    guide: str | None,
+    learning_rate: float | None,
+    warm_up: float | None,
+    device: str,
+    seed: int,
+    resume: bool,
+) -> Posterior:
+    """Fit and save.
+
+    Raises:
+        DivergenceError: If the fit diverged; the last good posterior is saved first.
+    """
+
+    def announce() -> None:
+        name, data = type(plan.program).__name__, plan.data
+        screen.say((f"{name} on {data.name}", "bold"), f": rows of {describe_rows(data)}")
+        screen.say((f"{plan.epochs} epochs of {plan.steps_per_epoch} steps, seed {seed}", "dim"))
+
+    began = time.perf_counter()
+    warming = [] if warm_up is None else [KLWarmUp(warm_up)]
+    checkpoint = Checkpoint(plan.checkpoint, max(1, plan.epochs // CHECKPOINTS), resume=resume)
+    with noting(screen):
+        try:
+            posterior = svi(
+                plan.program,
+                plan.data.train,
+                epochs=plan.epochs,
+                batch_size="auto" if plan.batch_size is None else plan.batch_size,
+                guide=guide,
+                optimizer=Optimizer(learning_rate=learning_rate),
+                held_out=plan.data.valid,
+                device=device,
+                seed=seed,
+                callbacks=[*warming, checkpoint, Heading(announce)],
+            )
+        except DivergenceError as error:
+            if error.posterior is not None and error.posterior.history.best_epoch:
+                _save(error.posterior, plan)
+                raise DivergenceError(f"{error} What was kept is in {plan.folder}.", error.posterior) from error
+            raise
+    _save(posterior, plan)
+    screen.say((_summary(posterior, time.perf_counter() - began), "dim"))
+    return posterior
+
+
+def say_interrupted(screen: Screen, plan: FitPlan, posterior: Posterior) -> None:
+    """Say how far an interrupted fit came and how it can go on."""
+    done, planned = len(posterior.history.steps.get("elbo", ())), plan.epochs * plan.steps_per_epoch
+    screen.note(f"interrupted after {done} of {planned} steps. The best posterior so far is in {plan.folder}.")
+    if plan.can_resume:
+        screen.say(("go on with  ", "dim"), f"{_repeated()} --resume")
+
+
+def report_fit(screen: Screen, plan: FitPlan, posterior: Posterior) -> Report:
+    """Judge a finished fit by its test rows, and write and show the report."""
+    shutil.rmtree(plan.checkpoint, ignore_errors=True)  # the posterior is saved: nothing is left to resume
+    report = judge(screen, posterior, plan.data, train=True)
+    page = write(report, plan.folder / "report.html")
+    screen.say()
+    screen.report(report, full=False)
+    screen.say()
+    screen.say(("posterior  ", "dim"), str(plan.folder))
+    screen.say(("report     ", "dim"), str(page))
+    screen.say(("next       ", "dim"), f"deepprob check {plan.folder}   deepprob sample {plan.folder}")
+    return report
+
+
+def _save(posterior: Posterior, plan: FitPlan) -> None:
+    posterior.config["data"] = {"name": plan.data.name, "split": plan.split}
+    posterior.save(plan.folder)
+
+
+def _summary(posterior: Posterior, seconds: float) -> str:
+    """How long the fit took and what it reached, in one line."""
+    history = posterior.history
+    epochs = history.epochs
+    text = f"fitted {len(epochs.get('elbo', ()))} epochs in {seconds:.0f} s"
+    if scores := epochs.get("held_out_elbo"):
+        text += f"; held-out elbo {max(scores):.4g} nats per row at epoch {history.best_epoch}"
+    elif scores := epochs.get("elbo"):
+        text += f"; elbo {scores[-1]:.4g} nats per row"
+    return text
+
+
+def _repeated() -> str:
+    """The command as it was given."""
+    return shlex.join(["deepprob", *(a for a in sys.argv[1:] if a != "--resume")])

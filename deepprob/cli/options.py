@@ -1,0 +1,123 @@
+"""What the words of a command stand for: models, data sets, settings."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from deepprob.errors import unknown
+
+if TYPE_CHECKING:
+    from deepprob.data import DataSet
+    from deepprob.programs.program import Program
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A header and rows, for `Screen.table`."""
+
+
+def models() -> Table:
+    """Every model."""
+    from deepprob.models import MODELS
+
+    return ("model", "for", "what it is"), [(n, ", ".join(m.tasks) or "any", _first_line(m)) for n, m in MODELS.items()]
+
+
+def data_sets() -> Table:
+    """Every data set."""
+    from deepprob.data import list_data
+
+    # The licence stands last: it is what a narrow terminal may cut off.
+    order = ("name", "task", "shape", "rows", "where", "licence")
+    rows = [row._replace(rows=row.rows.replace(" ", "")) for row in list_data()]
+    return order, [[getattr(row, column) for column in order] for row in rows]
+
+
+def routines() -> Table:
+    """Every routine."""
+    from deepprob.inference import ROUTINES
+
+    return ("routine", "what it does"), [(name, _first_line(routine)) for name, routine in ROUTINES.items()]
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def model_named(name: str) -> type[Program]:
+    """The model of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    from deepprob.models import MODELS
+
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def program_for(name: str, kind: type[Program], dataset: DataSet, options: dict[str, Any]) -> Program:
+    """A model for a data set.
+
+    Raises:
+        ValueError: If the model is for other kinds of data.
+    """
+    if kind.tasks and dataset.task not in kind.tasks:
+        from deepprob.data import list_data
+
+        fitting = [row.name for row in list_data() if row.task in kind.tasks]
+        raise ValueError(
+            f"model {name!r} is for {' or '.join(kind.tasks)}; data set {dataset.name!r} is for {dataset.task}. "
+            f"Choose from: {', '.join(fitting)}."
+        )
+    return kind.from_data(dataset, **options)
+
+
+def options_of(kind: type[Program], latent_dim: int | None, hidden: str | None, settings: list[str]) -> dict[str, Any]:
+    """The model's arguments that were given, by name."""
+    takes = _takes(kind)
+    given: dict[str, Any] = {} if latent_dim is None else {"latent_dim": latent_dim}
+    if hidden is not None:
+        sizes = _whole_numbers(hidden)
+        given |= {"hidden_dim": sizes[0]} if "hidden_dim" in takes and len(sizes) == 1 else {"hidden_dims": sizes}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set wants NAME=VALUE; got {setting!r}. For example: --set likelihood=normal")
+        given[name] = _value(value)
+    for name in given:
+        if name not in takes:
+            raise unknown(f"option of {kind.__name__}", name, takes)
+    return given
+
+
+def _takes(kind: type[Program]) -> list[str]:
+    """Names of the arguments that the data do not decide."""
+    _, *own = inspect.signature(kind.from_data).parameters.values()
+    names = [p.name for p in own if p.kind is not p.VAR_KEYWORD]
+    if len(names) < len(own):
+        names += [p.name for p in inspect.signature(kind).parameters.values() if p.default is not p.empty]
+    return names
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"--hidden wants whole numbers, like 200,100; got {text!r}.") from None
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def describe_rows(dataset: DataSet) -> str:
+    """Shape of a row and number of rows of each part."""
+    parts = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}
+    counts = " / ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
+    return f"{tuple(dataset.shape)}, {counts}"
