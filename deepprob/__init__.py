@@ -6,34 +6,97 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepprob.data import list_data, load_data
-    from deepprob.diagnostics import Check
-    from deepprob.diagnostics.report import Report, check
-    from deepprob.posteriors.posterior import Posterior
-    from deepprob.posteriors.prediction import Prediction
-    from deepprob.programs.program import Program
+    from deepprob.data import DataSet, Split, list_data, load_data
+    from deepprob.diagnostics import Check, Report
+    from deepprob.diagnostics import plots as plot
+    from deepprob.diagnostics.report import check
+    from deepprob.errors import StorageError
+    from deepprob.fitting import (
+        ELBO,
+        Anneal,
+        Callback,
+        Checkpoint,
+        DivergenceError,
+        EarlyStopping,
+        KLWarmUp,
+        Log,
+        Optimizer,
+    )
+    from deepprob.networks import (
+        MLP,
+        Conditional,
+        ConvDecoder,
+        ConvEncoder,
+        Recurrent,
+        init_weights,
+        pretrained,
+    )
+    from deepprob.posteriors import Posterior, Prediction, draws_posterior
+    from deepprob.programs import Program
 
 __version__ = "0.1.0"
 
-__all__ = ["Check", "Posterior", "Prediction", "Program", "Report", "check", "list_data", "load_data"]
+__all__ = [
+    "ELBO",
+    "MLP",
+    "Anneal",
+    "Callback",
+    "Check",
+    "Checkpoint",
+    "Conditional",
+    "ConvDecoder",
+    "ConvEncoder",
+    "DataSet",
+    "DivergenceError",
+    "EarlyStopping",
+    "KLWarmUp",
+    "Log",
+    "Optimizer",
+    "Posterior",
+    "Prediction",
+    "Program",
+    "Recurrent",
+    "Report",
+    "Split",
+    "StorageError",
+    "check",
+    "draws_posterior",
+    "init_weights",
+    "list_data",
+    "load_data",
+    "plot",
+    "pretrained",
+]
 
 _HOMES = {
-    "Check": "deepprob.diagnostics",
-    "Posterior": "deepprob.posteriors.posterior",
-    "Prediction": "deepprob.posteriors.prediction",
-    "Program": "deepprob.programs.program",
-    "Report": "deepprob.diagnostics.report",
-    "check": "deepprob.diagnostics.report",
-    "list_data": "deepprob.data",
-    "load_data": "deepprob.data",
+    "deepprob.data": ("DataSet", "Split", "list_data", "load_data"),
+    "deepprob.diagnostics": ("Check", "Report"),
+    "deepprob.diagnostics.report": ("check",),
+    "deepprob.errors": ("StorageError",),
+    "deepprob.fitting": (
+        *("ELBO", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
+        "Optimizer",
+    ),
+    "deepprob.networks": (
+        *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Recurrent", "init_weights", "pretrained"),
+    ),
+    "deepprob.posteriors": ("Posterior", "Prediction", "draws_posterior"),
+    "deepprob.programs": ("Program",),
 }
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = {"plot": "deepprob.diagnostics.plots"}
 
 
 def __getattr__(name: str) -> Any:
     # Importing torch, Pyro and scikit-learn takes seconds: a name brings in only what it needs.
-    if name not in _HOMES:
+    if name in _MODULES:
+        value: Any = importlib.import_module(_MODULES[name])
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
         raise AttributeError(f"module 'deepprob' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "Posterior":
+        importlib.import_module("deepprob.models")  # a saved posterior finds its program among the registered ones
     globals()[name] = value
     return value
 

@@ -23,10 +23,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
-Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
-Draws = Annotated[int, typer.Option(min=25, help="Posterior draws, and importance samples per row.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
+_Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
+_Draws = Annotated[int, typer.Option(min=25, help="Posterior draws, and importance samples per row.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 
 
 def _version(wanted: bool) -> None:
@@ -64,8 +64,8 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")
     ] = None,
     split: Annotated[int, typer.Option(help="Which standard split of the data.")] = 0,
-    seed: Seed = 0,
-    device: Device = "auto",
+    seed: _Seed = 0,
+    device: _Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
@@ -107,14 +107,14 @@ def fit(
 
 @app.command()
 def check(
-    folder: Folder,
+    folder: _Folder,
     data: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
     ] = None,
     ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
-    draws: Draws = 200,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    draws: _Draws = 200,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
 ) -> None:
     """Print the report on a saved posterior; exit code 1 if its verdict is fail."""
     screen = Screen()
@@ -126,15 +126,15 @@ def check(
 
 @app.command()
 def report(
-    folder: Folder,
+    folder: _Folder,
     data: Annotated[
         str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in DIR.")] = None,
     ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
-    draws: Draws = 200,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    draws: _Draws = 200,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
 ) -> None:
     """Write the report on a saved posterior: a page with pictures, and the same as JSON."""
     screen = Screen()
@@ -152,11 +152,11 @@ def report(
 
 @app.command()
 def sample(
-    folder: Folder,
+    folder: _Folder,
     draws: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
     out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="By default samples.npz in DIR.")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    seed: _Seed = 0,
+    device: _Device = "cpu",
 ) -> None:
     """Draw rows from the fitted model, or targets for the test rows if it predicts; images also as a PNG grid."""
     import numpy as np

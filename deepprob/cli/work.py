@@ -24,6 +24,7 @@ def load(folder: Path, other: str | None, device: str) -> tuple[Posterior, DataS
     """A saved posterior, the data to judge it by, and whether it was fitted to that data set."""
     from deepprob.data import load_data
     from deepprob.engine.machine import pick_device
+    from deepprob.models import MODELS  # noqa: F401 - a saved program finds its class
     from deepprob.posteriors.posterior import Posterior
 
     posterior = Posterior.load(folder, device=pick_device(device))

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.checks.calibration import bins_of
 
-BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9822b", "#b8bec4", "#1d2329"
-STYLE: Any = {
-    "text.color": INK,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
+_BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9822b", "#b8bec4", "#1d2329"
+_STYLE: Any = {
+    "text.color": _INK,
+    "axes.edgecolor": _GREY,
+    "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
@@ -42,7 +42,7 @@ def _figure(width: float = 5.6, height: float = 4.0) -> Figure:
 
 
 def _axes(figure: Figure) -> Any:
-    with rc_context(STYLE):
+    with rc_context(_STYLE):
         return figure.add_subplot()
 
 
@@ -59,7 +59,7 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
     figure = _figure()
     axes = _axes(figure)
     time = (np.arange(len(values)) + 1) / steps_per_epoch
-    axes.plot(time, values, color=GREY, linewidth=0.6, label="step")
+    axes.plot(time, values, color=_GREY, linewidth=0.6, label="step")
     width = max(len(values) // 50, 1)
     blocks = len(values) // width
     if width > 1:
@@ -67,12 +67,12 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
         axes.plot(
             time[len(values) - blocks * width :].reshape(blocks, width).mean(1),
             np.nanmean(centre, 1),
-            color=BLUE,
+            color=_BLUE,
             linewidth=1.6,
             label=f"mean of {width} steps",
         )
     if np.isfinite(held).any():
-        axes.plot(np.arange(len(held)) + 1, held, color=ORANGE, linewidth=1.6, label="held out")
+        axes.plot(np.arange(len(held)) + 1, held, color=_ORANGE, linewidth=1.6, label="held out")
     seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
     seen = seen[np.isfinite(seen)]
     if len(seen):  # the first steps may be far below: they are cut off rather than all else squeezed
@@ -140,7 +140,7 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
     figure = _figure()
     axes = _axes(figure)
     if labels is None:
-        axes.scatter(*plane.T, s=9, alpha=0.7, color=BLUE, linewidths=0)
+        axes.scatter(*plane.T, s=9, alpha=0.7, color=_BLUE, linewidths=0)
     else:
         classes = np.unique(array(labels))
         if len(classes) <= 10:
@@ -172,7 +172,7 @@ def kl_bars(nats: ArrayLike) -> Figure:
     values = np.sort(array(nats))[::-1]
     figure = _figure()
     axes = _axes(figure)
-    axes.bar(np.arange(1, len(values) + 1), values, color=BLUE, width=0.8)
+    axes.bar(np.arange(1, len(values) + 1), values, color=_BLUE, width=0.8)
     axes.set_xlabel("code coordinate, by rank")
     axes.set_ylabel("KL from the prior, nats per row")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -201,9 +201,9 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
     figure = _figure()
     axes = _axes(figure)
     low = min(float(centre.min()), float((middle - half).min()))
-    axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect")
-    axes.vlines(centre, middle - half, middle + half, color=BLUE, linewidth=1.2)
-    axes.plot(centre, hit, "o-", color=BLUE, markersize=4, linewidth=1, label="observed, 90 % interval")
+    axes.plot([low, 1], [low, 1], color=_GREY, linestyle="--", label="perfect")
+    axes.vlines(centre, middle - half, middle + half, color=_BLUE, linewidth=1.2)
+    axes.plot(centre, hit, "o-", color=_BLUE, markersize=4, linewidth=1, label="observed, 90 % interval")
     axes.set_xlabel("confidence in the predicted class")
     axes.set_ylabel("how often it was right")
     axes.legend(frameon=False, loc="upper left")
@@ -226,13 +226,13 @@ def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLik
     figure = _figure()
     axes = _axes(figure)
     for chosen, colour, label in (
-        (~outside, BLUE, "inside its interval"),
-        (outside, ORANGE, "outside"),
+        (~outside, _BLUE, "inside its interval"),
+        (outside, _ORANGE, "outside"),
     ):
         axes.vlines(y[chosen], lo[chosen], hi[chosen], color=colour, linewidth=0.8, alpha=0.5)
         axes.plot(y[chosen], m[chosen], "o", color=colour, markersize=3, label=label)
     ends = [float(min(y.min(), m.min())), float(max(y.max(), m.max()))]
-    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
+    axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("observed")
     axes.set_ylabel("predicted, with 90 % interval")
     axes.legend(frameon=False, loc="upper left")
@@ -261,9 +261,9 @@ def predictive_band(
     axes = _axes(figure)
     for ends, alpha, label in ((most, 0.18, "90 % band"), (half, 0.35, "50 % band")):
         low, high = (array(end).ravel()[order] for end in ends)
-        axes.fill_between(x[order], low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
-    axes.plot(x[order], array(mean).ravel()[order], color=BLUE, linewidth=1.6, label="mean")
-    axes.plot(x, array(target).ravel(), "o", color=INK, markersize=2.5, alpha=0.6, label="data")
+        axes.fill_between(x[order], low, high, color=_BLUE, alpha=alpha, linewidth=0, label=label)
+    axes.plot(x[order], array(mean).ravel()[order], color=_BLUE, linewidth=1.6, label="mean")
+    axes.plot(x, array(target).ravel(), "o", color=_INK, markersize=2.5, alpha=0.6, label="data")
     axes.set_xlabel("input")
     axes.set_ylabel("target")
     axes.legend(frameon=False)

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from torch import Tensor
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
+from torch.func import functional_call
 
-from deepprob.engine.scan.recur import Tensors, functional, recur
+from deepprob.engine.scan.recur import Tensors, is_traced, recur
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
@@ -73,7 +75,7 @@ class GaussianPath(TorchDistribution):
         shape = (*sample_shape, *self.batch_shape, size)
         # Time leads: what is drawn for a step does not depend on how much padding follows.
         noise = torch.randn((steps, *shape), dtype=self.initial.dtype, device=self.initial.device)
-        kernel, params = functional(self.kernel)
+        kernel, params = _functional(self.kernel)
 
         def step(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
             loc, scale = kernel(params, state[0], *slices[1:])
@@ -115,3 +117,24 @@ def _kl_paths(q: GaussianPath, p: GaussianPath) -> Tensor:
     ratio = q_scale / p_scale
     terms = 0.5 * (ratio.square() + ((q_loc - p_loc) / p_scale).square() - 1.0) - ratio.log()
     return q._total(terms)
+
+
+def _functional(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], Tensors]:
+    """A function of parameters and arguments, and the parameters (buffers too), if it is a module; anything else as is.
+
+    Args:
+        kernel: A module, or any callable.
+
+    Examples:
+        >>> function, params = _functional(torch.nn.Identity())
+        >>> function(params, 1.0)
+        1.0
+    """
+    if not isinstance(kernel, nn.Module) or any(isinstance(m, PyroModule) for m in kernel.modules()) or not is_traced():
+        return lambda params, *arguments: kernel(*arguments), ()
+    module, tensors = kernel, dict(kernel.named_parameters()) | dict(kernel.named_buffers())
+
+    def function(params: Tensors, *arguments: Tensor) -> Any:
+        return functional_call(module, dict(zip(tensors, params, strict=True)), arguments)
+
+    return function, tuple(tensors.values())

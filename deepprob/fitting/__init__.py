@@ -1,1 +1,21 @@
 """Fitting: what routines that take gradient steps share."""
+
+from __future__ import annotations
+
+from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
+from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.objectives import ELBO, OBJECTIVES
+from deepprob.fitting.optimizers import Optimizer
+
+__all__ = [
+    "ELBO",
+    "OBJECTIVES",
+    "Anneal",
+    "Callback",
+    "Checkpoint",
+    "DivergenceError",
+    "EarlyStopping",
+    "KLWarmUp",
+    "Log",
+    "Optimizer",
+]

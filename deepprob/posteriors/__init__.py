@@ -1,1 +1,10 @@
 """Posteriors: what every routine returns."""
+
+from __future__ import annotations
+
+from deepprob.posteriors.from_draws import draws_posterior
+from deepprob.posteriors.history import History
+from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.prediction import Prediction
+
+__all__ = ["History", "Posterior", "Prediction", "draws_posterior"]

@@ -18,6 +18,7 @@ from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.registry import program_named
 from deepprob.storage import read, write
 
 
@@ -121,15 +122,17 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
 
 
 def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
-    from deepprob.models import MODELS  # late: the core does not depend on the models
-
     name = manifest["program"]
     if name is None:
         raise StorageError(
             f"{path} holds a posterior of {manifest['program_class']}, a program of your own. "
             "Give it: Posterior.load(path, program=...)."
         )
-    if name not in MODELS:
-        raise StorageError(f"{path} is of the model {name!r}, which this version does not have. Update deepprob.")
-    model: Callable[..., Program] = MODELS[name]
+    try:
+        model: Callable[..., Program] = program_named(name)
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is of the program {name!r}, which is not registered. Import the module that defines it "
+            "(import deepprob.models for deepprob's own), or give the program: Posterior.load(path, program=...)."
+        ) from error
     return model(**manifest["program_config"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from deepprob.data import DataSet, Split, as_split
 from deepprob.programs.copying import captured_modules, own_copy
 from deepprob.programs.minibatch import Batch, Binding, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.programs.registry import register
 
 
 def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,7 +41,7 @@ class Program(PyroModule):
 
     Attributes:
         data_name: Name of the data plate.
-        registry_name: Under which name the package knows the program, if it is one of its own.
+        registry_name: The name under which a saved posterior finds the class; a subclass that sets it is registered.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The step size a routine takes unless told otherwise.
         adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
@@ -81,6 +82,8 @@ class Program(PyroModule):
         for name in ("model", "guide"):
             if isinstance(method := cls.__dict__.get(name), types.FunctionType):
                 setattr(cls, name, _sampling_method(method))
+        if registry_name := cls.__dict__.get("registry_name"):
+            register(registry_name, cls)
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> Program:

@@ -12,8 +12,8 @@ from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.replicates import joint_p
 
 BINS = 15
-NAME = "probabilities come true"
-CAUTION, FAIL = 0.02, 0.15
+_NAME = "probabilities come true"
+_CAUTION, _FAIL = 0.02, 0.15
 
 
 def bins_of(confidence: ArrayLike, bins: int = BINS) -> Any:
@@ -84,14 +84,14 @@ def calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, l
     excess, se = observed - expected, _bootstrap_se(confidence, correct)
     chance = float((1 + (simulated >= observed).sum()) / (len(simulated) + 1))
     size = excess if chance <= level else 0.0
-    verdict: Verdict = "fail" if size > FAIL else "caution" if size > CAUTION else "pass"
+    verdict: Verdict = "fail" if size > _FAIL else "caution" if size > _CAUTION else "pass"
     over = float((confidence - correct).mean())
     tendency = "over-confident" if over > 0 else "under-confident"
     return Check(
-        name=NAME,
+        name=_NAME,
         value=excess,
         se=se,
-        threshold=CAUTION,
+        threshold=_CAUTION,
         verdict=verdict,
         reading=(
             f"ECE is {observed:.3f}, of which {expected:.3f} is expected of perfect calibration (p = {chance:.2g}): "
@@ -215,7 +215,7 @@ def _run_real(case: Case, level: float) -> Check:
 
 
 probabilities_come_true = Diagnostic(
-    NAME,
+    _NAME,
     "Do classes come true as often as their probabilities say?",
     one_label,
     _run_classes,

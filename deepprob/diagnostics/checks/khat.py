@@ -11,11 +11,11 @@ from deepprob.posteriors.arviz_compat import psis
 
 # A Gaussian guide whose standard deviations are 0.7 of the posterior's exceeds the limit in 35 % (one dimension) to
 # 70 % (eight) of rows; one with 0.8 of them in 20 to 30 %.
-SHARE = 0.3
+_SHARE = 0.3
 # In more dimensions k-hat is high for every guide that is not exact, and says nothing of marginals (Yao et al. 2018).
 MOST_DIMENSIONS = 100
 GLOBAL_PARTICLES = 1000
-ADVICE = (
+_ADVICE = (
     "Try a richer guide (full covariance, flow) or fit longer; trust what other checks confirm: in many dimensions "
     "k-hat is high though marginals may be right."
 )
@@ -78,7 +78,7 @@ def importance(log_weights: ArrayLike) -> Check:
         threshold=limit,
         verdict=verdict,
         reading=reading,
-        next_step="" if verdict == "pass" else ADVICE,
+        next_step="" if verdict == "pass" else _ADVICE,
         details={"particles": len(weights), "effective_draws": size},
     )
 
@@ -102,19 +102,19 @@ def row_importance(log_weights: ArrayLike) -> Check:
     limit = khat_limit(particles)
     share = float((khats > limit).mean())
     se = float(np.sqrt(share * (1 - share) / rows))
-    verdict: Verdict = "caution" if share - 1.645 * se > SHARE else "pass"
+    verdict: Verdict = "caution" if share - 1.645 * se > _SHARE else "pass"
     return Check(
         name="k-hat of local latents",
         value=share,
         se=se,
-        threshold=SHARE,
+        threshold=_SHARE,
         verdict=verdict,
         reading=(
             f"{share:.0%} of {rows} rows have a k-hat above {limit:.2f} (median {np.median(khats):.2f}): "
             + ("most" if verdict == "pass" else "too many")
             + (" could be corrected by importance weights." if verdict == "pass" else " miss parts of their posterior.")
         ),
-        next_step="" if verdict == "pass" else ADVICE,
+        next_step="" if verdict == "pass" else _ADVICE,
         details={
             "particles": particles,
             "rows": rows,
@@ -153,6 +153,6 @@ def _run_locally(case: Case, level: float) -> Check:
     return row_importance(case.log_weights)
 
 
-QUESTION = "Could importance weights correct the guide to the exact posterior?"
-khat_of_global_latents = Diagnostic("k-hat of global latents", QUESTION, _applies_globally, _run_globally)
-khat_of_local_latents = Diagnostic("k-hat of local latents", QUESTION, _applies_locally, _run_locally)
+_QUESTION = "Could importance weights correct the guide to the exact posterior?"
+khat_of_global_latents = Diagnostic("k-hat of global latents", _QUESTION, _applies_globally, _run_globally)
+khat_of_local_latents = Diagnostic("k-hat of local latents", _QUESTION, _applies_locally, _run_locally)

@@ -352,16 +352,8 @@ class _Sums:
 
 
 _PASSED = (
-    _aten.t.default,
-    _aten.view.default,
-    _aten._unsafe_view.default,
-    _aten.reshape.default,
-    _aten.permute.default,
-    _aten.transpose.int,
-    _aten.squeeze.dim,
-    _aten.unsqueeze.default,
-    _aten.detach.default,
-    _aten.neg.default,
+    *(_aten.t.default, _aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.permute.default),
+    *(_aten.transpose.int, _aten.squeeze.dim, _aten.unsqueeze.default, _aten.detach.default, _aten.neg.default),
 )
 
 

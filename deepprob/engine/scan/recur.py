@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.nn import PyroModule
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from deepprob.engine.scan.gradient import CellGradient, Unsplittable
@@ -76,27 +74,6 @@ def recur(
 def is_traced() -> bool:
     """Whether Python runs to be traced into a graph, and nothing else transforms what it does."""
     return get_proxy_mode() is not None and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def functional(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], Tensors]:
-    """A function of parameters and arguments, and the parameters (buffers too), if it is a module; anything else as is.
-
-    Args:
-        kernel: A module, or any callable.
-
-    Examples:
-        >>> function, params = functional(torch.nn.Identity())
-        >>> function(params, 1.0)
-        1.0
-    """
-    if not isinstance(kernel, nn.Module) or any(isinstance(m, PyroModule) for m in kernel.modules()) or not is_traced():
-        return lambda params, *arguments: kernel(*arguments), ()
-    module, tensors = kernel, dict(kernel.named_parameters()) | dict(kernel.named_buffers())
-
-    def function(params: Tensors, *arguments: Tensor) -> Any:
-        return functional_call(module, dict(zip(tensors, params, strict=True)), arguments)
-
-    return function, tuple(tensors.values())
 
 
 def _unrolled(cell: Cell, state: Tensors, inputs: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:

@@ -22,6 +22,7 @@ from deepprob.inference import svi
 from deepprob.models import VAE
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs import registry
 from deepprob.programs.program import Program
 
 torch.manual_seed(0)
@@ -519,8 +520,8 @@ def test_an_unknown_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     posterior = svi(VAE((4,), latent_dim=1, hidden_dims=(3,)), torch.rand(6, 4), epochs=1)
     posterior.save(tmp_path / "p")
     assert Posterior.load(tmp_path / "p").latent_sites == {"z": "local"}
-    monkeypatch.delitem(__import__("deepprob.models", fromlist=["MODELS"]).MODELS, "vae")
-    with pytest.raises(StorageError, match=r"is of the model 'vae', which this version does not have\. Update"):
+    monkeypatch.delitem(registry._PROGRAMS, "vae")
+    with pytest.raises(StorageError, match=r"is of the program 'vae', which is not registered\. Import the module"):
         Posterior.load(tmp_path / "p")
 
 
