@@ -327,7 +327,7 @@ class Own:
         self.program = benchmark.program()
         self.short = 1 if benchmark.by_epoch else -(-50 // benchmark.steps_per_epoch)
 
-    def fit(self, epochs: int, *, schedule: str = "cosine", init: str = "fresh") -> tuple[float, float, list[float]]:
+    def fit(self, epochs: int, *, schedule: str = "cosine", weights: str = "fresh") -> tuple[float, float, list[float]]:
         """Wall and processor seconds of a fit, and its bounds."""
         optimizer = Optimizer(
             learning_rate=self.benchmark.learning_rate, schedule=schedule, clip_norm=self.benchmark.clip_norm
@@ -340,7 +340,7 @@ class Own:
             batch_size=self.benchmark.batch_size,
             optimizer=optimizer,
             device=self.device,
-            init=init,
+            weights=weights,
             progress=False,
             **self.keywords,
         )
@@ -355,7 +355,7 @@ class Own:
 
     def bounds(self) -> list[float]:
         epochs = self.benchmark.steps // self.benchmark.steps_per_epoch
-        elbos = self.fit(epochs, schedule="constant", init="keep")[2]
+        elbos = self.fit(epochs, schedule="constant", weights="keep")[2]
         return [elbo / self.benchmark.own_norm for elbo in elbos]
 
     def calibrate(self, window: float) -> None:

@@ -13,15 +13,17 @@ from torch.nn.modules.batchnorm import _NormBase
 from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.random import RandomStream
+from deepprob.errors import whole
 from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.fitting.compiling import choose_stepper, compile_score
 from deepprob.fitting.cost_model import views_of
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.objectives import Objective, Terms, describe, objective_named
+from deepprob.fitting.objectives import Objective, Terms, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
-from deepprob.fitting.run import RunningFit
+from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State
-from deepprob.fitting.steppers import EagerStepper, choose_stepper, compile_score
+from deepprob.fitting.steppers import EagerStepper
 from deepprob.fitting.update_rules import first_carry
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
@@ -30,6 +32,7 @@ from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
 
 _DEFAULT_BATCH = 128
+_EPOCHS = 100
 
 __all__ = ["Knobs", "State", "init", "step", "svi"]
 
@@ -114,20 +117,18 @@ def _step(
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 
-start = init  # `svi` has an argument of that name
-
-
 def svi(
     program: Program,
     data: Any,
     *,
-    epochs: int = 100,
+    epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int | str | None = "auto",
     objective: str | Objective = "elbo",
     guide: GuideSpec = None,
     optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
     held_out: Any = None,
-    init: str = "fresh",
+    weights: str = "auto",
     compile: bool | str = "auto",
     device: str | torch.device = "auto",
     seed: int = 0,
@@ -144,7 +145,8 @@ def svi(
     Args:
         program: A `Program`; an existing Pyro program becomes one by `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
-        epochs: Passes over the data. A fit without data takes one step an epoch.
+        epochs: Passes over the data, 100 by default. A fit without data takes one step an epoch.
+        steps: Gradient steps, in the place of ``epochs``.
         batch_size: Rows per step; None for all of them; ``"auto"`` for 128, or all where the program has no data plate.
             Sequences of unequal length go into batches of similar ones, if the program names their ``lengths``.
         objective: ``"elbo"``, or an `ELBO` with its settings.
@@ -153,15 +155,15 @@ def svi(
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` that carries learning rate, schedule, clipping
             and averaging. Adam with a cosine schedule by default.
         held_out: Data to score after every epoch; the posterior then holds the best epoch's parameters.
-        init: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
-            starts from the program's.
+        weights: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
+            starts from the program's; ``"auto"`` is ``"fresh"``.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` does in fits with enough steps to
             pay for it, decided by their number and by the size of the step. Compiled and eager steps draw different
             noise from one seed, and may cut sequences of unequal length at other lengths.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Of weights, shuffle and noise.
         progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
-        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.callbacks`.
+        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`.
 
     Returns:
         The posterior. Ctrl-C returns the best one so far.
@@ -190,30 +192,28 @@ def svi(
         raise TypeError(
             f"svi fits a Program; got {type(program).__name__}. Make one of a Pyro model: Program.of(model, guide)."
         )
-    chosen, maximised = optimizer_named(optimizer), objective_named(objective)
-    callbacks, seed, epochs = _callbacks(callbacks), _whole("seed", seed, least=0), _whole("epochs", epochs, least=1)
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
+    chosen, maximised, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
+    callbacks = _callbacks(callbacks)
+    _check_choices(compile, weights)
     compile = compile if isinstance(compile, str) else bool(compile)
-    if init not in ("fresh", "keep"):
-        raise ValueError(f"init must be 'fresh' or 'keep'; got {init!r}.")
     where = pick_device(device)
-    batch = _complete(program, program.accept(data), "data")
-    held = None if held_out is None else _complete(program, program.accept(held_out, what="held_out"), "held_out")
+    batch, held = _batches(program, data, held_out)
     size = _batch_size(batch_size, num_rows(batch), program)
+    per_epoch = math.ceil(num_rows(batch) / size)
+    total = _total_steps(epochs, steps, per_epoch)
     noise = RandomStream(seed, where)
     with noise.drawing():
-        owned = _own(program, batch, guide, where, size, init == "fresh")
+        owned = _own(program, batch, guide, where, size, weights != "keep")
     rows = tuple(x.to(where) for x in batch)
     learning_rate = chosen.learning_rate or program.learning_rate
+    scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
+    state = init(owned, chosen, learning_rate)
+    state.annealed = _annealed(owned, callbacks)
 
     def take(state: State, data: Batch, indices: Tensor, knobs: Knobs) -> Terms:
         return _step(state, data, indices, knobs, maximised, chosen)[1]
 
-    scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
-    state, steps = start(owned, chosen, learning_rate), epochs * math.ceil(num_rows(batch) / size)
-    state.annealed = _annealed(owned, callbacks)
-    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=steps))
+    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=total))
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
         stepper = choose_stepper(
             compile,
@@ -222,39 +222,53 @@ def svi(
             objective=maximised,
             optimizer=chosen,
             batch_size=size,
-            steps=steps,
+            steps=total,
             noise=noise,
-            talk=progress is not False,
+            announce=progress is not False,
         )
         if scored is not None and stepper is not eager:
-            compile_score(scored, epochs, always=compile is True)
-    fit = RunningFit(
-        state,
-        stepper,
-        views=eager.views,
-        held_out=scored,
-        batch_size=size,
-        epochs=epochs,
-        optimizer=chosen,
-        learning_rate=learning_rate,
-        noise=noise,
-        seed=seed,
-        callbacks=callbacks,
-        config={
-            "routine": "svi",
-            "epochs": epochs,
-            "batch_size": size,
-            "objective": describe(maximised),
-            "guide": owned.guide_name or "own",
-            "optimizer": chosen.describe() | {"learning_rate": learning_rate},
-            "init": init,
-            "compiled": stepper.specialisations > 0,
-            "lengths": eager.views.lengths,
-            "device": str(where),
-        },
-    )
-    fit.history.specialisations = stepper.specialisations + (0 if scored is None else scored.specialisations)
+            compile_score(scored, total // per_epoch, always=compile is True)
+    config = {
+        "routine": "svi",
+        "epochs": None if steps is not None else total // per_epoch,
+        "steps": total,
+        "batch_size": size,
+        "objective": maximised.describe(),
+        "guide": owned.guide_name or "own",
+        "optimizer": chosen.describe() | {"learning_rate": learning_rate},
+        "weights": weights,
+        "compiled": stepper.compiled_graphs > 0,
+        "lengths": eager.views.lengths,
+        "device": str(where),
+    }
+    settings = FitSettings(size, total, chosen, learning_rate, seed, callbacks, config)
+    fit = RunningFit(state, stepper, eager.views, scored, noise, settings)
+    fit.history.specialisations = stepper.compiled_graphs + (0 if scored is None else scored.compiled_graphs)
     return fit.run(progress)
+
+
+def _check_choices(compile: Any, weights: Any) -> None:
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
+    if weights not in ("auto", "fresh", "keep"):
+        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {weights!r}.")
+
+
+def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch | None]:
+    """The program's arguments, for the fit and for the held-out score."""
+    batch = _complete(program, program.accept(data), "data")
+    if held_out is None:
+        return batch, None
+    return batch, _complete(program, program.accept(held_out, what="held_out"), "held_out")
+
+
+def _total_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
+    """Steps of the whole fit."""
+    if steps is None:
+        return whole("epochs", _EPOCHS if epochs is None else epochs) * steps_per_epoch
+    if epochs is not None:
+        raise ValueError(f"give epochs or steps, not both; got epochs={epochs!r} and steps={steps!r}. Leave one out.")
+    return whole("steps", steps)
 
 
 def _own(
@@ -277,12 +291,6 @@ def _conform(owned: ProgramInstance, held_out: Batch) -> Batch:
         )
     pairs = zip(owned.inputs, held_out, strict=True)
     return tuple(spec.conform(x, owned.program.variable_length).to(owned.device) for spec, x in pairs)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := int(value)) < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
-    return number
 
 
 def _callbacks(callbacks: Any) -> list[Callback]:
@@ -318,7 +326,7 @@ def _batch_size(batch_size: int | str | None, num_data: int, program: Program) -
         return num_data
     if batch_size == "auto":
         return min(_DEFAULT_BATCH, num_data) if program.data_name else num_data
-    size = _whole("batch_size", batch_size, least=1)
+    size = whole("batch_size", batch_size)
     if size < num_data and not program.data_name:
         raise ValueError(
             f"batch_size={size} is smaller than the data ({num_data} rows), but the program names no data plate, so "

@@ -47,9 +47,9 @@ class BayesianNeuralNetwork(Program):
     without every mean having to follow.
 
     The network given stays as it is: the program works on a copy and runs it as a pure function of the weights, over
-    all draws at once. A fit begins at means drawn from the prior, or with ``svi(..., init="keep")`` at the network's
+    all draws at once. A fit begins at means drawn from the prior, or with ``svi(..., weights="keep")`` at the network's
     own weights. Parameters that are frozen (``requires_grad=False``) stay fixed and have no site, so that a Bayesian
-    last layer is a network with the rest frozen, fitted with ``init="keep"``.
+    last layer is a network with the rest frozen, fitted with ``weights="keep"``.
 
     The network always runs in evaluation mode: dropout is off, as the weights are random already, and a batch norm
     uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is

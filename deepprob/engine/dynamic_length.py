@@ -11,6 +11,9 @@ from torch.fx import GraphModule, Node
 
 _aten = torch.ops.aten
 
+Lengths = dict[int, tuple[int, int]]
+"""Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
+
 
 class NotAlike(Exception):
     """Graphs at two lengths differ in more than numbers that grow with the length."""

@@ -1,15 +1,326 @@
-"""Many applications of one step in one call: traced, looped and compiled to native code."""
+r"""Many applications of one step in one call: traced, looped and compiled to native code.
+
+.. math:: (s_k, r_k) = \mathrm{step}(s_{k-1}, x_k, \varepsilon_k, \eta_k), \qquad k = 1, \dots, n
+
+A step is any pure function of tensors: of a carry :math:`s`, of captured data and the step's rows of them :math:`x`, of
+noise :math:`\varepsilon` that was drawn ahead, and of knobs :math:`\eta`. It returns the new carry and a record
+:math:`r`. A gradient step, a leapfrog step and a step of expectation maximisation are all steps.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from deepprob.engine.cuda_graphs import Replay
+from deepprob.engine.dynamic_length import Lengths, Line, NotAlike, generalise
+from deepprob.engine.machine import ONE_AT_A_TIME
+from deepprob.engine.native.build import Run, compile_module, is_cached
+from deepprob.engine.native.lower import Repeated
+from deepprob.engine.noise import LiftedNoise, NoiseSize
+from deepprob.engine.trace import same_values
 
 _SMALL_SUM = 2**12  # terms
+
+
+class StepData(NamedTuple):
+    """What one step sees of the data.
+
+    Attributes:
+        fixed: The captured tensors, whole.
+        rows: The step's row indices, shape ``(B,)``.
+        number: Number of the step, a scalar.
+    """
+
+    fixed: Any
+    rows: Tensor
+    number: Tensor
+
+
+class Noise(NamedTuple):
+    """Random numbers of one step, or of ``n`` steps with a leading dimension.
+
+    Attributes:
+        normal: Standard normal numbers.
+        uniform: Uniform numbers in [0, 1).
+    """
+
+    normal: Tensor
+    uniform: Tensor
+
+
+class PerStep(NamedTuple):
+    """What differs from step to step.
+
+    Attributes:
+        rows: Row indices of each step, shape ``(n, B)``; ``(1, B)`` if all steps see the same.
+        knobs: Real numbers of each step, shape ``(n, k)``.
+    """
+
+    rows: Tensor
+    knobs: Tensor
+
+
+Step = Callable[[Any, StepData, Noise, Tensor], tuple[Any, dict[str, Tensor]]]
+"""``step(carry, data, noise, knobs) -> (carry, record)``: pure, the new carry of the structure of the old one."""
+
+
+class Loop:
+    """A step that is applied many times in one call.
+
+    The step is traced once. On a CPU the loop over steps is part of the compiled code; on a GPU some steps are
+    recorded as one CUDA graph. Without a compiler the graph's operations are called one by one.
+
+    Args:
+        step: The step.
+        carry: An example of what is carried: tensors in lists, tuples and dicts.
+        per_step: An example of rows and knobs, of any number of steps.
+        fixed: An example of the captured data: tensors in lists, tuples and dicts.
+        noise: How much noise a step takes. None: the step draws from torch's generator, and its draws are lifted to
+            inputs.
+        capacity: Most steps in one call.
+
+    Attributes:
+        noise: How much noise a step takes.
+        capacity: Most steps in one call.
+        scalars: Names of the scalars in a record.
+
+    Examples:
+        Powers of two, three steps in one call:
+
+        >>> def double(carry, data, noise, knobs):
+        ...     return [2 * carry[0]], {"value": carry[0]}
+        >>> per_step = PerStep(torch.zeros(1, 1, dtype=torch.long), torch.zeros(3, 0))
+        >>> loop = Loop(double, [torch.tensor(1.0)], per_step, [], capacity=3)
+        >>> (last,), record = loop([torch.tensor(1.0)], per_step, [])
+        >>> last, record["value"]
+        (tensor(8.), tensor([1., 2., 4.]))
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        carry: Any,
+        per_step: PerStep,
+        fixed: Any,
+        noise: NoiseSize | None = None,
+        capacity: int = 1024,
+    ) -> None:
+        self.capacity, self._step, self._lifted = capacity, step, noise is None
+        self._device = per_step.knobs.device
+        self.noise, new, record = self._tried(carry, per_step, fixed, noise)
+        spec = tree_flatten(carry)[1]
+        if tree_flatten(new)[1] != spec:
+            raise ValueError(f"a step must carry on what it was given, {spec}; got {tree_flatten(new)[1]}.")
+        self.scalars = tuple(name for name, x in record.items() if not x.dim())
+        self._run: Run | None = None
+        self._replay: Replay | None = None
+        self._lengths: Lengths = {}
+        self._noise_lines: tuple[Line, Line] | None = None
+        self._buffers(carry, per_step, fixed, record)
+        self._body = self._traced()
+
+    def _tried(
+        self, carry: Any, per_step: PerStep, fixed: Any, noise: NoiseSize | None
+    ) -> tuple[NoiseSize, Any, dict[str, Tensor]]:
+        """Take one step for the shapes of its results and, if nobody knows, the amount of its noise."""
+        data = StepData(fixed, per_step.rows[0], torch.zeros((), dtype=torch.long, device=self._device))
+        dtype = per_step.knobs.dtype if noise is None else noise.dtype
+        sizes = (0, 0) if noise is None else (noise.normal, noise.uniform)
+        given = Noise(*(torch.zeros(size, dtype=dtype, device=self._device) for size in sizes))
+        with torch.no_grad(), LiftedNoise() as counted:
+            new, record = self._step(carry, data, given, per_step.knobs[0])
+        return noise or counted.size, new, record
+
+    def _buffers(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
+        """Make the inputs of the loop: what is carried, and what is captured at a fixed place in memory."""
+        count, device, dtype = self.capacity, self._device, per_step.knobs.dtype
+        same_rows = len(per_step.rows) == 1
+        rows = torch.zeros(1 if same_rows else count, per_step.rows.shape[1], dtype=torch.long, device=device)
+        knobs = torch.zeros(count, per_step.knobs.shape[1], dtype=dtype, device=device)
+        generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
+        noise = Noise(*self.noise.draw(count, generators, device))
+        index = torch.zeros((), dtype=torch.long, device=device)
+        scalars = torch.zeros(count, len(self.scalars), dtype=dtype, device=device)
+        others = {name: x.new_zeros(count, *x.shape) for name, x in record.items() if x.dim()}
+        self._carried, self._carry_spec = tree_flatten((index, carry, scalars, others))
+        self._num_fixed = len(tree_flatten(fixed)[0])
+        captured = (fixed, PerStep(rows, knobs), noise, torch.zeros_like(index), torch.ones_like(index))
+        self._captured, self._captured_spec = tree_flatten(captured)
+
+    def _one(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One turn of the loop, from all that is carried and captured to all that is carried."""
+        count = len(self._carried)
+        index, carry, scalars, others = tree_unflatten(list(inputs[:count]), self._carry_spec)
+        fixed, per_step, noise, first, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
+        at = index.reshape(1)
+        rows = per_step.rows[0] if len(per_step.rows) == 1 else per_step.rows.index_select(0, at).squeeze(0)
+        mine = Noise(*(x.index_select(0, at).squeeze(0) for x in noise))
+        knobs = per_step.knobs.index_select(0, at).squeeze(0)
+        new, record = self._applied(carry, StepData(fixed, rows, first + index), mine, knobs)
+        row, columns = torch.zeros_like(scalars[0]), torch.arange(len(self.scalars), device=scalars.device)
+        for column, name in enumerate(self.scalars):
+            # Stacked, every number would have a place in memory of its own first.
+            row = torch.where(columns == column, record[name].to(scalars.dtype), row)
+        if self.scalars:
+            scalars = scalars.index_copy(0, at, row.unsqueeze(0))
+        others = {name: x.index_copy(0, at, record[name].unsqueeze(0)) for name, x in others.items()}
+        given = {id(x) for x in inputs}
+        # A tensor that is carried on as it is would share memory with what is still read.
+        return tuple(
+            x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, scalars, others))[0]
+        )  # fmt: skip
+
+    def _applied(self, carry: Any, data: StepData, noise: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        if not self._lifted:
+            return self._step(carry, data, noise, knobs)
+        with LiftedNoise(*noise):
+            return self._step(carry, data, noise, knobs)
+
+    def _traced(self) -> GraphModule:
+        with torch.no_grad():
+            body = make_fx(
+                torch.func.functionalize(self._one),
+                decomposition_table={torch.ops.aten.index_put.default: added_at},
+                tracing_mode="fake",
+                _allow_non_fake_inputs=True,
+            )(*self._carried, *self._captured)
+        self._captured += lift_constants(body)
+        return body
+
+    @property
+    def operations(self) -> int:
+        """Operations in a step."""
+        return sum(node.op == "call_function" for node in self._body.graph.nodes)
+
+    @property
+    def any_length(self) -> bool:
+        """Whether sequences in the captured data may be of any length between two."""
+        return bool(self._lengths)
+
+    def serve_any_length(self, shorter: Loop) -> None:
+        """From now on, take steps on sequences of any length between another loop's and this one's.
+
+        Args:
+            shorter: The same loop for shorter sequences.
+
+        Raises:
+            NotAlike: If the two differ in more than numbers that grow with the length.
+        """
+        lengths: Lengths = {}
+        for i in range(self._num_fixed):
+            a, b = shorter._captured[i], self._captured[i]
+            if a.shape != b.shape:
+                lengths[len(self._carried) + i] = a.shape[1], b.shape[1]
+        ends = set(lengths.values())
+        count = self._captured_spec.num_leaves
+        constants = shorter._captured[count:], self._captured[count:]
+        alike = [a.shape == b.shape and same_values(a, b) for a, b in zip(*constants, strict=False)]
+        if len(ends) != 1 or len(constants[0]) != len(constants[1]) or not all(alike):
+            raise NotAlike("more than the length of sequences differs")
+        between = ends.pop()
+        short, long = shorter.noise, self.noise
+        lines = (Line(between, (short.normal, long.normal)), Line(between, (short.uniform, long.uniform)))
+        generalise(self._body, shorter._body, between, (min(lengths), 1))
+        self._lengths, self._noise_lines = lengths, lines
+
+    def noise_for(self, fixed: Any) -> NoiseSize:
+        """How much noise a step takes on captured data whose sequences are as long as these."""
+        if self._noise_lines is None:
+            return self.noise
+        normal, uniform = self._noise_lines
+        length = tree_flatten(fixed)[0][min(self._lengths) - len(self._carried)].shape[1]
+        return replace(self.noise, normal=normal(length), uniform=uniform(length))
+
+    def is_cached(self) -> bool:
+        """Whether the loop was compiled before, by this process or another."""
+        return is_cached(self._module, self._inputs, self._lengths)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether steps are native code; else the graph's operations are called one by one."""
+        return self._run is not None
+
+    @cached_property
+    def _module(self) -> nn.Module:
+        # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
+        if self._device.type == "cuda":
+            return self._body
+        return Repeated(self._body, len(self._carried), len(self._carried) + self._captured_spec.num_leaves - 1)
+
+    @property
+    def _inputs(self) -> list[Tensor]:
+        return [*self._carried, *self._captured]
+
+    def compile(self) -> None:
+        """Turn the loop into native code, or take it from the cache.
+
+        Raises:
+            NoCompiler: If there is no C++ compiler.
+            NotAlike: If native code cannot serve sequences of any length.
+        """
+        with ONE_AT_A_TIME:
+            self._run = compile_module(self._module, self._inputs, self._lengths)
+
+    def __call__(
+        self, carry: Any, per_step: PerStep, fixed: Any, noise: Noise | None = None, first: int = 0
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Take ``n`` steps.
+
+        Args:
+            carry: Where to start; it stays as it is.
+            per_step: Rows and knobs of each step; as many steps as there are rows of knobs.
+            fixed: The captured data.
+            noise: Noise of each step, from `noise_for`; None if steps draw nothing.
+            first: Number of the first step.
+
+        Returns:
+            The new carry, and the record of each step, ``(n, ...)`` by name. On a GPU they lie in the loop's own
+            memory: clone what must outlive the next call.
+        """
+        count = len(per_step.knobs)
+        buffers = tree_unflatten(self._captured[: self._captured_spec.num_leaves], self._captured_spec)
+        _, mine, drawn, number, steps = buffers
+        # Rows beyond the steps that are taken are never read, nor noise beyond what shorter sequences take.
+        mine.knobs[:count].copy_(per_step.knobs)
+        same_rows = len(mine.rows) == 1
+        mine.rows[: 1 if same_rows else count].copy_(per_step.rows[:1] if same_rows else per_step.rows)
+        for buffer, x in zip(drawn, noise or (), strict=False):
+            buffer[:count, : x.shape[1]].copy_(x)
+        number.fill_(first)
+        steps.fill_(count)
+        captured = tree_flatten((fixed, mine, drawn, number, steps))[0]
+        captured += self._captured[len(captured) :]
+        index, _, scalars, others = tree_unflatten(self._carried, self._carry_spec)
+        with torch.no_grad():
+            out = self._taken(count, tree_flatten((index, carry, scalars, others))[0], captured)
+        _, new, scalars, others = tree_unflatten(list(out), self._carry_spec)
+        record = dict(zip(self.scalars, scalars[:count].unbind(1), strict=True))
+        return new, record | {name: x[:count] for name, x in others.items()}
+
+    def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
+        on_gpu = self._device.type == "cuda"
+        if self._run is not None and not on_gpu:
+            return self._run([*carried, *captured])  # the loop is in it
+        turn: Run = self._run or (lambda inputs: list(self._body(*inputs)))
+        # What draws inside of a step may ask for values, and must not be run more often than steps are taken.
+        if on_gpu and not self.noise.inside:
+            if self._replay is None:
+                self._replay = Replay(turn, carried, captured, self.capacity)
+            return self._replay(count, carried)
+        out: Sequence[Tensor] = carried
+        for _ in range(count):
+            out = turn([*out, *captured])
+        return out
 
 
 def added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+from torch import Tensor
+
 from deepprob.errors import unknown
 from deepprob.posteriors.history import History
 
@@ -32,6 +34,9 @@ class Fit(Protocol):
     history: History
     stop: bool
     warm_up_steps: int
+
+    def parameters(self) -> dict[str, Tensor]:
+        """A copy of what is trained, by name, as it is now: unconstrained values, detached."""
 
     def save_checkpoint(self, path: Path) -> None:
         """Write all that is needed to go on from here, bit for bit."""
@@ -83,6 +88,11 @@ class Callback:
     def course(self) -> dict[str, Any]:
         """Settings without which a resumed fit would be another one, as JSON."""
         return {}
+
+    @property
+    def described(self) -> str:
+        """The callback with its `course`, as a checkpoint holds it."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.course.items())})"
 
 
 class KLWarmUp(Callback):

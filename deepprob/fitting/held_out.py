@@ -46,7 +46,7 @@ class HeldOut:
                 self._pieces.append((piece, noise.size.draw_once(generators, owned.device)))
 
     @property
-    def specialisations(self) -> int:
+    def compiled_graphs(self) -> int:
         """Compiled graphs: one for every number of rows that is scored at once, at most two."""
         return len(self._compiled)
 

@@ -135,6 +135,10 @@ class ELBO:
         }
         return loss, terms
 
+    def describe(self) -> dict[str, Any]:
+        """The objective as JSON."""
+        return {"name": "elbo", **asdict(self)}
+
     def _enumerated_terms(self, plate: str, traces: list[tuple[Trace, Trace]]) -> tuple[Tensor, Tensor, Tensor]:
         total: dict[Part, Tensor] = dict.fromkeys(PARTS, torch.zeros(()))
         for guide_trace, model_trace in traces:
@@ -234,8 +238,3 @@ def objective_named(objective: str | Objective) -> Objective:
     if not isinstance(objective, ELBO):
         raise TypeError(f"objective must be a name or an ELBO; got {type(objective).__name__}.")
     return objective
-
-
-def describe(objective: Objective) -> dict[str, Any]:
-    """The objective as JSON."""
-    return {"name": "elbo", **asdict(objective)}

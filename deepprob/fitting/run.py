@@ -1,4 +1,4 @@
-"""The loop that gradient-based routines share."""
+"""The loop that gradient-based routines share: epochs, scores, callbacks, interruptions and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,101 +9,113 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deepprob.data import Shuffle
 from deepprob.engine.machine import keep_freed_memory, threads_for
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.best import Best
 from deepprob.fitting.buckets import Views
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
-from deepprob.fitting.checkpoints import restore_checkpoint, write_checkpoint
+from deepprob.fitting.checkpoints import (
+    Snapshot,
+    digest,
+    load_optimizer,
+    optimizer_state,
+    read_checkpoint,
+    write_checkpoint,
+)
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
 from deepprob.fitting.optimizers import FloatArray, Optimizer
 from deepprob.fitting.progress import ProgressBar
+from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.laplace import laplace
+from deepprob.programs.laplace import finish_guide
 from deepprob.programs.run import first_bad_site
 
 _PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
-_SHUFFLE_SALT = 0x5EED
+_OWNED = ("packed", "buffers")  # parts of the carry that are the program's own tensors
 
 
 @dataclass(frozen=True)
-class Position:
+class FitSettings:
+    """How a fit runs.
+
+    Attributes:
+        batch_size: Rows per step.
+        total_steps: Steps of the whole fit.
+        optimizer: The factory whose schedule the learning rate follows.
+        learning_rate: The peak step size.
+        seed: The fit's seed.
+        callbacks: What is done between steps.
+        config: The routine and its settings, as JSON.
+    """
+
+    batch_size: int
+    total_steps: int
+    optimizer: Optimizer
+    learning_rate: float
+    seed: int
+    callbacks: Sequence[Callback]
+    config: Mapping[str, Any]
+
+
+class _Position(NamedTuple):
     """Where a fit was: all that the next steps depend on."""
 
     carry: Carry
     step: int
     noise: dict[str, Tensor]
-    shuffle: tuple[Tensor, Tensor, Tensor | None]
+    order: RowOrder.Position
 
 
 class RunningFit:
-    """A running fit: epochs, held-out scores, the best state, callbacks, interruptions and checkpoints.
-
-    Routines that take gradient steps give it their step; what callbacks see of it is `deepprob.fitting.callbacks.Fit`.
+    """A running fit; what callbacks see of it is `deepprob.fitting.callbacks.Fit`.
 
     Args:
-        state: What the first step needs.
+        state: What the first step starts from.
         stepper: What takes the steps.
         views: All rows, on the device.
         held_out: Rows to score after every epoch, or None.
-        batch_size: Rows per step.
-        epochs: Passes over the data.
-        optimizer: The factory whose schedule the learning rate follows.
-        learning_rate: The peak step size.
         noise: The fit's random numbers.
-        seed: The fit's seed.
-        callbacks: What is done between steps.
-        config: The routine and its settings, as JSON.
+        settings: How the fit runs.
     """
 
     def __init__(
         self,
         state: State,
         stepper: Stepper,
-        *,
         views: Views,
         held_out: HeldOut | None,
-        batch_size: int,
-        epochs: int,
-        optimizer: Optimizer,
-        learning_rate: float,
         noise: RandomStream,
-        seed: int,
-        callbacks: Sequence[Callback],
-        config: Mapping[str, Any],
+        settings: FitSettings,
     ) -> None:
-        self.state, self.stepper = state, stepper
-        self.data, self.held_out, self.device = views.data, held_out, state.owned.device
-        self.optimizer, self.peak, self.noise, self.seed = optimizer, learning_rate, noise, seed
-        self.callbacks, self.config = list(callbacks), dict(config)
-        self.shuffle_generator = torch.Generator().manual_seed(seed + _SHUFFLE_SALT)
-        self.shuffle_state = self.shuffle_generator.get_state()
-        self.shuffle = Shuffle(state.owned.num_data, batch_size, self.shuffle_generator, views.groups)
-        self.steps_per_epoch = self.shuffle.steps_per_epoch
-        self.total_steps = epochs * self.steps_per_epoch
+        self.state, self.stepper, self.noise, self.settings = state, stepper, noise, settings
+        self.data, self.held_out, self.callbacks = views.data, held_out, list(settings.callbacks)
+        self.order = RowOrder(state.owned.num_data, settings.batch_size, views.groups, settings.seed)
+        self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
         self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
-        self.best_value, self.best = -math.inf, state.owned.snapshot()
+        self.best = Best(state.owned.snapshot(), scored=held_out is not None)
         self.bad_in_a_row = 0
-        self.before_best: tuple[dict[str, Tensor], int] | None = None
-        self.order: Tensor | None = None  # the rows of the current epoch
         self.unclosed = 0.0  # seconds spent on the current epoch
-        # Who looks at every epoch gets to see it; otherwise several may pass in one call.
+        # Stop after every epoch if something watches epochs; otherwise run several in one call.
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """A copy of what is trained, by name, as it is now."""
+        return {name: p.detach().clone() for name, p in self.state.params.items()}
 
     def run(self, progress: bool | str) -> Posterior:
         """Take all steps, from a checkpoint on if there is one, and return the posterior.
@@ -116,13 +128,13 @@ class RunningFit:
         """
         saved = next((c for c in self.callbacks if isinstance(c, Checkpoint) and c.resume), None)
         if saved is not None and (saved.path / "manifest.json").exists():
-            restore_checkpoint(self, saved.path)
+            self._restore(read_checkpoint(saved.path, self._fingerprint()))
         for callback in self.callbacks:
             callback.start(self)
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
             keep_freed_memory()
-            with bar, threads_for(self.state.work(self.shuffle.batch_size)), interruptible() as interrupted:
+            with bar, threads_for(self.state.work(self.settings.batch_size)), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 self.history.interrupted = bool(interrupted)
@@ -137,13 +149,19 @@ class RunningFit:
         self.history.stopped_early = self.stop and self.step < self.total_steps
         return self._posterior()
 
+    def save_checkpoint(self, path: Path) -> None:
+        """Write all that is needed to go on from here, bit for bit."""
+        write_checkpoint(path, self._snapshot())
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
     def _advance(self, bar: ProgressBar) -> None:
-        """Take the steps until somebody wants to look, or as many as can be taken at once."""
+        """Take the steps to the next stop."""
         began = time.perf_counter()
         first, end = self.step, self._next_stop()
         several = end - first > self.steps_per_epoch
         origin = self._position() if several else None
-        rows, knobs = self._rows(end), self._knobs(first, end)
+        rows, knobs = self.order.rows(first, end), self._knobs(first, end)
         self.state.owned.program.train()
         with self.state.owned.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
@@ -170,19 +188,17 @@ class RunningFit:
                 callback.epoch_end(self)
         bar.advance(end - first, self.history)
 
-    def _position(self) -> Position:
+    def _position(self) -> _Position:
         carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
-        shuffle = self.shuffle_generator.get_state(), self.shuffle_state, self.order
-        return Position(carry, self.state.step, self.noise.state, shuffle)
+        return _Position(carry, self.state.step, self.noise.state, self.order.position)
 
-    def _go_back(self, position: Position) -> None:
+    def _go_back(self, position: _Position) -> None:
         self.state.take(position.carry)
         self.state.step, self.noise.state = position.step, position.noise
-        generator, self.shuffle_state, self.order = position.shuffle
-        self.shuffle_generator.set_state(generator)
+        self.order.go_back(position.order)
 
     def _next_stop(self) -> int:
-        """The step before which nobody wants to look."""
+        """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity)
         if self.by_epoch:
@@ -193,23 +209,6 @@ class RunningFit:
         whole = end - end % size
         return whole if whole > self.step else end
 
-    def _rows(self, end: int) -> Tensor:
-        """The rows of every step's batch from here to a step, shape ``(n, B)``."""
-        size = self.steps_per_epoch
-        if self.shuffle.batch_size == self.shuffle.num_data:
-            every = torch.arange(self.shuffle.num_data)
-            return every.expand(end - self.step, -1)  # (n, N), without a copy
-        parts, step = [], self.step
-        while step < end:
-            start = step % size
-            if start == 0:
-                self.shuffle_state = self.shuffle_generator.get_state()
-            if start == 0 or self.order is None:
-                self.order = self.shuffle.epoch()
-            parts.append(self.order[start : start + end - step])
-            step += len(parts[-1])
-        return torch.cat(parts)
-
     def _knobs(self, first: int, end: int) -> FloatArray:
         """Learning rate, weight of the KL and values of annealed buffers of some steps, shape ``(n, 2 + k)``."""
         weights = np.ones(end - first)
@@ -217,7 +216,8 @@ class RunningFit:
             if type(callback).kl_weight is not Callback.kl_weight:
                 weights *= [callback.kl_weight(step, self.steps_per_epoch) for step in range(first, end)]
         moved = [[c.value(step, self.steps_per_epoch) for step in range(first, end)] for c in self.anneals]
-        return np.stack([self.optimizer.rates(first, end, self.total_steps, self.peak), weights, *moved], 1)
+        rates = self.settings.optimizer.rates(first, end, self.total_steps, self.settings.learning_rate)
+        return np.stack([rates, weights, *moved], 1)
 
     def _close_epochs(self, count: int, knobs: FloatArray) -> None:
         """Sum up the epochs that were completed by the last steps."""
@@ -240,16 +240,13 @@ class RunningFit:
         }
         self.unclosed = 0.0
         if self.held_out is not None:
-            rows["held_out_elbo"] = [self._score(self.held_out)]
+            with self._averaged():
+                rows["held_out_elbo"] = [self.held_out()]
         self.history.add_epochs(rows)
         value = rows.get("held_out_elbo", rows["elbo"])[-1]
         warming_up = self.step < min(self.warm_up_steps, self.total_steps)
-        # Without held-out data, and while values cannot be compared, the last state is the one to keep.
-        if math.isfinite(value) and (self.held_out is None or warming_up or value > self.best_value):
-            if self.held_out is None:
-                self.before_best = self.best, self.history.best_epoch
-            self.best_value = -math.inf if warming_up else value
-            self.best, self.history.best_epoch = self._current(), self.epoch
+        self.best.offer(value, self.epoch, self._current, warming_up=warming_up)
+        self.history.best_epoch = self.best.epoch
 
     def _current(self) -> dict[str, Tensor]:
         """A copy of the parameters as the posterior would hold them: averaged, if that was asked for."""
@@ -262,26 +259,26 @@ class RunningFit:
         if average is None:
             yield
             return
-        live = {n: p.detach().clone() for n, p in self.state.params.items()}
+        live = self.parameters()
         try:
             _assign(self.state.params, average)
             yield
         finally:
             _assign(self.state.params, live)
 
-    def _score(self, held_out: HeldOut) -> float:
-        with self._averaged():
-            return held_out()
+    # -- ends ----------------------------------------------------------------------------------------------------
 
     def _watch(self, first: int, skipped: Sequence[float]) -> None:
-        """Count steps that were not applied, and give up when nothing else comes."""
-        patience = min(_PATIENCE, self.total_steps)
+        """Count steps that were not applied, and give up after too many in a row."""
         if not any(skipped):
-            self.bad_in_a_row, self.before_best = 0, None
+            self.bad_in_a_row = 0
+            self.best.confirm()
             return
+        patience = min(_PATIENCE, self.total_steps)
         for index, bad in enumerate(skipped):
             if not bad:
-                self.bad_in_a_row, self.before_best = 0, None
+                self.bad_in_a_row = 0
+                self.best.confirm()
                 continue
             self.bad_in_a_row += 1
             if self.bad_in_a_row == patience:
@@ -308,27 +305,69 @@ class RunningFit:
 
     def _posterior(self) -> Posterior:
         owned = self.state.owned
-        incomparable = self.held_out is None or not self.history.best_epoch
+        unscored = self.held_out is None or not self.history.best_epoch
         if self.bad_in_a_row:
-            if self.before_best is not None:  # no step has been finite on the best so far
-                self.best, self.history.best_epoch = self.before_best
-        elif self.step % self.steps_per_epoch and incomparable:
-            self.best = self._current()  # stopped within an epoch: every applied step was finite
-        owned.load(self.best)
-        if owned.guide_name == "laplace":
-            self._laplace()
-        return Posterior(owned, history=self.history, config=self.config, seed=self.seed)
-
-    def _laplace(self) -> None:
+            self.best.withdraw()
+            self.history.best_epoch = self.best.epoch
+        elif self.step % self.steps_per_epoch and unscored:
+            self.best.tensors = self._current()  # stopped within an epoch: every applied step was finite
+        owned.load(self.best.tensors)
         try:
-            laplace(self.state.owned, self.data)
+            finish_guide(owned, self.data)
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # of a fit that was cut short the mode so far is what there is
+        return Posterior(owned, history=self.history, config=self.settings.config, seed=self.settings.seed)
 
-    def save_checkpoint(self, path: Path) -> None:
-        """Write all that is needed to go on from here, bit for bit."""
-        write_checkpoint(self, path)
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a resumed fit to be the same fit."""
+        return {
+            **self.settings.config,
+            "seed": self.settings.seed,
+            "num_data": self.state.owned.num_data,
+            "parameters": {n: list(p.shape) for n, p in self.state.params.items()},
+            "callbacks": [c.described for c in self.callbacks if c.steers],
+            "data": digest(self.data),
+            "held_out": None if self.held_out is None else digest(self.held_out.batch),
+        }
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            fit=self._fingerprint(),
+            step=self.step,
+            epoch=self.epoch,
+            stop=self.stop,
+            bad_in_a_row=self.bad_in_a_row,
+            program=self.state.owned.tensors(),
+            carry={name: group for name, group in self.state.carry.items() if name not in _OWNED},
+            optimizer=optimizer_state(self.state.optimizer),
+            noise=self.noise.state,
+            shuffle=self.order.epoch_state,
+            best=self.best.tensors,
+            best_value=self.best.value,
+            history=self.history,
+            callbacks=[c.state() for c in self.callbacks if c.steers],
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Put a fit that has not begun where a snapshot was."""
+        self.state.owned.load(snapshot.program)
+        self.state.take(snapshot.carry)
+        if self.state.optimizer is not None:
+            load_optimizer(self.state.optimizer, snapshot.optimizer)
+        self.noise.state = snapshot.noise
+        self.order.resume(snapshot.shuffle, snapshot.step)
+        self.step, self.epoch, self.stop = snapshot.step, snapshot.epoch, snapshot.stop
+        self.state.step, self.bad_in_a_row = snapshot.step, snapshot.bad_in_a_row
+        self.history = snapshot.history
+        device = self.state.owned.device
+        self.best.tensors = {n: t.to(device) for n, t in snapshot.best.items()}
+        self.best.value, self.best.epoch = snapshot.best_value, snapshot.history.best_epoch
+        for callback, state in zip((c for c in self.callbacks if c.steers), snapshot.callbacks, strict=True):
+            if state:
+                callback.restore(state)
 
 
 def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:

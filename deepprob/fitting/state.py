@@ -10,7 +10,6 @@ from torch import Tensor
 
 from deepprob.engine.packing import Packing
 from deepprob.fitting.optimizers import FloatArray, Optimizer
-from deepprob.fitting.step_loop import GRADIENTS
 from deepprob.fitting.update_rules import Carry, counted, due
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -119,11 +118,3 @@ def repeated(rows: Tensor, count: int) -> Tensor:
 def gathered(data: Batch, rows: Tensor) -> Batch:
     """The rows of a batch; all of them as they are."""
     return data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
-
-
-def carried(state: State) -> Carry:
-    """What compiled steps carry: all, or what gradients need where torch's own optimizer updates the parameters."""
-    if state.optimizer is None:
-        return state.carry
-    packed = state.carry["packed"]
-    return {"packed": packed, "buffers": state.carry["buffers"], GRADIENTS: [torch.zeros_like(p) for p in packed]}

@@ -10,6 +10,20 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 
 
+def finish_guide(owned: ProgramInstance, batch: Batch) -> None:
+    """Do what a guide needs at the end of a fit: ``guide="laplace"`` turns a mode into a Gaussian; others need nothing.
+
+    Args:
+        owned: The fitted program.
+        batch: All of the data.
+
+    Raises:
+        ValueError: If the fit has not reached what the guide needs.
+    """
+    if owned.guide_name == "laplace":
+        laplace(owned, batch)
+
+
 def laplace(owned: ProgramInstance, batch: Batch) -> None:
     r"""Replace a fitted mode by the Gaussian of the same curvature, in place.
 

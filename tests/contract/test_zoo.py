@@ -18,6 +18,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from zoo import COMPILED, ZOO, Example
 
+from deepprob.engine.loop import Loop, Noise, PerStep
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import norm_of
 from deepprob.engine.random import RandomStream
@@ -26,7 +27,7 @@ from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gra
 from deepprob.fitting.objectives import Objective
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.state import State
-from deepprob.fitting.step_loop import StepLoop
+from deepprob.fitting.step_loop import step_loop
 from deepprob.fitting.update_rules import Carry
 from deepprob.inference import svi
 from deepprob.inference.svi import init
@@ -270,7 +271,8 @@ def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.devic
     state = init(owned, optimizer, 0.01)
     state.carry["buffers"] = graph.buffers
     size = example.batch_size or owned.num_data
-    loop = StepLoop(graph, state.packing, optimizer, state.carry, data, size, STEPS + 1)
+    loop = step_loop(state, graph, optimizer, data, size, STEPS + 1)
+    fixed = (list(data), graph.fixed)
     loop.compile()
     picked = [fresh(example, owned, seed)[0] for seed in range(STEPS)] if example.batch_size else None
     every = torch.arange(owned.num_data, device=device)
@@ -281,42 +283,42 @@ def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.devic
     rates = torch.tensor(knobs, dtype=state.carry["packed"][0].dtype, device=device)
     before = {name: [x.clone() for x in tensors] for name, tensors in state.carry.items()}
     with owned.running(), RandomStream(3, device).drawing():
-        carry, record = loop(state.carry, data, rows, normal, uniform, rates, 0)
+        carry, record = loop(state.carry, PerStep(rows, rates), fixed, Noise(normal, uniform))
     for name, tensors in before.items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, state.carry[name], strict=True))
     with owned.running(), RandomStream(3, device).drawing():
         expected, by_step = by_hand(program, state, optimizer, data, rows, (normal, uniform), rates)
-    for row, terms in zip(record, by_step, strict=True):
+    for i, terms in enumerate(by_step):
         scale = max(1.0, *(float(x.abs()) for x in terms.values()))
-        found = dict(zip(loop.names, row.tolist(), strict=True))
+        found = {name: float(column[i]) for name, column in record.items()}
         assert found == pytest.approx({n: float(x) for n, x in terms.items()}, rel=RELATIVE, abs=RELATIVE * scale)
     for name, tensors in carry.items():
         for a, b in zip(tensors, expected[name], strict=True):
             scale = float(b.abs().max()) if b.numel() and b.is_floating_point() else 1.0
             assert torch.allclose(a, b, rtol=RELATIVE, atol=RELATIVE * max(scale, 1e-6)), name
     if graph.noise.normal + graph.noise.uniform or graph.noise.inside:
-        _noise_is_fresh(loop, carry, data, rows, (normal, uniform), rates, graph)
+        _noise_is_fresh(loop, carry, data, rows, Noise(normal, uniform), rates, graph)
 
 
 def _noise_is_fresh(
-    loop: StepLoop,
+    loop: Loop,
     carry: Carry,
     data: Batch,
     rows: Tensor,
-    noise: tuple[Tensor, Tensor],
+    noise: Noise,
     rates: Tensor,
     graph: GradientGraph,
 ) -> None:
     """On the same rows, at parameters that stand still, steps differ by their noise, and by nothing else."""
     rows, rates = rows[:1].expand_as(rows), torch.ones_like(rates) * rates.new_tensor([0.0, 1.0])
-    norm = loop.names.index("gradient_norm")
-    _, record = loop(carry, data, rows, noise[0], noise[1], rates, 0)
-    different = len(set(record[:, norm].tolist()))
+    fixed = (list(data), graph.fixed)
+    _, record = loop(carry, PerStep(rows, rates), fixed, noise)
+    different = len(set(record["gradient_norm"].tolist()))
     assert different == STEPS if graph.noise.normal else different > 1  # coins may fall alike
     if not graph.noise.inside and not graph.buffers:
-        normal, uniform = (x[:1].expand_as(x) for x in noise)
-        _, record = loop(carry, data, rows, normal, uniform, rates, 0)
-        assert len(set(record[:, norm].tolist())) == 1
+        same = Noise(*(x[:1].expand_as(x) for x in noise))
+        _, record = loop(carry, PerStep(rows, rates), fixed, same)
+        assert len(set(record["gradient_norm"].tolist())) == 1
 
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
@@ -403,13 +405,13 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
     state.carry["buffers"] = graph.buffers
     rates = torch.ones(count, 2, dtype=state.carry["packed"][0].dtype, device=device)
     rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE).copy())
-    loop = StepLoop(graph, state.packing, Optimizer(), state.carry, data, size, count)
+    loop = step_loop(state, graph, Optimizer(), data, size, count)
     with owned.running(), RandomStream(3, device).drawing():
         loop.compile()
-        _, record = loop(state.carry, data, rows, *noise, rates, 0)
+        _, record = loop(state.carry, PerStep(rows, rates), (list(data), graph.fixed), Noise(*noise))
     with RandomStream(3, device).drawing():
         theirs = of_pyro(example, owned, state, data, rows, noise, rates)
-    ours = record[:, loop.names.index("elbo")].tolist()
+    ours = record["elbo"].tolist()
     if example.name in CHAOTIC:
         assert ours[:100] == pytest.approx(theirs[:100], rel=1e-9)
         return
@@ -428,7 +430,7 @@ def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: 
     for seed in range(SEEDS):
         posterior = svi(
             example.make()[0], data, epochs=epochs, batch_size=example.batch_size, objective=example.objective,
-            optimizer=Optimizer(learning_rate=RATE), init="keep", compile=True, device=device, seed=seed,
+            optimizer=Optimizer(learning_rate=RATE), weights="keep", compile=True, device=device, seed=seed,
             progress=False,
         )  # fmt: skip
         assert posterior.config["compiled"]

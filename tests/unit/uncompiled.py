@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 from torch import Tensor
 
 
@@ -20,3 +21,9 @@ def as_it_is(module: Any, inputs: Sequence[Tensor], lengths: Any = None) -> Call
         return carried
 
     return loop
+
+
+def replace_compiler(monkeypatch: pytest.MonkeyPatch, compile_module: Callable[..., Any] = as_it_is) -> None:
+    """Let loops and queries be compiled by something else."""
+    monkeypatch.setattr("deepprob.engine.loop.compile_module", compile_module)
+    monkeypatch.setattr("deepprob.programs.tracing.compile_module", compile_module)

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepprob.engine.dynamic_length import NotAlike
+from deepprob.engine.dynamic_length import Lengths, NotAlike
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import built_once, cache_folder, compiler
 from deepprob.engine.native.link import Linker, processor_isas
-from deepprob.engine.native.lower import Lengths, lower
+from deepprob.engine.native.lower import lower
 
 _MODEL = "model"
 

@@ -21,10 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deepprob.engine.dynamic_length import Lengths
 from deepprob.engine.scan.operator import as_scan
-
-Lengths = dict[int, tuple[int, int]]
-"""Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
 
 
 class Repeated(nn.Module):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
-from uncompiled import as_it_is
+from uncompiled import replace_compiler
 
 from deepprob.diagnostics.checks.convergence import settled
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Fit
@@ -73,7 +73,7 @@ def fitted(program: Program | None = None, data: Any = None, **options: Any) -> 
 @pytest.fixture(params=["eager", "traced"])
 def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """How steps are taken."""
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+    replace_compiler(monkeypatch)
     return bool(request.param == "traced")
 
 
@@ -168,7 +168,7 @@ class Scaled(Program):
 
 @pytest.mark.parametrize("optimizer", [Optimizer(average=0.9), Optimizer("rmsprop"), Optimizer(accumulate=2)], ids=repr)
 def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+    replace_compiler(monkeypatch)
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"batch_size": 5, "optimizer": optimizer, "callbacks": [Anneal("scale", 0.1, 0.5, 8)]}
     eager, compiled = (fitted(Scaled(), x, compile=compile, **options).history for compile in (False, True))

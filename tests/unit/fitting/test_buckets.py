@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from uncompiled import as_it_is
+from uncompiled import as_it_is, replace_compiler
 
 from deepprob.data import Shuffle
 from deepprob.engine.dynamic_length import NotAlike
@@ -164,7 +164,7 @@ def test_every_row_is_as_likely_to_come_twice() -> None:
 ENDS = best_lengths(longest_of_batches(LENGTHS, B))
 
 
-SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": B, "init": "keep", "progress": False}
+SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": B, "weights": "keep", "progress": False}
 BASIS = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
 
 
@@ -189,7 +189,7 @@ def assert_same_steps(a: Posterior, b: Posterior, rel: float) -> None:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are."""
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+    replace_compiler(monkeypatch)
 
 
 class EveryStep(Callback):
@@ -245,7 +245,7 @@ def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytes
             raise NotAlike("torch says that a shape is fixed")
         return as_it_is(module, inputs)
 
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", compiled)
+    replace_compiler(monkeypatch, compiled)
     posterior = fitted(True, alike=True)
     assert posterior.history.specialisations == len(ENDS)
     assert_same_steps(fitted(False, alike=True), posterior, 1e-4)

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.fitting.objectives import ELBO, OBJECTIVES, describe, objective_named
+from deepprob.fitting.objectives import ELBO, OBJECTIVES, objective_named
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
 from deepprob.programs.run import run
@@ -50,7 +50,7 @@ def test_names_and_objects() -> None:
     assert objective_named("elbo") is OBJECTIVES["elbo"]
     own = ELBO(particles=3, analytic_kl=False)
     assert objective_named(own) is own
-    assert describe(own) == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
+    assert own.describe() == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
     with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo\."):
         objective_named("elb")
     with pytest.raises(TypeError, match=r"objective must be a name or an ELBO; got float\."):

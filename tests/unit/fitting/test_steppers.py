@@ -24,19 +24,20 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from uncompiled import as_it_is
+from uncompiled import as_it_is, replace_compiler
 
-from deepprob import stepping
+from deepprob.engine.loop import Loop
 from deepprob.engine.native.cache import NoCompiler
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.buckets import Views
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
+from deepprob.fitting.compiling import choose_stepper
+from deepprob.fitting.cost_model import pays as pays_off
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.step_loop import StepLoop
-from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper, choose_stepper
+from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
 from deepprob.posteriors.posterior import Posterior
@@ -81,11 +82,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run as they are."""
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+    replace_compiler(monkeypatch)
 
 
 def fitted(data: Any = (X, Y), program: Program | None = None, **options: Any) -> Posterior:
-    settings: dict[str, Any] = {"epochs": 6, "batch_size": B, "compile": True, "progress": False, "init": "keep"}
+    settings: dict[str, Any] = {"epochs": 6, "batch_size": B, "compile": True, "progress": False, "weights": "keep"}
     return svi(program or Regression(), data, **settings | {"optimizer": Optimizer(learning_rate=0.05)} | options)
 
 
@@ -123,7 +124,7 @@ def test_a_compiled_fit_is_its_graph_run_step_by_step(optimizer: Optimizer, monk
     callbacks = [KLWarmUp(2)]
     compiled = fitted(optimizer=optimizer, callbacks=callbacks)
     assert compiled.config["compiled"]
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+    replace_compiler(monkeypatch)
     assert_near(compiled, fitted(optimizer=optimizer, callbacks=callbacks))
     assert not any(compiled.history.steps["skipped"])
 
@@ -245,11 +246,11 @@ def test_a_spoilt_file_in_the_cache_is_compiled_again(tmp_path: Path, monkeypatc
 
 WITHOUT = """
 import json, sys, warnings
-sys.path.insert(0, {folder!r})
-import test_stepping
+sys.path[:0] = {folders!r}
+import test_steppers
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    posterior = test_stepping.fitted()
+    posterior = test_steppers.fitted()
 print(json.dumps([posterior.history.steps, [str(w.message) for w in caught], posterior.config["compiled"]]))
 """
 
@@ -258,7 +259,7 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("CXX", None)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(folder=str(Path(__file__).parents[1]))],
+        [sys.executable, "-c", WITHOUT.format(folders=[str(Path(__file__).parents[0]), str(Path(__file__).parents[1])])],
         capture_output=True, text=True, timeout=300, check=True, env=environment,
     )  # fmt: skip
     steps, messages, _ = json.loads(done.stdout)
@@ -468,20 +469,20 @@ def test_divergence_carries_the_last_good_posterior() -> None:
 
 
 def chosen(
-    compile: bool | str = True, *, steps: int = 10**6, program: Program | None = None, talk: bool = False
+    compile: bool | str = True, *, steps: int = 10**6, program: Program | None = None, announce: bool = False
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
     owned = ProgramInstance(program or Regression(), data, N, full_batch=False)
     state = init(owned, optimizer, 0.05)
     return choose_stepper(
         compile, state, EagerStepper(lambda *_: {}, Views(data)), objective=ELBO(), optimizer=optimizer, batch_size=B,
-        steps=steps, noise=RandomStream(0), talk=talk,
+        steps=steps, noise=RandomStream(0), announce=announce,
     )  # fmt: skip
 
 
 def stepper_of(compile: bool | str) -> CompiledStepper:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepprob.fitting.step_loop.compile_module", as_it_is)
+        replace_compiler(patch)
         found = chosen(compile)
     assert isinstance(found, CompiledStepper)
     return found
@@ -500,7 +501,7 @@ def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.Monk
 
     assert not pays(999)
     assert pays(10**6)
-    border = next(steps for steps in range(1000, 10**6, 1000) if stepping._pays(steps, operations_of(Regression())))
+    border = next(steps for steps in range(1000, 10**6, 1000) if pays_off(steps, operations_of(Regression())))
     assert (pays(border - 1000), pays(border)) == (False, True)
     assert pays(border - 1000, Larger())  # more operations, more to gain
     ticks = iter(range(10**9))
@@ -525,7 +526,7 @@ def test_compiling_says_so_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    chosen(True, talk=True)
+    chosen(True, announce=True)
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert line.startswith("compiling the step (")
@@ -586,15 +587,15 @@ class Odd(Regression):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("branch", r"a value of a tensor decides what is computed \(.*\), at test_stepping\.py:\d+ `if self\.kind == "),
-        ("item", r"a value of a tensor decides what is computed \(.*\), at test_stepping\.py:\d+ `mean = mean \* w\[0"),
+        ("branch", r"a value of a tensor decides what is computed \(.*\), at test_steppers\.py:\d+ `if self\.kind == "),
+        ("item", r"a value of a tensor decides what is computed \(.*\), at test_steppers\.py:\d+ `mean = mean \* w\[0"),
         ("counter", "the program changes 'runs' in Python from run to run, which would be frozen"),
         ("slow counter", "the program changes 'runs' in Python from run to run, which would be frozen"),
         ("noise", "the program changes 'runs' in Python from run to run, which would be frozen"),
         ("numpy generator", "the program changes 'generator' in Python from run to run, which would be frozen"),
         ("iterator", r"the compiled elbo is -[\d.]+ where it should be -[\d.]+"),
-        ("list", r"a value of a tensor decides what is computed \(.*\), at test_stepping\.py:\d+ `mean = mean"),
-        ("rows", r"a value of a tensor decides what is computed \(.*\), at test_stepping\.py:\d+ `mean = mean"),
+        ("list", r"a value of a tensor decides what is computed \(.*\), at test_steppers\.py:\d+ `mean = mean"),
+        ("rows", r"a value of a tensor decides what is computed \(.*\), at test_steppers\.py:\d+ `mean = mean"),
         ("selected rows", r"values decide how many rows or entries there are"),
     ],
 )  # fmt: skip
@@ -630,14 +631,14 @@ class Normalised(Regression):
     ],
 )
 def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = StepLoop.__call__
+    right = Loop.__call__
 
-    def wrong(self: StepLoop, *arguments: Any) -> Any:
+    def wrong(self: Loop, *arguments: Any) -> Any:
         new, record = right(self, *arguments)
         return new | {key: [x + 0.01 if x.is_floating_point() else x for x in new[key]]}, record
 
     assert fitted(program=Normalised()).config["compiled"]
-    monkeypatch.setattr(StepLoop, "__call__", wrong)
+    monkeypatch.setattr(Loop, "__call__", wrong)
     with pytest.warns(UserWarning, match=rf"^not compiled: {message}; the steps run eagerly"):
         found = fitted(program=Normalised())
     assert_same_fit(found, fitted(program=Normalised(), compile=False))
@@ -664,13 +665,13 @@ def test_buffers_that_are_infinite_are_as_they_should_be() -> None:
 @pytest.mark.parametrize("layers", ["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore:not compiled")
 def test_gradients_of_zero_are_not_taken_for_rounding(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    call = StepLoop.__call__
+    call = Loop.__call__
 
-    def zero(self: StepLoop, *arguments: Any) -> Any:
+    def zero(self: Loop, *arguments: Any) -> Any:
         new, record = call(self, *arguments)
         return new | {"first": [torch.zeros_like(x) for x in new["first"]]}, record
 
-    monkeypatch.setattr(StepLoop, "__call__", zero)
+    monkeypatch.setattr(Loop, "__call__", zero)
     for strength in (1.5, 3.0):  # at 3 rounding grows until it hides everything
         assert not fitted(program=Chained(strength), objective=ELBO(layers=layers), epochs=1).config["compiled"]
 
@@ -699,13 +700,13 @@ def test_layers_that_round_may_round_otherwise_but_no_more(
     factor: float, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One rounding elsewhere grows beyond any fixed tolerance; the same step in float32 shows how much that is."""
-    call = StepLoop.__call__
+    call = Loop.__call__
 
-    def off(self: StepLoop, carry: Any, *rest: Any) -> Any:
+    def off(self: Loop, carry: Any, *rest: Any) -> Any:
         near = {**carry, "packed": [factor * p for p in carry["packed"]]}
         return call(self, near, *rest)
 
-    monkeypatch.setattr(StepLoop, "__call__", off)
+    monkeypatch.setattr(Loop, "__call__", off)
     program = Chained()
     found = fitted(program=program, objective=ELBO(layers="bfloat16"), epochs=1)
     assert found.config["compiled"] is used
@@ -713,8 +714,8 @@ def test_layers_that_round_may_round_otherwise_but_no_more(
 
 
 def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(error: Exception) -> Callable[[StepLoop], None]:
-        def fail(self: StepLoop) -> None:
+    def failing(error: Exception) -> Callable[[Loop], None]:
+        def fail(self: Loop) -> None:
             raise error
 
         return fail
@@ -725,7 +726,7 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
         (RuntimeError("strange\nand long"), r"torch's compiler failed with RuntimeError: strange"),
         (AssertionError(), r"torch's compiler failed with AssertionError"),
     ):
-        monkeypatch.setattr(StepLoop, "compile", failing(error))
+        monkeypatch.setattr(Loop, "compile", failing(error))
         with pytest.warns(UserWarning, match=rf"^not compiled: {said}.*; its graph runs uncompiled\.$"):
             found.append(fitted())
     assert same(found[0], found[1])
@@ -747,7 +748,7 @@ def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, mon
     def fail(module: Any, inputs: Any, lengths: Any = None) -> None:
         raise error
 
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", fail)
+    replace_compiler(monkeypatch, fail)
     with pytest.warns(UserWarning, match=r"^not compiled: .*(no C\+\+ compiler|RuntimeError: strange)") as caught:
         found = fitted(held_out=(X, Y))
     assert len(caught) <= 2
@@ -766,7 +767,7 @@ def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
         inside.pop()
         return as_it_is(module, inputs)
 
-    monkeypatch.setattr("deepprob.fitting.step_loop.compile_module", slow)
+    replace_compiler(monkeypatch, slow)
     threads = [threading.Thread(target=fitted, kwargs={"epochs": 1, "seed": seed}) for seed in (0, 1)]
     for thread in threads:
         thread.start()

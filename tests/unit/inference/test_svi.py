@@ -129,7 +129,7 @@ def test_fresh_and_kept_weights() -> None:
 
     program, tiny = Net(), Optimizer(learning_rate=1e-12)
     fresh, again, kept = (
-        svi(program, (X, Y), epochs=1, guide="normal", optimizer=tiny, init=how).parameters()
+        svi(program, (X, Y), epochs=1, guide="normal", optimizer=tiny, weights=how).parameters()
         for how in ("fresh", "fresh", "keep")
     )
     assert torch.allclose(kept["program.new.weight"], program.new.weight)

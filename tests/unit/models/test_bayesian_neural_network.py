@@ -136,7 +136,7 @@ def test_a_fit_starts_at_new_weights_or_at_those_given() -> None:
         return state["program.raw_loc.0"] / 3**0.5, state["program.raw_loc.2"] / 8**0.5
 
     first, last = net[0].weight.detach(), net[2].weight.detach()
-    kept = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, init="keep", optimizer=still))
+    kept = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights="keep", optimizer=still))
     torch.testing.assert_close(kept, (first, last))
     fresh = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still))
     assert not torch.allclose(fresh[0], first)

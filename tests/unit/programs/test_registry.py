@@ -43,9 +43,7 @@ def test_a_class_defined_again_replaces_the_first() -> None:
 
 
 def test_a_name_of_another_module_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"registry_name 'vae' of .*Mine belongs to deepprob\.models\.vae\.VAE"
-    ):
+    with pytest.raises(ValueError, match=r"registry_name 'vae' of .*Mine belongs to deepprob\.models\.vae\.VAE"):
         type("Mine", (Program,), {"registry_name": "vae", "__module__": __name__})
 
 
