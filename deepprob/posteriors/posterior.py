@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, rows_of_the_fit
 from deepprob.programs.program import FunctionProgram, Program
-from deepprob.programs.run import run, run_guide, run_prior
+from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.structure import Structure, check_stacked
 from deepprob.storage import versions
@@ -220,7 +221,8 @@ class Posterior:
         batch = self._batch(data) if data else ()
         size = num_rows(batch) if batch else rows
         with self._querying(seed):
-            return run_prior(self.program, self._padded(batch), size, draws=draws, plates=self._plates)
+            run = Run(self.program, self._padded(batch), torch.arange(size), size, draws, self._plates)
+            return run_prior(run)
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
         """Log-likelihood of every row under every draw, in nats; what is marked for it is summed out of the model.
@@ -505,13 +507,8 @@ class Posterior:
 
     def _run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
         """Guide and model; what is summed out of the bound is drawn, given the data unless they are to be predicted."""
-        batch, rows, guide = self._prepared(batch, draws)
-        if self.structure.summed and not predict:
-            traces = draw_summed(self.program, batch, rows, draws=draws, plates=self._plates, guide=guide)
-        else:
-            traces = run(
-                self.program, batch, rows, len(rows), draws=draws, plates=self._plates, predict=predict, guide=guide
-            )
+        run = self._prepared(batch, draws, predict=predict)
+        traces = draw_summed(run) if self.structure.summed and not predict else run_program(run)
         check_stacked(self.structure, traces[1], self.program.data_name, draws)
         return traces
 
@@ -523,31 +520,27 @@ class Posterior:
             draws: How many draws of the guide's other sites.
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
         """
-        batch, rows, guide = self._prepared(batch, draws)
-        plates = self._plates
+        run = self._prepared(batch, draws)
         with RandomStream(0, self._owned.device).drawing():  # a look must not cost draws
-            _, look = run(self.program, batch, rows, len(rows), draws=2, plates=plates, guide=self._stored(2))
+            _, look = run_program(replace(run, draws=2, guide=self._stored(2)))
         check_stacked(self.structure, look, self.program.data_name, draws)
         check_data(look)
-        traces = run_enumerated(
-            self.program, batch, rows, len(rows), draws=draws, plates=plates, guide=guide, enumerate_guide=bound
-        )
+        traces = run_enumerated(run, enumerate_guide=bound)
         pairs = [(g, m, closed_form_kls(g, m) if bound else {}) for g, m in traces]
         return [term for g, m, closed in pairs for term in terms(g, m, self.program.data_name, closed)]
 
-    def _prepared(self, batch: Batch, draws: int) -> tuple[Batch, Tensor, Callable[..., None] | None]:
+    def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         batch = self._padded(self.program.prepare(*batch))
         rows = torch.arange(num_rows(batch), device=self._owned.device)
         self._check_rows(len(rows))
-        return batch, rows, self._stored(draws)
+        return Run(self.program, batch, rows, len(rows), draws, self._plates, predict, self._stored(draws))
 
     def _check_rows(self, came: int) -> None:
         if self._chains is None and self._keeps_rows and came != self._owned.num_data:
             raise ValueError(rows_of_the_fit(self.program.data_name, self._owned.num_data, came))
 
     def _run_guide(self, batch: Batch, draws: int) -> Trace:
-        batch, rows, guide = self._prepared(batch, draws)
-        return run_guide(self.program, batch, rows, len(rows), draws=draws, plates=self._plates, guide=guide)
+        return run_guide(self._prepared(batch, draws))
 
     def _amortized(self) -> bool:
         """Whether rows are independent of each other given the parameters."""

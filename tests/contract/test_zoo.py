@@ -34,6 +34,7 @@ from deepprob.inference.svi import init
 from deepprob.programs.copying import forget_values
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.run import Run
 
 RELATIVE = 1e-5  # of a parameter's largest gradient
 
@@ -73,8 +74,8 @@ def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch,
 def loss_and_gradients(owned: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
     with owned.running():
-        batch = owned.program.prepare(*batch)
-        loss, _ = objective(owned.program, batch, rows, owned.num_data, plates=max(1, owned.structure.plates))
+        batch, plates = owned.program.prepare(*batch), max(1, owned.structure.plates)
+        loss, _ = objective(Run(owned.program, batch, rows, owned.num_data, plates=plates))
         return loss.detach(), _gradients(loss, owned)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from deepprob.programs.minibatch import run_bound
 from deepprob.programs.program import Program
-from deepprob.programs.run import first_bad_site, run, run_prior
+from deepprob.programs.run import Run, first_bad_site, run_prior, run_program
 from deepprob.programs.structure import structure
 
 Y = torch.zeros(6)
@@ -39,7 +40,7 @@ def prior_of(model: Callable[..., None]) -> Callable[..., None]:
 
 def test_structure_tells_local_from_global() -> None:
     program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
-    found = structure(program, *run(program, (Y,), torch.arange(6), 6))
+    found = structure(program, *run_program(Run(program, (Y,), torch.arange(6), 6)))
     assert found.global_ == ("w", "g")
     assert found.local == ("z",)
     assert found.observed == ("y",)
@@ -52,10 +53,11 @@ def test_structure_tells_local_from_global() -> None:
 
 def test_draws_are_a_leading_plate() -> None:
     program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
-    guide_trace, model_trace = run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
+    run = Run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
+    guide_trace, model_trace = run_program(run)
     assert guide_trace.nodes["g"]["value"].shape == (4, 2, 1)
     assert model_trace.nodes["z"]["value"].shape == (4, 1, 6, 3)
-    assert run_prior(program, (), 6, draws=4, plates=2).nodes["y"]["value"].shape == (4, 1, 6)
+    assert run_prior(replace(run, batch=())).nodes["y"]["value"].shape == (4, 1, 6)
 
 
 def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
