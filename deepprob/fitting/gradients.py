@@ -53,8 +53,8 @@ def loss_and_gradients(
     kl_weight: float | Tensor,
 ) -> tuple[Tensor, Terms, list[Tensor]]:
     """Run an objective, inside a running program: loss and terms, detached, and a gradient for every parameter."""
-    plates = max(1, owned.structure.plates)
-    run = Run(owned.program, owned.program.prepare(*batch), rows, owned.num_data, plates=plates)
+    batch = owned.program.prepare(*batch)
+    run = Run(owned.program, batch, rows, owned.num_data, plates=owned.structure.plates)
     loss, terms = objective(run, kl_weight=kl_weight)
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)

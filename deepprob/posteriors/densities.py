@@ -100,8 +100,8 @@ def summed_log_likelihood(layout: Layout, structure: Structure, terms: list[Term
     parts = [t for t in terms if t.part == "likelihood"]
     if all(_in_plate(t, layout.plate) for t in parts):
         return _by_row(layout, parts)
-    if any(name in structure.by_plate for name in structure.observed):
-        outside = ", ".join(repr(n) for n in structure.summed if n not in structure.by_plate)
+    if any(structure.sites[name].local for name in structure.observed):
+        outside = ", ".join(repr(n) for n in structure.summed if not structure.sites[n].local)
         raise ValueError(
             f"site {outside} is summed out of all rows at once, so that no row has a likelihood of its own. Use "
             "log_evidence, that of all rows together, or sample it in the guide."

@@ -465,7 +465,7 @@ class Posterior:
 
     @property
     def _plates(self) -> int:
-        return max(1, self.structure.plates)
+        return self.structure.plates
 
     def _querying(self, seed: int) -> _Query:
         return _Query(self._owned, RandomStream(seed, self._owned.device))
@@ -545,13 +545,12 @@ class Posterior:
     def _amortized(self) -> bool:
         """Whether rows are independent of each other given the parameters."""
         found = self.structure
-        summed = all(name in found.by_plate for name in found.summed)
-        return bool(found.local + found.summed) and summed and not found.global_ and found.by_row
+        return bool(found.local + found.summed) and found.all_local(found.latent + found.summed) and found.by_row
 
     def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Pieces of a batch that was accepted, few enough rows each that K draws of them fit in memory."""
         size = num_rows(batch)
-        separate = all(n in self.structure.by_plate for n in self.structure.observed + self.structure.summed)
+        separate = self.structure.all_local(self.structure.observed + self.structure.summed)
         if self.program.data_name and separate and not self._keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
             step = max(1, _CHUNK // max(1, draws * width))

@@ -163,7 +163,7 @@ class ProgramInstance:
         """Run the program with what is marked for enumeration taking all of its values, and say if that fails."""
         plate = self.program.data_name
         try:
-            run = Run(self.program, batch, rows, self.num_data, plates=max(1, found.plates))
+            run = Run(self.program, batch, rows, self.num_data, plates=found.plates)
             for guide_trace, model_trace in run_enumerated(run):
                 terms(guide_trace, model_trace, plate, {}, compare_scales=True)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:

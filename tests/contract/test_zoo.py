@@ -74,7 +74,7 @@ def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch,
 def loss_and_gradients(owned: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
     with owned.running():
-        batch, plates = owned.program.prepare(*batch), max(1, owned.structure.plates)
+        batch, plates = owned.program.prepare(*batch), owned.structure.plates
         loss, _ = objective(Run(owned.program, batch, rows, owned.num_data, plates=plates))
         return loss.detach(), _gradients(loss, owned)
 
@@ -83,7 +83,7 @@ def pyros_loss_and_gradients(owned: ProgramInstance, elbo: Any, batch: Batch, ro
     """The same of one of Pyro's objectives, for all data."""
     program = owned.program
     # Pyro would find it out by a run, which draws noise; it counts the plate of particles.
-    elbo.max_plate_nesting = max(1, owned.structure.plates) + (elbo.vectorize_particles and elbo.num_particles > 1)
+    elbo.max_plate_nesting = owned.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
     # Pyro knows an AutoMessenger by its class: of its one run it makes both traces.
     guide = program.current_guide if isinstance(program.current_guide, GuideMessenger) else program.guide
     forget_values(program)
@@ -337,7 +337,7 @@ def final_elbo(owned: ProgramInstance, example: Example, data: Batch) -> float:
     objective = dataclasses.replace(example, batch_size=None).pyro()
     rows = torch.arange(owned.num_data, device=owned.device)
     with torch.no_grad(), owned.running(), RandomStream(99, owned.device).drawing():
-        objective.max_plate_nesting = max(1, owned.structure.plates)
+        objective.max_plate_nesting = owned.structure.plates
         with owned.program.bound(rows, owned.num_data):
             program = owned.program
             losses = [objective.loss(program.model, program.guide, *program.prepare(*data)) for _ in range(200)]

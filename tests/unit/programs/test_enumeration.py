@@ -258,7 +258,7 @@ def owned_of(case: Case) -> ProgramInstance:
 
 def compare(owned: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Hold loss and gradients against Pyro's, at the same noise, and return our terms."""
-    depth, num_data, params = max(1, owned.structure.plates), owned.num_data, list(owned.parameters().values())
+    depth, num_data, params = owned.structure.plates, owned.num_data, list(owned.parameters().values())
     theirs = TraceEnum_ELBO(max_plate_nesting=depth, num_particles=particles, vectorize_particles=particles > 1)
     with owned.running():
         with RandomStream(1).drawing(), owned.program.bound(rows, num_data):
@@ -416,7 +416,7 @@ def test_the_bound_asks_the_host_nothing(name: str) -> None:
     case = hidden_markov(5) if name == "hidden Markov" else CASES[name]()
     owned = owned_of(case)
     params, rows = list(owned.parameters().values()), torch.arange(len(case[2][0]))
-    depth = max(1, owned.structure.plates)
+    depth = owned.structure.plates
 
     def step(*inputs: Tensor) -> tuple[Tensor, ...]:
         batch = inputs[len(params) :]

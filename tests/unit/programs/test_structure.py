@@ -46,8 +46,13 @@ def test_structure_tells_local_from_global() -> None:
     assert found.observed == ("y",)
     assert found.latent == ("w", "g", "z")
     assert found.plates == 2
-    assert found.places == {"w": (), "g": (-2,), "z": (-1,)}
-    assert found.event_dims["z"] == 1
+    assert found.plate_names == ("groups", "data")
+    assert found.data_plate == "data"
+    assert list(found.sites) == ["w", "g", "z", "twice", "extra", "y"]
+    assert {n: s.plate_dims for n, s in found.sites.items() if s.role == "latent"} == {"w": (), "g": (-2,), "z": (-1,)}
+    assert [found.sites[n].role for n in ("twice", "extra")] == ["fixed", "fixed"]
+    assert found.sites["z"].event_dim == 1
+    assert found.all_local(("z", "y")) and not found.all_local(("z", "w"))
     assert found.by_row
 
 
