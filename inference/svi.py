@@ -243,7 +243,7 @@ def svi(
     }
     settings = FitSettings(size, total, chosen, learning_rate, seed, callbacks, config)
     fit = RunningFit(state, stepper, eager.views, scored, noise, settings)
-    fit.history.specialisations = stepper.compiled_graphs + (0 if scored is None else scored.compiled_graphs)
+    fit.history.compiled_graphs = stepper.compiled_graphs + (0 if scored is None else scored.compiled_graphs)
     return fit.run(progress)
 
 

@@ -317,7 +317,7 @@ class RunningFit:
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # of a fit that was cut short the mode so far is what there is
-        return Posterior(owned, history=self.history, config=self.settings.config, seed=self.settings.seed)
+        return Posterior(owned, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

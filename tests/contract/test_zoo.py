@@ -436,7 +436,7 @@ def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: 
         )  # fmt: skip
         assert posterior.config["compiled"]
         assert len(posterior.history.steps["elbo"]) == pytest.approx(1000, abs=2)
-        ours.append(final_elbo(posterior._owned, example, data))
+        ours.append(final_elbo(posterior.owned, example, data))
         theirs.append(pyros_fit(example, seed, device))
     error = np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / SEEDS)
     assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 1e-6
