@@ -130,7 +130,7 @@ def measure(name: str, only: str | None) -> dict[str, Any]:
     eager, compiled = per_step(made, compile=False), per_step(made, compile=True)
     return {
         "title": (PROGRAMS[name].__doc__ or "").replace("`", ""),
-        "graphs": posterior.history.specialisations,
+        "graphs": posterior.history.compiled_graphs,
         "compiled": posterior.config["compiled"],
         "operations": line[1],
         "announced": int(line[2]),

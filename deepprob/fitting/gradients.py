@@ -16,6 +16,7 @@ from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_g
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.run import Run
 from deepprob.programs.tracing import TraceableSites, tensors_of
 
 
@@ -52,14 +53,9 @@ def loss_and_gradients(
     kl_weight: float | Tensor,
 ) -> tuple[Tensor, Terms, list[Tensor]]:
     """Run an objective, inside a running program: loss and terms, detached, and a gradient for every parameter."""
-    loss, terms = objective(
-        owned.program,
-        owned.program.prepare(*batch),
-        rows,
-        owned.num_data,
-        kl_weight=kl_weight,
-        plates=max(1, owned.structure.plates),
-    )
+    batch = owned.program.prepare(*batch)
+    run = Run(owned.program, batch, rows, owned.num_data, plates=owned.structure.plates)
+    loss, terms = objective(run, kl_weight=kl_weight)
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)
 

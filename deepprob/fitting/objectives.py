@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,7 @@ from deepprob.networks.layer_modes import layers_in
 from deepprob.programs.elimination import PARTS, Part, terms
 from deepprob.programs.enumeration import any_enumerated, run_enumerated
 from deepprob.programs.kl import closed_form_kls
-from deepprob.programs.minibatch import Batch
-from deepprob.programs.program import Program
-from deepprob.programs.run import run
+from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import Site, is_deterministic, is_local, log_prob, sample_sites
 
 Terms = dict[str, Tensor]
@@ -63,14 +61,15 @@ class ELBO:
         With the exact posterior as guide the bound is the log evidence, whatever the noise:
 
         >>> import pyro, pyro.distributions as dist
+        >>> from deepprob.programs.program import Program
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> def guide(y):
         ...     pyro.sample("mu", dist.Normal(y / 2, 0.5**0.5))
         >>> y = torch.tensor(1.0)
-        >>> loss, terms = ELBO(particles=4000, analytic_kl=False)(
-        ...     Program.of(model, guide), (y,), torch.arange(1), 1, plates=0)
+        >>> run = Run(Program.of(model, guide), (y,), torch.arange(1), 1, plates=0)
+        >>> loss, terms = ELBO(particles=4000, analytic_kl=False)(run)
         >>> exact = dist.Normal(0.0, 2**0.5).log_prob(y)
         >>> bool((terms["elbo"] - exact).abs() < 1e-4)
         True
@@ -86,35 +85,21 @@ class ELBO:
         if self.layers not in _PRECISIONS:
             raise unknown("precision of layers", self.layers, _PRECISIONS)
 
-    def __call__(
-        self,
-        program: Program,
-        batch: Batch,
-        rows: Tensor,
-        num_data: int,
-        *,
-        kl_weight: float | Tensor = 1.0,
-        plates: int = 1,
-    ) -> tuple[Tensor, Terms]:
+    def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
         """The loss to minimise and the terms of the bound, all per datum.
 
         Args:
-            program: The program.
-            batch: Its arguments.
-            rows: Indices of the batch's rows in the data, shape ``(B,)``.
-            num_data: Number of rows of the data, N.
+            run: The program and its batch; the objective's particles are its draws.
             kl_weight: What both KL terms are multiplied by in the loss (not in ``terms``).
-            plates: Depth of the program's plates.
 
         Returns:
             The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
             ``kl_local``, ``kl_global``.
         """
-        draws = None if self.particles == 1 else self.particles
-        execute = run_enumerated if program.enumerates is not False else _run_once
+        run = replace(run, draws=None if self.particles == 1 else self.particles)
         with layers_in(self.layers):
-            traces = execute(program, batch, rows, num_data, draws=draws, plates=plates)
-        plate, scores = str(program.data_name), None
+            traces = [run_program(run)] if run.program.enumerates is False else run_enumerated(run)
+        plate, scores = str(run.program.data_name), None
         if any_enumerated(traces):
             likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
         else:
@@ -122,7 +107,7 @@ class ELBO:
             closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
             likelihood, kl_local, kl_global = self._terms(plate, guide_trace, model_trace, closed)
             scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
-        norm = 1.0 / (num_data * self.particles)
+        norm = 1.0 / (run.num_data * self.particles)
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
         if scores is not None:
@@ -172,10 +157,6 @@ class ELBO:
                 term = _log_q(site).sum()
             kl_local, kl_global = _add(kl_local, kl_global, term, is_local(site, plate))
         return likelihood, kl_local, kl_global
-
-
-def _run_once(*program: Any, **options: Any) -> list[tuple[Trace, Trace]]:
-    return [run(*program, **options)]
 
 
 def _add(local: Tensor, global_: Tensor, term: Tensor, to_local: bool) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class RunningFit:
         self.order = RowOrder(state.owned.num_data, settings.batch_size, views.groups, settings.seed)
         self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
         graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
-        self.history = History(steps_per_epoch=self.steps_per_epoch, specialisations=graphs)
+        self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
@@ -318,7 +318,7 @@ class RunningFit:
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # of a fit that was cut short the mode so far is what there is
-        return Posterior(owned, history=self.history, config=self.settings.config, seed=self.settings.seed)
+        return Posterior(owned, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -55,4 +55,4 @@ def draws_posterior(
     batch = program.accept(data)
     with RandomStream(seed).drawing():
         owned = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
-    return Posterior(owned, config=config, seed=seed, chains=chains)
+    return Posterior(owned, config=dict(config or {}), seed=seed, chains=chains)

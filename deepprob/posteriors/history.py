@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+_RENAMED = {"specialisations": "compiled_graphs"}  # what facts were called before
+
 
 @dataclass
 class History:
@@ -22,7 +24,7 @@ class History:
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was stopped from outside.
         stopped_early: Whether a callback ended the fit.
-        specialisations: Graphs that were compiled for the fit: one for its steps (one for each length that sequences
+        compiled_graphs: Graphs that were compiled for the fit: one for its steps (one for each length that sequences
             are cut to if their graphs are not alike, and on a GPU), and one for every number of held-out rows that is
             scored at once; 0 if it ran eagerly.
     """
@@ -33,17 +35,7 @@ class History:
     best_epoch: int = 0
     interrupted: bool = False
     stopped_early: bool = False
-    specialisations: int = 0
-
-    def add_step(self, values: Mapping[str, float]) -> None:
-        """Record one step."""
-        for name, value in values.items():
-            self.steps.setdefault(name, []).append(value)
-
-    def add_epoch(self, values: Mapping[str, float]) -> None:
-        """Record one epoch."""
-        for name, value in values.items():
-            self.epochs.setdefault(name, []).append(value)
+    compiled_graphs: int = 0
 
     def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
         """Record some epochs."""
@@ -62,19 +54,20 @@ class History:
             "best_epoch": self.best_epoch,
             "interrupted": self.interrupted,
             "stopped_early": self.stopped_early,
-            "specialisations": self.specialisations,
+            "compiled_graphs": self.compiled_graphs,
         }
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, int | bool]) -> History:
-        """The inverse of `to_tensors` and `facts`.
+        """The inverse of `to_tensors` and `facts`, also for files that an earlier version saved.
 
         Examples:
             >>> past = History(steps={"elbo": [1.0, 2.0]}, best_epoch=3)
             >>> History.restore(past.to_tensors(), past.facts()) == past
             True
         """
-        record = cls(**facts)  # type: ignore[arg-type]
+        named = {_RENAMED.get(name, name): value for name, value in facts.items()}
+        record = cls(**named)  # type: ignore[arg-type]
         for key, values in tensors.items():
             kind, _, name = key.partition(".")
             getattr(record, kind)[name] = values.tolist()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,41 @@ from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.registry import program_named
-from deepprob.storage import read, write
+from deepprob.storage import read, versions, write
 
 
-@dataclass
+@functools.cache
+def _versions() -> dict[str, str]:
+    return versions()
+
+
+@dataclass(eq=False, kw_only=True)
 class Content:
-    """All that a saved posterior consists of.
+    """What a posterior consists of, and what is saved of it.
 
     Attributes:
         owned: The fitted program.
         history: The record of the fit.
-        config: The routine and its settings.
+        config: The routine and its settings, as JSON.
         seed: The fit's seed.
-        chains: Draws by site, or None where there is a guide.
+        chains: Draws by site, shape ``(chains, draws, *site)``; None where there is a guide.
         exact: Whether the evidence is a closed form.
-        versions: Of what made it.
+        versions: Of Python and the packages that made it.
     """
 
-    owned: ProgramInstance
-    history: History
-    config: dict[str, Any]
-    seed: int
-    chains: Mapping[str, Tensor] | None
-    exact: bool
-    versions: dict[str, str]
+    owned: ProgramInstance = field(kw_only=False)
+    history: History = field(default_factory=History)
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    chains: Mapping[str, Tensor] | None = None
+    exact: bool = False
+    versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
+
+    def __post_init__(self) -> None:
+        found = self.owned.structure
+        self.exact = self.exact or bool(found.summed and not found.latent)
+        if self.chains is not None:
+            self.chains = {n: v.detach().to(self.owned.device) for n, v in self.chains.items()}
 
 
 def write_posterior(path: str | Path, content: Content) -> None:
@@ -112,12 +124,12 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
     return Content(
         owned,
-        History.restore(groups["history"], manifest["history"]),
-        manifest["config"],
-        manifest["seed"],
-        chains,
-        manifest["exact"],
-        manifest["made_with"],
+        history=History.restore(groups["history"], manifest["history"]),
+        config=manifest["config"],
+        seed=manifest["seed"],
+        chains=chains,
+        exact=manifest["exact"],
+        versions=manifest["made_with"],
     )
 
 

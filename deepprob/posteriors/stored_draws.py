@@ -23,12 +23,12 @@ def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: i
                 index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
             else:
                 index = torch.arange(draws, device=flat.device) % len(flat)
-            event_dim = found.event_dims[name]
+            event_dim = found.sites[name].event_dim
             chosen = flat[index]
             batch_dims = chosen.dim() - 1 - event_dim
-            places, batch_shape = found.places[name], [1] * plates
+            plate_dims, batch_shape = found.sites[name].plate_dims, [1] * plates
             # A site has no dimension for the plates that it is not in.
-            dims = places if len(places) == batch_dims else range(-batch_dims, 0)
+            dims = plate_dims if len(plate_dims) == batch_dims else range(-batch_dims, 0)
             for dim, size in zip(dims, chosen.shape[1:], strict=False):
                 batch_shape[dim] = size
             shape = (draws, *batch_shape, *chosen.shape[1 + batch_dims :])

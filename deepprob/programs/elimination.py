@@ -91,13 +91,14 @@ def terms(
         >>> import pyro, pyro.distributions as dist
         >>> from deepprob.programs.enumeration import run_enumerated
         >>> from deepprob.programs.program import Program
+        >>> from deepprob.programs.run import Run
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
         ...         k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
         ...         pyro.sample("x", dist.Normal(2 * k - 1, 1.0), obs=x)
         >>> x = torch.tensor([0.0, 1.0])
         >>> program = Program.of(model, lambda x: None, data_plate="data")
-        >>> ((guide_trace, model_trace),) = run_enumerated(program, (x,), torch.arange(2), 2)
+        >>> ((guide_trace, model_trace),) = run_enumerated(Run(program, (x,), torch.arange(2), 2))
         >>> (term,) = terms(guide_trace, model_trace, "data", {})
         >>> evidence = (dist.Normal(-1.0, 1.0).log_prob(x).exp() + dist.Normal(1.0, 1.0).log_prob(x).exp()).log()
         >>> term.part, torch.allclose(term.value, evidence - math.log(2))

@@ -104,7 +104,7 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
             f"the program has no plate named {plate!r}, so that minibatches would be weighed wrongly; its plates are: "
             f"{', '.join(found.plate_names) or 'none'}. Name the one over rows, or write it."
         )
-    if not full_batch and not any(name in found.by_plate for name in found.observed):
+    if not full_batch and not any(found.sites[name].local for name in found.observed):
         plates = ", ".join(map(repr, found.plate_names)) or "none"
         raise ValueError(
             f"no observed site is inside plate {program.data_name!r}, so that minibatches would be weighed wrongly; "

@@ -19,7 +19,7 @@ from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
-from deepprob.programs.run import run
+from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
 from deepprob.programs.store import StoreState, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
@@ -144,7 +144,7 @@ class ProgramInstance:
     def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
         """Run the program, and say on what it failed if it fails."""
         try:
-            return run(self.program, batch, rows, self.num_data)
+            return run_program(Run(self.program, batch, rows, self.num_data))
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
             if isinstance(error, ValueError) and reason.endswith("."):
@@ -163,8 +163,8 @@ class ProgramInstance:
         """Run the program with what is marked for enumeration taking all of its values, and say if that fails."""
         plate = self.program.data_name
         try:
-            runs = run_enumerated(self.program, batch, rows, self.num_data, plates=max(1, found.plates))
-            for guide_trace, model_trace in runs:
+            run = Run(self.program, batch, rows, self.num_data, plates=found.plates)
+            for guide_trace, model_trace in run_enumerated(run):
                 terms(guide_trace, model_trace, plate, {}, compare_scales=True)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -194,7 +194,7 @@ class ProgramInstance:
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
-                _, trace = run(self.program, piece, rows, self.num_data)
+                _, trace = run_program(Run(self.program, piece, rows, self.num_data))
                 check_observed(trace)
                 self._check_plate(piece, trace)
         self.program.train(training)

@@ -62,7 +62,9 @@ class Program(PyroModule):
         ...     def guide(self, y=None):
         ...         pyro.sample("p", dist.Beta(3.0, 2.0))
         >>> from deepprob.fitting.objectives import ELBO
-        >>> _, terms = ELBO(analytic_kl=False)(Coin(), (torch.tensor([1.0, 1.0, 0.0]),), torch.arange(3), 3)
+        >>> from deepprob.programs.run import Run
+        >>> run = Run(Coin(), (torch.tensor([1.0, 1.0, 0.0]),), torch.arange(3), 3)
+        >>> _, terms = ELBO(analytic_kl=False)(run)
         >>> round(3 * float(terms["elbo"]), 4)  # the log evidence, log B(3, 2)
         -2.4849
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -30,36 +31,49 @@ class _Unobserve(UnconditionMessenger):
             super()._pyro_sample(msg)
 
 
-def run(
-    program: Program,
-    batch: Batch,
-    rows: Tensor,
-    num_data: int,
-    *,
-    draws: int | None = None,
-    plates: int = 1,
-    predict: bool = False,
-    guide: Callable[..., Any] | None = None,
-) -> tuple[Trace, Trace]:
-    """Run the guide, and the model on what the guide drew.
+@dataclass(frozen=True)
+class Run:
+    """What a program is run on, and how.
 
-    Args:
+    Attributes:
         program: The program.
-        batch: Its arguments.
+        batch: Its arguments; may be empty where it needs none.
         rows: Which rows of the data they are, shape ``(B,)``.
-        num_data: Number of rows of the whole data.
-        draws: If given, a leading plate of so many draws surrounds both.
+        num_data: Number of rows of the whole data, N.
+        draws: If given, a leading plate of so many draws surrounds guide and model.
         plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
-        predict: Draw the observed sites anew instead of observing them.
+        predict: Whether the model draws its observed sites instead of observing them.
         guide: Another guide than the program's own.
+    """
+
+    program: Program
+    batch: Batch
+    rows: Tensor
+    num_data: int
+    draws: int | None = None
+    plates: int = 1
+    predict: bool = False
+    guide: Callable[..., Any] | None = None
+
+    def bound(self) -> AbstractContextManager[None]:
+        """Within this context the program's data plate holds these rows."""
+        return self.program.bound(self.rows, self.num_data)
+
+    def stacked(self) -> AbstractContextManager[None]:
+        """Within this context a leading plate of draws surrounds what is run, if there are any."""
+        return _stacked(self.draws, self.plates)
+
+
+def run_program(run: Run) -> tuple[Trace, Trace]:
+    """Run the guide, and the model on what the guide drew.
 
     Returns:
         The guide's trace and the model's.
     """
-    guide_trace = run_guide(program, batch, rows, num_data, draws=draws, plates=plates, guide=guide)
-    model: Any = _Unobserve()(program.model) if predict else program.model
-    with program.bound(rows, num_data), stacked(draws, plates):
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
+    guide_trace = run_guide(run)
+    model: Any = _Unobserve()(run.program.model) if run.predict else run.program.model
+    with run.bound(), run.stacked():
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*run.batch)
     share_masks(guide_trace, model_trace)
     return guide_trace, model_trace
 
@@ -72,32 +86,23 @@ def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
             site["mask"] = prior["mask"] if site["mask"] is None else site["mask"] & prior["mask"]
 
 
-def run_guide(
-    program: Program,
-    batch: Batch,
-    rows: Tensor,
-    num_data: int,
-    *,
-    draws: int | None = None,
-    plates: int = 1,
-    guide: Callable[..., Any] | None = None,
-) -> Trace:
-    """Run the guide alone; arguments as in `run`."""
-    with program.bound(rows, num_data), stacked(draws, plates):
-        return trace_guide(program, guide or program.guide, batch)
+def run_guide(run: Run) -> Trace:
+    """Run the guide alone."""
+    with run.bound(), run.stacked():
+        return trace_guide(run, run.guide or run.program.guide)
 
 
-def trace_guide(program: Program, guide: Callable[..., Any], batch: Batch) -> Trace:
-    """The trace of a program's guide without data: an ``AutoMessenger`` runs the model, whose data it does not draw."""
-    forget_values(program)
-    trace = poutine.trace(guide).get_trace(*batch)
+def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
+    """The trace of a guide without data: an ``AutoMessenger`` runs the model, whose data it does not draw."""
+    forget_values(run.program)
+    trace = poutine.trace(guide).get_trace(*run.batch)
     for name in [n for n, s in sample_sites(trace) if is_data(s)]:
         trace.remove_node(name)
     return trace
 
 
 @contextmanager
-def stacked(draws: int | None, plates: int) -> Iterator[None]:
+def _stacked(draws: int | None, plates: int) -> Iterator[None]:
     """Surround a program with a leading plate of draws, and say what is wrong where it cannot take one."""
     if draws is None:
         yield
@@ -114,19 +119,10 @@ def stacked(draws: int | None, plates: int) -> Iterator[None]:
         ) from error
 
 
-def run_prior(program: Program, batch: Batch, num_rows: int, *, draws: int, plates: int = 1) -> Trace:
-    """Run the model alone, its observed sites drawn: ancestral samples from the prior.
-
-    Args:
-        program: The program.
-        batch: Its arguments; may be empty where the model needs none.
-        num_rows: Number of rows to draw.
-        draws: Number of draws of everything.
-        plates: As in `run`.
-    """
-    rows = torch.arange(num_rows)
-    with program.bound(rows, num_rows), stacked(draws, plates):
-        return poutine.trace(_Unobserve()(program.model)).get_trace(*batch)
+def run_prior(run: Run) -> Trace:
+    """Run the model alone, its observed sites drawn: ancestral samples from the prior."""
+    with run.bound(), run.stacked():
+        return poutine.trace(_Unobserve()(run.program.model)).get_trace(*run.batch)
 
 
 def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
@@ -142,7 +138,7 @@ def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
     """
     rows = torch.arange(num_data, device=batch[0].device if batch else None)
     try:
-        traces = run(program, batch, rows, num_data)
+        traces = run_program(Run(program, batch, rows, num_data))
     except (ValueError, RuntimeError) as error:
         return f"the program itself fails: {str(error).splitlines()[0]}"
     for trace in traces:

@@ -19,6 +19,16 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
             yield name, site
 
 
+def observed_sites(model_trace: Trace) -> dict[str, Site]:
+    """The sites that were given data."""
+    return {n: s for n, s in sample_sites(model_trace) if is_data(s)}
+
+
+def drawn_sites(guide_trace: Trace) -> dict[str, Site]:
+    """The sites that the guide drew, auxiliary ones included."""
+    return {n: s for n, s in sample_sites(guide_trace) if not is_deterministic(s)}
+
+
 def is_deterministic(site: Site) -> bool:
     """Whether a site is ``pyro.deterministic`` (an observed Delta) or an empty factor."""
     return bool(site["infer"].get("_deterministic"))

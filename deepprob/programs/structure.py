@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from pyro.poutine.trace_struct import Trace
 
@@ -10,45 +12,86 @@ from deepprob.programs.program import Program
 from deepprob.programs.run import DRAWS
 from deepprob.programs.sites import Site, is_auxiliary, is_data, is_local, sample_sites
 
+Role = Literal["latent", "summed", "observed", "fixed", "auxiliary"]
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What a dry run showed of one site.
+
+    Attributes:
+        role: ``"latent"`` if the guide draws it; ``"summed"`` if the guide leaves it out, to be summed out of the
+            model; ``"observed"`` for data; ``"fixed"`` for a factor or a deterministic value; ``"auxiliary"`` for a
+            helper that only the guide has.
+        local: Whether it is inside the data plate.
+        enumerated: Whether it takes all of its values in the guide.
+        event_dim: Number of event dimensions.
+        plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
+        loose_shape: Its batch shape, 1 in the dimensions of its plates.
+    """
+
+    role: Role
+    local: bool
+    enumerated: bool
+    event_dim: int
+    plate_dims: tuple[int, ...]
+    loose_shape: tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Structure:
     """What one dry run of a program showed.
 
     Attributes:
-        local: Latent sites inside the data plate, in the model's order.
-        global_: Latent sites outside of it.
-        observed: Observed sites.
-        event_dims: Number of event dimensions of every site.
-        plates: Depth of vectorised plates, counted from the right; draws go one further to the left.
-        places: The plate dimensions of every latent site, from left to right.
-        by_row: Whether the guide's density of local sites is a product over rows.
+        sites: All sites by name: the model's, in its order, then the guide's helpers.
+        plates: Depth of vectorized plates, counted from the right, at least 1; draws go one further to the left.
         plate_names: Names of all plates of the model.
-        loose: The batch shape of every site, 1 in the dimensions of its plates.
-        by_plate: Sites inside the data plate, observed ones included.
         data_plate: The plate that all observed data are in, if there is exactly one with all of its rows.
-        summed: Sites of the model that the guide leaves out, because they are marked to be summed out.
-        enumerated: Sites of the guide that are marked to take all of their values.
+        by_row: Whether the guide's density of local sites is a product over rows.
     """
 
-    local: tuple[str, ...]
-    global_: tuple[str, ...]
-    observed: tuple[str, ...]
-    event_dims: dict[str, int]
+    sites: dict[str, SiteInfo]
     plates: int
-    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    by_row: bool = False
-    plate_names: tuple[str, ...] = ()
-    loose: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    by_plate: tuple[str, ...] = ()
-    data_plate: str = ""
-    summed: tuple[str, ...] = ()
-    enumerated: tuple[str, ...] = ()
+    plate_names: tuple[str, ...]
+    data_plate: str
+    by_row: bool
+
+    @property
+    def local(self) -> tuple[str, ...]:
+        """Latent sites inside the data plate."""
+        return tuple(name for name in self._of("latent") if self.sites[name].local)
+
+    @property
+    def global_(self) -> tuple[str, ...]:
+        """Latent sites outside of the data plate."""
+        return tuple(name for name in self._of("latent") if not self.sites[name].local)
 
     @property
     def latent(self) -> tuple[str, ...]:
-        """All latent sites."""
+        """All latent sites that the guide draws, the global ones first."""
         return self.global_ + self.local
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """Sites that observe data."""
+        return self._of("observed")
+
+    @property
+    def summed(self) -> tuple[str, ...]:
+        """Sites of the model that the guide leaves out, because they are marked to be summed out."""
+        return self._of("summed")
+
+    @property
+    def enumerated(self) -> tuple[str, ...]:
+        """Sites of the guide that are marked to take all of their values."""
+        return tuple(name for name, site in self.sites.items() if site.enumerated)
+
+    def all_local(self, names: Iterable[str]) -> bool:
+        """Whether all of these sites are inside the data plate."""
+        return all(self.sites[name].local for name in names)
+
+    def _of(self, role: Role) -> tuple[str, ...]:
+        return tuple(name for name, site in self.sites.items() if site.role == role)
 
 
 def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Structure:
@@ -58,67 +101,97 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
         ValueError: If the model samples a site that the guide lacks, or the guide one that the model lacks.
     """
     plate = str(program.data_name)
-    latents = {n: s for n, s in sample_sites(model_trace) if not s["is_observed"]}
+    model = dict(sample_sites(model_trace))
+    latents = {n: s for n, s in model.items() if not s["is_observed"]}
     drawn = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
+    _check_guide(program, latents, drawn)
+
+    def info(name: str, site: Site, role: Role) -> SiteInfo:
+        return SiteInfo(
+            role,
+            local=is_local(site, plate),
+            enumerated=name in drawn and _is_marked(drawn[name]),
+            event_dim=site["fn"].event_dim,
+            plate_dims=tuple(sorted(f.dim for f in site["cond_indep_stack"] if f.vectorized)),
+            loose_shape=_loose_shape(site),
+        )
+
+    sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}
+    sites |= {n: info(n, s, "auxiliary") for n, s in drawn.items() if n not in model}
+    return Structure(
+        sites,
+        plates=_depth([*model.values(), *(s for _, s in sample_sites(guide_trace))]),
+        plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
+        data_plate=_data_plate([s for s in model.values() if is_data(s)]),
+        by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
+    )
+
+
+def _role(site: Site, *, drawn: bool) -> Role:
+    if site["is_observed"]:
+        return "observed" if is_data(site) else "fixed"
+    return "latent" if drawn else "summed"
+
+
+def _is_marked(site: Site) -> bool:
+    return bool(site["infer"].get("enumerate"))
+
+
+def _check_guide(program: Program, latents: dict[str, Site], drawn: dict[str, Site]) -> None:
+    """Refuse a guide that lacks a latent site of the model or has one too many, and marks that mean nothing."""
     title = type(program).__name__ if type(program).__name__ != "FunctionProgram" else "the"
-    summed = {n: s for n, s in latents.items() if n not in drawn and s["infer"].get("enumerate")}
-    enumerated = {n: s for n, s in drawn.items() if s["infer"].get("enumerate")}
-    for name in (n for n in latents if n not in drawn and n not in summed):
+    left_out = {n: s for n, s in latents.items() if n not in drawn}
+    for name in (n for n, s in left_out.items() if not _is_marked(s)):
         raise ValueError(
             f"{title} guide has no site {name!r} but the model samples it. "
             f'Add pyro.sample("{name}", ...) to the guide, or mark it observed.'
         )
-    _check_marks(summed, enumerated)
+    for name, site in left_out.items():
+        _check_values(name, site)
+        _check_summed(name, site)
+    for name, site in drawn.items():
+        if _is_marked(site):
+            _check_values(name, site)
     for name, site in drawn.items():
         if name not in latents and not is_auxiliary(site):
             raise ValueError(
                 f"{title} guide samples {name!r} but the model has no such latent site. "
                 f'Remove it, or mark it infer={{"is_auxiliary": True}}. Latent sites: {", ".join(latents) or "none"}.'
             )
-    everything = [s for t in (model_trace, guide_trace) for _, s in sample_sites(t)]
-    frames = [f for s in everything for f in s["cond_indep_stack"]]
-    return Structure(
-        local=tuple(n for n, s in latents.items() if n in drawn and is_local(s, plate)),
-        global_=tuple(n for n, s in latents.items() if n in drawn and not is_local(s, plate)),
-        observed=tuple(n for n, s in sample_sites(model_trace) if is_data(s)),
-        event_dims={n: s["fn"].event_dim for n, s in sample_sites(model_trace)},
-        # Batch dimensions outside of any plate are in the way of draws as well.
-        plates=max(
-            [-f.dim for f in frames if f.vectorized] + [len(s["fn"].batch_shape) for s in everything], default=0
-        ),
-        places={n: tuple(sorted(f.dim for f in s["cond_indep_stack"] if f.vectorized)) for n, s in latents.items()},
-        loose={n: _loose(s) for n, s in sample_sites(model_trace)},
-        by_plate=tuple(n for n, s in sample_sites(model_trace) if is_local(s, plate)),
-        data_plate=_data_plate(model_trace),
-        plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
-        by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
-        summed=tuple(summed),
-        enumerated=tuple(enumerated),
-    )
 
 
-def _check_marks(summed: dict[str, Site], enumerated: dict[str, Site]) -> None:
-    """Refuse sites marked for enumeration that cannot be enumerated."""
-    for name, site in (summed | enumerated).items():
-        draws = site["infer"].get("num_samples")
-        if draws is None and not site["fn"].has_enumerate_support:
-            raise ValueError(
-                f"site {name!r} is marked for enumeration, but {type(site['fn']).__name__} has no finite support. "
-                "Remove the mark, and sample it in the guide."
-            )
-        if name in summed and site["infer"]["enumerate"] != "parallel":
-            raise ValueError(
-                f"site {name!r} is marked for sequential enumeration, which only sites of a guide can have. Mark it "
-                'infer={"enumerate": "parallel"}, or sample it in the guide.'
-            )
-        if name in summed and draws is not None:
-            raise ValueError(
-                f"site {name!r} is to be drawn {draws} times for a sum in the model, whose gradient would be biased. "
-                "Leave num_samples out to sum over all values, or sample it in the guide."
-            )
+def _check_values(name: str, site: Site) -> None:
+    """Refuse to enumerate a site that has no finite support."""
+    if site["infer"].get("num_samples") is None and not site["fn"].has_enumerate_support:
+        raise ValueError(
+            f"site {name!r} is marked for enumeration, but {type(site['fn']).__name__} has no finite support. "
+            "Remove the mark, and sample it in the guide."
+        )
 
 
-def _loose(site: Site) -> tuple[int, ...]:
+def _check_summed(name: str, site: Site) -> None:
+    """Refuse marks under which a site cannot be summed out of the model."""
+    draws = site["infer"].get("num_samples")
+    if site["infer"]["enumerate"] != "parallel":
+        raise ValueError(
+            f"site {name!r} is marked for sequential enumeration, which only sites of a guide can have. Mark it "
+            'infer={"enumerate": "parallel"}, or sample it in the guide.'
+        )
+    if draws is not None:
+        raise ValueError(
+            f"site {name!r} is to be drawn {draws} times for a sum in the model, whose gradient would be biased. "
+            "Leave num_samples out to sum over all values, or sample it in the guide."
+        )
+
+
+def _depth(sites: list[Site]) -> int:
+    depths: list[int] = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+    # Batch dimensions outside of any plate are in the way of draws as well.
+    depths += [len(site["fn"].batch_shape) for site in sites]
+    return max([1, *depths])
+
+
+def _loose_shape(site: Site) -> tuple[int, ...]:
     shape = list(site["fn"].batch_shape)
     for frame in site["cond_indep_stack"]:
         if frame.vectorized and -frame.dim <= len(shape):
@@ -126,13 +199,11 @@ def _loose(site: Site) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _data_plate(model_trace: Trace) -> str:
-    frames = [
-        {f.name: f for f in s["cond_indep_stack"] if f.vectorized and f.size == (f.full_size or f.size)}
-        for _, s in sample_sites(model_trace)
-        if is_data(s)
+def _data_plate(observed: list[Site]) -> str:
+    plates = [
+        {f.name for f in s["cond_indep_stack"] if f.vectorized and f.size == (f.full_size or f.size)} for s in observed
     ]
-    common = set.intersection(*map(set, frames)) if frames else set()
+    common = set.intersection(*plates) if plates else set()
     return common.pop() if len(common) == 1 else ""
 
 
@@ -149,19 +220,24 @@ def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) 
         ValueError: If a site's batch shape has grown outside of its plates, or a plate subsamples by itself.
     """
     for name, site in sample_sites(model_trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.name not in (plate, DRAWS) and frame.vectorized and frame.size < (frame.full_size or frame.size):
-                raise ValueError(
-                    f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so that a query "
-                    "would see those only. Give it all rows, and let the routine draw them: "
-                    f"Program.of(model, guide, data_plate={frame.name!r}) and batch_size={frame.size}."
-                )
-        now, own = _loose(site), found.loose.get(name, ())
-        for dim in range(-len(now), 0):
-            before = own[dim] if -dim <= len(own) else 1
-            if now[dim] not in (1, before):
-                raise ValueError(
-                    f"site {name!r} does not take {draws} draws stacked in a leading dimension: its batch shape "
-                    f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the "
-                    "right (x * w.unsqueeze(-1)) so that draws stay in front."
-                )
+        _check_all_rows(site, plate)
+        now = _loose_shape(site)
+        own = found.sites[name].loose_shape if name in found.sites else ()
+        before = (1,) * (len(now) - len(own)) + own[max(0, len(own) - len(now)) :]
+        if any(size not in (1, was) for size, was in zip(now, before, strict=True)):
+            raise ValueError(
+                f"site {name!r} does not take {draws} draws stacked in a leading dimension: its batch shape "
+                f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the "
+                "right (x * w.unsqueeze(-1)) so that draws stay in front."
+            )
+
+
+def _check_all_rows(site: Site, plate: str) -> None:
+    """Refuse a plate, other than the data plate, that draws some of its rows."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name not in (plate, DRAWS) and frame.vectorized and frame.size < (frame.full_size or frame.size):
+            raise ValueError(
+                f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so that a query "
+                "would see those only. Give it all rows, and let the routine draw them: "
+                f"Program.of(model, guide, data_plate={frame.name!r}) and batch_size={frame.size}."
+            )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from deepprob.engine.deferred_errors import failed
-from deepprob.programs.sites import Site, is_data, sample_sites
+from deepprob.programs.sites import Site, observed_sites
 
 
 def check_observed(trace: Trace) -> None:
@@ -25,10 +25,20 @@ def check_observed(trace: Trace) -> None:
     Raises:
         ValueError: If data have another shape than their distribution, or lie outside of its support.
     """
-    for name, site in sample_sites(trace):
-        if is_data(site):
-            _check_shape(name, site)
-            _check_support(name, site)
+    for name, site in observed_sites(trace).items():
+        _check_shape(name, site)
+        _check_support(name, site)
+
+
+def check_data(model_trace: Trace) -> None:
+    """Refuse a query without data, or with values that its sites cannot have.
+
+    Raises:
+        ValueError: If nothing was observed, or something that cannot have been.
+    """
+    if not observed_sites(model_trace):
+        raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
+    check_observed(model_trace)
 
 
 def _check_shape(name: str, site: Site) -> None:

@@ -27,7 +27,7 @@ from deepprob.engine.trace import SkipValueChecks, Untraceable, functionalise, r
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.programs.run import stacked
+from deepprob.programs.run import Run
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
@@ -217,23 +217,23 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
         [-1.0, -2.0]
     """
     batch = tuple(x.clone() for x in batch)  # one tensor given twice would become one input
-    rows = torch.arange(num_rows(batch), device=instance.device)
-    plates = max(1, instance.structure.plates)
+    rows, plates = torch.arange(num_rows(batch), device=instance.device), instance.structure.plates
     with torch.no_grad(), instance.running():
         batch = instance.program.pad(instance.program.prepare(*batch))
-        shapes = _shapes(instance, batch, rows, plates)
+        shapes = _shapes(Run(instance.program, batch, rows, len(rows), plates=plates))
     size = sum(shape.numel() for shape in shapes.values())
     layout = Layout(instance.program.data_name, plates, chains)
 
-    def run(q: Tensor, batch: Batch) -> tuple[_Unconstrained, Any]:
+    def run_at(q: Tensor, batch: Batch) -> tuple[_Unconstrained, Any]:
         handler = _Unconstrained(_slices(q, shapes), chains)
-        with instance.program.bound(rows, len(rows)), stacked(chains, plates), handler:
+        run = Run(instance.program, batch, rows, len(rows), draws=chains, plates=plates)
+        with run.bound(), run.stacked(), handler:
             return handler, poutine.trace(instance.program.model).get_trace(*batch)
 
     def evaluate(q: Tensor, tensors: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         q = q.detach().requires_grad_()
         with Failures() as failures, TraceableSites(), SkipValueChecks():
-            handler, trace = run(q, batch)
+            handler, trace = run_at(q, batch)
             terms = [layout.total(site) for _, site in sample_sites(trace) if not is_deterministic(site)]
             density = failures.spoil(torch.stack([*terms, *handler.jacobians]).sum(0))
             (gradient,) = torch.autograd.grad(density.sum(), q)
@@ -241,7 +241,7 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
 
     def values(q: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), instance.running():
-            _, trace = run(q, batch)
+            _, trace = run_at(q, batch)
             return {name: layout.draws_first(trace.nodes[name]) for name in shapes}
 
     tensors = tensors_of(instance)
@@ -279,12 +279,12 @@ class _Unconstrained(Messenger):
         self.jacobians.append(jacobian.reshape(self.chains, -1).sum(1))
 
 
-def _shapes(instance: ProgramInstance, batch: Batch, rows: Tensor, plates: int) -> dict[str, torch.Size]:
+def _shapes(run: Run) -> dict[str, torch.Size]:
     """Shapes of the latent sites' unconstrained values, from one run of the model."""
-    with instance.program.bound(rows, len(rows)):
-        trace = poutine.trace(instance.program.model).get_trace(*batch)
+    with run.bound():
+        trace = poutine.trace(run.program.model).get_trace(*run.batch)
     latent = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
-    return {name: _shape(name, site, plates) for name, site in latent.items()}
+    return {name: _shape(name, site, run.plates) for name, site in latent.items()}
 
 
 def _shape(name: str, site: Site, plates: int) -> torch.Size:

@@ -19,6 +19,7 @@ from deepprob.models import MODELS
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
+from deepprob.programs.run import Run
 
 NAMES = sorted(MODEL_SCENARIOS)
 
@@ -68,7 +69,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         torch.manual_seed(0)
         totals = {n: torch.zeros_like(p) for n, p in ours.parameters().items()}
         for _ in range(5):  # a unit that is off for one draw is on for another
-            loss, _ = ELBO()(ours.program, ours.program.prepare(*batch), torch.arange(24), 24)
+            loss, _ = ELBO()(Run(ours.program, ours.program.prepare(*batch), torch.arange(24), 24))
             gradients = torch.autograd.grad(loss, list(ours.parameters().values()), allow_unused=True)
             for n, g in zip(totals, gradients, strict=True):
                 assert g is not None, f"no gradient reaches {n}"
@@ -86,7 +87,8 @@ def test_the_elbo_is_weighed_right_for_every_batch(name: str, rows: int) -> None
 
     def terms(data: tuple[torch.Tensor, ...], num_data: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
-        return ELBO()(ours.program, ours.program.prepare(*data), torch.arange(len(data[0])), num_data)[1]
+        run = Run(ours.program, ours.program.prepare(*data), torch.arange(len(data[0])), num_data)
+        return ELBO()(run)[1]
 
     with torch.random.fork_rng(), torch.no_grad(), ours.running():
         alone, within = terms(part, rows), terms(part, 24)

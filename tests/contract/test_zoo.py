@@ -34,6 +34,7 @@ from deepprob.inference.svi import init
 from deepprob.programs.copying import forget_values
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.run import Run
 
 RELATIVE = 1e-5  # of a parameter's largest gradient
 
@@ -73,8 +74,8 @@ def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch,
 def loss_and_gradients(owned: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
     with owned.running():
-        batch = owned.program.prepare(*batch)
-        loss, _ = objective(owned.program, batch, rows, owned.num_data, plates=max(1, owned.structure.plates))
+        batch, plates = owned.program.prepare(*batch), owned.structure.plates
+        loss, _ = objective(Run(owned.program, batch, rows, owned.num_data, plates=plates))
         return loss.detach(), _gradients(loss, owned)
 
 
@@ -82,7 +83,7 @@ def pyros_loss_and_gradients(owned: ProgramInstance, elbo: Any, batch: Batch, ro
     """The same of one of Pyro's objectives, for all data."""
     program = owned.program
     # Pyro would find it out by a run, which draws noise; it counts the plate of particles.
-    elbo.max_plate_nesting = max(1, owned.structure.plates) + (elbo.vectorize_particles and elbo.num_particles > 1)
+    elbo.max_plate_nesting = owned.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
     # Pyro knows an AutoMessenger by its class: of its one run it makes both traces.
     guide = program.current_guide if isinstance(program.current_guide, GuideMessenger) else program.guide
     forget_values(program)
@@ -336,7 +337,7 @@ def final_elbo(owned: ProgramInstance, example: Example, data: Batch) -> float:
     objective = dataclasses.replace(example, batch_size=None).pyro()
     rows = torch.arange(owned.num_data, device=owned.device)
     with torch.no_grad(), owned.running(), RandomStream(99, owned.device).drawing():
-        objective.max_plate_nesting = max(1, owned.structure.plates)
+        objective.max_plate_nesting = owned.structure.plates
         with owned.program.bound(rows, owned.num_data):
             program = owned.program
             losses = [objective.loss(program.model, program.guide, *program.prepare(*data)) for _ in range(200)]
@@ -435,7 +436,7 @@ def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: 
         )  # fmt: skip
         assert posterior.config["compiled"]
         assert len(posterior.history.steps["elbo"]) == pytest.approx(1000, abs=2)
-        ours.append(final_elbo(posterior._owned, example, data))
+        ours.append(final_elbo(posterior.owned, example, data))
         theirs.append(pyros_fit(example, seed, device))
     error = np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / SEEDS)
     assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 1e-6

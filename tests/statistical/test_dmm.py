@@ -19,7 +19,7 @@ from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
-from deepprob.programs.run import run
+from deepprob.programs.run import Run, run_program
 
 STEPS, SLOPE, START, SCALE = 5, 0.8, 1.5, 0.6
 
@@ -87,7 +87,7 @@ def quadrature(program: Program, x: Tensor, lengths: Tensor) -> Tensor:
     totals = []
     for row in range(len(x)):
         batch = (x[row : row + 1], lengths[row : row + 1])
-        _, trace = run(program, batch, torch.arange(1), 1, guide=None)
+        _, trace = run_program(Run(program, batch, torch.arange(1), 1))
         prior, width = trace.nodes["z"]["fn"], torch.log(grid[1] - grid[0])
         z = paths[:, row : row + 1]
         logits = program.base_logits + program.emitter(z)
@@ -142,7 +142,7 @@ def test_the_elbo_is_unbiased_at_every_batch_size(fitted: Posterior, analytic: b
         rows = torch.arange(16).reshape(-1, size)
         draws = torch.stack(
             [
-                torch.stack([objective(program, tuple(f[r] for f in data), r, 16)[1]["elbo"] for r in rows]).mean()
+                torch.stack([objective(Run(program, tuple(f[r] for f in data), r, 16))[1]["elbo"] for r in rows]).mean()
                 for _ in range(10)
             ]
         )

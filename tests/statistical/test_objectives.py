@@ -20,6 +20,7 @@ from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.programs.program import Program
+from deepprob.programs.run import Run
 from deepprob.programs.store import empty_store, private_store
 
 Z = 4.5
@@ -32,7 +33,7 @@ def gradients(
     rows, found = torch.arange(len(data[0])), []
     with private_store(empty_store()), RandomStream(0).drawing():
         for _ in range(repeats):
-            loss, _ = objective(program, data, rows, len(rows), kl_weight=weight)
+            loss, _ = objective(Run(program, data, rows, len(rows)), kl_weight=weight)
             found.append(torch.autograd.grad(loss, leaf)[0].flatten())
     return torch.stack(found)
 
@@ -174,9 +175,8 @@ def test_kl_weight_scales_the_kl_alone() -> None:
 
     def loss(weight: float) -> tuple[float, dict[str, Tensor]]:
         with RandomStream(3).drawing():
-            value, terms = ELBO()(
-                Program.of(model, guide), (torch.tensor([1.0]),), torch.arange(1), 1, kl_weight=weight
-            )
+            run = Run(Program.of(model, guide), (torch.tensor([1.0]),), torch.arange(1), 1)
+            value, terms = ELBO()(run, kl_weight=weight)
         return float(value), terms
 
     (none, terms), (half, _), (full, again) = loss(0.0), loss(0.5), loss(1.0)
@@ -196,9 +196,9 @@ def closed(q: dist.Distribution, p: dist.Distribution) -> Callable[[], tuple[Ten
         def guide(y: Tensor) -> None:
             pyro.sample("z", q)
 
-        batch, rows = (torch.zeros(1),), torch.arange(1)
-        _, exact = ELBO()(Program.of(model, guide), batch, rows, 1)
-        _, drawn = ELBO(particles=40_000, analytic_kl=False)(Program.of(model, guide), batch, rows, 1)
+        run = Run(Program.of(model, guide), (torch.zeros(1),), torch.arange(1), 1)
+        _, exact = ELBO()(run)
+        _, drawn = ELBO(particles=40_000, analytic_kl=False)(run)
         return exact["kl_global"], drawn["kl_global"]
 
     return both

@@ -82,13 +82,13 @@ def test_every_step_has_its_own_value(compile: bool) -> None:
     expected = [2.0 * 0.25 ** (min(step, 7) / 7) for step in range(STEPS)]
     assert posterior.history.steps["elbo"] == pytest.approx([-x for x in expected], rel=1e-5)
     assert posterior.history.epochs["annealed.temperature"] == pytest.approx(expected)
-    assert posterior.history.specialisations == int(compile)
+    assert posterior.history.compiled_graphs == int(compile)
 
 
 @pytest.mark.slow
 def test_native_code_takes_them_as_well() -> None:
     taken = fitted(compile=True).history
-    assert taken.specialisations == 1
+    assert taken.compiled_graphs == 1
     assert taken.steps["elbo"] == pytest.approx(fitted(compile=False).history.steps["elbo"], rel=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_who_looks_between_steps_sees_it(compile: bool) -> None:
 def test_a_number_of_a_part_moves_beside_buffers_that_the_program_changes(compile: bool) -> None:
     x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
     posterior = fitted(Relaxed(), x, batch_size=5, compile=compile)
-    assert posterior.history.specialisations == int(compile)
+    assert posterior.history.compiled_graphs == int(compile)
     ((name, value),) = [
         (name, x) for name, x in posterior.program.named_buffers() if name.endswith("temperature")
     ]  # fmt: skip
@@ -172,7 +172,7 @@ def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: py
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"batch_size": 5, "optimizer": optimizer, "callbacks": [Anneal("scale", 0.1, 0.5, 8)]}
     eager, compiled = (fitted(Scaled(), x, compile=compile, **options).history for compile in (False, True))
-    assert compiled.specialisations == 1
+    assert compiled.compiled_graphs == 1
     assert compiled.steps["elbo"] == pytest.approx(eager.steps["elbo"], rel=1e-5)
     assert compiled.steps["gradient_norm"] == pytest.approx(eager.steps["gradient_norm"], rel=1e-5)
 

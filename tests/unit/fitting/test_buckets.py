@@ -222,7 +222,7 @@ def test_compiled_steps_have_one_specialisation_for_all_lengths_or_each(
 ) -> None:
     eager, compiled = (fitted(compile, optimizer=optimizer, alike=alike) for compile in (False, True))
     one = alike and not torch.cuda.is_available()
-    assert (eager.history.specialisations, compiled.history.specialisations) == (0, 1 if one else len(ENDS))
+    assert (eager.history.compiled_graphs, compiled.history.compiled_graphs) == (0, 1 if one else len(ENDS))
     assert_same_steps(eager, compiled, 1e-4)
 
 
@@ -235,7 +235,7 @@ def test_a_length_with_a_way_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Levels, "model", other)
     compiled = fitted(True, alike=True)
-    assert compiled.history.specialisations == len(ENDS)  # a loop each, as one for all was seen to be wrong
+    assert compiled.history.compiled_graphs == len(ENDS)  # a loop each, as one for all was seen to be wrong
     assert_same_steps(fitted(False, alike=True), compiled, 1e-4)
 
 
@@ -247,7 +247,7 @@ def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytes
 
     replace_compiler(monkeypatch, compiled)
     posterior = fitted(True, alike=True)
-    assert posterior.history.specialisations == len(ENDS)
+    assert posterior.history.compiled_graphs == len(ENDS)
     assert_same_steps(fitted(False, alike=True), posterior, 1e-4)
 
 
@@ -288,7 +288,7 @@ def test_native_code_takes_the_cut_sequences(alike: bool, tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     eager, compiled = fitted(False, alike=alike), fitted(True, alike=alike)
     one = alike and not torch.cuda.is_available()
-    assert compiled.history.specialisations == (1 if one else len(ENDS))
+    assert compiled.history.compiled_graphs == (1 if one else len(ENDS))
     assert_same_steps(eager, compiled, 1e-4)
 
 

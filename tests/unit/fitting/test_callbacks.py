@@ -40,7 +40,7 @@ class Scripted:
     def end_epoch(self, **values: float) -> None:
         self.epoch += 1
         self.step += self.steps_per_epoch
-        self.history.add_epoch(values)
+        self.history.add_epochs({name: [value] for name, value in values.items()})
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepprob.fitting.objectives import ELBO, OBJECTIVES, objective_named
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
-from deepprob.programs.run import run
+from deepprob.programs.run import Run, run_program
 
 
 def model(y: Tensor, scale: float = 1.0) -> None:
@@ -32,7 +32,7 @@ def guide(y: Tensor) -> None:
 
 def terms_of(program: Program, y: Tensor, num_data: int, **options: Any) -> dict[str, Tensor]:
     with pyro.validation_enabled(False):
-        return ELBO(**options)(program, (y,), torch.arange(len(y)), num_data)[1]
+        return ELBO(**options)(Run(program, (y,), torch.arange(len(y)), num_data))[1]
 
 
 @pytest.mark.parametrize("particles", [0, -1, 1.5])
@@ -115,9 +115,9 @@ def test_closed_forms_need_the_guides_past_to_hold_the_models() -> None:
         pyro.sample("a", dist.Normal(0.0, 0.5))
 
     batch, rows = (torch.zeros(1),), torch.arange(1)
-    assert set(closed_form_kls(*run(Program.of(chain, forward), batch, rows, 1))) == {"a", "b"}
+    assert set(closed_form_kls(*run_program(Run(Program.of(chain, forward), batch, rows, 1)))) == {"a", "b"}
     # b was drawn before a: averaging over b in closed form would need a of the same draw.
-    assert set(closed_form_kls(*run(Program.of(chain, backward), batch, rows, 1))) == {"a"}
+    assert set(closed_form_kls(*run_program(Run(Program.of(chain, backward), batch, rows, 1)))) == {"a"}
 
 
 def test_families_without_a_closed_form_are_sampled() -> None:
@@ -128,7 +128,8 @@ def test_families_without_a_closed_form_are_sampled() -> None:
     def normal(y: Tensor) -> None:
         pyro.sample("w", dist.Normal(0.0, 1.0))
 
-    assert closed_form_kls(*run(Program.of(student, normal), (torch.zeros(1),), torch.arange(1), 1)) == {}
+    run = Run(Program.of(student, normal), (torch.zeros(1),), torch.arange(1), 1)
+    assert closed_form_kls(*run_program(run)) == {}
 
 
 def test_a_score_function_changes_the_gradient_of_the_loss_and_not_its_value() -> None:
@@ -140,6 +141,6 @@ def test_a_score_function_changes_the_gradient_of_the_loss_and_not_its_value() -
     def guide(y: Tensor) -> None:
         pyro.sample("coin", dist.Bernoulli(logits=logit))
 
-    loss, terms = ELBO(analytic_kl=False)(Program.of(coin, guide), (torch.ones(1),), torch.arange(1), 1)
+    loss, terms = ELBO(analytic_kl=False)(Run(Program.of(coin, guide), (torch.ones(1),), torch.arange(1), 1))
     assert float(loss.detach()) == pytest.approx(-float(terms["elbo"]))
     assert float(torch.autograd.grad(loss, logit)[0]) != 0.0

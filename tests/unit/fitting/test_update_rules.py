@@ -21,6 +21,7 @@ from deepprob.inference import svi
 from deepprob.inference.svi import Knobs, init, step
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
+from deepprob.programs.run import Run
 
 SHAPES: list[tuple[int, ...]] = [(), (3,), (0,), (17, 2), (1, 1, 5), (16,), (2**14,)]
 # In float32, of the worst of 16 000 parameters: Adam divides by gradients that are all but zero.
@@ -369,7 +370,7 @@ def test_steps_are_those_of_torch(name: Any, options: dict[str, Any], extra: dic
     for k in range(12):
         state, _ = step(state, (x, y), torch.arange(40), noises[0], Knobs(0.05), objective, optimizer)
         with twin.running(), noises[1].drawing():
-            loss, _ = objective(twin.program, (x, y), torch.arange(40), 40, plates=1)
+            loss, _ = objective(Run(twin.program, (x, y), torch.arange(40), 40))
             (loss / every).backward()
         if (k + 1) % every:
             continue

@@ -14,6 +14,7 @@ from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS, DeepMarkovModel
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.run import Run
 
 SIZES = {"latent_dim": 4, "hidden_dim": 8, "recurrent_dim": 8, "dropout": 0.0}
 
@@ -88,7 +89,7 @@ def test_another_cell() -> None:
 @pytest.mark.parametrize("particles", [1, 3])
 def test_gradient_reaches_every_parameter(particles: int) -> None:
     program = DeepMarkovModel(5, **SIZES)
-    loss, terms = ELBO(particles=particles)(program, sequences(), torch.arange(6), 6)
+    loss, terms = ELBO(particles=particles)(Run(program, sequences(), torch.arange(6), 6))
     loss.backward()
     silent = [n for n, p in program.named_parameters() if p.grad is None or not (p.grad != 0).any()]
     assert not silent and torch.isfinite(terms["elbo"])
@@ -103,7 +104,7 @@ def test_padding_changes_nothing(analytic: bool) -> None:
     values = []
     for batch in ((x, lengths), long):
         torch.manual_seed(0)
-        loss, _ = ELBO(analytic_kl=analytic)(program, batch, torch.arange(8), 8)
+        loss, _ = ELBO(analytic_kl=analytic)(Run(program, batch, torch.arange(8), 8))
         program.zero_grad()
         loss.backward()
         values.append(torch.cat([loss.reshape(1), *(p.grad.flatten() for p in program.parameters())]))

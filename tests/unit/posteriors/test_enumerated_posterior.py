@@ -21,6 +21,7 @@ from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
+from deepprob.programs.run import Run
 
 PARALLEL = {"enumerate": "parallel"}
 PRIOR, LOCS, TRANSITION = torch.tensor([0.4, 0.6]), torch.tensor([-1.0, 2.0]), torch.tensor([[0.9, 0.1], [0.3, 0.7]])
@@ -227,5 +228,5 @@ def test_the_objective_runs_without_a_first_run() -> None:
     """Used by hand, the objective looks for marks itself."""
     program = Program.of(mixture, lambda x=None: None, data_plate="data")
     assert program.enumerates is None
-    _, terms = ELBO()(program, (X,), torch.arange(4), 4)
+    _, terms = ELBO()(Run(program, (X,), torch.arange(4), 4))
     torch.testing.assert_close(terms["elbo"], joint().logsumexp(1).mean())

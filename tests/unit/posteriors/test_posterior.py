@@ -241,7 +241,7 @@ def test_log_likelihood_is_the_densities(posterior: Posterior) -> None:
 
 def test_chunks_change_nothing(posterior: Posterior, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = posterior.log_likelihood(X, Y, draws=4)
-    monkeypatch.setattr("deepprob.posteriors.posterior._CHUNK", 40)
+    monkeypatch.setattr("deepprob.posteriors.fitted._CHUNK", 40)
     assert torch.allclose(posterior.log_likelihood(X, Y, draws=4), whole, atol=1e-5)
     per_row = fitted(codes, Y)
     assert per_row.log_weights(Y, particles=4).shape == (4, 12)
@@ -357,16 +357,24 @@ def test_evidence_of_an_exact_guide_is_exact() -> None:
 # -- what is asked wrongly ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("draws", [0, -1, 1.5, True])
-def test_draws_are_counted(posterior: Posterior, draws: Any) -> None:
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_draws_and_particles_are_counted_under_their_names(posterior: Posterior, count: Any) -> None:
     for query in (
-        lambda: posterior.sample(draws=draws),
-        lambda: posterior.predict(X, draws=draws),
-        lambda: posterior.log_likelihood(X, Y, draws=draws),
-        lambda: posterior.log_weights(X, Y, particles=draws),
-        lambda: posterior.elbo(X, Y, particles=draws),
+        lambda: posterior.sample(draws=count),
+        lambda: posterior.predict(X, draws=count),
+        lambda: posterior.log_likelihood(X, Y, draws=count),
+        lambda: posterior.trace(X, Y, draws=count),
+        lambda: posterior.sample_prior(3, X, draws=count),
+        lambda: posterior.to_arviz(draws=count),
     ):
-        with pytest.raises(ValueError, match=r"draws must be a whole number of at least 1; got"):
+        with pytest.raises(ValueError, match=rf"^draws must be a whole number of at least 1; got {count}\.$"):
+            query()
+    for query in (
+        lambda: posterior.log_weights(X, Y, particles=count),
+        lambda: posterior.log_evidence(X, Y, particles=count),
+        lambda: posterior.elbo(X, Y, particles=count),
+    ):
+        with pytest.raises(ValueError, match=rf"^particles must be a whole number of at least 1; got {count}\.$"):
             query()
 
 

@@ -21,6 +21,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.fitting.objectives import ELBO
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
+from deepprob.programs.run import Run
 
 Case = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], str | None]
 
@@ -257,14 +258,14 @@ def owned_of(case: Case) -> ProgramInstance:
 
 def compare(owned: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Hold loss and gradients against Pyro's, at the same noise, and return our terms."""
-    depth, num_data, params = max(1, owned.structure.plates), owned.num_data, list(owned.parameters().values())
+    depth, num_data, params = owned.structure.plates, owned.num_data, list(owned.parameters().values())
     theirs = TraceEnum_ELBO(max_plate_nesting=depth, num_particles=particles, vectorize_particles=particles > 1)
     with owned.running():
         with RandomStream(1).drawing(), owned.program.bound(rows, num_data):
             expected = theirs.differentiable_loss(owned.program.model, owned.program.guide, *batch)
         with RandomStream(1).drawing():
             objective = ELBO(particles=particles, analytic_kl=False)
-            loss, terms = objective(owned.program, batch, rows, num_data, plates=depth)
+            loss, terms = objective(Run(owned.program, batch, rows, num_data, plates=depth))
         torch.testing.assert_close(loss * num_data, expected, rtol=1e-9, atol=1e-9)
         ours = torch.autograd.grad(loss * num_data, params, allow_unused=True)
         gradients = torch.autograd.grad(expected, params, allow_unused=True)
@@ -310,7 +311,7 @@ def test_a_masked_distribution_is_summed_as_a_masked_site() -> None:
     wanted = compare(owned_of(masked()), x, torch.arange(7))["elbo"]
     owned = owned_of((inside, nothing, x, "data"))
     with owned.running():
-        got = ELBO()(owned.program, x, torch.arange(7), 7)[1]["elbo"]
+        got = ELBO()(Run(owned.program, x, torch.arange(7), 7))[1]["elbo"]
     torch.testing.assert_close(got, wanted)
 
 
@@ -347,7 +348,7 @@ def test_closed_forms_stay_where_the_prior_does_not_depend_on_the_sum() -> None:
         owned = owned_of(case)
         with owned.running(), RandomStream(1).drawing():
             objective = ELBO(particles=4000, analytic_kl=analytic_kl)
-            return objective(owned.program, case[2], torch.arange(len(case[2][0])), owned.num_data)[1]
+            return objective(Run(owned.program, case[2], torch.arange(len(case[2][0])), owned.num_data))[1]
 
     # The code's prior depends on the component: no closed form, so nothing changes.
     assert terms_of(clusters_of_codes(), True) == terms_of(clusters_of_codes(), False)
@@ -403,7 +404,7 @@ def test_the_kl_weight_weighs_the_kl_only() -> None:
     case = chain_in_the_guide(PARALLEL)
     owned = owned_of(case)
     with owned.running(), RandomStream(0).drawing():
-        loss, terms = ELBO()(owned.program, case[2], torch.arange(5), 5, kl_weight=torch.tensor(0.3))
+        loss, terms = ELBO()(Run(owned.program, case[2], torch.arange(5), 5), kl_weight=torch.tensor(0.3))
     torch.testing.assert_close(
         loss.detach(), 0.3 * (terms["kl_local"] + terms["kl_global"]) - terms["likelihood"], rtol=1e-12, atol=0.0
     )
@@ -415,12 +416,12 @@ def test_the_bound_asks_the_host_nothing(name: str) -> None:
     case = hidden_markov(5) if name == "hidden Markov" else CASES[name]()
     owned = owned_of(case)
     params, rows = list(owned.parameters().values()), torch.arange(len(case[2][0]))
-    depth = max(1, owned.structure.plates)
+    depth = owned.structure.plates
 
     def step(*inputs: Tensor) -> tuple[Tensor, ...]:
         batch = inputs[len(params) :]
         with RandomStream(1).drawing():
-            loss, terms = ELBO(particles=2)(owned.program, batch, rows, owned.num_data, plates=depth)
+            loss, terms = ELBO(particles=2)(Run(owned.program, batch, rows, owned.num_data, plates=depth))
         gradients = torch.autograd.grad(loss, inputs[: len(params)], allow_unused=True)
         return (loss, *terms.values(), *(g for g in gradients if g is not None))
 
@@ -510,7 +511,7 @@ def test_one_sum_has_one_scale() -> None:
         pytest.raises(ValueError, match=r"sites 'k' and 'x' belong to one sum .* have scales 1\.0 and 2\.0"),
         owned.running(),
     ):
-        ELBO()(owned.program, (values(2),), torch.arange(2), 4)
+        ELBO()(Run(owned.program, (values(2),), torch.arange(2), 4))
 
     def halves(x: Tensor, by: Any) -> None:
         with pyro.plate("data", len(x)):
@@ -568,4 +569,4 @@ def test_marks_that_come_late_are_refused() -> None:
     owned = owned_of((changing, nothing, (values(4),), "data"))
     message = r"site 'k' is not in the guide, nor was it marked .* in the first run"
     with pytest.raises(ValueError, match=message), owned.running():
-        ELBO()(owned.program, (values(2),), torch.arange(2), 4)
+        ELBO()(Run(owned.program, (values(2),), torch.arange(2), 4))

@@ -20,7 +20,7 @@ from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.minibatch import Minibatch, num_rows
 from deepprob.programs.program import Program
-from deepprob.programs.run import run
+from deepprob.programs.run import Run, run_program
 
 torch.manual_seed(0)
 X = torch.randn(40, 3)
@@ -312,7 +312,7 @@ def test_minibatches_weigh_both_ways_of_writing_the_plate(length: str) -> None:
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
     program = Program.of(model, lambda y: None, data_plate="data")
-    _, trace = run(program, (Y[:10],), torch.arange(10), 40)
+    _, trace = run_program(Run(program, (Y[:10],), torch.arange(10), 40))
     assert float(torch.as_tensor(trace.nodes["y"]["scale"])) == 4.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from deepprob.programs.minibatch import run_bound
 from deepprob.programs.program import Program
-from deepprob.programs.run import first_bad_site, run, run_prior
+from deepprob.programs.run import Run, first_bad_site, run_prior, run_program
 from deepprob.programs.structure import structure
 
 Y = torch.zeros(6)
@@ -39,23 +40,29 @@ def prior_of(model: Callable[..., None]) -> Callable[..., None]:
 
 def test_structure_tells_local_from_global() -> None:
     program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
-    found = structure(program, *run(program, (Y,), torch.arange(6), 6))
+    found = structure(program, *run_program(Run(program, (Y,), torch.arange(6), 6)))
     assert found.global_ == ("w", "g")
     assert found.local == ("z",)
     assert found.observed == ("y",)
     assert found.latent == ("w", "g", "z")
     assert found.plates == 2
-    assert found.places == {"w": (), "g": (-2,), "z": (-1,)}
-    assert found.event_dims["z"] == 1
+    assert found.plate_names == ("groups", "data")
+    assert found.data_plate == "data"
+    assert list(found.sites) == ["w", "g", "z", "twice", "extra", "y"]
+    assert {n: s.plate_dims for n, s in found.sites.items() if s.role == "latent"} == {"w": (), "g": (-2,), "z": (-1,)}
+    assert [found.sites[n].role for n in ("twice", "extra")] == ["fixed", "fixed"]
+    assert found.sites["z"].event_dim == 1
+    assert found.all_local(("z", "y")) and not found.all_local(("z", "w"))
     assert found.by_row
 
 
 def test_draws_are_a_leading_plate() -> None:
     program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
-    guide_trace, model_trace = run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
+    run = Run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
+    guide_trace, model_trace = run_program(run)
     assert guide_trace.nodes["g"]["value"].shape == (4, 2, 1)
     assert model_trace.nodes["z"]["value"].shape == (4, 1, 6, 3)
-    assert run_prior(program, (), 6, draws=4, plates=2).nodes["y"]["value"].shape == (4, 1, 6)
+    assert run_prior(replace(run, batch=())).nodes["y"]["value"].shape == (4, 1, 6)
 
 
 def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
