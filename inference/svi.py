@@ -37,18 +37,18 @@ _EPOCHS = 100
 __all__ = ["Knobs", "State", "init", "step", "svi"]
 
 
-def init(owned: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
+def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
     """The state before the first step.
 
     Args:
-        owned: The program to fit; the state takes it over.
+        instance: The program to fit; the state takes it over.
         optimizer: How to minimise.
         learning_rate: The peak step size.
 
     Raises:
         ValueError: If there is nothing to train.
     """
-    params = owned.parameters()
+    params = instance.parameters()
     if not params:
         raise ValueError("nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit.")
     packing = Packing(list(params.values()))
@@ -63,9 +63,9 @@ def init(owned: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> 
         accumulating=optimizer.accumulate > 1,
     )
     foreign = None if own else optimizer.build(params.values(), learning_rate)
-    norms = (m for m in owned.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
+    norms = (m for m in instance.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
     carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(owned, params, packing, carry, foreign)
+    return State(instance, params, packing, carry, foreign)
 
 
 def step(
@@ -94,7 +94,7 @@ def step(
         The next state (the same object, updated) and detached terms: ``elbo``, ``likelihood``, ``kl_local``,
         ``kl_global``, ``gradient_norm``, and ``skipped``, 1 where the step was not applied.
     """
-    with state.owned.running(), noise.drawing():
+    with state.instance.running(), noise.drawing():
         return _step(state, data, rows, knobs, objective, optimizer)
 
 
@@ -106,7 +106,7 @@ def _step(
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
     params = list(state.params.values())
-    loss, terms, gradients = loss_and_gradients(state.owned, objective, params, batch, rows, knobs.kl_weight)
+    loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
     with torch.no_grad():
         packed = state.packing.pack(gradients)
         norm = norm_of(packed)
@@ -199,12 +199,12 @@ def svi(
     total = _total_steps(epochs, steps, per_epoch)
     noise = RandomStream(seed, where)
     with noise.drawing():
-        owned = _own(program, batch, guide, where, size, weights != "keep")
+        instance = _own(program, batch, guide, where, size, weights != "keep")
     rows = tuple(x.to(where) for x in batch)
-    scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
+    scored = None if held is None else HeldOut(instance, _conform(instance, held))
     learning_rate = chosen.learning_rate or program.learning_rate
-    state = init(owned, chosen, learning_rate)
-    state.annealed = _annealed(owned, callbacks)
+    state = init(instance, chosen, learning_rate)
+    state.annealed = _annealed(instance, callbacks)
 
     def take(state: State, data: Batch, indices: Tensor, knobs: Knobs) -> Terms:
         return _step(state, data, indices, knobs, maximised, chosen)[1]
@@ -221,7 +221,7 @@ def svi(
         "steps": total,
         "batch_size": size,
         "objective": maximised.describe(),
-        "guide": owned.guide_name or "own",
+        "guide": instance.guide_name or "own",
         "optimizer": chosen.describe() | {"learning_rate": learning_rate},
         "weights": weights,
         "compiled": stepper.compiled_graphs > 0,
@@ -265,21 +265,22 @@ def _own(
 ) -> ProgramInstance:
     num_data = num_rows(batch)
     full = size == num_data
-    owned = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
+    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
     if not full and type(program).validate is Program.validate:
-        owned.check_data(batch, size)
-    return owned
+        instance.check_data(batch, size)
+    return instance
 
 
-def _conform(owned: ProgramInstance, held_out: Batch) -> Batch:
+def _conform(instance: ProgramInstance, held_out: Batch) -> Batch:
     """Held-out data compared with the data, on the device."""
-    if len(held_out) != len(owned.inputs):
+    if len(held_out) != len(instance.inputs):
+        names = ", ".join(spec.name for spec in instance.inputs)
         raise ValueError(
-            f"held_out must have the {len(owned.inputs)} parts of data ({', '.join(s.name for s in owned.inputs)}); "
+            f"held_out must have the {len(instance.inputs)} parts of data ({names}); "
             f"got {len(held_out)}. Give the observed ones too: it is scored."
         )
-    pairs = zip(owned.inputs, held_out, strict=True)
-    return tuple(spec.conform(x, owned.program.variable_length).to(owned.device) for spec, x in pairs)
+    pairs = zip(instance.inputs, held_out, strict=True)
+    return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
 
 
 def _callbacks(callbacks: Any) -> list[Callback]:
@@ -291,10 +292,10 @@ def _callbacks(callbacks: Any) -> list[Callback]:
     return list(callbacks)
 
 
-def _annealed(owned: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
+def _annealed(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
     """The buffers that callbacks move."""
     names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
-    buffers = [owned.number(name) for name in names]
+    buffers = [instance.number(name) for name in names]
     if len({id(x) for x in buffers}) < len(buffers):
         raise ValueError(f"several callbacks anneal one buffer ({', '.join(names)}). Give each a buffer of its own.")
     return buffers

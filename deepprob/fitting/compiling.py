@@ -53,10 +53,10 @@ def choose_stepper(
     state = task.state
     short = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
     restored = {id(x) for x in state.carry["buffers"]}
-    if short and all(id(x) in restored for x in state.owned.program.buffers()):
+    if short and all(id(x) in restored for x in state.instance.program.buffers()):
         return eager
-    state.owned.program.train()
-    with state.owned.running(), task.stream.drawing():
+    state.instance.program.train()
+    with state.instance.running(), task.stream.drawing():
         size, changed = task.program.measure(*task.example(len(task.views.batches) - 1))
     state.carry["buffers"] = changed  # a step that is skipped changes none of them, however it is taken
     if short or (compile == "auto" and not pays(steps, size.operations)):
@@ -121,8 +121,8 @@ class CompileTask:
     ) -> None:
         self.state, self.optimizer, self.views = state, optimizer, views
         self.batch_size, self.announce = batch_size, announce
-        self.program = GradientProgram(state.owned, objective)
-        self.stream = RandomStream(0, state.owned.device)
+        self.program = GradientProgram(state.instance, objective)
+        self.stream = RandomStream(0, state.instance.device)
 
     def loops(self) -> tuple[list[_Traced], str, str]:
         """A loop for every view; why compiling failed, and what the loops do otherwise than eager steps.
@@ -133,7 +133,7 @@ class CompileTask:
             Untraceable: If there is none.
         """
         count = len(self.views.batches)
-        if count > 1 and self.state.owned.device.type == "cpu":
+        if count > 1 and self.state.instance.device.type == "cpu":
             shortest, longest = self._traced(0), self._traced(count - 1)
             with contextlib.suppress(NotAlike):
                 longest.loop.serve_any_length(shortest.loop)
@@ -144,7 +144,7 @@ class CompileTask:
 
     def example(self, view: int) -> tuple[Batch, Tensor]:
         """A batch that fits a view, and which rows they are."""
-        rows = repeated(self.views.fitting(view), self.batch_size).to(self.state.owned.device)
+        rows = repeated(self.views.fitting(view), self.batch_size).to(self.state.instance.device)
         return gathered(self.views.batches[view], rows), rows
 
     def _checked(self, loops: list[_Traced]) -> tuple[list[_Traced], str, str]:
@@ -158,7 +158,7 @@ class CompileTask:
             Untraceable: If there is none.
         """
         state = self.state
-        with state.owned.running(), self.stream.drawing():
+        with state.instance.running(), self.stream.drawing():
             gradients = trace_gradients(self.program, *self.example(view))
             if {id(x) for x in state.annealed} & {id(x) for x in gradients.buffers}:
                 raise Untraceable("it writes to a buffer that a callback anneals")
@@ -193,7 +193,7 @@ class CompileTask:
         exact = None
         if layers != "float32":
             precise: Any = replace(objective, layers="float32")
-            exact = eager_step(state, GradientProgram(state.owned, precise), self.optimizer, stream)
+            exact = eager_step(state, GradientProgram(state.instance, precise), self.optimizer, stream)
         position = stream.state
 
         @contextlib.contextmanager
@@ -214,7 +214,7 @@ class CompileTask:
 
     def _trials(self, view: int, traced: _Traced) -> Iterator[Trial]:
         """Inputs of a step at moved parameters, the larger moves first."""
-        state, device = self.state, self.state.owned.device
+        state, device = self.state, self.state.instance.device
         packed, annealed = state.carry["packed"], state.annealed
         generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
         shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]

@@ -31,9 +31,9 @@ from deepprob.programs.run import Run
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
-def tensors_of(owned: ProgramInstance) -> list[Tensor]:
+def tensors_of(instance: ProgramInstance) -> list[Tensor]:
     """All that a program holds: parameters, buffers and what is in its store, each once."""
-    everything = [*owned.program.parameters(), *owned.program.buffers(), *owned.store["params"].values()]
+    everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
     return list({id(x): x for x in everything}.values())
 
 
@@ -54,18 +54,18 @@ class QueryGraph:
     device: torch.device
 
 
-def trace_query(owned: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
+def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
     """Trace a question to a program, without gradients; inside a running program.
 
     Args:
-        owned: The program.
+        instance: The program.
         ask: The question: tensors for a batch. If a run fails that raises in Python, those with a fraction are nan.
         batch: Rows like those to come.
 
     Raises:
         Untraceable: If the answer depends on values in another way than by tensor operations.
     """
-    batch, tensors = tuple(x.clone() for x in batch), tensors_of(owned)
+    batch, tensors = tuple(x.clone() for x in batch), tensors_of(instance)
     try:
         with torch.no_grad(), LiftedNoise() as noise:
             ask(batch)
@@ -79,9 +79,9 @@ def trace_query(owned: ProgramInstance, ask: Callable[[Batch], list[Tensor]], ba
             answer = ask(batch)
         return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
 
-    size, device = noise.size, owned.device
+    size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=owned.program, libraries=[pyro])
+    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=instance.program, libraries=[pyro])
     functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 

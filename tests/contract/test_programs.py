@@ -39,7 +39,7 @@ def posterior(name: str) -> Posterior:
     return fit(name)
 
 
-def owned(name: str) -> ProgramInstance:
+def instance(name: str) -> ProgramInstance:
     scenario = MODEL_SCENARIOS[name]
     program = scenario.make()
     batch = program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
@@ -56,14 +56,14 @@ def test_the_config_rebuilds_the_program(name: str) -> None:
 
 
 def test_the_guide_covers_every_latent_site(name: str) -> None:
-    found = owned(name).structure
+    found = instance(name).structure
     assert found.latent
     assert found.observed
 
 
 def test_gradients_reach_every_parameter(name: str) -> None:
     scenario = MODEL_SCENARIOS[name]
-    ours = owned(name)
+    ours = instance(name)
     batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
     with torch.random.fork_rng(), ours.running():
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("rows", [1, 5, 24])
 def test_the_elbo_is_weighed_right_for_every_batch(name: str, rows: int) -> None:
     """Per-row parts of a batch are scaled by N / B: the global KL is the same for every batch size."""
-    scenario, ours = MODEL_SCENARIOS[name], owned(name)
+    scenario, ours = MODEL_SCENARIOS[name], instance(name)
     ours.program.eval()
     batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
     part = tuple(x[:rows] for x in batch)

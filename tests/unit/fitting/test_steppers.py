@@ -472,8 +472,8 @@ def chosen(
     compile: bool | str = True, *, steps: int = 10**6, program: Program | None = None, announce: bool = False
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
-    owned = ProgramInstance(program or Regression(), data, N, full_batch=False)
-    state = init(owned, optimizer, 0.05)
+    instance = ProgramInstance(program or Regression(), data, N, full_batch=False)
+    state = init(instance, optimizer, 0.05)
     eager = EagerStepper(lambda *_: {}, Views(data))
     task = CompileTask(state, ELBO(), optimizer, eager.views, B, announce=announce)
     return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
@@ -509,9 +509,9 @@ def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.Monk
 
 
 def operations_of(program: Program) -> int:
-    owned = ProgramInstance(program, (X, Y), N, full_batch=False)
-    with owned.running(), RandomStream(0).drawing():
-        return GradientProgram(owned, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
+    instance = ProgramInstance(program, (X, Y), N, full_batch=False)
+    with instance.running(), RandomStream(0).drawing():
+        return GradientProgram(instance, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
 
 
 def test_short_fits_are_eager_and_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
