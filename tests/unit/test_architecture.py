@@ -6,6 +6,7 @@ Nothing here imports what it checks, so a cycle is found even where the order of
 from __future__ import annotations
 
 import ast
+import difflib
 import json
 import subprocess
 import sys
@@ -355,3 +356,28 @@ def test_importing_changes_no_setting() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == {}
+
+
+def test_the_public_api_is_the_frozen_one() -> None:
+    """Names and signatures; after a change that is meant: python tests/unit/public_api.py > .../public_api.txt."""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(folder / "public_api.py")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frozen = (folder / "public_api.txt").read_text()
+    changed = difflib.unified_diff(frozen.splitlines(), done.stdout.splitlines(), "public_api.txt", "now", lineterm="")
+    report(list(changed), "the public API changed; if it was meant, write the file anew:")
+
+
+def test_the_face_is_lazy_and_complete() -> None:
+    code = (
+        "import sys, deepprob as dp; heavy = {'torch', 'pyro', 'numpy', 'sklearn'} & sys.modules.keys();"
+        "assert not heavy, heavy; assert 25 <= len(dp.__all__) <= 35, len(dp.__all__);"
+        "assert all(getattr(dp, name) is not None for name in dp.__all__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
