@@ -15,7 +15,7 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
-from deepprob.errors import unknown
+from deepprob.errors import positive, unknown
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import is_pretrained
@@ -111,8 +111,8 @@ class BayesianNeuralNetwork(Program):
             raise unknown("prior", prior, PRIORS)
         self.likelihood, self.prior = likelihood, prior
         self.num_classes = _num_classes(num_classes, likelihood)
-        self.prior_scale = _positive("prior_scale", prior_scale)
-        self.noise = None if noise is None else _positive("noise", noise)
+        self.prior_scale = positive("prior_scale", prior_scale)
+        self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and likelihood != "normal":
             raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
@@ -483,9 +483,3 @@ def _num_classes(value: Any, likelihood: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 2:
         raise ValueError(f"likelihood='categorical' needs num_classes, a whole number of at least 2; got {value!r}.")
     return value
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number; got {value!r}.")
-    return float(value)

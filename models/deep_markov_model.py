@@ -12,6 +12,7 @@ from torch.nn.functional import dropout, relu, softplus
 
 from deepprob.data import DataSet
 from deepprob.distributions import GaussianPath
+from deepprob.errors import whole
 from deepprob.networks.dense import MLP
 from deepprob.networks.recurrent import Recurrent
 from deepprob.programs.minibatch import Batch
@@ -44,7 +45,7 @@ class DeepMarkovModel(Program):
         cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a fourth of an LSTM's work).
 
     Raises:
-        ValueError: If a size is not positive, the cell is unknown, or dropout is not in [0, 1).
+        ValueError: If a size is not a whole number of at least 1, the cell is unknown, or dropout is not in [0, 1).
 
     References:
         Krishnan, Shalit, Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
@@ -77,6 +78,8 @@ class DeepMarkovModel(Program):
         cell: str = "lstm",
     ) -> None:
         super().__init__()
+        observed_dim, latent_dim = whole("observed_dim", observed_dim), whole("latent_dim", latent_dim)
+        hidden_dim, recurrent_dim = whole("hidden_dim", hidden_dim), whole("recurrent_dim", recurrent_dim)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {dropout}. Choose 0 for none.")
         self.config: dict[str, Any] = {

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
+from deepprob.networks.network import whole_sizes
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
@@ -90,7 +91,8 @@ class VAE(Program):
             raise ValueError(
                 "likelihood='categorical' needs num_classes, the number of values. Say VAE(..., num_classes=K)."
             )
-        self.shape, self.latent_dim = tuple(int(n) for n in shape), _size("latent_dim", latent_dim)
+        self.shape = tuple(whole_sizes("shape", shape))
+        self.latent_dim = whole("latent_dim", latent_dim)
         self.likelihood, self.num_classes = likelihood, num_classes
         size = torch.Size(self.shape).numel()
         code, pixels = (self.latent_dim,), (size,)
@@ -190,12 +192,6 @@ class VAE(Program):
         """Dimensions of a row."""
         x = batch[0]
         return torch.full((len(x),), float(x[0].numel()), device=x.device)
-
-
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-    return value
 
 
 def _classes(x: Tensor, num_classes: int) -> Tensor:

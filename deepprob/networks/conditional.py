@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.functional import softplus
 
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 
 Family = str | Callable[..., Any]
 
@@ -331,9 +331,7 @@ def _low_rank(
 def _event(shape: object) -> torch.Size:
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"event_shape must be a tuple of sizes; got {shape!r}. Write () for a scalar, (3,) for 3.")
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"event_shape must hold whole numbers of at least 1; got {tuple(shape)}. Correct the shape.")
-    return torch.Size(shape)
+    return torch.Size([whole("every size in event_shape", size) for size in shape])
 
 
 def _is_categorical(family: Family) -> bool:
@@ -346,8 +344,8 @@ def _check_options(family: Family, num_classes: int | None, rank: int | None) ->
     if rank is not None and family not in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
         raise ValueError(f"rank is for 'low_rank'; the family is {family!r}. Leave it out.")
     for name, value in (("num_classes", num_classes), ("rank", rank)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}. Correct it.")
+        if value is not None:
+            whole(name, value)
 
 
 def _check_axes(name: str, event_dim: int, event_shape: torch.Size) -> None:

@@ -294,6 +294,7 @@ def test_targets_may_be_one_axis_and_labels_two() -> None:
 
 _READ = """
 import json, sys, torch
+import deepprob.models
 from deepprob.posteriors.posterior import Posterior
 posterior = Posterior.load(sys.argv[1])
 x = torch.linspace(-1, 1, 12).reshape(4, 3)

@@ -189,15 +189,15 @@ def test_unequal_rows_and_another_width_are_refused(posterior: Posterior) -> Non
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("options", "message"),
     [
-        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\); got 1.0"),
-        ({"latent_dim": 0}, ValueError, "must be at least 1; got 0"),
-        ({"hidden_dim": 2.5}, TypeError, "must be a.* whole number"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
+        ({"latent_dim": 0}, r"latent_dim must be a whole number of at least 1; got 0\."),
+        ({"hidden_dim": 2.5}, r"hidden_dim must be a whole number of at least 1; got 2\.5\."),
     ],
 )
-def test_bad_options(options: dict[str, float], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_bad_options(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         DeepMarkovModel(5, **options)
 
 
