@@ -414,7 +414,7 @@ def test_wrong_labels(y: Tensor, message: str) -> None:
 
 
 def test_wrong_binary_targets() -> None:
-    with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2"):
+    with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2 in row 2"):
         fit(BayesianNeuralNetwork(network(), "bernoulli"), (torch.randn(4, 3), torch.tensor([0, 1, 2, 1])))
 
 
