@@ -19,6 +19,7 @@ from deepprob.networks.dense import MLP
 from deepprob.networks.lifting import fans, gains, lift, pretrained_names, run_with
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.registry import NETWORKS
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
@@ -177,6 +178,12 @@ class BayesianNeuralNetwork(Program):
         if classes:
             options = {"likelihood": "categorical", "num_classes": classes} | options
         return cls(net, **options)
+
+    @classmethod
+    def example(cls) -> Example:
+        """A sum of three numbers, to be found by a small dense network."""
+        x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+        return Example(cls(MLP(3, 1, (5,), "tanh")), (x, x.sum(1, keepdim=True)))
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
         """Start the guide anew: narrow, at means drawn from the prior; pretrained parts stay.

@@ -15,6 +15,7 @@ from deepprob.errors import unknown, whole
 from deepprob.networks.dense import MLP
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.recurrent import Recurrent
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
@@ -114,6 +115,14 @@ class DeepMarkovModel(Program):
     def from_data(cls, data: DataSet, **options: Any) -> DeepMarkovModel:
         """The deep Markov model for a data set's sequences."""
         return cls(data.shape[-1], **options)
+
+    @classmethod
+    def example(cls) -> Example:
+        """Binary sequences of five features and two to six steps."""
+        generator = torch.Generator().manual_seed(0)
+        x = (torch.rand(24, 6, 5, generator=generator) < 0.4).float()
+        lengths = torch.randint(2, 7, (24,), generator=generator)
+        return Example(cls(5, latent_dim=2, hidden_dim=4, recurrent_dim=4), (x, lengths), inputs=2)
 
     def model(self, x: Tensor | None, lengths: Tensor | None) -> Tensor:
         """Draw a path from the prior and features at every step of it; returns the features."""

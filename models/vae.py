@@ -17,6 +17,7 @@ from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.network import whole_sizes
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
@@ -126,6 +127,12 @@ class VAE(Program):
         if not 0 <= float(x.min()) <= float(x.max()) <= 1:
             options = {"likelihood": "normal"} | options
         return cls(data.shape, **options)
+
+    @classmethod
+    def example(cls) -> Example:
+        """Grey images of 3 x 2 pixels."""
+        generator = torch.Generator().manual_seed(0)
+        return Example(cls((3, 2), latent_dim=2, hidden_dims=(8,)), (torch.rand(24, 3, 2, generator=generator),))
 
     def model(self, x: Tensor | None = None) -> Tensor:
         """Draw codes from the prior and rows from the decoder; returns the rows."""
