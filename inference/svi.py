@@ -34,7 +34,10 @@ from deepprob.programs.program import Program
 _DEFAULT_BATCH = 128
 _EPOCHS = 100
 
-__all__ = ["Knobs", "State", "init", "step", "svi"]
+QUICK = {"epochs": 3, "batch_size": 8}
+"""Settings that make a fit short, for the tests of what all routines promise."""
+
+__all__ = ["QUICK", "Knobs", "State", "init", "step", "svi"]
 
 
 def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-from scenarios import MODEL_SCENARIOS, fit, missing
+from scenarios import MODEL_SCENARIOS, fit
 
 from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.example import Example
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run
@@ -25,8 +26,14 @@ NAMES = sorted(MODEL_SCENARIOS)
 
 
 def test_every_registered_name_has_a_scenario() -> None:
-    assert missing() == set()
     assert all(cls.registry_name == name for name, cls in MODELS.items())
+
+
+def test_an_example_is_a_new_program_with_the_same_data(name: str) -> None:
+    one, two = MODELS[name].example(), MODELS[name].example()
+    assert isinstance(one, Example) and type(one.program) is MODELS[name] and one.program is not two.program
+    assert all(torch.equal(a, b) for a, b in zip(one.data, two.data, strict=True))
+    assert 1 <= one.inputs <= len(one.data)
 
 
 @pytest.fixture(scope="module", params=NAMES)
