@@ -48,7 +48,7 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
 
 
 def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
-    """The outputs of a network with given weights, for all draws of them at once.
+    """The outputs of a network with given weights, for all draws of them.
 
     Args:
         net: The network.
@@ -74,13 +74,24 @@ def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str,
     if not leading:
         return _rows(functional_call(net, dict(weights), (x,)), x)
 
+    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
+    out = _rows(_all_draws(net, stacked, x), x)
+    # The last leading dimension is the place of the rows, which the network itself brings.
+    return out.reshape(*leading[:-1], *out.shape[-2:])
+
+
+def _all_draws(net: nn.Module, stacked: dict[str, Tensor], x: Tensor) -> Any:
+    """The outputs for weights ``(K, *weight)``, in one call where torch can batch the network."""
+
     def once(weights: dict[str, Tensor], x: Tensor) -> Any:
         return functional_call(net, weights, (x,))
 
-    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
-    out = _rows(vmap(once, in_dims=(0, None), randomness="different")(stacked, x), x)
-    # The last leading dimension is the place of the rows, which the network itself brings.
-    return out.reshape(*leading[:-1], *out.shape[-2:])
+    try:
+        return vmap(once, in_dims=(0, None), randomness="different")(stacked, x)
+    except RuntimeError:  # torch has no batching rule for its recurrent layers, nor for branches on values
+        count = len(next(iter(stacked.values())))
+        outs = [once({n: w[k] for n, w in stacked.items()}, x) for k in range(count)]
+        return torch.stack(outs) if all(isinstance(out, Tensor) for out in outs) else outs[0]
 
 
 def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
