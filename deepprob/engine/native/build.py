@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import logging
-import os
 import platform
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,6 @@ from torch import Tensor, nn
 from deepprob.engine.dynamic_length import Lengths, NotAlike
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import built_once, cache_folder, compiler
-from deepprob.engine.native.link import Linker, processor_isas
 from deepprob.engine.native.lower import lower
 
 _MODEL = "model"
@@ -81,36 +76,12 @@ def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: 
 
 
 def _build_the_short_way(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
-    """In half the time."""
-    from torch._inductor import config
+    """Without the traces that torch makes of what was traced already."""
     from torch._inductor.package.package import package_aoti
 
-    importlib.import_module("torch._inductor.compile_fx")  # takes seconds; done before two threads want it
-    with config.patch("cpp.vec_isa_ok", known_vectors()), ThreadPoolExecutor(4) as pool:
-        try:
-            linker = Linker(pool)
-            files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS, linker.wait)]
-            (source,) = (file for file in files if file.suffix == ".cpp")
-            library = linker.link(source, [file for file in files if file.suffix == ".o"])
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    known = [file for file in files if file.name.endswith((".wrapper.json", "_metadata.json"))]
-    package_aoti(str(path), [str(file) for file in (library, *known)])
-
-
-def known_vectors() -> bool | None:
-    """Whether the compiler knows the vector instructions that the processor has; None leaves torch to find out.
-
-    Torch compiles a program of its own headers for each set of them, which takes seconds on a new machine.
-    """
-    from torch._inductor import config
-
-    if config.cpp.vec_isa_ok is not None:  # the user knows better, by TORCHINDUCTOR_VEC_ISA_OK
-        return bool(config.cpp.vec_isa_ok)
-    flags = [flag for isa in processor_isas() for flag in isa.build_arch_flags().split()]
-    command = [compiler(), *flags, "-fsyntax-only", "-x", "c++", os.devnull]
-    return True if flags and subprocess.run(command, capture_output=True).returncode == 0 else None
+    files = [Path(file) for file in lower(module, inputs, lengths, path.parent, _SETTINGS)]
+    kept = [file for file in files if file.name.endswith((".so", ".wrapper.json", "_metadata.json"))]
+    package_aoti(str(path), [str(file) for file in kept])
 
 
 def _build_as_documented(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:

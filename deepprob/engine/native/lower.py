@@ -6,12 +6,10 @@ it, and trace it once more. Here it is traced once.
 
 from __future__ import annotations
 
-import contextlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +58,8 @@ def lower(
     lengths: Lengths,
     folder: Path,
     settings: Any,
-    wait: Callable[[], object] = lambda: None,
 ) -> list[str]:
-    """C++ for a module of tensor operations on a CPU.
+    """A shared library for a module of tensor operations on a CPU.
 
     Args:
         module: A graph, or one that is `Repeated`; it writes to none of its inputs.
@@ -70,10 +67,9 @@ def lower(
         lengths: Which of them hold sequences of any length between two.
         folder: Where the files go.
         settings: Of torch's compiler.
-        wait: Called before it is asked for code.
 
     Returns:
-        The files: C++, an object file of constants, and what torch wants to know of both.
+        The files: a shared library, and what torch wants to know of it.
 
     Raises:
         ValueError: If an input is written to, what is carried shares memory, or there is no code for all lengths.
@@ -89,7 +85,6 @@ def lower(
     settings = {
         **settings,
         "cpp_wrapper": True,
-        "aot_inductor.package_cpp_only": True,
         "aot_inductor.precompile_headers": False,  # pays only after many steps
         "aot_inductor.output_path": str(folder),
     }
@@ -98,10 +93,9 @@ def lower(
     with enable_python_dispatcher():
         loop = isinstance(module, Repeated)
         graph = _loop(module, shapes, mode) if isinstance(module, Repeated) else _traced(module, shapes, mode)
-        wait()
         # The code that is written is to be right for all lengths, not only chosen well for one of them.
         for_all = size_config.patch(backed_size_oblivious=bool(lengths))  # type: ignore[attr-defined]
-        with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode), _plain_strides():
+        with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode):
             graph = _recursive_joint_graph_passes(graph, input_device=inputs[0].device)
             if loop:
                 # Nothing is to be gained around it, and the compiler would look through all that is in it once more.
@@ -115,37 +109,6 @@ def lower(
     _check(mode, shapes, inputs, lengths)
     files: list[str] = lowered.filename  # type: ignore[attr-defined]
     return files
-
-
-@contextlib.contextmanager
-def _plain_strides() -> Iterator[None]:
-    """Let the compiler find the strides of polynomials by algebra, and not by simplifying what is simple already.
-
-    Where lengths are unknown there are hundreds of them. What it asks for has the same answers, so it does not matter
-    whether another thread compiles meanwhile.
-    """
-    from torch._inductor import sizevars
-
-    simplify, stride_at = sizevars.simplify_index_in_vec_range, sizevars.stride_at
-
-    def simplified(index: Any, var: Any, vec_length: int) -> Any:
-        return index if _is_polynomial(index) else simplify(index, var, vec_length)
-
-    def stride(index: Any, var: Any) -> Any:
-        if not _is_polynomial(index):
-            return stride_at(index, var)
-        return (index.xreplace({var: var + 1}) - index).expand()
-
-    with (
-        mock.patch.object(sizevars, "simplify_index_in_vec_range", simplified),
-        mock.patch.object(sizevars, "stride_at", stride),
-    ):
-        yield
-
-
-def _is_polynomial(index: Any) -> bool:
-    ask = getattr(index, "is_polynomial", None)  # a relation has none
-    return ask is not None and bool(ask(*index.free_symbols))
 
 
 def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) -> list[Tensor]:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sympy
 import torch
 from torch import Tensor
-from torch._inductor import sizevars
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 from uncompiled import as_it_is
 
-from deepprob.engine.native.build import compile_module, known_vectors
-from deepprob.engine.native.link import processor_isas
-from deepprob.engine.native.lower import Repeated, _plain_strides, lower
+from deepprob.engine.native.build import compile_module
+from deepprob.engine.native.lower import Repeated, lower
 from deepprob.engine.scan.recur import recur
 
 Tensors = tuple[Tensor, ...]
@@ -106,40 +101,3 @@ def test_a_choice_between_codes_holds_for_all_lengths(tmp_path: Path, monkeypatc
     native = compile_module(graph, [room[:, :90]], {0: (10, 90)})
     for part in (room[:, :10], room[:, :90]):
         assert torch.allclose(native([part])[0], part.exp().sum((1, 2)), rtol=1e-5)
-
-
-D0, D1, LENGTH = (sympy.Symbol(name, integer=True, nonnegative=True) for name in ("d0", "d1", "s7"))
-
-
-@pytest.mark.parametrize(
-    "index",
-    [
-        3 * D0 + D1,
-        600 * D0 * LENGTH + D1 - 12,
-        100 * LENGTH * (D0 + 1) + D1,
-        D0**2 + D1,
-        FloorDiv(D0, 16) + D1,
-        ModularIndexing(D0, 1, 32) * LENGTH,
-        sympy.Ge(LENGTH, 4),
-    ],
-    ids=str,
-)
-def test_strides_are_those_that_the_compiler_finds(index: Any) -> None:
-    def strides() -> list[Any]:
-        ask = sizevars.stride_at_vec_range.__wrapped__
-        return [ask(index, var, length) for var in (D0, D1) for length in (None, 16)]
-
-    expected = strides()
-    with _plain_strides():
-        found = strides()
-    assert [sympy.simplify(a - b) for a, b in zip(found, expected, strict=True)] == [0] * 4
-    assert strides() == expected
-
-
-def test_the_compiler_is_not_asked_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    isas = processor_isas()
-    if not isas:
-        pytest.skip("torch knows this processor's vector instructions without a test")
-    assert known_vectors() is True
-    monkeypatch.setattr(type(isas[0]), "build_arch_flags", lambda self: "-mno-such-instructions")
-    assert known_vectors() is None
