@@ -88,6 +88,11 @@ class VAE(Program):
         if posterior not in POSTERIORS:
             raise unknown("posterior", posterior, POSTERIORS)
         self.shape = tuple(whole_sizes("shape", shape))
+        if not self.shape:
+            raise ValueError(
+                "shape must have at least one axis; got (). Write (1,), and x.reshape(-1, 1) for the data."
+            )
+        hidden_dims = whole_sizes("hidden_dims", hidden_dims)
         self.latent_dim = whole("latent_dim", latent_dim)
         self.likelihood = likelihood
         self.observation = Likelihood(likelihood, self.shape, num_classes=num_classes, grey=likelihood == "bernoulli")
@@ -98,9 +103,7 @@ class VAE(Program):
             nn.Flatten(-len(self.shape)),
             MLP(math.prod(self.shape), Conditional.size(posterior, code), hidden_dims, activation),
         )
-        decoder = decoder or MLP(
-            self.latent_dim, self.observation.size, tuple(reversed(tuple(hidden_dims))), activation
-        )
+        decoder = decoder or MLP(self.latent_dim, self.observation.size, tuple(reversed(hidden_dims)), activation)
         self.encoder = Conditional(encoder, posterior, code)
         self.decoder = decoder
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
@@ -113,7 +116,7 @@ class VAE(Program):
             self.config = {
                 "shape": list(self.shape),
                 "latent_dim": self.latent_dim,
-                "hidden_dims": list(hidden_dims),
+                "hidden_dims": hidden_dims,
                 "likelihood": likelihood,
                 "posterior": posterior,
                 "num_classes": self.num_classes,

@@ -434,6 +434,12 @@ def test_names_that_do_not_exist() -> None:
         Optimizer(schedule="cos")
     with pytest.raises(ValueError, match=r"latent_dim must be a whole number of at least 1; got 0\."):
         VAE((3,), latent_dim=0)
+    with pytest.raises(ValueError, match=r"every size in shape must be a whole number of at least 1; got 2\.5\."):
+        VAE((2.5,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shape must have at least one axis; got \(\)\. Write \(1,\)"):
+        VAE(())
+    with pytest.raises(ValueError, match=r"num_classes is of likelihood='categorical'; got likelihood='poisson'\."):
+        vae(likelihood="poisson", num_classes=3)
     with pytest.raises(ValueError, match=r"likelihood='categorical' needs num_classes, a whole.* 2; got None\."):
         vae(likelihood="categorical")
 
