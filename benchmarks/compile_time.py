@@ -111,10 +111,12 @@ def dispatched(made: Made) -> int:
     size, num_data = batch_size or len(data[0]), len(data[0])
     batch = program.accept(data)
     with RandomStream(0).drawing():
-        owned = ProgramInstance(program, batch, num_data, full_batch=batch_size is None)
-        with owned.running():
+        instance = ProgramInstance(program, batch, num_data, full_batch=batch_size is None)
+        with instance.running():
             return (
-                GradientProgram(owned, ELBO()).measure(tuple(x[:size] for x in batch), torch.arange(size))[0].operations
+                GradientProgram(instance, ELBO())
+                .measure(tuple(x[:size] for x in batch), torch.arange(size))[0]
+                .operations
             )
 
 

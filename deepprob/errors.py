@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import SupportsFloat
 
 
 class StorageError(ValueError):
@@ -32,25 +34,65 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(known)}.")
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number that is large enough.
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A whole number that a user gave, checked.
+
+    Integers of NumPy and tensors of one whole number are taken too. A bool is refused: as a number it is a slip.
 
     Args:
-        name: What the user calls it.
+        name: What the number is called, in the user's words ("latent_dim").
         value: What the user wrote.
-        least: The smallest that is allowed.
+        least: The smallest value that makes sense.
+
+    Returns:
+        The value as an ``int``.
 
     Raises:
-        ValueError: If it is no whole number (True and False are none), or too small.
+        ValueError: If it is not a whole number, or smaller.
 
     Examples:
-        >>> whole("draws", 3)
+        >>> whole("epochs", 3)
         3
-        >>> whole("draws", 0)
+        >>> whole("epochs", 2.5)
         Traceback (most recent call last):
-        ...
-        ValueError: draws must be a whole number of at least 1; got 0.
+            ...
+        ValueError: epochs must be a whole number of at least 1; got 2.5.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or (number := int(value)) < least:
+    try:
+        number = None if _is_bool(value) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or number < least:
         raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
     return number
+
+
+def positive(name: str, value: object) -> float:
+    """A positive, finite number that a user gave, checked.
+
+    Args:
+        name: What the number is called, in the user's words ("prior_scale").
+        value: What the user wrote.
+
+    Returns:
+        The value as a ``float``.
+
+    Raises:
+        ValueError: If it is no number, not above zero, or infinite.
+
+    Examples:
+        >>> positive("noise", -0.1)
+        Traceback (most recent call last):
+            ...
+        ValueError: noise must be a positive number; got -0.1.
+    """
+    scalar = isinstance(value, SupportsFloat) and getattr(value, "shape", ()) == () and not _is_bool(value)
+    number = float(value) if scalar else math.nan  # type: ignore[arg-type]
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number; got {value!r}.")
+    return number
+
+
+def _is_bool(value: object) -> bool:
+    """Whether it is a truth value, of Python's or in an array's or a tensor's type."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")

@@ -15,7 +15,7 @@ from deepprob.engine.packing import Packing, norm_of
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.callbacks import Anneal, Callback
-from deepprob.fitting.compiling import choose_stepper, compile_score
+from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import views_of
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
@@ -34,21 +34,24 @@ from deepprob.programs.program import Program
 _DEFAULT_BATCH = 128
 _EPOCHS = 100
 
-__all__ = ["Knobs", "State", "init", "step", "svi"]
+QUICK = {"epochs": 3, "batch_size": 8}
+"""Settings that make a fit short, for the tests of what all routines promise."""
+
+__all__ = ["QUICK", "Knobs", "State", "init", "step", "svi"]
 
 
-def init(owned: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
+def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
     """The state before the first step.
 
     Args:
-        owned: The program to fit; the state takes it over.
+        instance: The program to fit; the state takes it over.
         optimizer: How to minimise.
         learning_rate: The peak step size.
 
     Raises:
         ValueError: If there is nothing to train.
     """
-    params = owned.parameters()
+    params = instance.parameters()
     if not params:
         raise ValueError("nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit.")
     packing = Packing(list(params.values()))
@@ -63,9 +66,9 @@ def init(owned: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> 
         accumulating=optimizer.accumulate > 1,
     )
     foreign = None if own else optimizer.build(params.values(), learning_rate)
-    norms = (m for m in owned.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
+    norms = (m for m in instance.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
     carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(owned, params, packing, carry, foreign)
+    return State(instance, params, packing, carry, foreign)
 
 
 def step(
@@ -94,7 +97,7 @@ def step(
         The next state (the same object, updated) and detached terms: the objective's, among them ``elbo``;
         ``gradient_norm``; and ``skipped``, 1 where the step was not applied.
     """
-    with state.owned.running(), noise.drawing():
+    with state.instance.running(), noise.drawing():
         return _step(state, data, rows, knobs, objective, optimizer)
 
 
@@ -106,7 +109,7 @@ def _step(
     batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
     params = list(state.params.values())
-    loss, terms, gradients = loss_and_gradients(state.owned, objective, params, batch, rows, knobs.kl_weight)
+    loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
     with torch.no_grad():
         packed = state.packing.pack(gradients)
         norm = norm_of(packed)
@@ -189,14 +192,10 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"svi fits a Program; got {type(program).__name__}. Make one of a Pyro model: Program.of(model, guide)."
-        )
+    _check_choices(program, compile, weights)
+    compile = compile if isinstance(compile, str) else bool(compile)
     chosen, maximised, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
     callbacks = _callbacks(callbacks)
-    _check_choices(compile, weights)
-    compile = compile if isinstance(compile, str) else bool(compile)
     where = pick_device(device)
     batch, held = _batches(program, data, held_out)
     size = _batch_size(batch_size, num_rows(batch), program)
@@ -204,29 +203,20 @@ def svi(
     total = _total_steps(epochs, steps, per_epoch)
     noise = RandomStream(seed, where)
     with noise.drawing():
-        owned = _own(program, batch, guide, where, size, weights != "keep")
+        instance = _own(program, batch, guide, where, size, weights != "keep")
     rows = tuple(x.to(where) for x in batch)
+    scored = None if held is None else HeldOut(instance, _conform(instance, held))
     learning_rate = chosen.learning_rate or program.learning_rate
-    scored = None if held is None else HeldOut(owned, _conform(owned, held))  # what cannot be scored is found here
-    state = init(owned, chosen, learning_rate)
-    state.annealed = _annealed(owned, callbacks)
+    state = init(instance, chosen, learning_rate)
+    state.annealed = _annealed(instance, callbacks)
 
     def take(state: State, data: Batch, indices: Tensor, knobs: Knobs) -> Terms:
         return _step(state, data, indices, knobs, maximised, chosen)[1]
 
     eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=total))
+    task = CompileTask(state, maximised, chosen, eager.views, size, announce=progress is not False)
     with threads_for(state.work(size)):  # compiled code is for so many threads as there were
-        stepper = choose_stepper(
-            compile,
-            state,
-            eager,
-            objective=maximised,
-            optimizer=chosen,
-            batch_size=size,
-            steps=total,
-            noise=noise,
-            announce=progress is not False,
-        )
+        stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
         if scored is not None and stepper is not eager:
             compile_score(scored, total // per_epoch, always=compile is True)
     config = {
@@ -235,7 +225,7 @@ def svi(
         "steps": total,
         "batch_size": size,
         "objective": maximised.describe(),
-        "guide": owned.guide_name or "own",
+        "guide": instance.guide_name or "own",
         "optimizer": chosen.describe() | {"learning_rate": learning_rate},
         "weights": weights,
         "compiled": stepper.compiled_graphs > 0,
@@ -243,12 +233,14 @@ def svi(
         "device": str(where),
     }
     settings = FitSettings(size, total, chosen, learning_rate, seed, callbacks, config)
-    fit = RunningFit(state, stepper, eager.views, scored, noise, settings)
-    fit.history.compiled_graphs = stepper.compiled_graphs + (0 if scored is None else scored.compiled_graphs)
-    return fit.run(progress)
+    return RunningFit(state, stepper, eager.views, scored, noise, settings).run(progress)
 
 
-def _check_choices(compile: Any, weights: Any) -> None:
+def _check_choices(program: Any, compile: Any, weights: Any) -> None:
+    if not isinstance(program, Program):
+        raise TypeError(
+            f"svi fits a Program; got {type(program).__name__}. Make one of a Pyro model: Program.of(model, guide)."
+        )
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
     if weights not in ("auto", "fresh", "keep"):
@@ -277,21 +269,22 @@ def _own(
 ) -> ProgramInstance:
     num_data = num_rows(batch)
     full = size == num_data
-    owned = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
+    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
     if not full and type(program).validate is Program.validate:
-        owned.check_data(batch, size)
-    return owned
+        instance.check_data(batch, size)
+    return instance
 
 
-def _conform(owned: ProgramInstance, held_out: Batch) -> Batch:
+def _conform(instance: ProgramInstance, held_out: Batch) -> Batch:
     """Held-out data compared with the data, on the device."""
-    if len(held_out) != len(owned.inputs):
+    if len(held_out) != len(instance.inputs):
+        names = ", ".join(spec.name for spec in instance.inputs)
         raise ValueError(
-            f"held_out must have the {len(owned.inputs)} parts of data ({', '.join(s.name for s in owned.inputs)}); "
+            f"held_out must have the {len(instance.inputs)} parts of data ({names}); "
             f"got {len(held_out)}. Give the observed ones too: it is scored."
         )
-    pairs = zip(owned.inputs, held_out, strict=True)
-    return tuple(spec.conform(x, owned.program.variable_length).to(owned.device) for spec, x in pairs)
+    pairs = zip(instance.inputs, held_out, strict=True)
+    return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
 
 
 def _callbacks(callbacks: Any) -> list[Callback]:
@@ -303,10 +296,10 @@ def _callbacks(callbacks: Any) -> list[Callback]:
     return list(callbacks)
 
 
-def _annealed(owned: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
+def _annealed(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
     """The buffers that callbacks move."""
     names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
-    buffers = [owned.number(name) for name in names]
+    buffers = [instance.number(name) for name in names]
     if len({id(x) for x in buffers}) < len(buffers):
         raise ValueError(f"several callbacks anneal one buffer ({', '.join(names)}). Give each a buffer of its own.")
     return buffers

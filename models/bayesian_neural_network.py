@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,37 +10,39 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call, vmap
 from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
-from deepprob.errors import unknown
+from deepprob.errors import positive, unknown
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
-from deepprob.networks.initialisation import is_pretrained
-from deepprob.networks.registry import NETWORKS, network_from_config
+from deepprob.networks.lifting import fans, gains, lift, pretrained_names, run_with
+from deepprob.networks.likelihood import Likelihood
+from deepprob.networks.registry import NETWORKS
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
-LIKELIHOODS = ("bernoulli", "categorical", "normal")
 PRIORS = ("hierarchical", "normal")
 
 _START_SD = 1e-2
-_START_NOISE = 0.1
-_NOISE_PRIOR = (math.log(0.1), 1.5)
 _HYPER_SD = 0.1
+_DISPERSIONS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # medians of the priors, where a fit starts
+_DISPERSION_SD = 1.5  # of the logarithm
 
 
 class BayesianNeuralNetwork(Program):
-    r"""A network whose weights are random variables, for regression and classification.
+    r"""A network whose weights are random variables, for regression, classification and counts.
 
     .. code-block:: text
 
         s ~ LogNormal(log prior_scale, 1)        for each matrix of weights              "<name>.scale"
         W_kj ~ N(0, s^2 / fan_in)                weights; biases ~ N(0, 1)               "<name>", the network's own
         sigma ~ LogNormal(log 0.1, 1.5)          noise, in standard deviations of y      "noise"
-        y_i ~ N(net(x_i; W), sigma^2)            or Categorical, Bernoulli(logits)       "y", i = 1..N
-        q(s), q(sigma) log-normal; q(W_kj | s) = N(m_kj, v_kj^2) times s / sqrt(fan_in)
+        r ~ LogNormal(log 10, 1.5)               total count of negative binomials       "total_count"
+        y_i ~ N(net(x_i; W), sigma^2)            or Categorical, Bernoulli(logits),      "y", i = 1..N
+                                                 Poisson, NegativeBinomial(mean, r)
+        q(s), q(sigma), q(r) log-normal; q(W_kj | s) = N(m_kj, v_kj^2) times s / sqrt(fan_in)
 
     The guide's weights are independent given their scale and grow with it, as they do in the prior: the scale can move
     without every mean having to follow.
@@ -55,18 +56,20 @@ class BayesianNeuralNetwork(Program):
     uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is
     refused: it would make the rows depend on each other.
 
-    Data are given and predicted in their own units: `adapt` learns means and scales from the training rows.
+    Data are given and predicted in their own units: `adapt` learns means and scales from the training rows. Counts have
+    the mean ``scale * softplus(net(x))``, with the scale at which an output of 0 gives the training rows' mean. The
+    variance of a Poisson is its mean, that of a negative binomial is ``mean + mean^2 / total_count``.
 
     Args:
         net: A network from rows of x to as many numbers per row as y has columns, or classes; or the ``config`` of one
             of our networks.
-        likelihood: ``"normal"``, ``"categorical"`` or ``"bernoulli"``.
+        likelihood: ``"normal"``, ``"categorical"``, ``"bernoulli"``, ``"poisson"`` or ``"negative_binomial"``.
         num_classes: Number of classes for ``"categorical"``.
         prior: ``"hierarchical"``, as above; or ``"normal"``, all weights and biases ``N(0, prior_scale^2)``.
         prior_scale: See above.
         noise: The noise's standard deviation in the units of y, where it is known; None to learn it.
         standardize: Whether the network sees x, and the noise sees y, less its mean and divided by its standard
-            deviation: each column of a table, an image as a whole.
+            deviation: each column of a table, an image as a whole. Without it counts have a scale of 1.
 
     Raises:
         TypeError: If the network is none.
@@ -105,29 +108,29 @@ class BayesianNeuralNetwork(Program):
         standardize: bool = True,
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        shape = () if likelihood == "categorical" else (None,)  # the columns of y are the network's outputs
+        self.observation = Likelihood(likelihood, shape, num_classes=num_classes)
         if prior not in PRIORS:
             raise unknown("prior", prior, PRIORS)
         self.likelihood, self.prior = likelihood, prior
-        self.num_classes = _num_classes(num_classes, likelihood)
-        self.prior_scale = _positive("prior_scale", prior_scale)
-        self.noise = None if noise is None else _positive("noise", noise)
+        self.num_classes = self.observation.num_classes
+        self.prior_scale = positive("prior_scale", prior_scale)
+        self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and likelihood != "normal":
             raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
-        self.net = _lifted(net)
+        self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
         weights = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         whole = len(weights) == len(list(self.net.parameters()))
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        self.gains = _gains(self.net)
-        self.fans = _fans(self.net, weights)
-        self.kept = _pretrained_names(self.net)
+        self.gains = gains(self.net)
+        self.fans = fans(self.net, weights)
+        self.kept = pretrained_names(self.net)
         self.net.requires_grad_(False)  # its place is taken by means and scales of the guide
         self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
         with torch.no_grad():
             for weight in weights.values():
-                weight.zero_()  # of no use any more, and so no part of what a fit is
+                weight.zero_()  # unused from here on; zeroed so that saved fits do not depend on it
         self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
         scaled = list(self.fans) if prior == "hierarchical" else []
         self.scaled = tuple(scaled)
@@ -176,6 +179,12 @@ class BayesianNeuralNetwork(Program):
             options = {"likelihood": "categorical", "num_classes": classes} | options
         return cls(net, **options)
 
+    @classmethod
+    def example(cls) -> Example:
+        """A sum of three numbers, to be found by a small dense network."""
+        x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+        return Example(cls(MLP(3, 1, (5,), "tanh")), (x, x.sum(1, keepdim=True)))
+
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
         """Start the guide anew: narrow, at means drawn from the prior; pretrained parts stay.
 
@@ -207,9 +216,12 @@ class BayesianNeuralNetwork(Program):
         for name, like in zip(self.shapes, self.raw_loc, strict=True):
             loc, unit = self._prior(name, like, scales.get(name))
             weights[name] = pyro.sample(name, dist.Normal(loc, unit.expand_as(loc + unit)).to_event(like.dim()))
-        noise = self._noise()
+        dispersion = self._dispersion()
         with self.data_plate(x):
-            value: Tensor = pyro.sample("y", self._observation(self.outputs(weights, x), noise, y), obs=y)
+            out = self.outputs(weights, x)
+            self._check_columns(out, y)
+            fn = self.observation.distribution(out, loc=self.y_loc, scale=self.y_scale, dispersion=dispersion)
+            value: Tensor = pyro.sample("y", fn, obs=y)
         return value
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
@@ -221,34 +233,27 @@ class BayesianNeuralNetwork(Program):
         for name, mean, raw in zip(self.shapes, self.raw_loc, self.raw_sd, strict=True):
             loc, unit = self._prior(name, mean, scales.get(name))
             pyro.sample(name, dist.Normal(loc + unit * mean, unit * softplus(raw)).to_event(mean.dim()))
-        for loc, raw in zip(self.noise_loc, self.noise_raw, strict=True):
-            pyro.sample("noise", dist.LogNormal(loc, softplus(raw)).to_event(1))
+        if self.noise is None and (site := self.observation.dispersion) is not None:
+            pyro.sample(site, dist.LogNormal(self.noise_loc[0], softplus(self.noise_raw[0])).to_event(1))
 
     def outputs(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """What the network makes of the rows.
+        """The network's outputs for rows, on its own scale.
 
         Args:
             weights: By name, each with the same leading dimensions ``(*K, 1)``, or none of them.
             x: Rows in the user's units, ``(B, ...)``.
 
         Returns:
-            Outputs on the scale of the network, ``(*K, B, outputs)``.
+            Outputs, ``(*K, B, outputs)``.
 
         Raises:
-            ValueError: If the network does not return one row of numbers for each row.
+            ValueError: If the network does not return one row of numbers for each row, one for each class or column.
         """
         if self.standardize:
             x = (x - self.x_loc) / self.x_scale
-        shapes = self.shapes
-        leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
-        if not leading:
-            return self._checked(functional_call(self.net, dict(weights), (x,)), x)
-        stacked = {
-            n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()
-        }  # (K, *weight)
-        out = self._checked(vmap(self._forward, in_dims=(0, None), randomness="different")(stacked, x), x)
-        # The last leading dimension is the place of the rows, which the network itself brings.
-        return out.reshape(*leading[:-1], *out.shape[-2:])
+        out = run_with(self.net, weights, self.shapes, x)
+        self._check_outputs(out)
+        return out
 
     # -- what the data decide ------------------------------------------------------------------------------------
 
@@ -260,8 +265,9 @@ class BayesianNeuralNetwork(Program):
         of_x, of_y = (self.x_loc, self.x_scale), (self.y_loc, self.y_scale)
         if self.standardize:
             of_x = _moments(x, 0 if x.dim() == 2 else None)
-        if y is not None and self.likelihood == "normal":
-            of_y = _moments(y, 0) if self.standardize else (torch.zeros(y.shape[1]), torch.ones(y.shape[1]))
+        if y is not None and (units := self.observation.around(*_moments(y, 0))):
+            plain = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
+            of_y = (units.get("loc", plain[0]), units["scale"]) if self.standardize else plain
         self._set_units(*(value.to(self.x_loc.device) for value in (*of_x, *of_y)))
 
     def validate(self, *batch: Any) -> Batch:
@@ -281,19 +287,7 @@ class BayesianNeuralNetwork(Program):
         x = x.to(torch.get_default_dtype())
         if len(batch) == 1:
             return (x,)
-        y = batch[1]
-        if self.likelihood == "categorical":
-            return x, _labels(y, int(self.num_classes or 0))
-        if y.dim() > 2:
-            raise ValueError(f"y must have shape (N, outputs) or (N,); got {tuple(y.shape)}. Flatten its rows.")
-        y = y.reshape(len(y), -1).to(torch.get_default_dtype())
-        if self.likelihood == "bernoulli" and bool(((y != 0) & (y != 1)).any()):
-            wrong = y[(y != 0) & (y != 1)][0].item()
-            raise ValueError(
-                f"y must be 0 or 1 for likelihood='bernoulli'; got {wrong:g}. "
-                "Renumber the two classes, or choose likelihood='categorical'."
-            )
-        return x, y
+        return x, self.observation.validate("labels y" if self.num_classes else "y", batch[1])
 
     def train(self, mode: bool = True) -> BayesianNeuralNetwork:
         """Set the mode; the network itself stays in evaluation mode."""
@@ -325,18 +319,14 @@ class BayesianNeuralNetwork(Program):
         loc, unit = self._prior(name, weight, weight.new_tensor(self.prior_scale) if known else None)
         return (weight - loc) / unit
 
-    def _forward(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        out: Tensor = functional_call(self.net, weights, (x,))
-        return out
-
     def _set_units(self, x_loc: Tensor, x_scale: Tensor, y_loc: Tensor, y_scale: Tensor) -> None:
-        """Set the standardisation, and a noise for every column of y."""
+        """Set the standardisation, and a dispersion for every column of y."""
         for name, value in {"x_loc": x_loc, "x_scale": x_scale, "y_loc": y_loc, "y_scale": y_scale}.items():
             self.register_buffer(name, value)
-        if self.likelihood != "normal" or self.noise is not None:
+        if self.noise is not None or (site := self.observation.dispersion) is None:
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != y_loc.shape:
-            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_START_NOISE))])
+            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_DISPERSIONS[site]))])
             self.noise_raw = nn.ParameterList([torch.full_like(y_loc, _raw(_HYPER_SD))])
 
     @torch.no_grad()
@@ -346,40 +336,24 @@ class BayesianNeuralNetwork(Program):
             self.raw_sd: _raw(_START_SD),
             self.scale_loc: math.log(self.prior_scale),
             self.scale_raw: _raw(_HYPER_SD),
-            self.noise_loc: math.log(_START_NOISE),
+            self.noise_loc: math.log(_DISPERSIONS[self.observation.dispersion]),
             self.noise_raw: _raw(_HYPER_SD),
         }
         for parameters, start in starts.items():
             for parameter in parameters:
                 parameter.fill_(start)
 
-    def _noise(self) -> Tensor | None:
+    def _dispersion(self) -> Tensor | None:
+        """The noise in the units of y, or the total count; known or drawn from its prior."""
         if self.noise is not None:
             return torch.full_like(self.y_loc, self.noise)
-        for like in self.noise_loc:
-            loc, sd = _NOISE_PRIOR
-            prior = dist.LogNormal(torch.full_like(like, loc), sd).to_event(1)
-            noise: Tensor = pyro.sample("noise", prior) * self.y_scale
-            return noise
-        return None
+        if (site := self.observation.dispersion) is None:
+            return None
+        loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSIONS[site]))
+        value: Tensor = pyro.sample(site, dist.LogNormal(loc, _DISPERSION_SD).to_event(1))
+        return value * self.y_scale if site == "noise" else value
 
-    def _observation(self, out: Tensor, noise: Tensor | None, y: Tensor | None) -> Any:
-        if y is not None and self.likelihood != "categorical" and out.shape[-1] != y.shape[-1]:
-            raise ValueError(
-                f"the network has {out.shape[-1]} outputs, but y has {y.shape[-1]} columns. Make them equal."
-            )
-        if self.likelihood == "categorical":
-            return dist.Categorical(logits=out)
-        if noise is None:
-            return dist.Bernoulli(logits=out).to_event(1)
-        return dist.Normal(self.y_loc + self.y_scale * out, noise).to_event(1)
-
-    def _checked(self, out: Tensor, x: Tensor) -> Tensor:
-        if out.dim() < 2 or out.shape[-2] != len(x):
-            raise ValueError(
-                f"the network must return (rows, outputs) for rows of shape {tuple(x.shape[1:])}; got "
-                f"{tuple(out.shape[-2:])} for {len(x)} rows. Flatten or unsqueeze its last layer's output."
-            )
+    def _check_outputs(self, out: Tensor) -> None:
         if self.num_classes not in (None, out.shape[-1]):
             raise ValueError(
                 f"the network has {out.shape[-1]} outputs, but num_classes={self.num_classes}. Make them equal."
@@ -388,56 +362,12 @@ class BayesianNeuralNetwork(Program):
             raise ValueError(
                 f"the network has {out.shape[-1]} outputs, but y has {self.y_loc.numel()} columns. Make them equal."
             )
-        return out
 
-
-def _fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of every weight that has an axis of inputs, how many numbers one output sums."""
-    found = {}
-    for name, weight in weights.items():
-        if weight.dim() > 1:
-            transposed = type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose")
-            found[name] = weight.numel() // weight.shape[1 if transposed else 0]
-    return found
-
-
-def _pretrained_names(net: nn.Module) -> set[str]:
-    """Names of the parameters of modules marked as pretrained."""
-    marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
-    names = [name for name, _ in net.named_parameters()]
-    return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
-
-
-def _gains(net: nn.Module) -> set[str]:
-    """Names of the weights that multiply what was normalised: their prior's mean is 1."""
-    norms = [name for name, part in net.named_modules() if "Norm" in type(part).__name__]
-    return {f"{name}.weight".removeprefix(".") for name in norms}
-
-
-def _lifted(net: Any) -> nn.Module:
-    """The network's copy to work on.
-
-    Raises:
-        TypeError: If it is no network.
-        ValueError: If nothing in it can be random, rows would depend on each other, or a name is taken.
-    """
-    if isinstance(net, Mapping):
-        net = network_from_config(net)
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. For a dense one, MLP(D, outputs).")
-    lifted = copy.deepcopy(net)
-    names = [n for n, p in lifted.named_parameters() if p.requires_grad]
-    if not names:
-        raise ValueError("net has no parameter that is not frozen, so nothing is random. Set requires_grad=True.")
-    if taken := {"noise", "y", "data"} & set(names):
-        raise ValueError(f"net has a parameter named {taken.pop()!r}, which is a site of the program. Rename it.")
-    for name, part in lifted.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+    def _check_columns(self, out: Tensor, y: Tensor | None) -> None:
+        if y is not None and self.num_classes is None and out.shape[-1] != y.shape[-1]:
             raise ValueError(
-                f"net has a batch norm without running statistics ({name!r}), so that rows would depend on each other. "
-                "Use LayerNorm or GroupNorm, or track_running_stats=True."
+                f"the network has {out.shape[-1]} outputs, but y has {y.shape[-1]} columns. Make them equal."
             )
-    return lifted
 
 
 def _raw(sd: float) -> float:
@@ -451,41 +381,3 @@ def _moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
     loc, sd = (value.mean(), value.std(unbiased=False)) if axis is None else (value.mean(axis), value.std(axis, False))
     # A float column of one number has a standard deviation of rounding errors.
     return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))
-
-
-def _labels(y: Tensor, num_classes: int) -> Tensor:
-    if y.dim() == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.dim() != 1:
-        raise ValueError(f"labels y must have shape (N,); got {tuple(y.shape)}. Of one-hot rows take y.argmax(1).")
-    whole = y.round()
-    if bool((bad := y != whole).any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"labels y must be whole numbers; got {y[row].item():g} in row {row}. Number the classes from 0."
-        )
-    if bool((bad := (whole < 0) | (whole >= num_classes)).any()):
-        row = int(bad.nonzero()[0])
-        raise ValueError(
-            f"labels y must be in 0..{num_classes - 1} for num_classes={num_classes}; got {int(y[row])} in row {row}. "
-            "Number the classes from 0, or raise num_classes."
-        )
-    return whole.long()
-
-
-def _num_classes(value: Any, likelihood: str) -> int | None:
-    if likelihood != "categorical":
-        if value is not None:
-            raise ValueError(
-                f"num_classes is of likelihood='categorical'; got likelihood={likelihood!r}. Leave it out."
-            )
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 2:
-        raise ValueError(f"likelihood='categorical' needs num_classes, a whole number of at least 2; got {value!r}.")
-    return value
-
-
-def _positive(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a positive number; got {value!r}.")
-    return float(value)

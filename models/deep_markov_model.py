@@ -5,46 +5,51 @@ from __future__ import annotations
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu, softplus
 
 from deepprob.data import DataSet
 from deepprob.distributions import GaussianPath
+from deepprob.errors import unknown, whole
 from deepprob.networks.dense import MLP
+from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.recurrent import Recurrent
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
 _FLOOR = 1e-3  # of standard deviations: a transition that becomes certain ends every gradient
-_SILENT = -1e4  # log-odds of a note beyond a sequence's end: its log-probability of zero is 0.0 in floats
+LIKELIHOODS = ("bernoulli", "negative_binomial", "normal", "poisson")
 
 
 class DeepMarkovModel(Program):
-    r"""Binary sequences of unequal length, driven by a latent Markov chain; the posterior reads the future.
+    r"""Sequences of unequal length, driven by a latent Markov chain; the posterior reads the future.
 
     .. math::
         z_t &\sim \mathcal N\big(\mu(z_{t-1}), \sigma^2(z_{t-1})\big), \qquad
-        x_{td} \sim \mathrm{Bernoulli}(\pi_d(z_t)) \\
+        x_{td} \sim F(m_d(z_t), \phi_d) \\
         \mu(z) &= (1 - g) \odot (W z + b) + g \odot h, \qquad g = \mathrm{gate}(z), \; h = \mathrm{proposal}(z) \\
         q(z_{1:T} \mid x) &= \prod_t \mathcal N\big(z_t \mid z_{t-1}, \mathrm{RNN}(x_t, \dots, x_T)\big)
 
     The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``:
     transition, emission and log-probabilities are evaluated for all steps at once, and only the small combiner of the
     posterior, which needs the draw of the step before, runs step by step. What is beyond a sequence's end has no
-    influence. A row's units are its time steps: the bound per step is ``elbo.sum() / lengths.sum()``.
+    influence. Features are binary (:math:`m` is their log-odds), counts or real; each starts at its mean in the
+    training data and, where its family has a dispersion :math:`\phi`, learns its own. A row's units are its time
+    steps: the bound per step is ``elbo.sum() / lengths.sum()``.
 
     Args:
-        observed_dim: Number of binary features D of a time step.
+        observed_dim: Number of features D of a time step.
         latent_dim: Size of the state, Z.
         hidden_dim: Width of transition and emitter.
         recurrent_dim: Width of the recurrent network and of the combiner.
         dropout: Share of features hidden from the recurrent network while it is trained.
         cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a fourth of an LSTM's work).
+        likelihood: ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"`` or ``"normal"``.
 
     Raises:
-        ValueError: If a size is not positive, the cell is unknown, or dropout is not in [0, 1).
+        ValueError: If a size is not a whole number of at least 1, a name is unknown, or dropout is not in [0, 1).
 
     References:
         Krishnan, Shalit, Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
@@ -64,7 +69,8 @@ class DeepMarkovModel(Program):
     learning_rate = 1e-2
     variable_length = True
 
-    base_logits: Tensor
+    base_logits: Tensor  # where outputs start: log-odds, or a normal's mean (named as in the first saved fits)
+    base_scale: Tensor | None  # the unit of outputs, of a normal and of counts
     horizon: Tensor
 
     def __init__(
@@ -75,8 +81,13 @@ class DeepMarkovModel(Program):
         recurrent_dim: int = 100,
         dropout: float = 0.1,
         cell: str = "lstm",
+        likelihood: str = "bernoulli",
     ) -> None:
         super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise unknown("likelihood", likelihood, LIKELIHOODS)
+        observed_dim, latent_dim = whole("observed_dim", observed_dim), whole("latent_dim", latent_dim)
+        hidden_dim, recurrent_dim = whole("hidden_dim", hidden_dim), whole("recurrent_dim", recurrent_dim)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1); got {dropout}. Choose 0 for none.")
         self.config: dict[str, Any] = {
@@ -86,46 +97,82 @@ class DeepMarkovModel(Program):
             "recurrent_dim": recurrent_dim,
             "dropout": dropout,
             "cell": cell,
+            "likelihood": likelihood,
         }
-        self.observed_dim, self.dropout = observed_dim, dropout
+        self.observed_dim, self.dropout, self.likelihood = observed_dim, dropout, likelihood
+        self.observation = Likelihood(likelihood, (None, observed_dim))  # (T, D)
         self.emitter = MLP(latent_dim, observed_dim, (hidden_dim, hidden_dim))
         self.transition = GatedTransition(latent_dim, hidden_dim)
         self.recurrent = Recurrent(observed_dim, recurrent_dim, cell, reverse=True)
         self.combiner = Combiner(latent_dim, recurrent_dim)
         self.register_buffer("base_logits", torch.zeros(observed_dim))
         self.register_buffer("horizon", torch.ones((), dtype=torch.long))
+        self.register_buffer("base_scale", None if likelihood == "bernoulli" else torch.ones(observed_dim))
+        if self.observation.dispersion:
+            self.raw_noise = nn.Parameter(self.observation.raw_dispersion((observed_dim,)))
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> DeepMarkovModel:
         """The deep Markov model for a data set's sequences."""
         return cls(data.shape[-1], **options)
 
+    @classmethod
+    def example(cls) -> Example:
+        """Binary sequences of five features and two to six steps."""
+        generator = torch.Generator().manual_seed(0)
+        x = (torch.rand(24, 6, 5, generator=generator) < 0.4).float()
+        lengths = torch.randint(2, 7, (24,), generator=generator)
+        return Example(cls(5, latent_dim=2, hidden_dim=4, recurrent_dim=4), (x, lengths), inputs=2)
+
     def model(self, x: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """Draw a path from the prior and notes at every step of it; returns the notes."""
+        """Draw a path from the prior and features at every step of it; returns the features."""
         if lengths is None:
             lengths = self.horizon if x is None else _full(x)
         steps = int(self.horizon) if x is None else x.shape[1]
         with self.data_plate(x):
             prior = GaussianPath(self.transition, self.transition.start.value, lengths, steps)
             z = pyro.sample("z", prior)  # (*draws, B, T, Z)
-            logits = torch.where(prior.inside, self.base_logits + self.emitter(z), _SILENT)  # (*draws, B, T, D)
-            value: Tensor = pyro.sample("x", dist.Bernoulli(logits=logits, validate_args=False).to_event(2), obs=x)
+            value: Tensor = pyro.sample("x", self.emission(z, prior.inside), obs=x)
         return value
+
+    def emission(self, z: Tensor, inside: Tensor) -> Any:
+        """The distribution of features given a path, event shape ``(T, D)``.
+
+        Args:
+            z: Paths, ``(*batch, T, Z)``.
+            inside: Which steps are real, ``(*batch, T, 1)``; at others every feature is zero.
+        """
+        has_dispersion = self.observation.dispersion is not None
+        return self.observation.distribution(
+            self.emitter(z),  # (*batch, T, D)
+            loc=self.base_logits,
+            scale=self.base_scale,
+            dispersion=self.observation.bounded(self.raw_noise, self.base_scale) if has_dispersion else None,
+            inside=inside,
+        )
 
     def guide(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Read each sequence from its end, then draw a path forwards; returns the path."""
         lengths = _full(x) if lengths is None else lengths
         with self.data_plate(x):
-            summary = self.recurrent(dropout(x, self.dropout, self.training), lengths)  # (B, T, H)
+            seen = dropout(self._features(x), self.dropout, self.training)
+            summary = self.recurrent(seen, lengths)  # (B, T, H)
             posterior = GaussianPath(self.combiner, self.combiner.start.value, lengths, x.shape[1], [summary])
             z: Tensor = pyro.sample("z", posterior)  # (*draws, B, T, Z)
         return z
 
     def adapt(self, *batch: Any) -> None:
-        """Start from the features' own log-odds, and remember how long sequences are for draws from the prior."""
+        """Start from the features' own means, and remember how long sequences are for draws from the prior."""
         x, lengths = batch
-        ones = x.sum((0, 1))  # padding is zero
-        self.base_logits.copy_((ones + 0.5).log() - (lengths.sum() - ones + 0.5).log())
+        total, steps = x.sum((0, 1)), lengths.sum()  # padding is zero
+        if self.base_scale is None:
+            self.base_logits.copy_((total + 0.5).log() - (steps - total + 0.5).log())
+        else:
+            mean = total / steps
+            sd = (torch.where(_inside(x, lengths), x - mean, 0.0).square().sum((0, 1)) / steps).sqrt()
+            units = self.observation.around(mean, torch.where(sd > 1e-6 * mean.abs(), sd, 1.0))
+            self.base_logits.copy_(units.get("loc", torch.zeros_like(mean)))
+            self.base_scale.copy_(units["scale"])
         self.horizon.copy_(lengths.max())
 
     def lengths(self, *batch: Any) -> Tensor:
@@ -144,14 +191,14 @@ class DeepMarkovModel(Program):
                 + ("Write x[None] for one sequence." if x.dim() == 2 else f"Give {self.observed_dim} features a step.")
             )
         lengths = _full(x) if lengths is None else _whole_lengths(lengths, x)
-        inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)  # (B, T)
-        x = torch.where(inside.unsqueeze(-1), x, torch.zeros_like(x)).to(self.base_logits.dtype)
-        if bool(((x != 0) & (x != 1)).any()):
-            raise ValueError(
-                f"x must be 0 or 1 for a Bernoulli likelihood; got values from {float(x.min()):g} to "
-                f"{float(x.max()):g}. Write (x > threshold).float()."
-            )
-        return x, lengths
+        x = torch.where(_inside(x, lengths), x, torch.zeros_like(x))
+        return self.observation.validate("x", x).to(self.base_logits.dtype), lengths
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Sequences as the recurrent network reads them."""
+        if self.likelihood == "normal" and self.base_scale is not None:
+            return (x - self.base_logits) / self.base_scale
+        return self.observation.features(x)
 
 
 class GatedTransition(nn.Module):
@@ -223,6 +270,11 @@ class Stay(nn.Linear):
     def reset_parameters(self) -> None:
         nn.init.eye_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+def _inside(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which steps are real, ``(B, T, 1)``."""
+    return (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
 
 
 def _full(x: Tensor) -> Tensor:

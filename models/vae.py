@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,16 +10,17 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from deepprob.data import DataSet
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
+from deepprob.networks.likelihood import Likelihood
+from deepprob.networks.network import whole_sizes
+from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
-LIKELIHOODS = ("bernoulli", "normal", "categorical")
 POSTERIORS = ("normal", "multivariate_normal", "low_rank")
 
 
@@ -34,19 +36,20 @@ class VAE(Program):
     With ``likelihood="bernoulli"`` values between 0 and 1 are the probabilities of pixels, and binary pixels are drawn
     from them anew at every use (dynamic binarization), so that the bound is one on binary data. With
     ``likelihood="normal"`` the noise has one standard deviation, which is learned: with ``hidden_dims=()`` the model is
-    probabilistic PCA. With ``likelihood="categorical"`` values are whole numbers below ``num_classes``.
+    probabilistic PCA. With ``likelihood="categorical"`` values are whole numbers below ``num_classes``. Counts are
+    ``"poisson"``, or ``"negative_binomial"`` where they vary more: then each column has a learned dispersion.
 
     Args:
         shape: Shape of one row, (28, 28) for an image.
         latent_dim: Size of the code, Z.
         hidden_dims: Sizes of the encoder's hidden layers; the decoder has them in reverse. None of them: linear maps.
-        likelihood: ``"bernoulli"``, ``"normal"`` or ``"categorical"``.
+        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"`` or ``"negative_binomial"``.
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"`` or ``"low_rank"``.
         num_classes: Number of values for ``"categorical"``.
         activation: Of the hidden layers.
         encoder: A network of one's own from rows ``(*batch, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
             outputs.
-        decoder: A network of one's own from codes to the likelihood's parameters.
+        decoder: A network of one's own from codes to ``Likelihood(likelihood, shape).size`` outputs.
 
     Raises:
         ValueError: If a name is unknown or a size out of range.
@@ -82,31 +85,30 @@ class VAE(Program):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", likelihood, LIKELIHOODS)
         if posterior not in POSTERIORS:
             raise unknown("posterior", posterior, POSTERIORS)
-        if likelihood == "categorical" and num_classes is None:
-            raise ValueError(
-                "likelihood='categorical' needs num_classes, the number of values. Say VAE(..., num_classes=K)."
-            )
-        self.shape, self.latent_dim = tuple(int(n) for n in shape), _size("latent_dim", latent_dim)
-        self.likelihood, self.num_classes = likelihood, num_classes
-        size = torch.Size(self.shape).numel()
-        code, pixels = (self.latent_dim,), (size,)
+        self.shape = tuple(whole_sizes("shape", shape))
+        self.latent_dim = whole("latent_dim", latent_dim)
+        self.likelihood = likelihood
+        self.observation = Likelihood(likelihood, self.shape, num_classes=num_classes, grey=likelihood == "bernoulli")
+        self.num_classes = self.observation.num_classes
+        code = (self.latent_dim,)
         own_networks = encoder is not None or decoder is not None
         encoder = encoder or nn.Sequential(
-            nn.Flatten(-len(self.shape)), MLP(size, Conditional.size(posterior, code), hidden_dims, activation)
+            nn.Flatten(-len(self.shape)),
+            MLP(math.prod(self.shape), Conditional.size(posterior, code), hidden_dims, activation),
         )
-        # The normal's noise is one parameter, not the decoder's: a pixel's own noise could shrink without bound.
-        outputs = size if likelihood == "normal" else Conditional.size(likelihood, pixels, num_classes=num_classes)
-        decoder = decoder or MLP(self.latent_dim, outputs, tuple(reversed(tuple(hidden_dims))), activation)
+        decoder = decoder or MLP(
+            self.latent_dim, self.observation.size, tuple(reversed(tuple(hidden_dims))), activation
+        )
         self.encoder = Conditional(encoder, posterior, code)
         self.decoder = decoder
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
-        if likelihood == "normal":
-            self.raw_noise = nn.Parameter(torch.tensor(0.5))
+        if self.observation.dispersion:
+            # One noise for all columns, as in probabilistic PCA; counts are overdispersed each in its own way.
+            columns = () if likelihood == "normal" else self.shape
+            self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
         if not own_networks:
             self.config = {
                 "shape": list(self.shape),
@@ -114,7 +116,7 @@ class VAE(Program):
                 "hidden_dims": list(hidden_dims),
                 "likelihood": likelihood,
                 "posterior": posterior,
-                "num_classes": num_classes,
+                "num_classes": self.num_classes,
                 "activation": activation,
             }
 
@@ -125,6 +127,12 @@ class VAE(Program):
         if not 0 <= float(x.min()) <= float(x.max()) <= 1:
             options = {"likelihood": "normal"} | options
         return cls(data.shape, **options)
+
+    @classmethod
+    def example(cls) -> Example:
+        """Grey images of 3 x 2 pixels."""
+        generator = torch.Generator().manual_seed(0)
+        return Example(cls((3, 2), latent_dim=2, hidden_dims=(8,)), (torch.rand(24, 3, 2, generator=generator),))
 
     def model(self, x: Tensor | None = None) -> Tensor:
         """Draw codes from the prior and rows from the decoder; returns the rows."""
@@ -137,30 +145,24 @@ class VAE(Program):
     def guide(self, x: Tensor) -> Tensor:
         """Draw codes given rows; returns the codes."""
         with self.data_plate(x):
-            z: Tensor = pyro.sample("z", self.encoder(x - self.centre))
+            z: Tensor = pyro.sample(
+                "z", self.encoder(self.observation.features(x) - self.observation.features(self.centre))
+            )
         return z
 
     def decode(self, z: Tensor) -> Any:
         """The distribution of a row given its code, event shape ``shape``."""
-        out = self.decoder(z)
-        event_dim = len(self.shape)
-        if self.likelihood == "categorical":
-            logits = out.reshape(*z.shape[:-1], *self.shape, self.num_classes)
-            return dist.Categorical(logits=logits).to_event(event_dim)
-        out = out.reshape(*z.shape[:-1], *self.shape)
-        if self.likelihood == "bernoulli":
-            return dist.Bernoulli(logits=out, validate_args=False).to_event(event_dim)
-        return dist.Normal(out + self.centre, softplus(self.raw_noise) + 1e-4).to_event(event_dim)
+        out = self.decoder(z).reshape(*z.shape[:-1], -1)  # (*draws, B, outputs)
+        dispersion = self.observation.bounded(self.raw_noise) if self.observation.dispersion else None
+        return self.observation.distribution(out, dispersion=dispersion, **self.observation.around(self.centre))
 
     def adapt(self, *batch: Any) -> None:
-        """Centre the encoder's input, and the normal's mean, on the training mean."""
+        """Centre the encoder's input, and the mean of a normal or of counts, on the training mean."""
         self.centre.copy_(batch[0].to(self.centre.dtype).mean(0))
 
     def prepare(self, *batch: Any) -> Batch:
         """Draw binary pixels from grey ones; what is binary stays as it is."""
-        if self.likelihood != "bernoulli" or not batch:
-            return batch
-        return ((torch.rand_like(batch[0]) < batch[0]).to(batch[0].dtype),)
+        return (self.observation.prepare(batch[0]),) if batch else batch
 
     def validate(self, *batch: Any) -> Batch:
         """Check shape and support.
@@ -176,35 +178,8 @@ class VAE(Program):
                 f"rows must have shape {self.shape}, as in VAE({self.shape}); got {tuple(x.shape[1:])}. "
                 f"Reshape them: x.reshape(-1, {', '.join(map(str, self.shape))})."
             )
-        low, high = x.min().item(), x.max().item()
-        if self.likelihood == "bernoulli" and not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"images must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
-                f"Divide by {high:g}, or choose likelihood='normal'."
-            )
-        if self.likelihood == "categorical":
-            return (_classes(x, int(self.num_classes or 0)),)
-        return (x.to(torch.get_default_dtype()),)
+        return (self.observation.validate("images" if self.likelihood == "bernoulli" else "values", x),)
 
     def units(self, *batch: Any) -> Tensor:
         """Dimensions of a row."""
-        x = batch[0]
-        return torch.full((len(x),), float(x[0].numel()), device=x.device)
-
-
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-    return value
-
-
-def _classes(x: Tensor, num_classes: int) -> Tensor:
-    whole = x.round()
-    if bool((x != whole).any()):
-        raise ValueError("values must be whole numbers for a categorical likelihood. Round them, or choose 'normal'.")
-    if bool((whole < 0).any()) or bool((whole >= num_classes).any()):
-        raise ValueError(
-            f"values must be in 0..{num_classes - 1} for num_classes={num_classes}; got {int(whole.min())} to "
-            f"{int(whole.max())}. Raise num_classes, or renumber them."
-        )
-    return whole.long()
+        return self.observation.units(batch[0])

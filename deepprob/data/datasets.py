@@ -14,7 +14,7 @@ from deepprob.data.download import cache_folder, fetch
 from deepprob.data.parsers import Parts
 from deepprob.data.sources import SOURCES, Source, Task
 from deepprob.data.split import Split
-from deepprob.errors import StorageError, unknown
+from deepprob.errors import StorageError, unknown, whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,7 +117,7 @@ def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | Non
         Its train, valid and test rows, with what is known of it.
 
     Raises:
-        TypeError: If ``name`` is not text or ``split`` not a whole number.
+        TypeError: If ``name`` is not text.
         ValueError: If there is no such set or split, or a file cannot be read.
         FileNotFoundError: If the set is not here and cannot be downloaded.
         ConnectionError: If a download fails.
@@ -136,9 +136,7 @@ def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | Non
     if name not in SOURCES:
         raise unknown("data set", name, SOURCES)
     source = SOURCES[name]
-    if isinstance(split, bool) or not isinstance(split, int):
-        raise TypeError(f"split must be a whole number; got {split!r}. Pass split=0.")
-    if not 0 <= split < source.splits:
+    if whole("split", split, least=0) >= source.splits:
         raise ValueError(
             f"data set {name!r} has {source.splits} standard split"
             f"{'s' * (source.splits > 1)}, counted from 0; got split={split}. "

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from deepprob.errors import whole
+
 
 class Shuffle:
     r"""Endless minibatches of one size, as row numbers.
@@ -26,8 +28,7 @@ class Shuffle:
         groups: Number of each row's group, shape ``(N,)``, on the same device; None for one group.
 
     Raises:
-        TypeError: If a size is not a whole number.
-        ValueError: If a size is below one.
+        ValueError: If a size is not a whole number of at least 1.
 
     Examples:
         Every row is seen in every epoch:
@@ -41,9 +42,8 @@ class Shuffle:
     def __init__(
         self, num_data: int, batch_size: int | None, generator: torch.Generator, groups: Tensor | None = None
     ) -> None:
-        self.num_data = _size("num_data", num_data)
-        full = batch_size is None or _size("batch_size", batch_size) >= num_data
-        self.batch_size = num_data if batch_size is None or full else batch_size
+        self.num_data = whole("num_data", num_data)
+        self.batch_size = self.num_data if batch_size is None else min(whole("batch_size", batch_size), self.num_data)
         self.steps_per_epoch = -(-self.num_data // self.batch_size)
         self.generator, self.groups = generator, groups
 
@@ -64,11 +64,3 @@ class Shuffle:
     def __iter__(self) -> Iterator[Tensor]:
         while True:
             yield from self.epoch()
-
-
-def _size(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number; got {value!r}. Pass an int.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}. Pass a positive number.")
-    return value

@@ -27,7 +27,7 @@ from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
-from deepprob.engine.trace import same_values
+from deepprob.engine.trace import same_values, trace_graph
 
 _SMALL_SUM = 2**12  # terms
 
@@ -115,9 +115,11 @@ class Loop:
         noise: NoiseSize | None = None,
         capacity: int = 1024,
     ) -> None:
-        self.capacity, self._step, self._lifted = capacity, step, noise is None
-        self._device = per_step.knobs.device
-        self.noise, new, record = self._tried(carry, per_step, fixed, noise)
+        self.capacity, self._step, self._device = capacity, step, per_step.knobs.device
+        if noise is None:
+            noise, self._step = _lifted(step, carry, self._first(per_step, fixed), per_step.knobs[0])
+        self.noise = noise
+        new, record = self._tried(carry, per_step, fixed)
         spec = tree_flatten(carry)[1]
         if tree_flatten(new)[1] != spec:
             raise ValueError(f"a step must carry on what it was given, {spec}; got {tree_flatten(new)[1]}.")
@@ -129,17 +131,15 @@ class Loop:
         self._buffers(carry, per_step, fixed, record)
         self._body = self._traced()
 
-    def _tried(
-        self, carry: Any, per_step: PerStep, fixed: Any, noise: NoiseSize | None
-    ) -> tuple[NoiseSize, Any, dict[str, Tensor]]:
-        """Take one step for the shapes of its results and, if nobody knows, the amount of its noise."""
-        data = StepData(fixed, per_step.rows[0], torch.zeros((), dtype=torch.long, device=self._device))
-        dtype = per_step.knobs.dtype if noise is None else noise.dtype
-        sizes = (0, 0) if noise is None else (noise.normal, noise.uniform)
-        given = Noise(*(torch.zeros(size, dtype=dtype, device=self._device) for size in sizes))
-        with torch.no_grad(), LiftedNoise() as counted:
-            new, record = self._step(carry, data, given, per_step.knobs[0])
-        return noise or counted.size, new, record
+    def _first(self, per_step: PerStep, fixed: Any) -> StepData:
+        """What the first of some steps sees."""
+        return StepData(fixed, per_step.rows[0], torch.zeros((), dtype=torch.long, device=self._device))
+
+    def _tried(self, carry: Any, per_step: PerStep, fixed: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Take one step for the shapes of its results."""
+        noise = Noise(*self.noise.draw_once([torch.Generator(self._device) for _ in range(2)], self._device))
+        with torch.no_grad():
+            return self._step(carry, self._first(per_step, fixed), noise, per_step.knobs[0])
 
     def _buffers(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
         """Make the inputs of the loop: what is carried, and what is captured at a fixed place in memory."""
@@ -166,7 +166,7 @@ class Loop:
         rows = per_step.rows[0] if len(per_step.rows) == 1 else per_step.rows.index_select(0, at).squeeze(0)
         mine = Noise(*(x.index_select(0, at).squeeze(0) for x in noise))
         knobs = per_step.knobs.index_select(0, at).squeeze(0)
-        new, record = self._applied(carry, StepData(fixed, rows, first + index), mine, knobs)
+        new, record = self._step(carry, StepData(fixed, rows, first + index), mine, knobs)
         row, columns = torch.zeros_like(scalars[0]), torch.arange(len(self.scalars), device=scalars.device)
         for column, name in enumerate(self.scalars):
             # Stacked, every number would have a place in memory of its own first.
@@ -179,12 +179,6 @@ class Loop:
         return tuple(
             x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, scalars, others))[0]
         )  # fmt: skip
-
-    def _applied(self, carry: Any, data: StepData, noise: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        if not self._lifted:
-            return self._step(carry, data, noise, knobs)
-        with LiftedNoise(*noise):
-            return self._step(carry, data, noise, knobs)
 
     def _traced(self) -> GraphModule:
         with torch.no_grad():
@@ -321,6 +315,21 @@ class Loop:
         for _ in range(count):
             out = turn([*out, *captured])
         return out
+
+
+def _lifted(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[NoiseSize, Step]:
+    """How much a step draws from torch's generator, and the step with these draws as its noise."""
+    empty = Noise(*(torch.zeros(0, device=knobs.device) for _ in range(2)))
+    with torch.no_grad(), LiftedNoise() as counted:
+        step(carry, data, empty, knobs)
+
+    def drawing(carry: Any, data: StepData, noise: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        with LiftedNoise(*noise):
+            return step(carry, data, noise, knobs)
+
+    size = counted.size
+    noise = Noise(*size.draw_once([torch.Generator(knobs.device) for _ in range(2)], knobs.device))
+    return size, trace_graph(drawing, (carry, data, noise, knobs), [])
 
 
 def added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:

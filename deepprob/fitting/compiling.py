@@ -36,16 +36,7 @@ _SHIFTS = (1e-2, 1e-4, 0.0)
 
 
 def choose_stepper(
-    compile: bool | str,
-    state: State,
-    eager: EagerStepper,
-    *,
-    objective: Objective,
-    optimizer: Optimizer,
-    batch_size: int,
-    steps: int,
-    noise: RandomStream,
-    announce: bool = True,
+    compile: bool | str, eager: EagerStepper, task: CompileTask, *, steps: int, noise: RandomStream
 ) -> Stepper:
     """Compiled steps where that is wanted, pays and works; else eager ones, with one line that says why.
 
@@ -54,24 +45,19 @@ def choose_stepper(
 
     Args:
         compile: True, False or ``"auto"``.
-        state: What the first step starts from.
         eager: The other choice.
-        objective: What is maximised.
-        optimizer: How.
-        batch_size: Rows of a step.
+        task: What would be compiled.
         steps: How many are planned.
         noise: The fit's random numbers.
-        announce: Whether to print how long compilation will take.
     """
+    state = task.state
     short = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
     restored = {id(x) for x in state.carry["buffers"]}
-    if short and all(id(x) in restored for x in state.owned.program.buffers()):
+    if short and all(id(x) in restored for x in state.instance.program.buffers()):
         return eager
-    program, stream = GradientProgram(state.owned, objective), RandomStream(0, state.owned.device)
-    task = _Task(program, state, optimizer, eager.views, batch_size, stream, announce)
-    state.owned.program.train()
-    with state.owned.running(), stream.drawing():
-        size, changed = program.measure(*task.example(len(eager.views.batches) - 1))
+    state.instance.program.train()
+    with state.instance.running(), task.stream.drawing():
+        size, changed = task.program.measure(*task.example(len(task.views.batches) - 1))
     state.carry["buffers"] = changed  # a step that is skipped changes none of them, however it is taken
     if short or (compile == "auto" and not pays(steps, size.operations)):
         return eager
@@ -86,8 +72,7 @@ def choose_stepper(
     if wrong:
         _warn(wrong)
         return eager
-    views = eager.views
-    return CompiledStepper([x.loop for x in loops], views, [x.fixed for x in loops], optimizer, noise)
+    return CompiledStepper([x.loop for x in loops], task.views, [x.fixed for x in loops], task.optimizer, noise)
 
 
 def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
@@ -112,17 +97,32 @@ class _Traced:
     fixed: list[Tensor]
 
 
-@dataclass(frozen=True)
-class _Task:
-    """All that compiling a fit's steps needs; the arguments are those of `choose_stepper`."""
+class CompileTask:
+    """All that compiling a fit's steps needs.
 
-    program: GradientProgram
-    state: State
-    optimizer: Optimizer
-    views: Views
-    batch_size: int
-    stream: RandomStream
-    announce: bool
+    Args:
+        state: What the first step starts from.
+        objective: What is maximised.
+        optimizer: How.
+        views: All rows, on the device.
+        batch_size: Rows of a step.
+        announce: Whether to print how long compilation will take.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        objective: Objective,
+        optimizer: Optimizer,
+        views: Views,
+        batch_size: int,
+        *,
+        announce: bool = True,
+    ) -> None:
+        self.state, self.optimizer, self.views = state, optimizer, views
+        self.batch_size, self.announce = batch_size, announce
+        self.program = GradientProgram(state.instance, objective)
+        self.stream = RandomStream(0, state.instance.device)
 
     def loops(self) -> tuple[list[_Traced], str, str]:
         """A loop for every view; why compiling failed, and what the loops do otherwise than eager steps.
@@ -133,7 +133,7 @@ class _Task:
             Untraceable: If there is none.
         """
         count = len(self.views.batches)
-        if count > 1 and self.state.owned.device.type == "cpu":
+        if count > 1 and self.state.instance.device.type == "cpu":
             shortest, longest = self._traced(0), self._traced(count - 1)
             with contextlib.suppress(NotAlike):
                 longest.loop.serve_any_length(shortest.loop)
@@ -144,7 +144,7 @@ class _Task:
 
     def example(self, view: int) -> tuple[Batch, Tensor]:
         """A batch that fits a view, and which rows they are."""
-        rows = repeated(self.views.fitting(view), self.batch_size).to(self.state.owned.device)
+        rows = repeated(self.views.fitting(view), self.batch_size).to(self.state.instance.device)
         return gathered(self.views.batches[view], rows), rows
 
     def _checked(self, loops: list[_Traced]) -> tuple[list[_Traced], str, str]:
@@ -158,7 +158,7 @@ class _Task:
             Untraceable: If there is none.
         """
         state = self.state
-        with state.owned.running(), self.stream.drawing():
+        with state.instance.running(), self.stream.drawing():
             gradients = trace_gradients(self.program, *self.example(view))
             if {id(x) for x in state.annealed} & {id(x) for x in gradients.buffers}:
                 raise Untraceable("it writes to a buffer that a callback anneals")
@@ -193,7 +193,7 @@ class _Task:
         exact = None
         if layers != "float32":
             precise = replace(cast(Any, objective), layers="float32")
-            exact = eager_step(state, GradientProgram(state.owned, precise), self.optimizer, stream)
+            exact = eager_step(state, GradientProgram(state.instance, precise), self.optimizer, stream)
         position = stream.state
 
         @contextlib.contextmanager
@@ -214,7 +214,7 @@ class _Task:
 
     def _trials(self, view: int, traced: _Traced) -> Iterator[Trial]:
         """Inputs of a step at moved parameters, the larger moves first."""
-        state, device = self.state, self.state.owned.device
+        state, device = self.state, self.state.instance.device
         packed, annealed = state.carry["packed"], state.annealed
         generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
         shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]

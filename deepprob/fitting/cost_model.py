@@ -30,13 +30,13 @@ def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int,
         batch_size: Rows of a step.
         steps: How many are planned.
     """
-    owned = state.owned
-    by_row = isinstance(owned.program.current_guide, AutoGuide) and bool(owned.structure.local)
-    lengths = None if by_row else sequence_lengths(owned.program, data)  # a guide's parameters have one length
+    instance = state.instance
+    by_row = isinstance(instance.program.current_guide, AutoGuide) and bool(instance.structure.local)
+    lengths = None if by_row else sequence_lengths(instance.program, data)  # a guide's parameters have one length
     compiled = compile is True or (compile == "auto" and steps >= FEWEST_STEPS)
     weighed = compiled and compile == "auto"
     worth = _A_LENGTH / (state.work(batch_size) * steps) if weighed else 0.0
-    return Views(data, lengths, batch_size, worth, roomy=compiled and owned.device.type == "cpu")
+    return Views(data, lengths, batch_size, worth, roomy=compiled and instance.device.type == "cpu")
 
 
 def pays(steps: int, operations: int) -> bool:

@@ -45,7 +45,7 @@ class GradientGraph:
 
 
 def loss_and_gradients(
-    owned: ProgramInstance,
+    instance: ProgramInstance,
     objective: Objective,
     params: Sequence[Tensor],
     batch: Batch,
@@ -53,8 +53,8 @@ def loss_and_gradients(
     kl_weight: float | Tensor,
 ) -> tuple[Tensor, Terms, list[Tensor]]:
     """Run an objective, inside a running program: loss and terms, detached, and a gradient for every parameter."""
-    batch = owned.program.prepare(*batch)
-    run = Run(owned.program, batch, rows, owned.num_data, plates=owned.structure.plates)
+    batch = instance.program.prepare(*batch)
+    run = Run(instance.program, batch, rows, instance.num_data, plates=instance.structure.plates)
     loss, terms = objective(run, kl_weight=kl_weight)
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)
@@ -64,13 +64,13 @@ class GradientProgram:
     """One run of an objective and of its gradients, as Python runs it.
 
     Args:
-        owned: The program.
+        instance: The program.
         objective: What is maximised.
     """
 
-    def __init__(self, owned: ProgramInstance, objective: Objective) -> None:
-        self.owned, self.objective = owned, objective
-        self.params = list(owned.parameters().values())
+    def __init__(self, instance: ProgramInstance, objective: Objective) -> None:
+        self.instance, self.objective = instance, objective
+        self.params = list(instance.parameters().values())
 
     def __call__(self, batch: Batch, rows: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Terms, list[Tensor]]:
         """Loss, detached terms, and a gradient for every parameter.
@@ -80,7 +80,7 @@ class GradientProgram:
             rows: Which they are, shape ``(B,)``.
             kl_weight: Weight of the KL.
         """
-        return loss_and_gradients(self.owned, self.objective, self.params, batch, rows, kl_weight)
+        return loss_and_gradients(self.instance, self.objective, self.params, batch, rows, kl_weight)
 
     def measure(self, batch: Batch, rows: Tensor) -> tuple[NoiseSize, list[Tensor]]:
         """Run once: how much noise that takes, and which of the program's tensors it changes; they are put back."""
@@ -95,7 +95,7 @@ class GradientProgram:
     def _others(self) -> list[Tensor]:
         """The program's tensors that are not trained."""
         trained = {id(p) for p in self.params}
-        return [x for x in tensors_of(self.owned) if id(x) not in trained]
+        return [x for x in tensors_of(self.instance) if id(x) not in trained]
 
 
 def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
@@ -141,13 +141,13 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
     changing_names = ["buffers"] if buffers else []
-    settled = ["batch", "rows"] if len(rows) == program.owned.num_data else []
+    settled = ["batch", "rows"] if len(rows) == program.instance.num_data else []
     try:
         graph = trace_graph(
             run,
             inputs,
             [*program.params, *others],
-            owner=program.owned.program,
+            owner=program.instance.program,
             changing=changing_names,
             settled=settled,
             libraries=[pyro],

@@ -22,7 +22,7 @@ class HeldOut:
     """Mean held-out ELBO per row, under the same noise every time, so that epochs differ by their parameters alone.
 
     Args:
-        owned: The program that is being fitted.
+        instance: The program that is being fitted.
         batch: The rows, on the device.
 
     Raises:
@@ -33,17 +33,17 @@ class HeldOut:
         operations: Of one score.
     """
 
-    def __init__(self, owned: ProgramInstance, batch: Batch) -> None:
-        self.owned, self.batch, self.operations = owned, batch, 0
+    def __init__(self, instance: ProgramInstance, batch: Batch) -> None:
+        self.instance, self.batch, self.operations = instance, batch, 0
         self._compiled: dict[int, CompiledQuery] = {}
         self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []
-        generators = [torch.Generator(owned.device).manual_seed(_SEED + kind) for kind in range(2)]
+        generators = [torch.Generator(instance.device).manual_seed(_SEED + kind) for kind in range(2)]
         with self._asking() as posterior:
             for piece in posterior.chunks(batch, 1):
                 with LiftedNoise() as noise:
                     posterior.elbo_of(piece, 1)
                 self.operations += noise.size.operations
-                self._pieces.append((piece, noise.size.draw_once(generators, owned.device)))
+                self._pieces.append((piece, noise.size.draw_once(generators, instance.device)))
 
     @property
     def compiled_graphs(self) -> int:
@@ -64,12 +64,12 @@ class HeldOut:
 
     @contextmanager
     def _asking(self) -> Iterator[Posterior]:
-        owned, training = self.owned, self.owned.program.training
+        instance, training = self.instance, self.instance.program.training
         try:
-            with torch.no_grad(), owned.running(), RandomStream(_SEED, owned.device).drawing():
-                yield Posterior(owned)  # puts the program in evaluation mode
+            with torch.no_grad(), instance.running(), RandomStream(_SEED, instance.device).drawing():
+                yield Posterior(instance)  # puts the program in evaluation mode
         finally:
-            owned.program.train(training)
+            instance.program.train(training)
 
     def compile(self) -> None:
         """Score by native code from here on.
@@ -82,6 +82,6 @@ class HeldOut:
         with self._asking() as posterior:
             for piece, _ in self._pieces:
                 if num_rows(piece) not in found:
-                    graph = trace_query(self.owned, lambda x: [posterior.elbo_of(x, 1)], piece)
+                    graph = trace_query(self.instance, lambda x: [posterior.elbo_of(x, 1)], piece)
                     found[num_rows(piece)] = CompiledQuery(graph, piece)
         self._compiled = found

@@ -101,13 +101,14 @@ class RunningFit:
     ) -> None:
         self.state, self.stepper, self.noise, self.settings = state, stepper, noise, settings
         self.data, self.held_out, self.callbacks = views.data, held_out, list(settings.callbacks)
-        self.order = RowOrder(state.owned.num_data, settings.batch_size, views.groups, settings.seed)
+        self.order = RowOrder(state.instance.num_data, settings.batch_size, views.groups, settings.seed)
         self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
-        self.history = History(steps_per_epoch=self.steps_per_epoch)
+        graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
+        self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
-        self.best = Best(state.owned.snapshot(), scored=held_out is not None)
+        self.best = Best(state.instance.snapshot(), scored=held_out is not None)
         self.bad_in_a_row = 0
         self.unclosed = 0.0  # seconds spent on the current epoch
         # Stop after every epoch if something watches epochs; otherwise run several in one call.
@@ -162,8 +163,8 @@ class RunningFit:
         several = end - first > self.steps_per_epoch
         origin = self._position() if several else None
         rows, knobs = self.order.rows(first, end), self._knobs(first, end)
-        self.state.owned.program.train()
-        with self.state.owned.running(), self.noise.drawing():
+        self.state.instance.program.train()
+        with self.state.instance.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
         record = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
         if origin is not None and any(record["skipped"]):
@@ -182,7 +183,7 @@ class RunningFit:
         closed = end // self.steps_per_epoch - self.epoch
         self.unclosed += seconds * (end - first)
         if closed:
-            self.state.owned.check_complete()
+            self.state.instance.check_complete()
             self._close_epochs(closed, knobs)
             for callback in self.callbacks:
                 callback.epoch_end(self)
@@ -251,7 +252,7 @@ class RunningFit:
     def _current(self) -> dict[str, Tensor]:
         """A copy of the parameters as the posterior would hold them: averaged, if that was asked for."""
         with self._averaged():
-            return self.state.owned.snapshot()
+            return self.state.instance.snapshot()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -286,10 +287,10 @@ class RunningFit:
 
     def _give_up(self, first: int) -> None:
         """Say what happened from a step on, and hand over the last good state."""
-        owned = self.state.owned
-        with torch.no_grad(), owned.running(), self.noise.drawing():
-            batch = owned.program.prepare(*self.data)
-            where = first_bad_site(owned.program, batch, owned.num_data)
+        instance = self.state.instance
+        with torch.no_grad(), instance.running(), self.noise.drawing():
+            batch = instance.program.prepare(*self.data)
+            where = first_bad_site(instance.program, batch, instance.num_data)
         found = self._posterior()
         epoch = first // self.steps_per_epoch + 1
         rate = float(self._knobs(first, first + 1)[0, 0])
@@ -304,20 +305,20 @@ class RunningFit:
         )
 
     def _posterior(self) -> Posterior:
-        owned = self.state.owned
+        instance = self.state.instance
         unscored = self.held_out is None or not self.history.best_epoch
         if self.bad_in_a_row:
             self.best.withdraw()
             self.history.best_epoch = self.best.epoch
         elif self.step % self.steps_per_epoch and unscored:
             self.best.tensors = self._current()  # stopped within an epoch: every applied step was finite
-        owned.load(self.best.tensors)
+        instance.load(self.best.tensors)
         try:
-            finish_guide(owned, self.data)
+            finish_guide(instance, self.data)
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # of a fit that was cut short the mode so far is what there is
-        return Posterior(owned, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
+        return Posterior(instance, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -326,7 +327,7 @@ class RunningFit:
         return {
             **self.settings.config,
             "seed": self.settings.seed,
-            "num_data": self.state.owned.num_data,
+            "num_data": self.state.instance.num_data,
             "parameters": {n: list(p.shape) for n, p in self.state.params.items()},
             "callbacks": [c.described for c in self.callbacks if c.steers],
             "data": digest(self.data),
@@ -340,7 +341,7 @@ class RunningFit:
             epoch=self.epoch,
             stop=self.stop,
             bad_in_a_row=self.bad_in_a_row,
-            program=self.state.owned.tensors(),
+            program=self.state.instance.tensors(),
             carry={name: group for name, group in self.state.carry.items() if name not in _OWNED},
             optimizer=optimizer_state(self.state.optimizer),
             noise=self.noise.state,
@@ -353,7 +354,7 @@ class RunningFit:
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Put a fit that has not begun where a snapshot was."""
-        self.state.owned.load(snapshot.program)
+        self.state.instance.load(snapshot.program)
         self.state.take(snapshot.carry)
         if self.state.optimizer is not None:
             load_optimizer(self.state.optimizer, snapshot.optimizer)
@@ -362,7 +363,7 @@ class RunningFit:
         self.step, self.epoch, self.stop = snapshot.step, snapshot.epoch, snapshot.stop
         self.state.step, self.bad_in_a_row = snapshot.step, snapshot.bad_in_a_row
         self.history = snapshot.history
-        device = self.state.owned.device
+        device = self.state.instance.device
         self.best.tensors = {n: t.to(device) for n, t in snapshot.best.items()}
         self.best.value, self.best.epoch = snapshot.best_value, snapshot.history.best_epoch
         for callback, state in zip((c for c in self.callbacks if c.steers), snapshot.callbacks, strict=True):

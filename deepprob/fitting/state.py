@@ -20,7 +20,7 @@ class State:
     """What the next step needs.
 
     Attributes:
-        owned: The program, whose parameters and buffers are updated in place.
+        instance: The program, whose parameters and buffers are updated in place.
         params: What is trained, by name; views of ``carry["packed"]``.
         packing: How parameters lie in the packed tensors.
         carry: Packed parameters, what the optimizer remembers of them, their average, and the buffers that a run of
@@ -30,7 +30,7 @@ class State:
         annealed: Buffers of the program that are set before every step.
     """
 
-    owned: ProgramInstance
+    instance: ProgramInstance
     params: dict[str, Tensor]
     packing: Packing
     carry: Carry

@@ -97,7 +97,7 @@ def eager_step(state: State, program: GradientProgram, optimizer: Optimizer, str
             state.anneal(knobs[2:].tolist())
             batch = gathered(tuple(inputs.fixed[0]), inputs.rows)
             stream.state = position
-            with state.owned.running(), stream.drawing(), LiftedNoise(*noise):
+            with state.instance.running(), stream.drawing(), LiftedNoise(*noise):
                 loss, terms, found = program(batch, inputs.rows, knobs[1])
             with torch.no_grad():
                 buffers = [x.clone() for x in state.carry["buffers"]]

@@ -57,7 +57,7 @@ class EagerStepper:
         self.take, self.views = take, views
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        taken, on_device = [], rows.to(state.owned.device)
+        taken, on_device = [], rows.to(state.instance.device)
         for view, first, end in self.views.runs(rows):
             for i in range(first, end):
                 taken.append(self.take(state, self.views.batches[view], on_device[i], Knobs.of(knobs[i])))

@@ -1,4 +1,4 @@
-"""Networks for the functions one does not know, and networks whose output is a distribution.
+"""Networks for the functions one does not know, and what makes distributions of their outputs.
 
 Every network maps ``(*batch, ...)`` to ``(*batch, out_features)`` and says how it was made in
 ``config``, from which :func:`network_from_config` makes it again.
@@ -10,6 +10,7 @@ from deepprob.networks.conditional import FAMILIES, Conditional
 from deepprob.networks.convolutional import ConvDecoder, ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import ACTIVATIONS, init_weights, pretrained
+from deepprob.networks.likelihood import LIKELIHOODS, Likelihood
 from deepprob.networks.network import Network
 from deepprob.networks.recurrent import Recurrent
 from deepprob.networks.registry import NETWORKS, network_from_config
@@ -17,11 +18,13 @@ from deepprob.networks.registry import NETWORKS, network_from_config
 __all__ = [
     "ACTIVATIONS",
     "FAMILIES",
+    "LIKELIHOODS",
     "MLP",
     "NETWORKS",
     "Conditional",
     "ConvDecoder",
     "ConvEncoder",
+    "Likelihood",
     "Network",
     "Recurrent",
     "init_weights",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.functional import softplus
 
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 
 Family = str | Callable[..., Any]
 
@@ -274,7 +274,7 @@ def _link(constraint: Any, floor: float) -> Callable[[Tensor], Tensor] | None:
     if base is constraints.real:
         return _identity
     if isinstance(base, constraints.greater_than | constraints.greater_than_eq):
-        return partial(_positive, floor=float(base.lower_bound) + floor)
+        return partial(positive_link, floor=float(base.lower_bound) + floor)
     try:
         return transform_to(constraint)  # type: ignore[no-any-return]
     except NotImplementedError:
@@ -292,7 +292,8 @@ def _identity(raw: Tensor) -> Tensor:
     return raw
 
 
-def _positive(raw: Tensor, floor: float) -> Tensor:
+def positive_link(raw: Tensor, floor: float) -> Tensor:
+    """Softplus above a floor: a positive parameter from a real number."""
     return softplus(raw) + floor
 
 
@@ -309,7 +310,7 @@ def _lower_triangular(raw: Tensor, size: int, floor: float) -> Tensor:
     row = torch.arange(size, device=raw.device).unsqueeze(-1)  # (D, 1)
     column = row.squeeze(-1)  # (D,)
     square = raw[..., row * (row + 1) // 2 + column]  # (..., D, D); above the diagonal: junk
-    scale = _positive(square.diagonal(dim1=-2, dim2=-1), floor)  # (..., D)
+    scale = positive_link(square.diagonal(dim1=-2, dim2=-1), floor)  # (..., D)
     unit = _bounded(square).tril(-1) + torch.eye(size, dtype=raw.dtype, device=raw.device)
     return scale.unsqueeze(-1) * unit
 
@@ -318,7 +319,7 @@ def _low_rank(
     loc: Tensor, cov_factor: Tensor, cov_diag: Tensor, event_shape: torch.Size, rank: int, floor: float
 ) -> Any:
     batch = loc.shape[:-1]
-    scale = _positive(cov_diag.reshape(batch + event_shape), floor)  # (*batch, *event)
+    scale = positive_link(cov_diag.reshape(batch + event_shape), floor)  # (*batch, *event)
     factor = _bounded(cov_factor.reshape((*batch, rank, *event_shape))).movedim(-len(event_shape) - 1, -1)
     return dist.LowRankMultivariateNormal(
         loc.reshape(batch + event_shape), scale.unsqueeze(-1) * factor, scale.square(), validate_args=False
@@ -331,9 +332,7 @@ def _low_rank(
 def _event(shape: object) -> torch.Size:
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"event_shape must be a tuple of sizes; got {shape!r}. Write () for a scalar, (3,) for 3.")
-    if not all(isinstance(size, int) and size > 0 for size in shape):
-        raise ValueError(f"event_shape must hold whole numbers of at least 1; got {tuple(shape)}. Correct the shape.")
-    return torch.Size(shape)
+    return torch.Size([whole("every size in event_shape", size) for size in shape])
 
 
 def _is_categorical(family: Family) -> bool:
@@ -346,8 +345,8 @@ def _check_options(family: Family, num_classes: int | None, rank: int | None) ->
     if rank is not None and family not in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
         raise ValueError(f"rank is for 'low_rank'; the family is {family!r}. Leave it out.")
     for name, value in (("num_classes", num_classes), ("rank", rank)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}. Correct it.")
+        if value is not None:
+            whole(name, value)
 
 
 def _check_axes(name: str, event_dim: int, event_shape: torch.Size) -> None:

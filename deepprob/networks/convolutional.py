@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from deepprob.errors import whole
 from deepprob.networks.dense import Stack
 from deepprob.networks.initialisation import activation_module
-from deepprob.networks.network import check_trailing, whole_size, whole_sizes
+from deepprob.networks.network import check_trailing, whole_sizes
 
 
 class ConvEncoder(Stack):
@@ -22,8 +23,8 @@ class ConvEncoder(Stack):
         activation: A key of ``ACTIVATIONS``.
 
     Raises:
-        TypeError: If a size is not a whole number.
-        ValueError: If a size is not positive, ``image_shape`` has another rank, the activation is
+        TypeError: If ``image_shape`` or ``channels`` is no sequence.
+        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has another rank, the activation is
             unknown, or an input is not such an image.
 
     Examples:
@@ -45,12 +46,12 @@ class ConvEncoder(Stack):
         super().__init__()
         self.image_shape, self._maps = _image("image_shape", image_shape)
         self.in_features = math.prod(self.image_shape)
-        self.out_features = whole_size("out_features", out_features)
+        self.out_features = whole("out_features", out_features)
         widths = whole_sizes("channels", channels)
         self.config = {
             "network": "conv_encoder",
             "image_shape": list(self.image_shape),
-            "out_features": out_features,
+            "out_features": self.out_features,
             "channels": widths,
             "activation": activation,
         }
@@ -60,7 +61,7 @@ class ConvEncoder(Stack):
             layers += [nn.Conv2d(fan_in, fan_out, 3, 2, 1), activation_module(activation)]
             height, width = _half(height), _half(width)
         last = (widths[-1] if widths else depth) * height * width
-        self.layers = nn.Sequential(*layers, nn.Flatten(-3), nn.Linear(last, out_features))
+        self.layers = nn.Sequential(*layers, nn.Flatten(-3), nn.Linear(last, self.out_features))
         self.draw_weights()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +87,8 @@ class ConvDecoder(Stack):
         activation: A key of ``ACTIVATIONS``.
 
     Raises:
-        TypeError: If a size is not a whole number.
-        ValueError: If a size is not positive, ``image_shape`` has another rank, the activation is
+        TypeError: If ``image_shape`` or ``channels`` is no sequence.
+        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has another rank, the activation is
             unknown, or an input has another last axis.
 
     Examples:
@@ -108,13 +109,14 @@ class ConvDecoder(Stack):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.in_features = whole_size("in_features", in_features)
+        self.in_features = whole("in_features", in_features)
         self.image_shape, (depth, height, width) = _image("image_shape", image_shape)
-        self.out_features = whole_size("num_params", num_params) * math.prod(self.image_shape)
+        num_params = whole("num_params", num_params)
+        self.out_features = num_params * math.prod(self.image_shape)
         widths = whole_sizes("channels", channels)
         self.config = {
             "network": "conv_decoder",
-            "in_features": in_features,
+            "in_features": self.in_features,
             "image_shape": list(self.image_shape),
             "channels": widths,
             "num_params": num_params,
@@ -125,7 +127,7 @@ class ConvDecoder(Stack):
             grids.insert(0, (_half(grids[0][0]), _half(grids[0][1])))
         maps = [*widths, num_params * depth]
         layers: list[nn.Module] = [
-            nn.Linear(in_features, maps[0] * math.prod(grids[0])),
+            nn.Linear(self.in_features, maps[0] * math.prod(grids[0])),
             nn.Unflatten(-1, (maps[0], *grids[0])),
         ]
         for step, (rows, columns) in enumerate(grids[1:]):

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
 
+from deepprob.errors import whole
 from deepprob.networks.initialisation import activation_module, draw_stack
-from deepprob.networks.network import Network, check_trailing, whole_size, whole_sizes
+from deepprob.networks.network import Network, check_trailing, whole_sizes
 
 
 class Stack(Network):
@@ -34,9 +35,9 @@ class MLP(Stack):
         layer_norm: Whether each hidden layer is normalised before its activation.
 
     Raises:
-        TypeError: If a size is not a whole number.
-        ValueError: If a size is not positive, the activation is unknown, or an input has another
-            last axis.
+        TypeError: If ``hidden_dims`` is no sequence.
+        ValueError: If a size is not a whole number of at least 1, the activation is unknown, or an input
+            has another last axis.
 
     Examples:
         Leading axes are batch, any number of them:
@@ -56,25 +57,25 @@ class MLP(Stack):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.in_features = whole_size("in_features", in_features)
-        self.out_features = whole_size("out_features", out_features)
+        self.in_features = whole("in_features", in_features)
+        self.out_features = whole("out_features", out_features)
         hidden = whole_sizes("hidden_dims", hidden_dims)
         self.config = {
             "network": "mlp",
-            "in_features": in_features,
-            "out_features": out_features,
+            "in_features": self.in_features,
+            "out_features": self.out_features,
             "hidden_dims": hidden,
             "activation": activation,
             "layer_norm": layer_norm,
         }
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip([in_features, *hidden], hidden, strict=False):
+        for fan_in, fan_out in zip([self.in_features, *hidden], hidden, strict=False):
             layers.append(nn.Linear(fan_in, fan_out))
             if layer_norm:
                 layers.append(nn.LayerNorm(fan_out))
             layers.append(activation_module(activation))
-        last = hidden[-1] if hidden else in_features
-        self.layers = nn.Sequential(*layers, nn.Linear(last, out_features))
+        last = hidden[-1] if hidden else self.in_features
+        self.layers = nn.Sequential(*layers, nn.Linear(last, self.out_features))
         activation_module(activation)  # a wrong name is an error without hidden layers too
         self.draw_weights()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Generator, Tensor, nn
 
+from deepprob.errors import whole
+
 
 class Network(nn.Module):
     """A network that knows its sizes and how it was made.
@@ -33,20 +35,20 @@ class Network(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no draw_weights: define it.")
 
 
-def whole_size(name: str, value: object) -> int:
-    """A size of at least 1, checked."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number; got {value!r} ({type(value).__name__}). Write an int.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1; got {value}. Give the number of units.")
-    return value
-
-
 def whole_sizes(name: str, values: object) -> list[int]:
-    """A sequence of sizes of at least 1, checked."""
+    """A sequence of sizes of at least 1, checked.
+
+    Args:
+        name: What the sizes are called, in the user's words ("hidden_dims").
+        values: What the user wrote.
+
+    Raises:
+        TypeError: If it is no sequence.
+        ValueError: If an entry is no whole number of at least 1.
+    """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of whole numbers; got {values!r}. Write e.g. (64, 64).")
-    return [whole_size(name, value) for value in values]
+    return [whole(f"every size in {name}", value) for value in values]
 
 
 def check_trailing(what: str, x: Tensor, expected: tuple[int | None, ...]) -> None:

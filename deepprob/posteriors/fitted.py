@@ -34,22 +34,22 @@ class FittedProgram:
     """A fitted program, run under a leading plate of draws from its posterior: those of its guide, or stored ones.
 
     Args:
-        owned: The program.
+        instance: The program.
         chains: Stored draws by site, shape ``(chains, draws, *site)``; None to draw from the guide.
     """
 
-    def __init__(self, owned: ProgramInstance, chains: Mapping[str, Tensor] | None = None) -> None:
-        self.owned, self.chains = owned, chains
+    def __init__(self, instance: ProgramInstance, chains: Mapping[str, Tensor] | None = None) -> None:
+        self.instance, self.chains = instance, chains
 
     @property
     def program(self) -> Program:
         """The program itself."""
-        return self.owned.program
+        return self.instance.program
 
     @property
     def structure(self) -> Structure:
         """The program's sites."""
-        return self.owned.structure
+        return self.instance.structure
 
     @property
     def keeps_rows(self) -> bool:
@@ -69,7 +69,7 @@ class FittedProgram:
     @contextmanager
     def querying(self, seed: int) -> Iterator[None]:
         """The context of one query: no gradient, the program's own store, a random stream of its own."""
-        with torch.no_grad(), self.owned.running(), RandomStream(seed, self.owned.device).drawing():
+        with torch.no_grad(), self.instance.running(), RandomStream(seed, self.instance.device).drawing():
             yield
 
     # -- arguments -----------------------------------------------------------------------------------------------
@@ -89,14 +89,14 @@ class FittedProgram:
             return ()
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
         free = self.program.variable_length
-        known = [spec.conform(x, free) for spec, x in zip(self.owned.inputs, batch, strict=False)]
-        return tuple(x.to(self.owned.device) for x in (*known, *batch[len(known) :]))
+        known = [spec.conform(x, free) for spec, x in zip(self.instance.inputs, batch, strict=False)]
+        return tuple(x.to(self.instance.device) for x in (*known, *batch[len(known) :]))
 
     def example(self) -> Batch:
         """Rows to run a guide on that does not look at them: one that does would say nan."""
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
-        rows = self.owned.num_data if whole else 1
-        examples = (spec.example(rows).to(self.owned.device) for spec in self.owned.inputs)
+        rows = self.instance.num_data if whole else 1
+        examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
         return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
 
     def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
@@ -139,7 +139,7 @@ class FittedProgram:
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
         """
         run, plate = self._prepared(batch, draws), self.program.data_name
-        with RandomStream(0, self.owned.device).drawing():  # a look must not cost draws
+        with RandomStream(0, self.instance.device).drawing():  # a look must not cost draws
             _, look = run_program(replace(run, draws=2, guide=self._stored(2)))
         check_stacked(self.structure, look, plate, draws)
         check_data(look)
@@ -149,10 +149,10 @@ class FittedProgram:
 
     def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         batch = self.program.pad(self.program.prepare(*batch))
-        size, fitted = num_rows(batch), self.owned.num_data
+        size, fitted = num_rows(batch), self.instance.num_data
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(rows_of_the_fit(self.program.data_name, fitted, size))
-        rows = torch.arange(size, device=self.owned.device)
+        rows = torch.arange(size, device=self.instance.device)
         return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, self._stored(draws))
 
     def _stored(self, draws: int) -> Callable[..., None] | None:

@@ -54,5 +54,5 @@ def draws_posterior(
         )
     batch = program.accept(data)
     with RandomStream(seed).drawing():
-        owned = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
-    return Posterior(owned, config=dict(config or {}), seed=seed, chains=chains)
+        instance = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
+    return Posterior(instance, config=dict(config or {}), seed=seed, chains=chains)

@@ -30,7 +30,7 @@ class Posterior(Content):
     same questions. Every query takes a ``seed`` and leaves the caller's random state alone; none loops over draws.
 
     Args:
-        owned: The fitted program; the posterior owns it.
+        instance: The fitted program; the posterior owns it.
         history: What happened during the fit.
         config: The routine and its settings, as JSON.
         seed: The fit's seed.
@@ -48,20 +48,20 @@ class Posterior(Content):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._fitted = FittedProgram(self.owned, self.chains)
-        self.owned.program.eval()
+        self._fitted = FittedProgram(self.instance, self.chains)
+        self.instance.program.eval()
 
     # -- what it is ----------------------------------------------------------------------------------------------
 
     @property
     def program(self) -> Program:
         """The posterior's own copy of the program."""
-        return self.owned.program
+        return self.instance.program
 
     @property
     def structure(self) -> Structure:
         """The program's sites."""
-        return self.owned.structure
+        return self.instance.structure
 
     @property
     def kind(self) -> str:
@@ -76,7 +76,7 @@ class Posterior(Content):
 
     def parameters(self) -> dict[str, Tensor]:
         """A copy of the fitted parameters and buffers, by name."""
-        return self.owned.snapshot()
+        return self.instance.snapshot()
 
     # -- queries -------------------------------------------------------------------------------------------------
 

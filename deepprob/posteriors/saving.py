@@ -33,7 +33,7 @@ class Content:
     """What a posterior consists of, and what is saved of it.
 
     Attributes:
-        owned: The fitted program.
+        instance: The fitted program.
         history: The record of the fit.
         config: The routine and its settings, as JSON.
         seed: The fit's seed.
@@ -42,7 +42,7 @@ class Content:
         versions: Of Python and the packages that made it.
     """
 
-    owned: ProgramInstance = field(kw_only=False)
+    instance: ProgramInstance = field(kw_only=False)
     history: History = field(default_factory=History)
     config: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -51,17 +51,17 @@ class Content:
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
     def __post_init__(self) -> None:
-        found = self.owned.structure
+        found = self.instance.structure
         self.exact = self.exact or bool(found.summed and not found.latent)
         if self.chains is not None:
-            self.chains = {n: v.detach().to(self.owned.device) for n, v in self.chains.items()}
+            self.chains = {n: v.detach().to(self.instance.device) for n, v in self.chains.items()}
 
 
 def write_posterior(path: str | Path, content: Content) -> None:
     """Write a posterior to a folder, atomically."""
-    owned, chains = content.owned, content.chains
-    program = owned.program
-    tensors = {f"state.{n}": t for n, t in owned.tensors().items()}
+    instance, chains = content.instance, content.chains
+    program = instance.program
+    tensors = {f"state.{n}": t for n, t in instance.tensors().items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
     # A subclass inherits its parent's name, but is another program.
@@ -70,9 +70,9 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "program": name,
         "program_class": type(program).__name__,
         "program_config": program.config,
-        "guide": owned.guide_name,
-        "num_data": owned.num_data,
-        "inputs": specs_to_json(owned.inputs),
+        "guide": instance.guide_name,
+        "num_data": instance.num_data,
+        "inputs": specs_to_json(instance.inputs),
         "history": content.history.facts(),
         "config": content.config,
         "seed": content.seed,
@@ -109,7 +109,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
     rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
     try:
         with stream.drawing():
-            owned = ProgramInstance(
+            instance = ProgramInstance(
                 program if chains is None else with_prior_guide(program, chains),
                 tuple(spec.example(rows) for spec in specs),
                 num_data,
@@ -118,12 +118,12 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
                 full_batch=isinstance(program, FunctionProgram) or not specs,
                 check=False,
             )
-        owned.inputs = specs
-        owned.load(groups["state"])
+        instance.inputs = specs
+        instance.load(groups["state"])
     except (ValueError, RuntimeError) as error:
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
     return Content(
-        owned,
+        instance,
         history=History.restore(groups["history"], manifest["history"]),
         config=manifest["config"],
         seed=manifest["seed"],

@@ -10,36 +10,36 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 
 
-def finish_guide(owned: ProgramInstance, batch: Batch) -> None:
+def finish_guide(instance: ProgramInstance, batch: Batch) -> None:
     """Do what a guide needs at the end of a fit: ``guide="laplace"`` turns a mode into a Gaussian; others need nothing.
 
     Args:
-        owned: The fitted program.
+        instance: The fitted program.
         batch: All of the data.
 
     Raises:
         ValueError: If the fit has not reached what the guide needs.
     """
-    if owned.guide_name == "laplace":
-        laplace(owned, batch)
+    if instance.guide_name == "laplace":
+        laplace(instance, batch)
 
 
-def laplace(owned: ProgramInstance, batch: Batch) -> None:
+def laplace(instance: ProgramInstance, batch: Batch) -> None:
     r"""Replace a fitted mode by the Gaussian of the same curvature, in place.
 
     .. math:: q(z) = N(\hat z, H^{-1}), \qquad H = -\nabla^2 \log p(x, z) |_{z = \hat z}
 
     Args:
-        owned: A program fitted with ``guide="laplace"``; afterwards its guide is a multivariate normal.
+        instance: A program fitted with ``guide="laplace"``; afterwards its guide is a multivariate normal.
         batch: All of the data.
 
     Raises:
         ValueError: If the curvature is not that of a mode.
     """
-    program = owned.program
-    rows = torch.arange(num_rows(batch), device=owned.device)
+    program = instance.program
+    rows = torch.arange(num_rows(batch), device=instance.device)
     # The curvature is exact: what is drawn on the way must not come from the caller's random state.
-    with RandomStream(0, owned.device).drawing(), owned.running(), program.bound(rows, owned.num_data):
+    with RandomStream(0, instance.device).drawing(), instance.running(), program.bound(rows, instance.num_data):
         prepared = program.prepare(*batch)
         try:
             gaussian = program.current_guide.laplace_approximation(*prepared)
@@ -50,13 +50,13 @@ def laplace(owned: ProgramInstance, batch: Batch) -> None:
                 "a maximum). Raise epochs, or use guide='normal'."
             ) from error
     location, scale = gaussian.loc.detach(), covariance_root.diagonal()
-    owned.guide_name = attach_guide(program, "multivariate_normal")
-    with RandomStream(0, owned.device).drawing():
-        owned.materialise(batch)
+    instance.guide_name = attach_guide(program, "multivariate_normal")
+    with RandomStream(0, instance.device).drawing():
+        instance.materialise(batch)
     guide = program.current_guide
     with torch.no_grad():
         guide.loc.copy_(location)
         guide.scale = scale
         guide.scale_tril = covariance_root / scale.unsqueeze(-1)
-    with RandomStream(0, owned.device).drawing():
-        owned.materialise(batch)  # the store still holds the values from before
+    with RandomStream(0, instance.device).drawing():
+        instance.materialise(batch)  # the store still holds the values from before

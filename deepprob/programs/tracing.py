@@ -1,4 +1,4 @@
-"""A question to a program as one graph of tensor operations, and as native code."""
+"""What is asked of a program as one graph of tensor operations: a query, or the log-density of its latents."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, biject_to
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
@@ -23,12 +25,15 @@ from deepprob.engine.native.build import compile_module
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.trace import SkipValueChecks, Untraceable, functionalise, reason_of, trace_graph
 from deepprob.programs.instance import ProgramInstance
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.layout import Layout
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.run import Run
+from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
-def tensors_of(owned: ProgramInstance) -> list[Tensor]:
+def tensors_of(instance: ProgramInstance) -> list[Tensor]:
     """All that a program holds: parameters, buffers and what is in its store, each once."""
-    everything = [*owned.program.parameters(), *owned.program.buffers(), *owned.store["params"].values()]
+    everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
     return list({id(x): x for x in everything}.values())
 
 
@@ -49,18 +54,18 @@ class QueryGraph:
     device: torch.device
 
 
-def trace_query(owned: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
+def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
     """Trace a question to a program, without gradients; inside a running program.
 
     Args:
-        owned: The program.
+        instance: The program.
         ask: The question: tensors for a batch. If a run fails that raises in Python, those with a fraction are nan.
         batch: Rows like those to come.
 
     Raises:
         Untraceable: If the answer depends on values in another way than by tensor operations.
     """
-    batch, tensors = tuple(x.clone() for x in batch), tensors_of(owned)
+    batch, tensors = tuple(x.clone() for x in batch), tensors_of(instance)
     try:
         with torch.no_grad(), LiftedNoise() as noise:
             ask(batch)
@@ -74,9 +79,9 @@ def trace_query(owned: ProgramInstance, ask: Callable[[Batch], list[Tensor]], ba
             answer = ask(batch)
         return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
 
-    size, device = noise.size, owned.device
+    size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=owned.program, libraries=[pyro])
+    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=instance.program, libraries=[pyro])
     functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 
@@ -147,3 +152,152 @@ class CompiledQuery:
         with torch.no_grad():
             tensors = [x.detach() for x in self.query.tensors]
             return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]
+
+
+@dataclass(frozen=True)
+class LogDensity:
+    r"""The log-density of a program's latents, in unconstrained coordinates, of several chains at once.
+
+    .. math:: \log \pi(q) = \log p\big(x, z\big) + \log \Big| \frac{\partial z}{\partial q} \Big|, \qquad z = T(q)
+
+    with :math:`T` the map from the reals to the support of every site. Support and map may depend on other latents.
+
+    Attributes:
+        function: From ``q`` of shape ``(C, D)``, ``tensors`` and ``batch`` to the log-densities ``(C,)`` and their
+            gradient ``(C, D)``: a graph of tensor operations.
+        tensors: The program's tensors, which it reads.
+        batch: The program's arguments.
+        shapes: Shape of the unconstrained value of every latent site, ``(*plates, *event)``, in the order of ``q``.
+        size: Number of coordinates, D.
+        values: The latent sites' values at ``q``, each ``(C, *site)``.
+    """
+
+    function: Callable[[Tensor, list[Tensor], Batch], tuple[Tensor, Tensor]]
+    tensors: list[Tensor]
+    batch: Batch
+    shapes: dict[str, torch.Size]
+    size: int
+    values: Callable[[Tensor], dict[str, Tensor]]
+
+    def __call__(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-densities ``(C,)`` and gradients ``(C, D)`` at points ``(C, D)``."""
+        return self.function(q, [x.detach() for x in self.tensors], self.batch)
+
+
+def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogDensity:
+    """The log-density of a program's latents given data.
+
+    Args:
+        instance: The program; its parameters are constants.
+        batch: Its arguments, observed ones included, on its device.
+        chains: How many points it is evaluated at, C.
+
+    Raises:
+        ValueError: If a latent site is discrete or is summed out.
+        Untraceable: If the program is not one sequence of tensor operations.
+
+    References:
+        Neal (2011), MCMC Using Hamiltonian Dynamics.
+
+    Examples:
+        A scale is positive; its logarithm is the coordinate:
+
+        >>> import pyro.distributions as dist
+        >>> from deepprob.programs.program import Program
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     with pyro.plate("data", 1):
+        ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> y = torch.zeros(1)
+        >>> density = log_density(ProgramInstance(Program.of(model, "normal"), (y,), 1), (y,), chains=2)
+        >>> value, gradient = density(torch.tensor([[0.0], [1.0]]))
+        >>> round(float(value[1] - value[0]), 4)  # of log N(q | 0, 1) + log N(0 | 0, exp(q))
+        -1.5
+        >>> gradient.flatten().round(decimals=4).tolist()
+        [-1.0, -2.0]
+    """
+    batch = tuple(x.clone() for x in batch)  # one tensor given twice would become one input
+    rows, plates = torch.arange(num_rows(batch), device=instance.device), instance.structure.plates
+    with torch.no_grad(), instance.running():
+        batch = instance.program.pad(instance.program.prepare(*batch))
+        shapes = _shapes(Run(instance.program, batch, rows, len(rows), plates=plates))
+    size = sum(shape.numel() for shape in shapes.values())
+    layout = Layout(instance.program.data_name, plates, chains)
+
+    def run_at(q: Tensor, batch: Batch) -> tuple[_Unconstrained, Any]:
+        handler = _Unconstrained(_slices(q, shapes), chains)
+        run = Run(instance.program, batch, rows, len(rows), draws=chains, plates=plates)
+        with run.bound(), run.stacked(), handler:
+            return handler, poutine.trace(instance.program.model).get_trace(*batch)
+
+    def evaluate(q: Tensor, tensors: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        q = q.detach().requires_grad_()
+        with Failures() as failures, TraceableSites(), SkipValueChecks():
+            handler, trace = run_at(q, batch)
+            terms = [layout.total(site) for _, site in sample_sites(trace) if not is_deterministic(site)]
+            density = failures.spoil(torch.stack([*terms, *handler.jacobians]).sum(0))
+            (gradient,) = torch.autograd.grad(density.sum(), q)
+        return density.detach(), gradient
+
+    def values(q: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad(), instance.running():
+            _, trace = run_at(q, batch)
+            return {name: layout.draws_first(trace.nodes[name]) for name in shapes}
+
+    tensors = tensors_of(instance)
+    example = torch.zeros(chains, size, device=instance.device)
+    with instance.running():
+        graph = trace_graph(
+            evaluate, (example, tensors, batch), tensors, owner=instance.program, libraries=[pyro]
+        )  # fmt: skip
+    return LogDensity(graph, tensors, batch, shapes, size, values)
+
+
+class _Unconstrained(Messenger):
+    """Gives latent sites the values that unconstrained numbers stand for, and notes the Jacobians.
+
+    Args:
+        given: Unconstrained values by site, chains first.
+        chains: How many chains.
+    """
+
+    def __init__(self, given: dict[str, Tensor], chains: int) -> None:
+        super().__init__()
+        self.given, self.chains = given, chains
+        self.jacobians: list[Tensor] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.given or msg["is_observed"]:
+            return
+        q, fn = self.given[msg["name"]], msg["fn"]
+        transform = biject_to(fn.support)
+        msg["value"] = value = transform(q)
+        jacobian = transform.log_abs_det_jacobian(q, value)
+        jacobian = sum_rightmost(jacobian, fn.event_dim - transform.codomain.event_dim)
+        if msg["mask"] is not None:
+            jacobian = torch.where(torch.as_tensor(msg["mask"]), jacobian, 0.0)
+        self.jacobians.append(jacobian.reshape(self.chains, -1).sum(1))
+
+
+def _shapes(run: Run) -> dict[str, torch.Size]:
+    """Shapes of the latent sites' unconstrained values, from one run of the model."""
+    with run.bound():
+        trace = poutine.trace(run.program.model).get_trace(*run.batch)
+    latent = {name: site for name, site in sample_sites(trace) if not site["is_observed"]}
+    return {name: _shape(name, site, run.plates) for name, site in latent.items()}
+
+
+def _shape(name: str, site: Site, plates: int) -> torch.Size:
+    fn = site["fn"]
+    if site["infer"].get("enumerate"):
+        raise ValueError(f"site {name!r} is marked to be summed out, so it has no coordinate. Remove the mark.")
+    if fn.support.is_discrete:
+        raise ValueError(f"site {name!r} is discrete, so the log-density has no gradient. Use a continuous site.")
+    missing = (1,) * (plates - len(fn.batch_shape))
+    return torch.Size(missing + tuple(biject_to(fn.support).inverse_shape(fn.batch_shape + fn.event_shape)))
+
+
+def _slices(q: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """The unconstrained value of each site, ``(C, *plates, *event)``."""
+    parts = q.split([shape.numel() for shape in shapes.values()], dim=1)
+    return {name: part.reshape(len(q), *shapes[name]) for name, part in zip(shapes, parts, strict=True)}

@@ -21,14 +21,14 @@ def example(request: pytest.FixtureRequest) -> Example:
 
 
 def test_what_a_program_makes_is_made_where_it_runs(example: Example) -> None:
-    owned, batch, rows = own(example, CPU)
-    owned.device = META
-    owned.program.to(META)
-    own_tensors = owned.store["params"]
+    instance, batch, rows = own(example, CPU)
+    instance.device = META
+    instance.program.to(META)
+    own_tensors = instance.store["params"]
     own_tensors |= {n: x.detach().to(META).requires_grad_(x.requires_grad) for n, x in own_tensors.items()}
     try:
         loss, gradients = loss_and_gradients(
-            owned, example.objective, tuple(x.to(META) for x in batch), rows.to(META)
+            instance, example.objective, tuple(x.to(META) for x in batch), rows.to(META)
         )  # fmt: skip
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) or "cannot be called on meta tensors" in str(error):

@@ -58,28 +58,28 @@ def objective(name: str) -> Objective:
 
 
 @pytest.fixture
-def owned(device: torch.device) -> Iterator[ProgramInstance]:
-    instance = ProgramInstance(Codes(), (X,), len(X), device=device)
-    with instance.running():
-        yield instance
+def instance(device: torch.device) -> Iterator[ProgramInstance]:
+    made = ProgramInstance(Codes(), (X,), len(X), device=device)
+    with made.running():
+        yield made
 
 
 def of_seed(
-    objective: Objective, owned: ProgramInstance, seed: int, kl_weight: float | Tensor = 1.0
+    objective: Objective, instance: ProgramInstance, seed: int, kl_weight: float | Tensor = 1.0
 ) -> tuple[Tensor, Terms, list[Tensor]]:
     """Loss, terms and a gradient for every parameter."""
-    x, rows = X.to(owned.device), torch.arange(len(X), device=owned.device)
-    with RandomStream(seed, owned.device).drawing():
-        return loss_and_gradients(owned, objective, list(owned.parameters().values()), (x,), rows, kl_weight)
+    x, rows = X.to(instance.device), torch.arange(len(X), device=instance.device)
+    with RandomStream(seed, instance.device).drawing():
+        return loss_and_gradients(instance, objective, list(instance.parameters().values()), (x,), rows, kl_weight)
 
 
-def test_loss_terms_and_gradients(objective: Objective, owned: ProgramInstance) -> None:
-    loss, terms, gradients = of_seed(objective, owned, 0)
+def test_loss_terms_and_gradients(objective: Objective, instance: ProgramInstance) -> None:
+    loss, terms, gradients = of_seed(objective, instance, 0)
     assert loss.shape == () and bool(torch.isfinite(loss))
     assert "elbo" in terms
     for term in terms.values():
         assert term.shape == () and bool(torch.isfinite(term)) and not term.requires_grad
-    for name, gradient in zip(owned.parameters(), gradients, strict=True):
+    for name, gradient in zip(instance.parameters(), gradients, strict=True):
         assert bool(torch.isfinite(gradient).all() & (gradient != 0).any()), name
 
 
@@ -89,16 +89,16 @@ def test_it_describes_itself_as_json(name: str, objective: Objective) -> None:
     assert json.loads(json.dumps(described)) == described
 
 
-def test_seeded_calls_are_equal(objective: Objective, owned: ProgramInstance) -> None:
-    first, again, other = (of_seed(objective, owned, seed) for seed in (3, 3, 4))
+def test_seeded_calls_are_equal(objective: Objective, instance: ProgramInstance) -> None:
+    first, again, other = (of_seed(objective, instance, seed) for seed in (3, 3, 4))
     assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
     assert all(torch.equal(value, again[1][term]) for term, value in first[1].items())
     assert all(torch.equal(*pair) for pair in zip(first[2], again[2], strict=True))
 
 
-def test_loss_and_elbo_are_bounds_of_the_evidence(objective: Objective, owned: ProgramInstance) -> None:
+def test_loss_and_elbo_are_bounds_of_the_evidence(objective: Objective, instance: ProgramInstance) -> None:
     evidence = float(dist.Normal(0.3, math.sqrt(2)).log_prob(X).mean())
-    found = [of_seed(objective, owned, seed) for seed in range(200)]
+    found = [of_seed(objective, instance, seed) for seed in range(200)]
     for draws in ([-loss for loss, _, _ in found], [terms["elbo"] for _, terms, _ in found]):
         bounds = torch.stack(draws)
         assert float(bounds.mean()) <= evidence + Z * float(bounds.std()) / math.sqrt(len(bounds))
@@ -108,8 +108,9 @@ def test_loss_and_elbo_are_bounds_of_the_evidence(objective: Objective, owned: P
     assert float(elbo) == pytest.approx(float((likelihood - torch.distributions.kl_divergence(q, p)).mean()), abs=0.05)
 
 
-def test_the_weight_of_the_kl_changes_the_loss_and_no_term(objective: Objective, owned: ProgramInstance) -> None:
-    full, half = of_seed(objective, owned, 0), of_seed(objective, owned, 0, torch.tensor(0.5, device=owned.device))
+def test_the_weight_of_the_kl_changes_the_loss_and_no_term(objective: Objective, instance: ProgramInstance) -> None:
+    weights = torch.tensor([1.0, 0.5], device=instance.device)
+    full, half = (of_seed(objective, instance, 0, weight) for weight in weights)
     assert float(full[0]) != float(half[0])
     assert {n: float(v) for n, v in half[1].items()} == pytest.approx({n: float(v) for n, v in full[1].items()})
 

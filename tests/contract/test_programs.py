@@ -11,12 +11,13 @@ from pathlib import Path
 import pyro
 import pytest
 import torch
-from scenarios import MODEL_SCENARIOS, fit, missing
+from scenarios import MODEL_SCENARIOS, fit
 
 from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.example import Example
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run
@@ -25,8 +26,14 @@ NAMES = sorted(MODEL_SCENARIOS)
 
 
 def test_every_registered_name_has_a_scenario() -> None:
-    assert missing() == set()
     assert all(cls.registry_name == name for name, cls in MODELS.items())
+
+
+def test_an_example_is_a_new_program_with_the_same_data(name: str) -> None:
+    one, two = MODELS[name].example(), MODELS[name].example()
+    assert isinstance(one, Example) and type(one.program) is MODELS[name] and one.program is not two.program
+    assert all(torch.equal(a, b) for a, b in zip(one.data, two.data, strict=True))
+    assert 1 <= one.inputs <= len(one.data)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -39,7 +46,7 @@ def posterior(name: str) -> Posterior:
     return fit(name)
 
 
-def owned(name: str) -> ProgramInstance:
+def instance(name: str) -> ProgramInstance:
     scenario = MODEL_SCENARIOS[name]
     program = scenario.make()
     batch = program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
@@ -56,14 +63,14 @@ def test_the_config_rebuilds_the_program(name: str) -> None:
 
 
 def test_the_guide_covers_every_latent_site(name: str) -> None:
-    found = owned(name).structure
+    found = instance(name).structure
     assert found.latent
     assert found.observed
 
 
 def test_gradients_reach_every_parameter(name: str) -> None:
     scenario = MODEL_SCENARIOS[name]
-    ours = owned(name)
+    ours = instance(name)
     batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
     with torch.random.fork_rng(), ours.running():
         torch.manual_seed(0)
@@ -80,7 +87,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 @pytest.mark.parametrize("rows", [1, 5, 24])
 def test_the_elbo_is_weighed_right_for_every_batch(name: str, rows: int) -> None:
     """Per-row parts of a batch are scaled by N / B: the global KL is the same for every batch size."""
-    scenario, ours = MODEL_SCENARIOS[name], owned(name)
+    scenario, ours = MODEL_SCENARIOS[name], instance(name)
     ours.program.eval()
     batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
     part = tuple(x[:rows] for x in batch)

@@ -65,40 +65,40 @@ def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch,
     num_data = num_rows(data)
     size = example.batch_size or num_data
     with RandomStream(0, device).drawing():
-        owned = ProgramInstance(program, data, num_data, device=device, full_batch=size == num_data)
+        instance = ProgramInstance(program, data, num_data, device=device, full_batch=size == num_data)
         rows = torch.randperm(num_data)[:size] if size < num_data else torch.arange(num_data)
     batch = data if size == num_data else tuple(x[rows] for x in data)
-    return owned, tuple(x.to(device) for x in batch), rows.to(device)
+    return instance, tuple(x.to(device) for x in batch), rows.to(device)
 
 
-def loss_and_gradients(owned: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
+def loss_and_gradients(instance: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
-    with owned.running():
-        batch, plates = owned.program.prepare(*batch), owned.structure.plates
-        loss, _ = objective(Run(owned.program, batch, rows, owned.num_data, plates=plates))
-        return loss.detach(), _gradients(loss, owned)
+    with instance.running():
+        batch, plates = instance.program.prepare(*batch), instance.structure.plates
+        loss, _ = objective(Run(instance.program, batch, rows, instance.num_data, plates=plates))
+        return loss.detach(), _gradients(loss, instance)
 
 
-def pyros_loss_and_gradients(owned: ProgramInstance, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
+def pyros_loss_and_gradients(instance: ProgramInstance, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
     """The same of one of Pyro's objectives, for all data."""
-    program = owned.program
+    program = instance.program
     # Pyro would find it out by a run, which draws noise; it counts the plate of particles.
-    elbo.max_plate_nesting = owned.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
+    elbo.max_plate_nesting = instance.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
     # Pyro knows an AutoMessenger by its class: of its one run it makes both traces.
     guide = program.current_guide if isinstance(program.current_guide, GuideMessenger) else program.guide
     forget_values(program)
-    with owned.running(), program.bound(rows, owned.num_data):
+    with instance.running(), program.bound(rows, instance.num_data):
         batch = program.prepare(*batch)
         if hasattr(elbo, "differentiable_loss"):
             loss = elbo.differentiable_loss(program.model, guide, *batch)
         else:  # TraceGraph_ELBO keeps to itself what it differentiates
             bound, loss = elbo._loss_and_surrogate_loss(program.model, guide, batch, {})
             loss = loss - (bound + loss).detach()
-        return loss.detach(), _gradients(loss, owned)
+        return loss.detach(), _gradients(loss, instance)
 
 
-def _gradients(loss: Tensor, owned: ProgramInstance) -> dict[str, Tensor]:
-    parameters = owned.parameters()
+def _gradients(loss: Tensor, instance: ProgramInstance) -> dict[str, Tensor]:
+    parameters = instance.parameters()
     found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, found, strict=True))
 
@@ -118,12 +118,12 @@ def _size(gradient: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("_doubles")
 def test_loss_and_gradients_are_pyros(example: Example, device: torch.device) -> None:
-    owned, batch, rows = own(example, device)
+    instance, batch, rows = own(example, device)
     with RandomStream(1, device).drawing():
-        loss, gradients = loss_and_gradients(owned, example.objective, batch, rows)
+        loss, gradients = loss_and_gradients(instance, example.objective, batch, rows)
     with RandomStream(1, device).drawing():
-        theirs = pyros_loss_and_gradients(owned, example.pyro(), batch, rows)
-    whole = loss * owned.num_data, {n: g * owned.num_data for n, g in gradients.items()}
+        theirs = pyros_loss_and_gradients(instance, example.pyro(), batch, rows)
+    whole = loss * instance.num_data, {n: g * instance.num_data for n, g in gradients.items()}
     assert_equal(whole, theirs)
     assert any(bool((g != 0).any()) for g in gradients.values())
 
@@ -146,12 +146,12 @@ def named(example: Example) -> str:
 
 def trace(example: Example, device: torch.device) -> tuple[GradientProgram, GradientGraph, Batch]:
     """A program, its traced loss and gradients, and all of its data."""
-    owned, batch, rows = own(example, device)
-    owned.program.train()
-    program = GradientProgram(owned, example.objective)
-    with owned.running(), RandomStream(1, device).drawing():
+    instance, batch, rows = own(example, device)
+    instance.program.train()
+    program = GradientProgram(instance, example.objective)
+    with instance.running(), RandomStream(1, device).drawing():
         graph = trace_gradients(program, batch, rows)
-    data = tuple(x.to(device) for x in owned.program.accept(example.make()[1] or None))
+    data = tuple(x.to(device) for x in instance.program.accept(example.make()[1] or None))
     return program, graph, data
 
 
@@ -161,33 +161,33 @@ def move(tensors: list[Tensor], generator: torch.Generator) -> None:
             x.add_(0.01 * torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device))
 
 
-def fresh(example: Example, owned: ProgramInstance, seed: int) -> tuple[Tensor, list[torch.Generator]]:
+def fresh(example: Example, instance: ProgramInstance, seed: int) -> tuple[Tensor, list[torch.Generator]]:
     """Rows of another batch, and where other noise comes from."""
     generator = torch.Generator().manual_seed(seed)
-    size = example.batch_size or owned.num_data
-    rows = torch.randperm(owned.num_data, generator=generator)[:size].sort().values
-    return rows.to(owned.device), [torch.Generator(owned.device).manual_seed(seed + k) for k in (1, 2)]
+    size = example.batch_size or instance.num_data
+    rows = torch.randperm(instance.num_data, generator=generator)[:size].sort().values
+    return rows.to(instance.device), [torch.Generator(instance.device).manual_seed(seed + k) for k in (1, 2)]
 
 
 @pytest.mark.usefixtures("_doubles")
 @pytest.mark.parametrize("example", TRACEABLE, ids=named)
 def test_the_traced_graph_is_the_eager_run(example: Example, device: torch.device) -> None:
     program, graph, data = trace(example, device)
-    owned, losses = program.owned, set()
+    instance, losses = program.instance, set()
     move(program.params, torch.Generator().manual_seed(2))
     weight = torch.tensor(1.0, dtype=graph.noise.dtype, device=device)
     for seed in (10, 20, 30, 40):
-        rows, generators = fresh(example, owned, seed)
+        rows, generators = fresh(example, instance, seed)
         batch = tuple(x.index_select(0, rows) for x in data)
         normal, uniform = (x[0] for x in graph.noise.draw(1, generators, device))
         with RandomStream(seed, device).drawing(), torch.no_grad():
             loss, terms, gradients, buffers = graph.function(
                 [p.detach() for p in program.params], graph.buffers, graph.fixed, batch, rows, normal, uniform, weight
             )
-        with owned.running(), RandomStream(seed, device).drawing(), LiftedNoise(normal, uniform) as noise:
+        with instance.running(), RandomStream(seed, device).drawing(), LiftedNoise(normal, uniform) as noise:
             eager, eager_terms, eager_gradients = program(batch, rows, weight)
         assert (noise.size.normal, noise.size.uniform) == (graph.noise.normal, graph.noise.uniform)
-        names = list(owned.parameters())
+        names = list(instance.parameters())
         pairs = (dict(zip(names, found, strict=True)) for found in (gradients, eager_gradients))
         assert_equal((loss, next(pairs)), (eager, next(pairs)))
         scale = max(float(x.abs()) for x in eager_terms.values())
@@ -268,26 +268,26 @@ def how_compiled(example: Example) -> Any:
 )
 def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.device) -> None:
     program, graph, data = trace(example, device)
-    owned, optimizer = program.owned, Optimizer(clip_norm=10.0, average=0.9)
-    state = init(owned, optimizer, 0.01)
+    instance, optimizer = program.instance, Optimizer(clip_norm=10.0, average=0.9)
+    state = init(instance, optimizer, 0.01)
     state.carry["buffers"] = graph.buffers
-    size = example.batch_size or owned.num_data
+    size = example.batch_size or instance.num_data
     loop = step_loop(state, graph, optimizer, data, size, STEPS + 1)
     fixed = (list(data), graph.fixed)
     loop.compile()
-    picked = [fresh(example, owned, seed)[0] for seed in range(STEPS)] if example.batch_size else None
-    every = torch.arange(owned.num_data, device=device)
+    picked = [fresh(example, instance, seed)[0] for seed in range(STEPS)] if example.batch_size else None
+    every = torch.arange(instance.num_data, device=device)
     rows = torch.stack(picked) if picked else every.expand(STEPS, -1)
-    generators = fresh(example, owned, 30)[1]
+    generators = fresh(example, instance, 30)[1]
     normal, uniform = graph.noise.draw(STEPS, generators, device)
     knobs = [(0.01, 0.5), (0.02, 1.0), (0.005, 0.7), (0.01, 1.0), (0.01, 0.0)]
     rates = torch.tensor(knobs, dtype=state.carry["packed"][0].dtype, device=device)
     before = {name: [x.clone() for x in tensors] for name, tensors in state.carry.items()}
-    with owned.running(), RandomStream(3, device).drawing():
+    with instance.running(), RandomStream(3, device).drawing():
         carry, record = loop(state.carry, PerStep(rows, rates), fixed, Noise(normal, uniform))
     for name, tensors in before.items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, state.carry[name], strict=True))
-    with owned.running(), RandomStream(3, device).drawing():
+    with instance.running(), RandomStream(3, device).drawing():
         expected, by_step = by_hand(program, state, optimizer, data, rows, (normal, uniform), rates)
     for i, terms in enumerate(by_step):
         scale = max(1.0, *(float(x.abs()) for x in terms.values()))
@@ -332,16 +332,16 @@ SEEDS = 8
 RATE = 0.02
 
 
-def final_elbo(owned: ProgramInstance, example: Example, data: Batch) -> float:
+def final_elbo(instance: ProgramInstance, example: Example, data: Batch) -> float:
     """Pyro's ELBO per datum on all data, a mean of 200 with the same noise for all."""
     objective = dataclasses.replace(example, batch_size=None).pyro()
-    rows = torch.arange(owned.num_data, device=owned.device)
-    with torch.no_grad(), owned.running(), RandomStream(99, owned.device).drawing():
-        objective.max_plate_nesting = owned.structure.plates
-        with owned.program.bound(rows, owned.num_data):
-            program = owned.program
+    rows = torch.arange(instance.num_data, device=instance.device)
+    with torch.no_grad(), instance.running(), RandomStream(99, instance.device).drawing():
+        objective.max_plate_nesting = instance.structure.plates
+        with instance.program.bound(rows, instance.num_data):
+            program = instance.program
             losses = [objective.loss(program.model, program.guide, *program.prepare(*data)) for _ in range(200)]
-    return -float(np.mean(losses)) / owned.num_data
+    return -float(np.mean(losses)) / instance.num_data
 
 
 def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
@@ -350,23 +350,23 @@ def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
     batch = tuple(x.to(device) for x in program.accept(data))
     size, generator = example.batch_size or num_rows(batch), torch.Generator().manual_seed(seed)
     with RandomStream(seed, device).drawing():
-        owned = ProgramInstance(program, batch, num_rows(batch), device=device, full_batch=size == num_rows(batch))
-    params, stream = owned.parameters(), RandomStream(1000 + seed, device)
+        instance = ProgramInstance(program, batch, num_rows(batch), device=device, full_batch=size == num_rows(batch))
+    params, stream = instance.parameters(), RandomStream(1000 + seed, device)
     optimizer = torch.optim.Adam(list(params.values()), lr=RATE)
     for number in range(1000):
-        rows = torch.randperm(owned.num_data, generator=generator)[:size].to(device)
+        rows = torch.randperm(instance.num_data, generator=generator)[:size].to(device)
         with stream.drawing():
-            _, gradients = pyros_loss_and_gradients(owned, example.pyro(), tuple(x[rows] for x in batch), rows)
+            _, gradients = pyros_loss_and_gradients(instance, example.pyro(), tuple(x[rows] for x in batch), rows)
         for name, p in params.items():
-            p.grad = gradients[name] / owned.num_data
+            p.grad = gradients[name] / instance.num_data
         optimizer.param_groups[0]["lr"] = Optimizer().rate(number, 1000, RATE)
         optimizer.step()
-    return final_elbo(owned, example, batch)
+    return final_elbo(instance, example, batch)
 
 
 def of_pyro(
     example: Example,
-    owned: ProgramInstance,
+    instance: ProgramInstance,
     state: State,
     data: Batch,
     rows: Tensor,
@@ -378,14 +378,14 @@ def of_pyro(
     for number, (chosen, normal, uniform, (rate, _)) in enumerate(zip(rows, *noise, rates, strict=True)):
         with LiftedNoise(normal, uniform):
             loss, gradients = pyros_loss_and_gradients(
-                owned, example.pyro(), tuple(x.index_select(0, chosen) for x in data), chosen
+                instance, example.pyro(), tuple(x.index_select(0, chosen) for x in data), chosen
             )
         with torch.no_grad():
-            packed = state.packing.pack([g / owned.num_data for g in gradients.values()])
+            packed = state.packing.pack([g / instance.num_data for g in gradients.values()])
             finite = torch.isfinite(loss) & torch.isfinite(norm_of(packed))
             step = torch.tensor(number, device=rows.device)
             state.take(optimizer.advance(state.carry, packed, finite, rate, step))
-        elbos.append(-float(loss) / owned.num_data)
+        elbos.append(-float(loss) / instance.num_data)
     return elbos
 
 
@@ -397,21 +397,21 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
 ) -> None:
     """Rounding grows until the paths part; where they end differs by less than a path's own Monte Carlo error."""
     program, graph, data = trace(example, device)
-    owned, count = program.owned, 1000
-    size, generators = example.batch_size or owned.num_data, fresh(example, owned, 30)[1]
-    every = torch.arange(owned.num_data, device=device).expand(count, -1)
-    rows = torch.stack([fresh(example, owned, seed)[0] for seed in range(count)]) if example.batch_size else every
+    instance, count = program.instance, 1000
+    size, generators = example.batch_size or instance.num_data, fresh(example, instance, 30)[1]
+    every = torch.arange(instance.num_data, device=device).expand(count, -1)
+    rows = torch.stack([fresh(example, instance, seed)[0] for seed in range(count)]) if example.batch_size else every
     noise = graph.noise.draw(count, generators, device)
-    state = init(owned, Optimizer(), RATE)
+    state = init(instance, Optimizer(), RATE)
     state.carry["buffers"] = graph.buffers
     rates = torch.ones(count, 2, dtype=state.carry["packed"][0].dtype, device=device)
     rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE).copy())
     loop = step_loop(state, graph, Optimizer(), data, size, count)
-    with owned.running(), RandomStream(3, device).drawing():
+    with instance.running(), RandomStream(3, device).drawing():
         loop.compile()
         _, record = loop(state.carry, PerStep(rows, rates), (list(data), graph.fixed), Noise(*noise))
     with RandomStream(3, device).drawing():
-        theirs = of_pyro(example, owned, state, data, rows, noise, rates)
+        theirs = of_pyro(example, instance, state, data, rows, noise, rates)
     ours = record["elbo"].tolist()
     if example.name in CHAOTIC:
         assert ours[:100] == pytest.approx(theirs[:100], rel=1e-9)
@@ -436,7 +436,7 @@ def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: 
         )  # fmt: skip
         assert posterior.config["compiled"]
         assert len(posterior.history.steps["elbo"]) == pytest.approx(1000, abs=2)
-        ours.append(final_elbo(posterior.owned, example, data))
+        ours.append(final_elbo(posterior.instance, example, data))
         theirs.append(pyros_fit(example, seed, device))
     error = np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / SEEDS)
     assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 1e-6

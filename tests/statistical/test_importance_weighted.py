@@ -310,10 +310,10 @@ def with_everything(kind: str) -> Program:
 @pytest.mark.parametrize("kind", ["local", "global", "joint", "summed"])
 def test_it_is_the_evidence_that_the_posterior_estimates(kind: str) -> None:
     """The same weights, from the same noise, in two ways."""
-    owned = ProgramInstance(with_everything(kind), (X,), 3)
-    posterior = Posterior(owned)
-    with owned.running(), RandomStream(7).drawing():
-        run = Run(owned.program, (X,), torch.arange(3), 3, plates=owned.structure.plates)
+    instance = ProgramInstance(with_everything(kind), (X,), 3)
+    posterior = Posterior(instance)
+    with instance.running(), RandomStream(7).drawing():
+        run = Run(instance.program, (X,), torch.arange(3), 3, plates=instance.structure.plates)
         _, terms = IWAE(particles=6)(run)
     wanted = posterior.log_evidence(X, particles=6, seed=7)
     torch.testing.assert_close(3 * terms["iwae"], wanted.sum())

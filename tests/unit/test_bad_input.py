@@ -295,17 +295,17 @@ def test_values_outside_of_a_models_likelihood() -> None:
     grey = 255 * torch.rand(20, 3).round()
     refuse(r"images must be in \[0, 1\] for a Bernoulli likelihood; got values from 0 to 255\. Divide", vae(), grey)
     refuse(
-        r"values must be whole numbers for a categorical likelihood\. Round them",
+        r"values must be whole numbers; got 0\.\d+ in row 0\. Number the classes from 0\.",
         vae(likelihood="categorical", num_classes=4),
         torch.rand(9, 3),
     )
     refuse(
-        r"values must be in 0\.\.3 for num_classes=4; got 0 to 255\. Raise num_classes",
+        r"values must be in 0\.\.3 for num_classes=4; got 255 in row \d+\. .*, or raise num_classes\.",
         vae(likelihood="categorical", num_classes=4),
         grey,
     )
     refuse(
-        r"x must be 0 or 1 for a Bernoulli likelihood; got values from 0 to 2\.",
+        r"x must be 0 or 1 for likelihood='bernoulli'; got 2 in row 1\. Write \(x > threshold\)\.float\(\)",
         DeepMarkovModel(4, 2, 3, 3),
         torch.ones(2, 5, 4).cumsum(0) * torch.eye(5)[:, :4],
     )
@@ -314,7 +314,9 @@ def test_values_outside_of_a_models_likelihood() -> None:
     refuse(r"labels y must be in 0\.\.2 for num_classes=3; got 3 in row 200\.", many, (X, with_value(labels, 3)))
     refuse(r"labels y must be whole numbers; got 0\.5 in row 200\.", many, (X, with_value(labels.float(), 0.5)))
     refuse(
-        r"y must be 0 or 1 for likelihood='bernoulli'; got 2\.", bnn(likelihood="bernoulli"), (X, with_value(labels, 2))
+        r"y must be 0 or 1 for likelihood='bernoulli'; got 2 in row 200\.",
+        bnn(likelihood="bernoulli"),
+        (X, with_value(labels, 2)),
     )
 
 
@@ -356,7 +358,7 @@ def test_rows_behind_a_mask_may_be_anything() -> None:
         ({"batch_size": 0}, r"batch_size must be a whole number of at least 1; got 0\."),
         ({"batch_size": "all"}, r"batch_size must be a whole number of at least 1; got 'all'\."),
         ({"weights": "frsh"}, r"weights must be 'auto', 'fresh' or 'keep'; got 'frsh'\."),
-        ({"steps": 0}, r"steps must be a whole number of at least 1; got 0\."),
+        ({"steps": 0, "epochs": None}, r"steps must be a whole number of at least 1; got 0\."),
         ({"steps": 5, "epochs": 2}, r"give epochs or steps, not both; got epochs=2 and steps=5\. Leave one out\."),
         ({"guide": "normall"}, r"unknown guide 'normall'\. Did you mean 'normal'\?"),
         ({"objective": "elbow"}, r"unknown objective 'elbow'\. Did you mean 'elbo'\?"),
@@ -424,14 +426,15 @@ def test_names_that_do_not_exist() -> None:
     with pytest.raises(ValueError, match=r"unknown activation 'rely'\. Did you mean 'relu'\?"):
         vae(activation="rely")
     with pytest.raises(
-        ValueError, match=r"unknown likelihood 'gaussian'\. Choose from: bernoulli, categorical, normal\."
+        ValueError,
+        match=r"unknown likelihood 'gaussian'\. Choose from: bernoulli, categorical, neg.* normal, poisson\.",
     ):
         bnn(likelihood="gaussian")
     with pytest.raises(ValueError, match=r"unknown schedule 'cos'\. Did you mean 'cosine'\?"):
         Optimizer(schedule="cos")
     with pytest.raises(ValueError, match=r"latent_dim must be a whole number of at least 1; got 0\."):
         VAE((3,), latent_dim=0)
-    with pytest.raises(ValueError, match=r"likelihood='categorical' needs num_classes, the number of values\."):
+    with pytest.raises(ValueError, match=r"likelihood='categorical' needs num_classes, a whole.* 2; got None\."):
         vae(likelihood="categorical")
 
 

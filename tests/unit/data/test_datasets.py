@@ -123,9 +123,9 @@ def test_music_counts(data_folder: Path) -> None:
         ((3,), TypeError, "name must be text, such as 'digits'; got 3"),
         (("digits", 1), ValueError, "'digits' has 1 standard split, .* got split=1. Choose split=0"),
         (("uci/yacht", 20), ValueError, "has 20 standard splits, .* got split=20. Choose 0 to 19"),
-        (("uci/yacht", -1), ValueError, "got split=-1"),
-        (("uci/yacht", 1.0), TypeError, r"split must be a whole number; got 1\.0"),
-        (("uci/yacht", True), TypeError, "split must be a whole number; got True"),
+        (("uci/yacht", -1), ValueError, r"split must be a whole number of at least 0; got -1\."),
+        (("uci/yacht", 1.0), ValueError, r"split must be a whole number of at least 0; got 1\.0\."),
+        (("uci/yacht", True), ValueError, r"split must be a whole number of at least 0; got True\."),
     ],
 )
 def test_wrong_names_and_splits(arguments: tuple[str, int], error: type, message: str) -> None:

@@ -122,15 +122,15 @@ def test_batches_are_endless_and_follow_the_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "error", "message"),
+    ("rows", "batch", "message"),
     [
-        (0, 1, ValueError, "num_data must be at least 1; got 0"),
-        (5, 0, ValueError, "batch_size must be at least 1; got 0"),
-        (5, -2, ValueError, "batch_size must be at least 1; got -2"),
-        (5, 2.0, TypeError, r"batch_size must be a whole number; got 2\.0"),
-        (True, 2, TypeError, "num_data must be a whole number; got True"),
+        (0, 1, r"num_data must be a whole number of at least 1; got 0\."),
+        (5, 0, r"batch_size must be a whole number of at least 1; got 0\."),
+        (5, -2, r"batch_size must be a whole number of at least 1; got -2\."),
+        (5, 2.0, r"batch_size must be a whole number of at least 1; got 2\.0\."),
+        (True, 2, r"num_data must be a whole number of at least 1; got True\."),
     ],
 )
-def test_shuffle_refuses(rows: int, batch: int, error: type, message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_shuffle_refuses(rows: int, batch: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Shuffle(rows, batch, torch.Generator())

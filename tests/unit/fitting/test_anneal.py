@@ -109,7 +109,7 @@ def test_who_looks_between_steps_sees_it(compile: bool) -> None:
             return 3
 
         def step_end(self, fit: Fit) -> None:
-            seen.append(float(fit.state.owned.program.temperature))  # type: ignore[attr-defined]
+            seen.append(float(fit.state.instance.program.temperature))  # type: ignore[attr-defined]
 
     fitted(compile=compile, callbacks=[Anneal("temperature", 4.0, 0.0, epochs=12, shape="linear"), Watch()])
     assert seen == pytest.approx([4 - 4 * step / 11 for step in (2, 5, 8, 11)])

@@ -7,10 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
+from torch import Tensor
+from uncompiled import replace_compiler
 
-from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.inference import svi
 from deepprob.posteriors.history import History
+from deepprob.programs.program import Program
 
 
 class Scripted:
@@ -22,6 +30,9 @@ class Scripted:
         self.history = History(steps_per_epoch=steps_per_epoch)
         self.warm_up_steps = 0
         self.saved: list[int] = []
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {}
 
     def save_checkpoint(self, path: Path) -> None:
         self.saved.append(self.step)
@@ -124,3 +135,64 @@ def test_log_prints_one_line_every_so_often(capsys: pytest.CaptureFixture[str]) 
     assert file.getvalue() == "epoch 2  elbo -1.5  seconds 0.25\n"
     Log().epoch_end(fit)
     assert capsys.readouterr().out.startswith("epoch 3  elbo")
+
+
+class Averaged(Callback):
+    """The mean of the parameters at every third step, as stochastic weight averaging takes it."""
+
+    def __init__(self) -> None:
+        self.count, self.mean = 0, {}  # type: ignore[var-annotated]
+
+    def interval(self, steps_per_epoch: int) -> int:
+        return 3
+
+    def step_end(self, fit: Fit) -> None:
+        self.count += 1
+        for name, value in fit.parameters().items():
+            before = self.mean.get(name, torch.zeros_like(value))
+            self.mean[name] = before + (value - before) / self.count
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_callback_averages_the_parameters_along_a_run(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient descent on a quadratic: after k steps the mode is 2 (1 - 0.8^k) of the way."""
+    replace_compiler(monkeypatch)
+
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1e4))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("loc", dist.Delta(pyro.param("mode", torch.tensor(0.0))))
+
+    averaged, optimizer = Averaged(), Optimizer("sgd", learning_rate=0.2, schedule="constant")
+    posterior = svi(
+        Program.of(model, guide), torch.full((5,), 2.0), steps=12, optimizer=optimizer, compile=compile,
+        callbacks=[averaged], progress=False,
+    )  # fmt: skip
+    assert posterior.config["compiled"] is compile
+    path = [2 * (1 - 0.8**step) for step in (3, 6, 9, 12)]
+    assert averaged.count == 4
+    assert averaged.mean.keys() == {"store.mode"}
+    assert float(averaged.mean["store.mode"]) == pytest.approx(sum(path) / 4, rel=1e-4)
+    assert float(posterior.parameters()["store.mode"]) == pytest.approx(path[-1], rel=1e-4)
+
+
+def test_parameters_are_copies() -> None:
+    class Spoiler(Callback):
+        def step_end(self, fit: Fit) -> None:
+            for value in fit.parameters().values():
+                value.fill_(torch.nan)
+
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    fits = [
+        svi(Program.of(model, "normal"), torch.ones(4), steps=5, callbacks=callbacks, progress=False)
+        for callbacks in ([], [Spoiler()])
+    ]
+    one, other = (fit.parameters() for fit in fits)
+    assert all(torch.equal(one[name], other[name]) for name in one)

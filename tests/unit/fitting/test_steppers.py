@@ -31,7 +31,7 @@ from deepprob.engine.native.cache import NoCompiler
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.buckets import Views
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
-from deepprob.fitting.compiling import choose_stepper
+from deepprob.fitting.compiling import CompileTask, choose_stepper
 from deepprob.fitting.cost_model import pays as pays_off
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
@@ -259,7 +259,7 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("CXX", None)
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(folders=[str(Path(__file__).parents[0]), str(Path(__file__).parents[1])])],
+        [sys.executable, "-c", WITHOUT.format(folders=[str(folder) for folder in Path(__file__).parents[:2]])],
         capture_output=True, text=True, timeout=300, check=True, env=environment,
     )  # fmt: skip
     steps, messages, _ = json.loads(done.stdout)
@@ -472,12 +472,11 @@ def chosen(
     compile: bool | str = True, *, steps: int = 10**6, program: Program | None = None, announce: bool = False
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
-    owned = ProgramInstance(program or Regression(), data, N, full_batch=False)
-    state = init(owned, optimizer, 0.05)
-    return choose_stepper(
-        compile, state, EagerStepper(lambda *_: {}, Views(data)), objective=ELBO(), optimizer=optimizer, batch_size=B,
-        steps=steps, noise=RandomStream(0), announce=announce,
-    )  # fmt: skip
+    instance = ProgramInstance(program or Regression(), data, N, full_batch=False)
+    state = init(instance, optimizer, 0.05)
+    eager = EagerStepper(lambda *_: {}, Views(data))
+    task = CompileTask(state, ELBO(), optimizer, eager.views, B, announce=announce)
+    return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
 
 
 def stepper_of(compile: bool | str) -> CompiledStepper:
@@ -510,9 +509,9 @@ def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.Monk
 
 
 def operations_of(program: Program) -> int:
-    owned = ProgramInstance(program, (X, Y), N, full_batch=False)
-    with owned.running(), RandomStream(0).drawing():
-        return GradientProgram(owned, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
+    instance = ProgramInstance(program, (X, Y), N, full_batch=False)
+    with instance.running(), RandomStream(0).drawing():
+        return GradientProgram(instance, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
 
 
 def test_short_fits_are_eager_and_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

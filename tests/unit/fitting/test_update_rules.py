@@ -358,14 +358,14 @@ def test_steps_are_those_of_torch(name: Any, options: dict[str, Any], extra: dic
     """Every optimizer, ours or torch's, against torch's own step, clipping and mean of gradients by hand."""
     (x, y), objective = rows(), ELBO()
     optimizer = Optimizer(name, learning_rate=0.05, options=options, **extra)
-    owned, twin = (
+    instance, twin = (
         ProgramInstance(Program.of(regression, "normal", data_plate="data"), (x, y), 40, full_batch=True)
         for _ in range(2)
     )
     every, number = optimizer.accumulate, 0
     params = list(twin.parameters().values())
     built, average = optimizer.build(params, 0.05), [p.detach().clone() for p in params]
-    state = init(owned, optimizer, 0.05)
+    state = init(instance, optimizer, 0.05)
     noises = RandomStream(0), RandomStream(0)
     for k in range(12):
         state, _ = step(state, (x, y), torch.arange(40), noises[0], Knobs(0.05), objective, optimizer)

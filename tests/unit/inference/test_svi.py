@@ -66,8 +66,8 @@ def same(a: Posterior, b: Posterior) -> bool:
 
 
 def test_the_loop_can_be_written_by_hand() -> None:
-    owned = ProgramInstance(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
-    state = init(owned, optimizer := Optimizer(), 0.05)
+    instance = ProgramInstance(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
+    state = init(instance, optimizer := Optimizer(), 0.05)
     noise, objective = RandomStream(0), ELBO()
     elbos = []
     for _ in range(100):

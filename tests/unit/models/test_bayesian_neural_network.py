@@ -294,6 +294,7 @@ def test_targets_may_be_one_axis_and_labels_two() -> None:
 
 _READ = """
 import json, sys, torch
+import deepprob.models
 from deepprob.posteriors.posterior import Posterior
 posterior = Posterior.load(sys.argv[1])
 x = torch.linspace(-1, 1, 12).reshape(4, 3)
@@ -413,7 +414,7 @@ def test_wrong_labels(y: Tensor, message: str) -> None:
 
 
 def test_wrong_binary_targets() -> None:
-    with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2"):
+    with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2 in row 2"):
         fit(BayesianNeuralNetwork(network(), "bernoulli"), (torch.randn(4, 3), torch.tensor([0, 1, 2, 1])))
 
 

@@ -246,24 +246,32 @@ def test_what_is_pretrained_or_has_no_start_stays() -> None:
     [
         (
             lambda: MLP(cast("int", 5.0), 2),
-            TypeError,
-            r"in_features must be a whole number; got 5\.0 \(float\)",
+            ValueError,
+            r"in_features must be a whole number of at least 1; got 5\.0\.",
         ),
-        (lambda: MLP(True, 2), TypeError, r"in_features must be a whole number; got True \(bool\)"),
-        (lambda: MLP(5, 0), ValueError, "out_features must be at least 1; got 0"),
+        (lambda: MLP(True, 2), ValueError, r"in_features must be a whole number of at least 1; got True\."),
+        (lambda: MLP(5, 0), ValueError, "out_features must be a whole number of at least 1; got 0"),
         (
             lambda: MLP(5, 2, hidden_dims=cast("Any", 5)),
             TypeError,
             "hidden_dims must be a sequence .*; got 5",
         ),
-        (lambda: MLP(5, 2, hidden_dims=(5, -1)), ValueError, "hidden_dims must be at least 1"),
+        (
+            lambda: MLP(5, 2, hidden_dims=(5, -1)),
+            ValueError,
+            r"every size in hidden_dims must be a whole number of at least 1; got -1\.",
+        ),
         (
             lambda: MLP(5, 2, (), "rleu"),
             ValueError,
             "unknown activation 'rleu'. Did you mean 'relu'",
         ),
         (lambda: ConvEncoder((8,), 2), ValueError, r"image_shape must be .*; got \(8,\)\. Reshape"),
-        (lambda: ConvDecoder(2, (8, 8), num_params=0), ValueError, "num_params must be at least 1"),
+        (
+            lambda: ConvDecoder(2, (8, 8), num_params=0),
+            ValueError,
+            "num_params must be a whole number of at least 1; got 0",
+        ),
         (lambda: Recurrent(2, 3, "gur"), ValueError, "unknown kind of recurrent network 'gur'"),
         (
             lambda: Recurrent(2, 3, reverse=True, bidirectional=True),

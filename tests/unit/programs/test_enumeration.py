@@ -250,22 +250,24 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-def owned_of(case: Case) -> ProgramInstance:
+def instance_of(case: Case) -> ProgramInstance:
     model, guide, data, plate = case
     with RandomStream(0).drawing():
         return ProgramInstance(Program.of(model, guide, data_plate=plate), data, len(data[0]))
 
 
-def compare(owned: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1) -> dict[str, Tensor]:
+def compare(
+    instance: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, particles: int = 1
+) -> dict[str, Tensor]:
     """Hold loss and gradients against Pyro's, at the same noise, and return our terms."""
-    depth, num_data, params = owned.structure.plates, owned.num_data, list(owned.parameters().values())
+    depth, num_data, params = instance.structure.plates, instance.num_data, list(instance.parameters().values())
     theirs = TraceEnum_ELBO(max_plate_nesting=depth, num_particles=particles, vectorize_particles=particles > 1)
-    with owned.running():
-        with RandomStream(1).drawing(), owned.program.bound(rows, num_data):
-            expected = theirs.differentiable_loss(owned.program.model, owned.program.guide, *batch)
+    with instance.running():
+        with RandomStream(1).drawing(), instance.program.bound(rows, num_data):
+            expected = theirs.differentiable_loss(instance.program.model, instance.program.guide, *batch)
         with RandomStream(1).drawing():
             objective = ELBO(particles=particles, analytic_kl=False)
-            loss, terms = objective(Run(owned.program, batch, rows, num_data, plates=depth))
+            loss, terms = objective(Run(instance.program, batch, rows, num_data, plates=depth))
         torch.testing.assert_close(loss * num_data, expected, rtol=1e-9, atol=1e-9)
         ours = torch.autograd.grad(loss * num_data, params, allow_unused=True)
         gradients = torch.autograd.grad(expected, params, allow_unused=True)
@@ -282,21 +284,21 @@ def compare(owned: ProgramInstance, batch: tuple[Tensor, ...], rows: Tensor, par
 @pytest.mark.parametrize("particles", [1, 3])
 def test_the_bound_and_its_gradient_are_pyros(name: str, particles: int) -> None:
     case = CASES[name]()
-    compare(owned_of(case), case[2], torch.arange(len(case[2][0])), particles)
+    compare(instance_of(case), case[2], torch.arange(len(case[2][0])), particles)
 
 
 @pytest.mark.parametrize("name", ["mixture", "hidden Markov", "labels, parallel", "labels, sequential", "mask"])
 def test_minibatches_are_weighed(name: str) -> None:
     case = CASES[name]()
     rows = torch.tensor([2, 0])
-    compare(owned_of(case), tuple(x[rows] for x in case[2]), rows)
+    compare(instance_of(case), tuple(x[rows] for x in case[2]), rows)
 
 
 def test_a_minibatch_of_mixture_rows_is_unbiased() -> None:
     case = mixture()
-    owned, (x,) = owned_of(case), case[2]
-    whole = float(compare(owned, (x,), torch.arange(7))["elbo"])
-    parts = [float(compare(owned, (x[i : i + 1],), torch.tensor([i]))["elbo"]) for i in range(7)]
+    instance, (x,) = instance_of(case), case[2]
+    whole = float(compare(instance, (x,), torch.arange(7))["elbo"])
+    parts = [float(compare(instance, (x[i : i + 1],), torch.tensor([i]))["elbo"]) for i in range(7)]
     assert whole == pytest.approx(sum(parts) / 7)
 
 
@@ -308,10 +310,10 @@ def test_a_masked_distribution_is_summed_as_a_masked_site() -> None:
             pyro.sample("x", dist.Normal(locs[k.long()], 1.0).mask((x < 1) & (x > -1)), obs=x)
 
     x = masked()[2]
-    wanted = compare(owned_of(masked()), x, torch.arange(7))["elbo"]
-    owned = owned_of((inside, nothing, x, "data"))
-    with owned.running():
-        got = ELBO()(Run(owned.program, x, torch.arange(7), 7))[1]["elbo"]
+    wanted = compare(instance_of(masked()), x, torch.arange(7))["elbo"]
+    instance = instance_of((inside, nothing, x, "data"))
+    with instance.running():
+        got = ELBO()(Run(instance.program, x, torch.arange(7), 7))[1]["elbo"]
     torch.testing.assert_close(got, wanted)
 
 
@@ -327,9 +329,9 @@ def test_named_guides_leave_enumerated_sites_out(guide: Any) -> None:
     x = values(6)
     if guide == "hidden by hand":
         guide = AutoNormal(poutine.block(clustered, hide=["k"]))
-    owned = owned_of((clustered, guide, (x,), "data"))
-    assert (owned.structure.global_, owned.structure.local, owned.structure.summed) == (("locs",), (), ("k",))
-    compare(owned, (x,), torch.arange(6))
+    instance = instance_of((clustered, guide, (x,), "data"))
+    assert (instance.structure.global_, instance.structure.local, instance.structure.summed) == (("locs",), (), ("k",))
+    compare(instance, (x,), torch.arange(6))
 
 
 def test_config_enumerate_marks_too() -> None:
@@ -338,17 +340,17 @@ def test_config_enumerate_marks_too() -> None:
             k = pyro.sample("k", dist.Bernoulli(0.3))
             pyro.sample("x", dist.Normal(k + param("loc", torch.tensor(0.1)), 1.0), obs=x)
 
-    owned = owned_of((config_enumerate(plain), "normal", (values(4),), "data"))
-    assert owned.structure.summed == ("k",)
-    compare(owned, (values(4),), torch.arange(4), particles=2)
+    instance = instance_of((config_enumerate(plain), "normal", (values(4),), "data"))
+    assert instance.structure.summed == ("k",)
+    compare(instance, (values(4),), torch.arange(4), particles=2)
 
 
 def test_closed_forms_stay_where_the_prior_does_not_depend_on_the_sum() -> None:
     def terms_of(case: Case, analytic_kl: bool) -> dict[str, Tensor]:
-        owned = owned_of(case)
-        with owned.running(), RandomStream(1).drawing():
+        instance = instance_of(case)
+        with instance.running(), RandomStream(1).drawing():
             objective = ELBO(particles=4000, analytic_kl=analytic_kl)
-            return objective(Run(owned.program, case[2], torch.arange(len(case[2][0])), owned.num_data))[1]
+            return objective(Run(instance.program, case[2], torch.arange(len(case[2][0])), instance.num_data))[1]
 
     # The code's prior depends on the component: no closed form, so nothing changes.
     assert terms_of(clusters_of_codes(), True) == terms_of(clusters_of_codes(), False)
@@ -377,24 +379,24 @@ def test_what_the_terms_mean() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("k", dist.Categorical(logits=logits), infer=PARALLEL)
 
-    summed = compare(owned_of((model, nothing, (x,), "data")), (x,), torch.arange(3))
+    summed = compare(instance_of((model, nothing, (x,), "data")), (x,), torch.arange(3))
     torch.testing.assert_close(summed["likelihood"], joint.logsumexp(1).mean())
     assert float(summed["kl_local"]) == float(summed["kl_global"]) == 0.0
     q = dist.Categorical(logits=logits)
-    chosen = compare(owned_of((model, guide, (x,), "data")), (x,), torch.arange(3))
+    chosen = compare(instance_of((model, guide, (x,), "data")), (x,), torch.arange(3))
     torch.testing.assert_close(chosen["likelihood"], ((joint - prior.log()) * q.probs).sum(1).mean())
     torch.testing.assert_close(chosen["kl_local"], dist.kl.kl_divergence(q, dist.Categorical(prior)))
 
 
 def test_a_mixture_prior_is_a_prior() -> None:
     """log p(z) = log sum_k p(k) p(z | k) belongs to the KL, the rest to the likelihood."""
-    owned = owned_of(clusters_of_codes())
+    instance = instance_of(clusters_of_codes())
     (x,) = clusters_of_codes()[2]
-    with owned.running(), RandomStream(1).drawing():
+    with instance.running(), RandomStream(1).drawing():
         z = 0.6 * x + 0.5 * torch.randn(6)
         prior = torch.tensor([0.4, 0.6]).log() + dist.Normal(torch.tensor([-1.0, 2.0]), 0.5).log_prob(z[:, None])
         joint = prior + dist.Normal(z[:, None] + torch.tensor([0.0, 0.1]), 1.0).log_prob(x[:, None])
-    terms = compare(owned, (x,), torch.arange(6))
+    terms = compare(instance, (x,), torch.arange(6))
     torch.testing.assert_close(terms["likelihood"], (joint.logsumexp(1) - prior.logsumexp(1)).mean())
     log_q = dist.Normal(0.6 * x, 0.5).log_prob(z)
     torch.testing.assert_close(terms["kl_local"], (log_q - prior.logsumexp(1)).mean())
@@ -402,9 +404,9 @@ def test_a_mixture_prior_is_a_prior() -> None:
 
 def test_the_kl_weight_weighs_the_kl_only() -> None:
     case = chain_in_the_guide(PARALLEL)
-    owned = owned_of(case)
-    with owned.running(), RandomStream(0).drawing():
-        loss, terms = ELBO()(Run(owned.program, case[2], torch.arange(5), 5), kl_weight=torch.tensor(0.3))
+    instance = instance_of(case)
+    with instance.running(), RandomStream(0).drawing():
+        loss, terms = ELBO()(Run(instance.program, case[2], torch.arange(5), 5), kl_weight=torch.tensor(0.3))
     torch.testing.assert_close(
         loss.detach(), 0.3 * (terms["kl_local"] + terms["kl_global"]) - terms["likelihood"], rtol=1e-12, atol=0.0
     )
@@ -414,18 +416,18 @@ def test_the_kl_weight_weighs_the_kl_only() -> None:
 def test_the_bound_asks_the_host_nothing(name: str) -> None:
     """Traced with its inputs as proxies; any ``.item()`` or ``bool()`` of one would raise."""
     case = hidden_markov(5) if name == "hidden Markov" else CASES[name]()
-    owned = owned_of(case)
-    params, rows = list(owned.parameters().values()), torch.arange(len(case[2][0]))
-    depth = owned.structure.plates
+    instance = instance_of(case)
+    params, rows = list(instance.parameters().values()), torch.arange(len(case[2][0]))
+    depth = instance.structure.plates
 
     def step(*inputs: Tensor) -> tuple[Tensor, ...]:
         batch = inputs[len(params) :]
         with RandomStream(1).drawing():
-            loss, terms = ELBO(particles=2)(Run(owned.program, batch, rows, owned.num_data, plates=depth))
+            loss, terms = ELBO(particles=2)(Run(instance.program, batch, rows, instance.num_data, plates=depth))
         gradients = torch.autograd.grad(loss, inputs[: len(params)], allow_unused=True)
         return (loss, *terms.values(), *(g for g in gradients if g is not None))
 
-    with owned.running():
+    with instance.running():
         expected = step(*params, *case[2])
         graph = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*params, *case[2])
         with RandomStream(1).drawing():
@@ -436,7 +438,7 @@ def test_the_bound_asks_the_host_nothing(name: str) -> None:
 
 
 def refused(model: Callable[..., Any], guide: Any = nothing, x: Tensor | None = None, plate: str | None = None) -> None:
-    owned_of((model, guide, (values(4) if x is None else x,), plate))
+    instance_of((model, guide, (values(4) if x is None else x,), plate))
 
 
 def marked(distribution: Any, infer: dict[str, Any]) -> Callable[[Tensor], None]:
@@ -506,12 +508,12 @@ def test_the_guides_choices_come_first(infer: dict[str, str]) -> None:
 
 def test_one_sum_has_one_scale() -> None:
     outer = marked(dist.Bernoulli(0.5), PARALLEL)
-    owned = owned_of((outer, nothing, (values(4),), "data"))
+    instance = instance_of((outer, nothing, (values(4),), "data"))
     with (
         pytest.raises(ValueError, match=r"sites 'k' and 'x' belong to one sum .* have scales 1\.0 and 2\.0"),
-        owned.running(),
+        instance.running(),
     ):
-        ELBO()(Run(owned.program, (values(2),), torch.arange(2), 4))
+        ELBO()(Run(instance.program, (values(2),), torch.arange(2), 4))
 
     def halves(x: Tensor, by: Any) -> None:
         with pyro.plate("data", len(x)):
@@ -566,7 +568,7 @@ def test_marks_that_come_late_are_refused() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(param("loc", torch.tensor(0.0)), 1.0), obs=x)
 
-    owned = owned_of((changing, nothing, (values(4),), "data"))
+    instance = instance_of((changing, nothing, (values(4),), "data"))
     message = r"site 'k' is not in the guide, nor was it marked .* in the first run"
-    with pytest.raises(ValueError, match=message), owned.running():
-        ELBO()(Run(owned.program, (values(2),), torch.arange(2), 4))
+    with pytest.raises(ValueError, match=message), instance.running():
+        ELBO()(Run(instance.program, (values(2),), torch.arange(2), 4))

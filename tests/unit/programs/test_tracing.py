@@ -61,13 +61,13 @@ def gradient_program(
 ) -> tuple[GradientProgram, Batch, Tensor]:
     """A program to trace, and a batch of its first rows."""
     with RandomStream(0).drawing():
-        owned = ProgramInstance(program, data, len(data[0]), full_batch=batch_size == len(data[0]))
-    owned.program.train()
-    return GradientProgram(owned, objective), tuple(x[:batch_size] for x in data), torch.arange(batch_size)
+        instance = ProgramInstance(program, data, len(data[0]), full_batch=batch_size == len(data[0]))
+    instance.program.train()
+    return GradientProgram(instance, objective), tuple(x[:batch_size] for x in data), torch.arange(batch_size)
 
 
 def traced(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
-    with program.owned.running(), RandomStream(1).drawing():
+    with program.instance.running(), RandomStream(1).drawing():
         return trace_gradients(program, batch, rows)
 
 
@@ -87,7 +87,7 @@ def assert_equal(program: GradientProgram, graph: GradientGraph, data: Batch, se
             [p.detach() for p in program.params], graph.buffers, graph.fixed, batch, rows, normal, uniform, weight
         )
     assert all(torch.equal(a, b) for a, b in zip(graph.buffers, before, strict=True))
-    with program.owned.running(), RandomStream(seed).drawing(), LiftedNoise(normal, uniform):
+    with program.instance.running(), RandomStream(seed).drawing(), LiftedNoise(normal, uniform):
         eager_loss, eager_terms, eager_gradients = program(batch, rows, weight)
     close(loss, eager_loss)
     assert graph.names == tuple(eager_terms)
@@ -280,7 +280,7 @@ def detached_sum(self: Small, x: Tensor, w: Tensor) -> Tensor:
 )
 def test_buffers_come_out_right_and_tracing_leaves_them(mean: Callable[..., Any], attributes: dict[str, Any]) -> None:
     program, batch, rows = gradient_program(Small(mean, **attributes))
-    names = dict(program.owned.program.named_buffers())
+    names = dict(program.instance.program.named_buffers())
     before = {n: b.clone() for n, b in names.items()}
     graph = traced(program, batch, rows)
     assert all(torch.equal(b, before[n]) for n, b in names.items())
@@ -304,7 +304,7 @@ def test_a_buffer_that_the_first_run_happened_not_to_change() -> None:
 
 def test_eval_mode_is_another_graph() -> None:
     program, batch, rows = gradient_program(Small(normed, norm=nn.BatchNorm1d(3)))
-    program.owned.program.eval()
+    program.instance.program.eval()
     graph = traced(program, batch, rows)
     assert graph.buffers == []
     assert_equal(program, graph, (X,))
@@ -420,7 +420,7 @@ def test_a_value_that_is_asked_for_is_refused_with_its_line(mean: Callable[..., 
 def test_what_would_be_frozen_is_refused(mean: Callable[..., Any], message: str) -> None:
     np.random.rand()  # a state in the middle of its block, as it is most of the time
     program, batch, rows = gradient_program(Small(mean, plain=torch.zeros(3), alias=torch.zeros(())))
-    program.owned.program.alias = program.params[0].data
+    program.instance.program.alias = program.params[0].data
     with pytest.raises(Untraceable, match=message):
         traced(program, batch, rows)
 
@@ -438,10 +438,10 @@ def test_a_refusal_leaves_everything_as_it_was() -> None:
 
     program, batch, rows = gradient_program(Small(counts_and_branches))
     params = [p.detach().clone() for p in program.params]
-    buffer = program.owned.program.get_buffer("buffer").clone()
+    buffer = program.instance.program.get_buffer("buffer").clone()
     with pytest.raises(Untraceable):
         traced(program, batch, rows)
-    assert torch.equal(program.owned.program.get_buffer("buffer"), buffer)
+    assert torch.equal(program.instance.program.get_buffer("buffer"), buffer)
     assert all(torch.equal(a, b) for a, b in zip(program.params, params, strict=True))
     assert all(p.grad is None for p in program.params)
     loss, *_ = run_eagerly(program, batch, rows)
@@ -449,7 +449,7 @@ def test_a_refusal_leaves_everything_as_it_was() -> None:
 
 
 def run_eagerly(program: GradientProgram, batch: Batch, rows: Tensor) -> tuple[Tensor, Any, list[Tensor]]:
-    with program.owned.running(), RandomStream(2).drawing():
+    with program.instance.running(), RandomStream(2).drawing():
         return program(batch, rows, 1.0)
 
 
@@ -464,9 +464,9 @@ def test_the_callers_random_states_are_left_alone() -> None:
 
 def test_measuring_counts_and_restores() -> None:
     program, batch, rows = gradient_program(Small(averaged))
-    buffer = program.owned.program.get_buffer("buffer")
+    buffer = program.instance.program.get_buffer("buffer")
     before = buffer.clone()
-    with program.owned.running(), RandomStream(1).drawing():
+    with program.instance.running(), RandomStream(1).drawing():
         size, changed = program.measure(batch, rows)
         again, _ = program.measure(batch, rows)
     assert size == again
@@ -501,5 +501,5 @@ def test_a_class_beyond_the_last_makes_a_traced_run_nan_where_an_eager_one_ends(
     for x, finite in ((batch[0], True), (strange, False)):
         loss = graph.function(params, graph.buffers, graph.fixed, (x,), rows, normal, uniform, torch.ones(()))[0]
         assert bool(loss.isfinite()) is finite
-    with pytest.raises(RuntimeError, match=r"one_hot|Class values"), program.owned.running():
+    with pytest.raises(RuntimeError, match=r"one_hot|Class values"), program.instance.running():
         program((strange,), rows, 1.0)

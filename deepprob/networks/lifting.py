@@ -1,0 +1,126 @@
+"""A network as a pure function of its weights, and what a prior over them needs to know of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from deepprob.networks.initialisation import is_pretrained
+from deepprob.networks.registry import network_from_config
+
+
+def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
+    """A copy of a network, to be run with weights that are drawn.
+
+    Args:
+        net: A network, or the ``config`` of one of ours.
+        taken: Names that none of its parameters may have.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TypeError: If it is no network.
+        ValueError: If nothing in it can be random, rows would depend on each other, or a name is taken.
+    """
+    if isinstance(net, Mapping):
+        net = network_from_config(net)
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. For a dense one, MLP(D, outputs).")
+    lifted = copy.deepcopy(net)
+    names = [n for n, p in lifted.named_parameters() if p.requires_grad]
+    if not names:
+        raise ValueError("net has no parameter that is not frozen, so nothing is random. Set requires_grad=True.")
+    if found := sorted(set(taken) & set(names)):
+        raise ValueError(f"net has a parameter named {found[0]!r}, which is a site of the program. Rename it.")
+    for name, part in lifted.named_modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
+            raise ValueError(
+                f"net has a batch norm without running statistics ({name!r}), so that rows would depend on each other. "
+                "Use LayerNorm or GroupNorm, or track_running_stats=True."
+            )
+    return lifted
+
+
+def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+    """The outputs of a network with given weights, for all draws of them at once.
+
+    Args:
+        net: The network.
+        weights: By name, each with the same leading dimensions ``(*K, 1)``, or none of them.
+        shapes: The shape of each weight without leading dimensions.
+        x: Rows, ``(B, ...)``.
+
+    Returns:
+        Outputs, ``(*K, B, outputs)``.
+
+    Raises:
+        ValueError: If the network does not return one row of numbers for each row.
+
+    Examples:
+        Draws of a weight are networks of their own:
+
+        >>> net, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3)
+        >>> draws = torch.stack([torch.zeros(2, 3), torch.ones(2, 3)]).unsqueeze(1)  # (K, 1, 2, 3)
+        >>> run_with(net, {"weight": draws}, {"weight": (2, 3)}, x)[:, 0].tolist()
+        [[0.0, 0.0], [3.0, 3.0]]
+    """
+    leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
+    if not leading:
+        return _rows(functional_call(net, dict(weights), (x,)), x)
+
+    def once(weights: dict[str, Tensor], x: Tensor) -> Any:
+        return functional_call(net, weights, (x,))
+
+    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
+    out = _rows(vmap(once, in_dims=(0, None), randomness="different")(stacked, x), x)
+    # The last leading dimension is the place of the rows, which the network itself brings.
+    return out.reshape(*leading[:-1], *out.shape[-2:])
+
+
+def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of every weight that has an axis of inputs, how many numbers one output sums.
+
+    Examples:
+        >>> net = nn.Conv2d(3, 8, 5)
+        >>> fans(net, dict(net.named_parameters())), 3 * 5 * 5
+        ({'weight': 75}, 75)
+    """
+    found = {}
+    for name, weight in weights.items():
+        if weight.dim() > 1:
+            transposed = type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose")
+            found[name] = weight.numel() // weight.shape[1 if transposed else 0]
+    return found
+
+
+def gains(net: nn.Module) -> set[str]:
+    """Names of the weights that multiply what was normalised: without an effect they are 1, not 0."""
+    norms = [name for name, part in net.named_modules() if "Norm" in type(part).__name__]
+    return {f"{name}.weight".removeprefix(".") for name in norms}
+
+
+def pretrained_names(net: nn.Module) -> set[str]:
+    """Names of the parameters of modules marked as pretrained."""
+    marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
+    names = [name for name, _ in net.named_parameters()]
+    return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
+
+
+def _rows(out: Any, x: Tensor) -> Tensor:
+    if not isinstance(out, Tensor):
+        raise ValueError(
+            f"the network must return one tensor, (rows, outputs); got {type(out).__name__}. "
+            "Wrap it in a module that returns the part that you mean."
+        )
+    if out.dim() < 2 or out.shape[-2] != len(x):
+        raise ValueError(
+            f"the network must return (rows, outputs) for rows of shape {tuple(x.shape[1:])}; got "
+            f"{tuple(out.shape[-2:])} for {len(x)} rows. Flatten or unsqueeze its last layer's output."
+        )
+    return out

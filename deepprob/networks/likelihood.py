@@ -1,0 +1,387 @@
+"""Likelihood: the distribution of an observed site, with the checks and preparations of its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import Tensor
+
+from deepprob.errors import unknown, whole
+from deepprob.networks.conditional import positive_link
+
+_FLOOR = 1e-4  # of noise, rates and inverse total counts, as a Conditional's
+_SILENT = -1e4  # log-odds beyond a sequence's end: the log-probability of zero is 0.0 in floats
+_CERTAIN = 1e-12  # standard deviation beyond a sequence's end
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    r"""The Conditional of an observed site: from a network's output to a distribution over an observation.
+
+    .. math:: x \mid o \sim F(m, \phi)
+
+    with the network's output :math:`o`, a location :math:`l` and a scale :math:`s` of the data, and a dispersion
+    :math:`\phi` that all observations share:
+
+    ======================= ============================================= ===============================
+    family                  :math:`m`                                     :math:`\phi`
+    ======================= ============================================= ===============================
+    ``"bernoulli"``         logits :math:`l + o`
+    ``"categorical"``       logits :math:`o`, one for every class
+    ``"normal"``            mean :math:`l + s\,o`                         noise, the standard deviation
+    ``"poisson"``           mean :math:`s\,(\epsilon + \mathrm{softplus}(o))`
+    ``"negative_binomial"`` mean :math:`s\,(\epsilon + \mathrm{softplus}(o))` total_count: the variance is
+                                                                          :math:`m + m^2 / \phi`
+    ======================= ============================================= ===============================
+
+    A dispersion is not the network's: one observation's own noise could shrink without bound. The link of counts is
+    that of a `Conditional`; it grows linearly, so that a large output is no overflow, as it would be under an
+    exponential. The two families of counts have the same mean, and for a large total count they are the same.
+
+    Args:
+        family: A name in ``LIKELIHOODS``.
+        event_shape: Shape of one observation; None for an axis that is as long as the network's output says.
+        num_classes: Number of classes of ``"categorical"``.
+        grey: Whether ``"bernoulli"`` takes values between 0 and 1 as probabilities, from which `prepare` draws.
+
+    Raises:
+        ValueError: If the family is unknown, ``num_classes`` is missing or out of range, or an option is of another
+            family.
+
+    Examples:
+        Counts have the mean that they are scaled to, and the dispersion does not change it:
+
+        >>> for family in ("poisson", "negative_binomial"):
+        ...     counts = Likelihood(family, (2,))
+        ...     start = counts.around(torch.tensor([1.0, 20.0]))
+        ...     made = counts.distribution(torch.zeros(2), dispersion=torch.tensor(10.0), **start)
+        ...     print(made.mean.round(decimals=2), made.variance.round(decimals=1))
+        tensor([ 1., 20.]) tensor([ 1., 20.])
+        tensor([ 1., 20.]) tensor([ 1.1000, 60.0000])
+
+        What cannot be a count is refused in the user's words:
+
+        >>> Likelihood("poisson", ()).validate("visits", torch.tensor([3.0, 0.5]))
+        Traceback (most recent call last):
+            ...
+        ValueError: visits must be whole numbers of at least 0 for likelihood='poisson'; got 0.5 in row 1. Give
+        counts, or choose likelihood='normal'.
+    """
+
+    family: str
+    event_shape: tuple[int | None, ...]
+    _: KW_ONLY
+    num_classes: int | None = None
+    grey: bool = False
+
+    def __post_init__(self) -> None:
+        if self.family not in LIKELIHOODS:
+            raise unknown("likelihood", self.family, LIKELIHOODS)
+        if self.grey and self.family != "bernoulli":
+            raise ValueError(f"grey is of likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
+        if self.family != "categorical":
+            if self.num_classes is not None:
+                raise ValueError(
+                    f"num_classes is of likelihood='categorical'; got likelihood={self.family!r}. Leave it out."
+                )
+            return
+        try:
+            object.__setattr__(self, "num_classes", whole("num_classes", self.num_classes, least=2))
+        except ValueError:
+            raise ValueError(
+                "likelihood='categorical' needs num_classes, a whole number of at least 2; got "
+                f"{self.num_classes!r}. Give the number of classes."
+            ) from None
+
+    @property
+    def size(self) -> int:
+        """How many outputs a network needs.
+
+        Raises:
+            ValueError: If the event's shape has an axis that the network decides.
+        """
+        if None in self.event_shape:
+            raise ValueError(f"event_shape {self.event_shape} leaves the size to the network. Give every axis a size.")
+        return math.prod(self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        """The event's known axes, and one of classes."""
+        classes = () if self.num_classes is None else (self.num_classes,)
+        return tuple(n for n in self.event_shape if n is not None) + classes
+
+    @property
+    def dispersion(self) -> str | None:
+        """What a dispersion is called, ``"noise"`` or ``"total_count"``; None for a family without one."""
+        return _FAMILIES[self.family].dispersion
+
+    @property
+    def picture(self) -> str:
+        """The kind of picture that shows observations: ``"image"`` for two or three axes of known size, else
+        ``"binary"``, ``"classes"``, ``"curve"`` or ``"counts"``.
+        """
+        is_image = len(self.event_shape) in (2, 3) and None not in self.event_shape
+        return "image" if is_image else _FAMILIES[self.family].picture
+
+    # -- data ----------------------------------------------------------------------------------------------------
+
+    def validate(self, name: str, x: Tensor) -> Tensor:
+        """Check observations and bring them to the type that the distribution wants.
+
+        Args:
+            name: What they are called, in the user's words.
+            x: Observations, one a row. A single column may lack its axis or, for a scalar event, have one.
+
+        Returns:
+            Numbers of torch's default type; classes as int64.
+
+        Raises:
+            ValueError: If a value cannot be an observation, or a column has another shape.
+        """
+        x = _columns(name, x, self.event_shape)
+        if self.num_classes is not None:
+            return _classes(name, x, self.num_classes)
+        x = x.to(torch.get_default_dtype())
+        if self.grey:
+            _check_grey(name, x)
+            return x
+        family = _FAMILIES[self.family]
+        if family.allows is not None and (wrong := _first(~family.allows(x))) is not None:
+            raise ValueError(
+                f"{name} must be {family.expected} for likelihood={self.family!r}; got {_shown(x[wrong])} in row "
+                f"{wrong[0]}. {family.remedy.format(name=name)}"
+            )
+        return x
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Draw binary observations from grey ones (dynamic binarisation); what is binary stays as it is."""
+        return (torch.rand_like(x) < x).to(x.dtype) if self.grey else x
+
+    def features(self, x: Tensor) -> Tensor:
+        """Observations as a network should read them: counts as ``log(1 + x)``, as they span orders of magnitude."""
+        return x.log1p() if _FAMILIES[self.family].picture == "counts" else x
+
+    def units(self, x: Tensor) -> Tensor:
+        """How many numbers each row has, shape ``(B,)``."""
+        return torch.full((len(x),), float(math.prod(x.shape[1:])), device=x.device)
+
+    # -- distributions -------------------------------------------------------------------------------------------
+
+    def around(self, mean: Tensor, sd: Tensor | None = None) -> dict[str, Tensor]:
+        """Location and scale, for `distribution`, under which an output of zero is an ordinary observation.
+
+        Args:
+            mean: Of the training data, in the shape of the event.
+            sd: Their standard deviation; None if a normal's outputs should be in the units of the data.
+
+        Returns:
+            For ``"normal"`` the mean as ``loc`` and ``sd`` as ``scale``; for counts a ``scale`` that gives this mean
+            (or 1, where no training row has a count); nothing for other families, whose outputs have no units.
+        """
+        if self.family == "normal":
+            return {"loc": mean} if sd is None else {"loc": mean, "scale": sd}
+        if _FAMILIES[self.family].picture == "counts":
+            return {"scale": torch.where(mean > 0, mean, 1.0) / math.log(2)}  # softplus(0) is log 2
+        return {}
+
+    def raw_dispersion(self, shape: tuple[int, ...]) -> Tensor:
+        """An unbounded parameter to learn a dispersion by, at its start; see `bounded`."""
+        return torch.full(shape, _FAMILIES[self.family].raw_start)
+
+    def bounded(self, raw: Tensor, scale: Tensor | None = None) -> Tensor:
+        r"""A dispersion from an unbounded parameter.
+
+        Noise is :math:`s\,(\epsilon + \mathrm{softplus}(r))`; a total count is
+        :math:`1 / (\epsilon + \mathrm{softplus}(r))`, so that counts without overdispersion are near, not at infinity.
+
+        Args:
+            raw: The parameter :math:`r`.
+            scale: The scale :math:`s` of the data; None for 1.
+        """
+        value = positive_link(raw, _FLOOR)
+        if self.dispersion == "total_count":
+            return value.reciprocal()
+        return value if scale is None else value * scale
+
+    def distribution(
+        self,
+        out: Tensor,
+        *,
+        loc: Tensor | None = None,
+        scale: Tensor | None = None,
+        dispersion: Tensor | None = None,
+        inside: Tensor | None = None,
+    ) -> TorchDistributionMixin:
+        """The distribution of an observation.
+
+        Args:
+            out: The network's output: flat, ``(*batch, size)``; with an axis of open size in the event, ``(*batch,
+                *event)``, and an axis of classes for ``"categorical"``.
+            loc: Where outputs start, for ``"normal"`` and ``"bernoulli"``; None for 0.
+            scale: The unit of outputs, for ``"normal"`` and counts; None for 1.
+            dispersion: In the units of the data, for a family that has one.
+            inside: Which numbers are observed at all, broadcast to the event (not for ``"categorical"``). Others are
+                zero: drawn as zero, and as zero without influence on the log-probability.
+
+        Returns:
+            A Pyro distribution, the event's axes as event.
+
+        Raises:
+            ValueError: If the output has another size.
+        """
+        if None not in self.event_shape:
+            self._check_size(out.shape[-1] if out.dim() else 0)
+            out = out.reshape(out.shape[:-1] + self._sizes)
+        made = _FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
+        events: TorchDistributionMixin = made.to_event(len(self.event_shape))
+        return events
+
+    def _check_size(self, found: int) -> None:
+        if found != self.size:
+            raise ValueError(
+                f"likelihood={self.family!r} over rows of shape {self.event_shape} needs a network with {self.size} "
+                f"outputs on its last axis; got {found}. Give its last layer {self.size} outputs."
+            )
+
+
+# Families: what a value may be, and how a distribution is made of outputs ------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Family:
+    make: Callable[..., Any]
+    picture: str
+    allows: Callable[[Tensor], Tensor] | None = None
+    expected: str = ""
+    remedy: str = ""
+    dispersion: str | None = None
+    raw_start: float = 0.0
+
+
+def _bernoulli(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
+    logits = out if loc is None else loc + out
+    logits = logits if inside is None else torch.where(inside, logits, _SILENT)
+    return dist.Bernoulli(logits=logits, validate_args=False)
+
+
+def _categorical(out: Tensor, loc: object, scale: object, dispersion: object, inside: object) -> Any:
+    return dist.Categorical(logits=out)
+
+
+def _normal(out: Tensor, loc: Tensor | None, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None) -> Any:
+    mean = out if scale is None else scale * out
+    mean = mean if loc is None else loc + mean
+    if inside is None:
+        return dist.Normal(mean, dispersion)
+    mean = torch.where(inside, mean, 0.0)
+    noise = torch.where(inside, dispersion, _CERTAIN)
+    return dist.Normal(mean, noise, validate_args=False).mask(inside)
+
+
+def _poisson(out: Tensor, loc: object, scale: Tensor | None, dispersion: object, inside: Tensor | None) -> Any:
+    rate = _mean_count(out, scale)
+    rate = rate if inside is None else torch.where(inside, rate, 0.0)
+    return dist.Poisson(rate, validate_args=False)
+
+
+def _negative_binomial(
+    out: Tensor, loc: object, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None
+) -> Any:
+    logits = _mean_count(out, scale).log() - dispersion.log()
+    logits = logits if inside is None else torch.where(inside, logits, _SILENT)
+    return dist.NegativeBinomial(dispersion, logits=logits, validate_args=False)
+
+
+def _mean_count(out: Tensor, scale: Tensor | None) -> Tensor:
+    mean = positive_link(out, _FLOOR)
+    return mean if scale is None else scale * mean
+
+
+def _is_binary(x: Tensor) -> Tensor:
+    return (x == 0) | (x == 1)
+
+
+def _is_count(x: Tensor) -> Tensor:
+    return (x >= 0) & (x == x.round())
+
+
+_COUNTS: dict[str, Any] = {
+    "picture": "counts",
+    "allows": _is_count,
+    "expected": "whole numbers of at least 0",
+    "remedy": "Give counts, or choose likelihood='normal'.",
+}
+_FAMILIES = {
+    "bernoulli": _Family(
+        _bernoulli, "binary", _is_binary, "0 or 1", "Write ({name} > threshold).float(), or choose another likelihood."
+    ),
+    "categorical": _Family(_categorical, "classes"),
+    "normal": _Family(_normal, "curve", dispersion="noise", raw_start=0.5),
+    "poisson": _Family(_poisson, **_COUNTS),
+    # A total count of 10 to start with: counts of 10 have twice a Poisson's variance.
+    "negative_binomial": _Family(
+        _negative_binomial, dispersion="total_count", raw_start=math.log(math.expm1(0.1)), **_COUNTS
+    ),
+}
+LIKELIHOODS = tuple(_FAMILIES)
+
+
+# Checks ------------------------------------------------------------------------------------------------------------
+
+
+def _columns(name: str, x: Tensor, event_shape: tuple[int | None, ...]) -> Tensor:
+    """Rows of a scalar or of open columns, from ``(N,)`` or ``(N, D)``; others as they are."""
+    if event_shape == ():
+        if x.dim() == 2 and x.shape[1] == 1:
+            return x[:, 0]
+        if x.dim() != 1:
+            raise ValueError(f"{name} must have shape (N,); got {tuple(x.shape)}. Of one-hot rows take y.argmax(1).")
+    if event_shape == (None,):
+        if x.dim() not in (1, 2):
+            raise ValueError(f"{name} must have shape (N, outputs) or (N,); got {tuple(x.shape)}. Flatten its rows.")
+        return x.unsqueeze(1) if x.dim() == 1 else x
+    return x
+
+
+def _classes(name: str, x: Tensor, num_classes: int) -> Tensor:
+    numbers = x if x.is_floating_point() else x.long()  # torch rounds no bools
+    labels = numbers.round()
+    if (wrong := _first(numbers != labels)) is not None:
+        raise ValueError(
+            f"{name} must be whole numbers; got {_shown(x[wrong])} in row {wrong[0]}. Number the classes from 0."
+        )
+    if (wrong := _first((labels < 0) | (labels >= num_classes))) is not None:
+        raise ValueError(
+            f"{name} must be in 0..{num_classes - 1} for num_classes={num_classes}; got {_shown(x[wrong])} in row "
+            f"{wrong[0]}. Number the classes from 0, or raise num_classes."
+        )
+    return labels.long()
+
+
+def _check_grey(name: str, x: Tensor) -> None:
+    if _first(~((x >= 0) & (x <= 1))) is None:
+        return
+    low, high = x.min().item(), x.max().item()
+    remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale them, (x - {low:g}) / {high - low:g}"
+    raise ValueError(
+        f"{name} must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
+        f"{remedy}, or choose likelihood='normal'."
+    )
+
+
+def _first(wrong: Tensor) -> tuple[int, ...] | None:
+    """Where the first wrong number is, row first; None if there is none."""
+    return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None
+
+
+def _shown(value: Tensor) -> str:
+    """A number in few digits, but never a fraction as a whole number."""
+    number = float(value)
+    text = f"{number:g}"
+    return repr(number) if math.isfinite(number) and float(text).is_integer() > number.is_integer() else text
