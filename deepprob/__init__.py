@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from deepprob.errors import StorageError
     from deepprob.fitting import (
         ELBO,
+        IWAE,
         Anneal,
         Callback,
         Checkpoint,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "MLP",
     "Anneal",
     "Callback",
@@ -76,7 +78,7 @@ _HOMES = {
     "deepprob.diagnostics.report": ("check",),
     "deepprob.errors": ("StorageError",),
     "deepprob.fitting": (
-        *("ELBO", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
+        *("ELBO", "IWAE", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
         "Optimizer",
     ),
     "deepprob.networks": (

@@ -94,8 +94,8 @@ def step(
         optimizer: How to minimise.
 
     Returns:
-        The next state (the same object, updated) and detached terms: ``elbo``, ``likelihood``, ``kl_local``,
-        ``kl_global``, ``gradient_norm``, and ``skipped``, 1 where the step was not applied.
+        The next state (the same object, updated) and detached terms: the objective's, among them ``elbo``;
+        ``gradient_norm``; and ``skipped``, 1 where the step was not applied.
     """
     with state.instance.running(), noise.drawing():
         return _step(state, data, rows, knobs, objective, optimizer)
@@ -152,7 +152,8 @@ def svi(
         steps: Gradient steps, in the place of ``epochs``.
         batch_size: Rows per step; None for all of them; ``"auto"`` for 128, or all where the program has no data plate.
             Sequences of unequal length go into batches of similar ones, if the program names their ``lengths``.
-        objective: ``"elbo"``, or an `ELBO` with its settings.
+        objective: ``"elbo"``, or ``"iwae"``, the importance-weighted bound; or an object with settings, `ELBO` or
+            `IWAE`; see `deepprob.fitting.objectives`.
         guide: None for the program's own; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
             ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable.
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` that carries learning rate, schedule, clipping

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
 from deepprob.fitting.divergence import DivergenceError
-from deepprob.fitting.objectives import ELBO, OBJECTIVES
+from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES
 from deepprob.fitting.optimizers import Optimizer
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "OBJECTIVES",
     "Anneal",
     "Callback",

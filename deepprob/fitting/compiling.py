@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -192,7 +192,7 @@ class CompileTask:
         eager = eager_step(state, self.program, self.optimizer, stream)
         exact = None
         if layers != "float32":
-            precise: Any = replace(objective, layers="float32")
+            precise = replace(cast(Any, objective), layers="float32")
             exact = eager_step(state, GradientProgram(state.instance, precise), self.optimizer, stream)
         position = stream.state
 

@@ -162,4 +162,4 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         loss, terms, gradients = graph(params, changing, *rest)
         return loss, terms, gradients, changing
 
-    return GradientGraph(pure, tuple(names), buffers, fixed, size, program.objective.layers)
+    return GradientGraph(pure, tuple(names), buffers, fixed, size, getattr(program.objective, "layers", "float32"))

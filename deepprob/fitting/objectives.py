@@ -1,208 +1,47 @@
-"""What is maximised: a lower bound on the evidence, with named terms and without a host sync."""
+"""Objectives: what a routine maximises by gradient steps, and their registry."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from pyro.distributions.util import scale_and_mask
-from pyro.infer.util import MultiFrameTensor
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.errors import unknown
-from deepprob.networks.layer_modes import layers_in
-from deepprob.programs.elimination import PARTS, Part, terms
-from deepprob.programs.enumeration import any_enumerated, run_enumerated
-from deepprob.programs.kl import closed_form_kls
-from deepprob.programs.run import Run, run_program
-from deepprob.programs.sites import Site, is_deterministic, is_local, log_prob, sample_sites
+from deepprob.fitting.elbo import ELBO
+from deepprob.fitting.importance_weighted import IWAE
+from deepprob.programs.run import Run
+
+__all__ = ["ELBO", "IWAE", "OBJECTIVES", "Objective", "Terms", "objective_named"]
 
 Terms = dict[str, Tensor]
+"""Named parts of an objective: detached scalars, in nats per datum; ``elbo`` is always among them."""
 
-_PRECISIONS = ("float32", "bfloat16")
 
+class Objective(Protocol):
+    """A lower bound on the log evidence per datum, as a loss to minimise.
 
-@dataclass(frozen=True)
-class ELBO:
-    r"""The evidence lower bound, in nats per datum, in three named terms.
-
-    .. math::
-        \frac1N \log p(x_{1:N}) \ge
-        \frac1N\, \mathbb E_q \Big[ \tfrac NB \sum_{i \in \text{batch}}
-        \big( \log p(x_i \mid z_i, w) - \mathrm{KL}(q(z_i) \,\|\, p(z_i)) \big) \Big]
-        - \frac1N \mathrm{KL}(q(w) \,\|\, p(w))
-
-    with local latents :math:`z_i` inside the data plate and global latents :math:`w` outside. A minibatch of any
-    size gives an unbiased estimate. A site's KL is in closed form where torch or Pyro know one and where it is
-    allowed: when all that the model drew before the site, the guide drew before it too. Otherwise ``log q - log p``
-    is averaged. Sites that cannot be reparameterised get the score-function estimator, its weight summed over the
-    site's own plates only.
-
-    A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly: in the model, where the guide
-    leaves it out, so that its part of the data's evidence counts as likelihood; in the guide (there also
-    ``"sequential"``), whose average of ``log p(x | y)`` is likelihood and whose ``log q(y) - log p(y)`` is KL; see
-    `deepprob.programs.elimination.terms`.
-
-    Args:
-        particles: Draws from the guide per step, vectorised in a leading plate.
-        analytic_kl: Whether to use closed forms.
-        layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; whatever
-            they feed, log-probabilities above all, is in float32.
-
-    References:
-        Kingma, Welling (2014), Auto-Encoding Variational Bayes.
-        Hoffman, Blei, Wang, Paisley (2013), Stochastic Variational Inference.
-        Ranganath, Gerrish, Blei (2014), Black Box Variational Inference.
-        Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
-
-    Examples:
-        With the exact posterior as guide the bound is the log evidence, whatever the noise:
-
-        >>> import pyro, pyro.distributions as dist
-        >>> from deepprob.programs.program import Program
-        >>> def model(y):
-        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        ...     pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> def guide(y):
-        ...     pyro.sample("mu", dist.Normal(y / 2, 0.5**0.5))
-        >>> y = torch.tensor(1.0)
-        >>> run = Run(Program.of(model, guide), (y,), torch.arange(1), 1, plates=0)
-        >>> loss, terms = ELBO(particles=4000, analytic_kl=False)(run)
-        >>> exact = dist.Normal(0.0, 2**0.5).log_prob(y)
-        >>> bool((terms["elbo"] - exact).abs() < 1e-4)
-        True
+    An objective may also have an attribute ``layers``, the precision in which linear and convolutional layers multiply
+    (see `ELBO`). It is then a dataclass, so that a compiled fit can be compared with one in float32. Compiled fits
+    trace the call: what it asks the device for (``.item()``, ``if tensor:``) makes a fit eager.
     """
 
-    particles: int = 1
-    analytic_kl: bool = True
-    layers: str = "float32"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.particles, int) or self.particles < 1:
-            raise ValueError(f"particles must be a whole number of at least 1; got {self.particles!r}.")
-        if self.layers not in _PRECISIONS:
-            raise unknown("precision of layers", self.layers, _PRECISIONS)
-
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
-        """The loss to minimise and the terms of the bound, all per datum.
+        """The loss and the terms, both per datum.
 
         Args:
-            run: The program and its batch; the objective's particles are its draws.
-            kl_weight: What both KL terms are multiplied by in the loss (not in ``terms``).
+            run: The program and its batch. An objective chooses its own number of draws.
+            kl_weight: Weight of ``log q - log p`` of latents in the loss, for warm-ups; the terms do without.
 
         Returns:
-            The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
-            ``kl_local``, ``kl_global``.
+            A scalar to minimise, and detached scalars by name, among them ``elbo``, an estimate of the evidence lower
+            bound. A fit records them all under these names.
         """
-        run = replace(run, draws=None if self.particles == 1 else self.particles)
-        with layers_in(self.layers):
-            traces = [run_program(run)] if run.program.enumerates is False else run_enumerated(run)
-        plate, scores = str(run.program.data_name), None
-        if any_enumerated(traces):
-            likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
-        else:
-            ((guide_trace, model_trace),) = traces
-            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
-            likelihood, kl_local, kl_global = self._terms(plate, guide_trace, model_trace, closed)
-            scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
-        norm = 1.0 / (run.num_data * self.particles)
-        likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
-        loss = kl_weight * (kl_local + kl_global) - likelihood
-        if scores is not None:
-            loss = loss - (scores - scores.detach()) * norm  # a gradient, no value
-        terms = {
-            "elbo": (likelihood - kl_local - kl_global).detach(),
-            "likelihood": likelihood.detach(),
-            "kl_local": kl_local.detach(),
-            "kl_global": kl_global.detach(),
-        }
-        return loss, terms
 
     def describe(self) -> dict[str, Any]:
-        """The objective as JSON."""
-        return {"name": "elbo", **asdict(self)}
-
-    def _enumerated_terms(self, plate: str, traces: list[tuple[Trace, Trace]]) -> tuple[Tensor, Tensor, Tensor]:
-        total: dict[Part, Tensor] = dict.fromkeys(PARTS, torch.zeros(()))
-        for guide_trace, model_trace in traces:
-            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
-            for term in terms(guide_trace, model_trace, plate, closed):
-                total[term.part] = total[term.part] + term.value.sum()
-        return total["likelihood"], total["kl_local"], total["kl_global"]
-
-    def _terms(
-        self, plate: str, guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        likelihood = kl_local = kl_global = torch.zeros(())
-        for name, site in sample_sites(model_trace):
-            if site["is_observed"]:
-                if not is_deterministic(site):
-                    likelihood = likelihood + log_prob(site).sum()
-            elif name not in guide_trace.nodes:
-                raise ValueError(
-                    f"site {name!r} is not in the guide, nor was it marked for enumeration in the first run. "
-                    "Let every run of the program have the same sites."
-                )
-            elif name not in closed:
-                term = -log_prob(site).sum()
-                kl_local, kl_global = _add(kl_local, kl_global, term, is_local(site, plate))
-        for name, site in sample_sites(guide_trace):
-            if name in closed:
-                term = closed[name].sum()
-            elif site["is_observed"] and is_deterministic(site):
-                continue
-            else:
-                term = _log_q(site).sum()
-            kl_local, kl_global = _add(kl_local, kl_global, term, is_local(site, plate))
-        return likelihood, kl_local, kl_global
+        """Name and settings as JSON, for a posterior's ``config``."""
 
 
-def _add(local: Tensor, global_: Tensor, term: Tensor, to_local: bool) -> tuple[Tensor, Tensor]:
-    return (local + term, global_) if to_local else (local, global_ + term)
-
-
-def _log_q(site: Site) -> Tensor:
-    """A guide's log-probability; its own gradient averages to zero, and is left out where it only adds noise."""
-    value = log_prob(site)
-    return value.detach() if _is_rough(site) else value
-
-
-def _is_rough(site: Site) -> bool:
-    """Whether a site of a guide was drawn without a reparameterised gradient."""
-    return not (site["is_observed"] or site["fn"].has_rsample or is_deterministic(site))
-
-
-def _score_terms(
-    guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
-) -> Tensor | None:
-    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterised draw."""
-    rough = [s for _, s in sample_sites(guide_trace) if _is_rough(s)]
-    if not rough:
-        return None
-    ratio = MultiFrameTensor()
-    for name, site in sample_sites(model_trace):
-        if not site["is_observed"]:
-            # A KL in closed form has its own gradient in the loss; here it stands for its average.
-            term = -closed[name] if name in closed else log_prob(site)
-            ratio.add((site["cond_indep_stack"], (kl_weight * term).detach()))
-        elif not is_deterministic(site):
-            ratio.add((site["cond_indep_stack"], log_prob(site).detach()))
-    for name, site in sample_sites(guide_trace):
-        if name not in closed:
-            ratio.add((site["cond_indep_stack"], -(kl_weight * log_prob(site)).detach()))
-    total = torch.zeros(())
-    for site in rough:
-        weight = ratio.sum_to(site["cond_indep_stack"])
-        unscaled = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-        total = total + (unscaled * weight).sum()
-    return total
-
-
-Objective = ELBO
-
-OBJECTIVES: dict[str, Objective] = {"elbo": ELBO()}
+OBJECTIVES: dict[str, Objective] = {"elbo": ELBO(), "iwae": IWAE()}
 
 
 def objective_named(objective: str | Objective) -> Objective:
@@ -216,6 +55,12 @@ def objective_named(objective: str | Objective) -> Objective:
         if objective not in OBJECTIVES:
             raise unknown("objective", objective, OBJECTIVES)
         return OBJECTIVES[objective]
-    if not isinstance(objective, ELBO):
-        raise TypeError(f"objective must be a name or an ELBO; got {type(objective).__name__}.")
+    if isinstance(objective, type):
+        name = objective.__name__
+        raise TypeError(f"objective must be a name or an object; got the class {name}. Write {name}().")
+    if not callable(objective) or not callable(getattr(objective, "describe", None)):
+        raise TypeError(
+            f"objective must be a name ({', '.join(OBJECTIVES)}) or an object that can be called and described, such "
+            f"as ELBO(particles=4); got {type(objective).__name__}."
+        )
     return objective

@@ -81,7 +81,7 @@ def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
         if not is_local(site, layout.plate):
             continue
         if name in closed:
-            total = total - layout.by_row(closed[name], site)
+            total = total - layout.by_row(closed[name], site["cond_indep_stack"])
             continue
         total = total - layout.log_prob(site)
         if name in structure.local:
@@ -119,7 +119,7 @@ def _likelihood_of_terms(layout: Layout, structure: Structure, terms: list[Term]
 
 
 def _rows_of(layout: Layout, term: Term) -> Tensor:
-    value = layout.by_row(term.value, {"cond_indep_stack": term.frames})
+    value = layout.by_row(term.value, term.frames)
     return value if term.part == "likelihood" else -value
 
 

@@ -16,8 +16,9 @@ class History:
     """The record of a fit.
 
     Attributes:
-        steps: One value per step: ``elbo``, ``likelihood``, ``kl_local``, ``kl_global`` (nats per datum),
-            ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
+        steps: One value per step: the objective's terms (nats per datum; ``elbo`` is the evidence lower bound whatever
+            the objective; `ELBO` adds its parts ``likelihood``, ``kl_local``, ``kl_global``, and `IWAE` the tighter
+            ``iwae`` too), ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
         epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
             ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` of what a callback moved.
         steps_per_epoch: Steps in one epoch.

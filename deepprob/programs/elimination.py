@@ -52,7 +52,13 @@ class Term:
 
 
 def terms(
-    guide_trace: Trace, model_trace: Trace, plate: str, closed: Mapping[str, Tensor], *, compare_scales: bool = False
+    guide_trace: Trace,
+    model_trace: Trace,
+    plate: str,
+    closed: Mapping[str, Tensor],
+    *,
+    compare_scales: bool = False,
+    average: bool = True,
 ) -> list[Term]:
     r"""The bound's terms, with marked sites summed out.
 
@@ -74,6 +80,8 @@ def terms(
         closed: KLs in closed form by site, of the sites' batch shape; they take the place of ``log q - log p``, but
             for sites whose prior depends on what is summed out.
         compare_scales: Whether to compare scales that are tensors, which asks the device for their values.
+        average: Whether to average over the guide's enumerated sites, with DiCE factors. Without, the terms are the
+            log-probabilities as they are, of a guide that enumerates nothing.
 
     Returns:
         The terms. Summed over their entries, likelihood less KL is the bound of these rows.
@@ -107,6 +115,8 @@ def terms(
     named = _Named(guide_trace, model_trace, plate, compare_scales)
     kls = named.without_summed(closed)
     costs = [*named.model_costs(kls), *named.guide_costs(kls)]
+    if not average:
+        return [Term(c.part, packed.unpack(c.value, named.symbol_to_dim), named.frames(c.plates)) for c in costs]
     dice = Dice(named.guide, named.ordinals)
     by_plates: dict[Plates, list[_Cost]] = {}
     for cost in costs:

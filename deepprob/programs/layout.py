@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +45,17 @@ class Layout:
         used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
         return tuple(d for d in range(-self.plates, 0) if d not in used and -d <= len(shape) and shape[d] == 1)
 
-    def by_row(self, value: Tensor, site: Site) -> Tensor:
-        """Sum what belongs to a site over all but draws and rows: ``(K, B)``.
+    def by_row(self, value: Tensor, frames: Iterable[Any]) -> Tensor:
+        """Sum a value over all but draws and rows: ``(K, B)``.
 
         Outside of the data plate every independent term is a row.
+
+        Args:
+            value: Of the batch shape of a site.
+            frames: The plates that the site is inside of.
         """
         full = value.expand(np.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
-        for frame in site["cond_indep_stack"]:
+        for frame in frames:
             if frame.name == self.plate:
                 others = [d for d in range(-self.plates, 0) if d != frame.dim]
                 return full.sum(others) if others else full
@@ -58,7 +64,7 @@ class Layout:
     def log_prob(self, site: Site) -> Tensor:
         """A site's log-probability, masked and scaled: ``(K, B)``."""
         log_prob = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-        return self.by_row(torch.as_tensor(log_prob), site)
+        return self.by_row(torch.as_tensor(log_prob), site["cond_indep_stack"])
 
     def total(self, site: Site) -> Tensor:
         """A site's log-probability over all rows: ``(K,)``."""

@@ -1,8 +1,9 @@
-"""The contract tests share their scenarios by path: tests are not a package."""
+"""The contract tests share their scenarios, and a stand-in for the compiler, by path: tests are not a package."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]

@@ -10,8 +10,10 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor
+from uncompiled import replace_compiler
 
-from deepprob.fitting.objectives import ELBO, OBJECTIVES, objective_named
+from deepprob.fitting.objectives import ELBO, OBJECTIVES, Terms, objective_named
+from deepprob.inference import svi
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
@@ -51,10 +53,15 @@ def test_names_and_objects() -> None:
     own = ELBO(particles=3, analytic_kl=False)
     assert objective_named(own) is own
     assert own.describe() == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
-    with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo\."):
+    with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo, iwae\."):
         objective_named("elb")
-    with pytest.raises(TypeError, match=r"objective must be a name or an ELBO; got float\."):
+    message = r"objective must be a name \(elbo, iwae\) or an object that can be called and described, such as"
+    with pytest.raises(TypeError, match=message + r" ELBO\(particles=4\); got float\."):
         objective_named(1.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=message):
+        objective_named(lambda run: run)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match=r"must be a name or an object; got the class ELBO\. Write ELBO\(\)\."):
+        objective_named(ELBO)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch", [2, 10])
@@ -144,3 +151,25 @@ def test_a_score_function_changes_the_gradient_of_the_loss_and_not_its_value() -
     loss, terms = ELBO(analytic_kl=False)(Run(Program.of(coin, guide), (torch.ones(1),), torch.arange(1), 1))
     assert float(loss.detach()) == pytest.approx(-float(terms["elbo"]))
     assert float(torch.autograd.grad(loss, logit)[0]) != 0.0
+
+
+class Own:
+    """An objective of one's own: a call and a description are all that it takes."""
+
+    def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
+        loss, terms = ELBO()(run, kl_weight=kl_weight)
+        return 2 * loss, {"elbo": terms["elbo"], "twice": 2 * terms["elbo"]}
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": "own"}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_objective_of_ones_own_is_fitted(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_compiler(monkeypatch)
+    program = Program.of(model, "normal", data_plate="data")
+    posterior = svi(program, torch.ones(6), objective=Own(), epochs=3, compile=compile, progress=False)
+    steps = posterior.history.steps
+    assert steps["twice"] == pytest.approx([2 * value for value in steps["elbo"]])
+    assert posterior.config["objective"] == {"name": "own"}
+    assert posterior.config["compiled"] == compile
