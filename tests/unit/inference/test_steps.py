@@ -1,0 +1,76 @@
+"""The length of a fit, given as steps or as epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from uncompiled import replace_compiler
+
+import deepprob as dp
+from deepprob.inference import svi
+
+Y = torch.linspace(-1.0, 3.0, 20)
+
+
+def model(y: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 20):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def fitted(**options: Any) -> dp.Posterior:
+    program = dp.Program.of(model, "normal", data_plate="data")
+    return svi(program, Y, **{"batch_size": 5, "progress": False} | options)
+
+
+def same(one: dp.Posterior, other: dp.Posterior) -> bool:
+    first, second = one.parameters(), other.parameters()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_steps_of_whole_epochs_are_these_epochs(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_compiler(monkeypatch)
+    one, other = fitted(epochs=3, compile=compile), fitted(steps=12, compile=compile)
+    assert same(one, other)
+    assert one.history.steps == other.history.steps
+    assert (one.config["epochs"], one.config["steps"]) == (3, 12)
+    assert (other.config["epochs"], other.config["steps"]) == (None, 12)
+
+
+def test_neither_is_a_hundred_epochs() -> None:
+    assert len(fitted(batch_size=None).history.steps["elbo"]) == 100
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+@pytest.mark.parametrize("held_out", [None, Y])
+def test_a_fit_may_end_within_an_epoch(steps: int, held_out: Tensor | None) -> None:
+    posterior = fitted(steps=steps, held_out=held_out)
+    assert len(posterior.history.steps["elbo"]) == steps
+    assert len(posterior.history.epochs.get("elbo", [])) == steps // 4
+    assert posterior.config["steps"] == steps
+    start = fitted(steps=1, optimizer=dp.Optimizer("sgd", learning_rate=1e-30))
+    assert not same(posterior, start)
+
+
+def test_the_schedule_ends_at_the_last_step() -> None:
+    rates = fitted(steps=8).history.epochs["learning_rate"]
+    assert rates[-1] < 0.1 * rates[0]
+
+
+def test_a_checkpoint_of_fewer_steps_is_of_another_fit(tmp_path: Path) -> None:
+    fitted(steps=6, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])
+    with pytest.raises(ValueError, match=r"is of another fit: steps \(was 6, now 9\)"):
+        fitted(steps=9, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])
+
+
+def test_fresh_weights_are_the_default() -> None:
+    one, other = fitted(steps=5), fitted(steps=5, weights="fresh")
+    assert same(one, other)
+    assert (one.config["weights"], other.config["weights"]) == ("auto", "fresh")
