@@ -1,0 +1,97 @@
+"""A loop applies any pure step: what it carries, records, captures and draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from uncompiled import replace_compiler
+
+from deepprob.engine import Loop, Noise, PerStep, RandomStream, StepData
+
+
+def knobs(*rows: list[float]) -> PerStep:
+    return PerStep(torch.zeros(1, 1, dtype=torch.long), torch.tensor(rows))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_everything_that_a_step_is_given_reaches_it(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_compiler(monkeypatch)
+
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        rows = data.fixed["x"].index_select(0, data.rows)
+        total = carry["a"][0] + knobs[0] * rows.sum(0)
+        record = {"rows": rows, "number": data.number, "total": total.sum(), "shift": data.fixed["shift"]}
+        return {"a": [total + data.fixed["shift"]], "b": (carry["b"][0] + 1,)}, record
+
+    x = torch.arange(12.0).reshape(4, 3)
+    fixed = {"x": x, "shift": torch.tensor(0.5)}
+    carry = {"a": [torch.zeros(3)], "b": (torch.tensor(0),)}
+    per_step = PerStep(torch.tensor([[0, 1], [2, 2], [3, 0]]), torch.tensor([[1.0], [2.0], [0.5]]))
+    loop = Loop(step, carry, per_step, fixed, capacity=5)
+    if compiled:
+        loop.compile()
+    new, record = loop(carry, per_step, fixed, first=7)
+    a = torch.zeros(3)
+    for rows, (weight,) in zip(per_step.rows, per_step.knobs.tolist(), strict=True):
+        a = a + weight * x[rows].sum(0) + 0.5
+    assert torch.allclose(new["a"][0], a)
+    assert int(new["b"][0]) == 3
+    assert torch.equal(record["rows"], x[per_step.rows])
+    assert record["number"].tolist() == [7.0, 8.0, 9.0]
+    assert record["shift"].tolist() == [0.5] * 3
+    assert (loop.is_compiled, loop.scalars) == (compiled, ("number", "total", "shift"))
+    assert torch.equal(carry["a"][0], torch.zeros(3)), "the carry that is given stays as it is"
+
+
+def test_other_data_of_the_same_shape_may_be_given() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        return [carry[0] + data.fixed[0].sum()], {}
+
+    loop = Loop(step, [torch.tensor(0.0)], knobs([1.0]), [torch.ones(3)], capacity=2)
+    (total,), record = loop([torch.tensor(10.0)], knobs([1.0], [1.0]), [torch.full((3,), 2.0)])
+    assert (float(total), record) == (22.0, {})
+
+
+def test_what_is_carried_on_as_it_is_may_be() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        return [carry[1], carry[0]], {"first": carry[0]}
+
+    carry = [torch.tensor(1.0), torch.tensor(2.0)]
+    loop = Loop(step, carry, knobs([1.0]), [], capacity=3)
+    _, record = loop(carry, knobs([1.0], [1.0], [1.0]), [])
+    assert record["first"].tolist() == [1.0, 2.0, 1.0]
+
+
+def test_draws_of_a_step_are_lifted_to_inputs() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        z, u = torch.randn(3), torch.rand(2)
+        return [carry[0] + z.sum()], {"z": z, "u": u}
+
+    loop = Loop(step, [torch.tensor(0.0)], knobs([1.0]), [], capacity=4)
+    assert (loop.noise.normal, loop.noise.uniform) == (3, 2)
+    noise = Noise(*loop.noise.draw(4, RandomStream(0).ahead, torch.device("cpu")))
+    before = torch.get_rng_state()
+    (total,), record = loop([torch.tensor(0.0)], knobs(*[[1.0]] * 4), [], noise)
+    assert torch.equal(record["z"], noise.normal[:, :3])
+    assert torch.equal(record["u"], noise.uniform)
+    assert torch.allclose(total, record["z"].sum())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_must_carry_on_what_it_was_given() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        return {"b": carry["a"]}, {}
+
+    with pytest.raises(ValueError, match=r"a step must carry on what it was given, .*'a'.*; got .*'b'"):
+        Loop(step, {"a": torch.tensor(0.0)}, knobs([1.0]), [])
+
+
+def test_a_step_that_asks_for_values_is_refused() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        return [carry[0] * (2 if float(torch.rand(())) > 0.5 else 3)], {}
+
+    with pytest.raises(Exception, match=r"a value of a tensor decides what is computed"):
+        Loop(step, [torch.tensor(1.0)], knobs([1.0]), [])

@@ -1,0 +1,75 @@
+"""An eager step and a loop are compared without knowing what the step is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deepprob.engine import Loop, Noise, PerStep, Step, StepData
+from deepprob.fitting.comparison import Reading, Trial, difference
+
+NONE = Noise(torch.zeros(0), torch.zeros(0))
+
+
+def mover(spoil: Callable[[Tensor], Tensor] = lambda x: x, extra: float = 0.0) -> Step:
+    """A step down a quadratic that also counts; it can be made wrong."""
+
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        gradient = spoil(carry["x"] - data.fixed[0])
+        new = {"x": carry["x"] - knobs[0] * gradient, "gradient": gradient, "count": carry["count"] + 1 + extra}
+        return new, {"loss": 0.5 * gradient.square().sum()}
+
+    return step
+
+
+def trials(*starts: float) -> Iterator[Trial]:
+    for start in starts:
+        carry = {"x": torch.full((3,), start), "gradient": torch.zeros(3), "count": torch.tensor(0.0)}
+        data = StepData([torch.tensor([1.0, 2.0, 3.0])], torch.zeros(1, dtype=torch.long), torch.tensor(0))
+        yield Trial(carry, data, NONE, torch.tensor([0.1]))
+
+
+def loop_of(step: Step) -> Loop:
+    trial = next(trials(0.5))
+    per_step = PerStep(trial.data.rows.unsqueeze(0), trial.knobs.unsqueeze(0))
+    return Loop(step, trial.carry, per_step, trial.data.fixed, capacity=1)
+
+
+def read(carry: Any, record: dict[str, Tensor]) -> Reading:
+    return Reading([record], {"gradient": carry["gradient"]}, [carry["count"]])
+
+
+def test_the_same_step_does_not_differ() -> None:
+    assert difference(trials(0.5), mover(), loop_of(mover()), read) == ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (mover(lambda g: 1.001 * g), r"the compiled loss is 4.* where it should be 4.37"),
+        (mover(lambda g: g.flip(0)), r"the compiled gradient differs from the eager one"),
+        (mover(extra=0.1), r"a buffer changes in another way when compiled"),
+        (mover(lambda g: g * torch.nan), r"the compiled loss is nan"),
+    ],
+)
+def test_a_step_that_differs_is_named(wrong: Step, said: str) -> None:
+    found = difference(trials(0.5), mover(), loop_of(wrong), read)
+    assert re.match(said, found), found
+
+
+def test_the_first_finite_trial_counts() -> None:
+    assert difference(trials(torch.inf, 0.5), mover(), loop_of(mover()), read) == ""
+    assert "not finite" in difference(trials(torch.inf, torch.nan), mover(), loop_of(mover()), read)
+
+
+def test_rounding_of_the_eager_step_is_allowed_twice_and_no_more() -> None:
+    rounded, exact = mover(lambda g: (1 + 1e-3) * g), mover()
+    for factor, same in ((1e-3, True), (2e-3, True), (8e-3, False)):
+        loop = loop_of(mover(lambda g, factor=factor: (1 + factor) * g))
+        assert (difference(trials(0.5), rounded, loop, read, exact=exact) == "") is same
+    assert difference(trials(0.5), rounded, loop_of(exact), read) != ""
