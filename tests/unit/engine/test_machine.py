@@ -1,4 +1,4 @@
-"""Private stores, random streams, and threads that do not meet."""
+"""Private stores, random streams, devices and threads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.programs.store import empty_store, private_store
 
 
-def test_a_store_is_private_even_when_its_user_fails() -> None:
+def test_a_private_store_is_closed_after_an_error() -> None:
     mine = empty_store()
     with pytest.raises(RuntimeError, match="on purpose"), private_store(mine):
         pyro.param("loc", torch.zeros(()))
@@ -21,7 +21,7 @@ def test_a_store_is_private_even_when_its_user_fails() -> None:
     assert "loc" not in pyro.get_param_store()
 
 
-def test_the_callers_store_is_there_again_afterwards() -> None:
+def test_the_callers_store_is_restored() -> None:
     pyro.param("theirs", torch.ones(()))
     with private_store(empty_store()):
         assert "theirs" not in pyro.get_param_store()
@@ -29,7 +29,7 @@ def test_the_callers_store_is_there_again_afterwards() -> None:
     pyro.clear_param_store()
 
 
-def test_validation_is_as_asked_and_then_as_before() -> None:
+def test_validation_is_set_and_restored() -> None:
     before = pyro.settings.get("validate_distributions_pyro")
     for asked in (True, False):
         with private_store(empty_store(), validate=asked):
@@ -37,7 +37,7 @@ def test_validation_is_as_asked_and_then_as_before() -> None:
     assert pyro.settings.get("validate_distributions_pyro") == before
 
 
-def test_a_stream_continues_and_can_be_set_back() -> None:
+def test_a_stream_continues_and_can_be_reset() -> None:
     stream, outside = RandomStream(3), torch.get_rng_state()
     with stream.drawing():
         first = torch.randn(4)
@@ -52,7 +52,7 @@ def test_a_stream_continues_and_can_be_set_back() -> None:
     assert torch.equal(outside, torch.get_rng_state())
 
 
-def test_streams_inside_streams() -> None:
+def test_nested_streams_are_independent() -> None:
     outer, inner = RandomStream(0), RandomStream(1)
     with outer.drawing():
         a = torch.randn(2)
@@ -63,7 +63,7 @@ def test_streams_inside_streams() -> None:
         assert torch.equal(torch.cat([a, b]), torch.randn(4))
 
 
-def test_a_failure_inside_a_stream_restores_the_callers_state() -> None:
+def test_an_error_inside_a_stream_restores_the_callers_state() -> None:
     before = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="on purpose"), RandomStream(0).drawing():
         torch.randn(3)
@@ -91,7 +91,7 @@ def test_streams_of_two_threads_do_not_interleave() -> None:
     for thread in threads:
         thread.join()
     assert torch.equal(before, torch.get_rng_state())
-    # randn fills small tensors one number after the other and large ones in blocks: compare with a loop.
+    # randn fills small tensors number by number and large ones in blocks, so compare with a loop of small draws.
     for seed in (0, 1):
         stream = RandomStream(seed)
         for value in found[seed]:
@@ -99,7 +99,7 @@ def test_streams_of_two_threads_do_not_interleave() -> None:
                 assert torch.equal(value, torch.randn(10))
 
 
-def test_devices_by_name() -> None:
+def test_pick_device_by_name() -> None:
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_device(torch.device("cpu")).type == "cpu"
     with pytest.raises(ValueError, match=r"unknown device 'gpu'\. Choose from: auto, cpu, cuda, cuda:<number>\."):
@@ -107,6 +107,6 @@ def test_devices_by_name() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu() -> None:
-    with pytest.raises(ValueError, match=r"device 'cuda:1' was asked for, but torch sees no GPU\. Use device='cpu'"):
+def test_refuses_a_missing_gpu() -> None:
+    with pytest.raises(ValueError, match=r"device 'cuda:1' needs a GPU, but torch finds none\. Use device='cpu'"):
         pick_device("cuda:1")
