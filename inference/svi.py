@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from deepprob.engine.machine import pick_device, threads_for
-from deepprob.engine.packing import Packing, norm_of
+from deepprob.engine.packing import Packing, global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.callbacks import Anneal, Callback
@@ -112,7 +112,7 @@ def _step(
     loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
     with torch.no_grad():
         packed = state.packing.pack(gradients)
-        norm = norm_of(packed)
+        norm = global_norm(packed)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         state.update(packed, finite, knobs.learning_rate, optimizer)
         for buffer, value in zip(state.carry["buffers"], before, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 from torch.func import functional_call
 
-from deepprob.engine.scan.recur import Tensors, is_traced, recur
+from deepprob.engine.scan.recur import Tensors, is_tracing, recur
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
@@ -130,7 +130,11 @@ def _functional(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], Tensors
         >>> function(params, 1.0)
         1.0
     """
-    if not isinstance(kernel, nn.Module) or any(isinstance(m, PyroModule) for m in kernel.modules()) or not is_traced():
+    if (
+        not isinstance(kernel, nn.Module)
+        or any(isinstance(m, PyroModule) for m in kernel.modules())
+        or not is_tracing()
+    ):
         return lambda params, *arguments: kernel(*arguments), ()
     module, tensors = kernel, dict(kernel.named_parameters()) | dict(kernel.named_buffers())
 

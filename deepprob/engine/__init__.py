@@ -1,4 +1,4 @@
-"""The engine: random streams, noise, tracing, loops and native code. It knows torch only."""
+"""The engine: random streams, noise, tracing, loops and native code. It depends on torch only."""
 
 from __future__ import annotations
 

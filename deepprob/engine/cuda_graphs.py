@@ -1,4 +1,4 @@
-"""Steps recorded once as CUDA graphs and replayed."""
+"""Record steps once as CUDA graphs, and replay them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from torch import Tensor
 
 from deepprob.engine.native.build import Run
 
-_UNROLLED = 16  # steps in one CUDA graph
+_UNROLLED = 16  # steps in the larger of the two CUDA graphs
 
 
 class Replay:
-    """Steps recorded once in CUDA graphs and launched many at a time, without a host sync.
+    """Record steps once in CUDA graphs, and launch many at a time without waiting for the GPU.
 
     Args:
-        run: One step, from all that is carried and captured to all that is carried.
-        carried: An example.
-        captured: Tensors whose content may change, but not their place.
-        capacity: Most steps in one call.
+        run: One step, from carried and captured tensors to carried tensors.
+        carried: Example carried tensors.
+        captured: Tensors whose values may change between calls, but not their place in memory.
+        capacity: The largest number of steps in one call.
     """
 
     def __init__(self, run: Run, carried: Sequence[Tensor], captured: Sequence[Tensor], capacity: int) -> None:
         self.carried = [x.clone() for x in carried]
-        self.captured = list(captured)  # a graph reads memory, whoever it belongs to by then
+        self.captured = list(captured)  # keeps their memory alive: a graph reads it by address
         device = self.carried[0].device
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        # The outer stream is the one to return to where recording fails, as torch itself does not then.
+        # The outer context restores the current stream if recording fails; torch does not.
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(2):  # libraries set themselves up outside of the recording
+                for _ in range(2):  # CUDA libraries initialise themselves before the recording
                     run([*self.carried, *captured])
             torch.cuda.current_stream().wait_stream(side)
             pool = torch.cuda.graph_pool_handle()
@@ -47,7 +47,7 @@ class Replay:
                 self.graphs[steps] = graph
 
     def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Take some steps from a carry."""
+        """Take ``count`` steps, and return the carried tensors in this object's own memory."""
         for place, value in zip(self.carried, carried, strict=True):
             place.copy_(value)
         for steps in sorted(self.graphs, reverse=True):

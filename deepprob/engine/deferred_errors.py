@@ -1,4 +1,4 @@
-"""Conditions that would end a run with an error, noted for its answer while the run is traced."""
+"""Errors of a traced run, recorded as conditions that make its answer nan."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_ACTIVE: list[Failures] = []  # tracing is under one lock
+_ACTIVE: list[DeferredErrors] = []  # tracing holds a lock, so one list serves all threads
 
 
-class Failures(TorchDispatchMode):
-    """Within this context, where a run is traced, what would be an error is noted without asking the host.
+class DeferredErrors(TorchDispatchMode):
+    """Record error conditions as tensors while a run is traced, instead of raising.
 
-    That is: `failed` conditions, and matrices without a Cholesky factor or an inverse.
+    The conditions are those given to `defer_error`, and matrices without a Cholesky factor or an inverse.
 
     Examples:
-        >>> with Failures() as failures:
+        >>> with DeferredErrors() as errors:
         ...     _ = torch.linalg.cholesky(-torch.eye(2))
-        >>> failures.spoil(torch.tensor(1.0)).item()
+        >>> errors.mark_nan(torch.tensor(1.0)).item()
         nan
     """
 
@@ -32,7 +32,7 @@ class Failures(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # see LiftedNoise
 
-    def __enter__(self) -> Failures:
+    def __enter__(self) -> DeferredErrors:
         _ACTIVE.append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -49,15 +49,15 @@ class Failures(TorchDispatchMode):
             return None
         return func(*args, **(kwargs or {}))
 
-    def spoil(self, answer: Tensor) -> Tensor:
-        """An answer, or nan where the run failed."""
+    def mark_nan(self, answer: Tensor) -> Tensor:
+        """Replace an answer by nan if a recorded condition holds."""
         for condition in self.found:
             answer = torch.where(condition, torch.nan, answer)
         return answer
 
 
-def failed(condition: Tensor) -> bool:
-    """Whether a condition holds that is an error; while a run is traced it is noted, and False."""
+def defer_error(condition: Tensor) -> bool:
+    """Record an error condition and return False while a run is traced; otherwise return whether it holds."""
     if _ACTIVE:
         _ACTIVE[-1].found.append(condition)
         return False

@@ -1,4 +1,4 @@
-"""One graph for sequences of any length, from the same graph at two."""
+"""Make one graph serve sequences of all lengths, from its traces at two lengths."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch.fx import GraphModule, Node
 _aten = torch.ops.aten
 
 Lengths = dict[int, tuple[int, int]]
-"""Inputs that hold sequences, (N, T, ...), by number, and the shortest and the longest T."""
+"""The shortest and the longest T of each input that holds sequences, ``(N, T, ...)``, by the input's index."""
 
 
-class NotAlike(Exception):
-    """Graphs at two lengths differ in more than numbers that grow with the length."""
+class DifferentGraphs(Exception):
+    """Graphs at two lengths differ in more than whole numbers that are linear in the length."""
 
 
 class Line:
-    r"""The whole numbers :math:`a \ell + b` through two values at two lengths.
+    r"""The line :math:`a \ell + b`, with whole numbers, through two values at two lengths.
 
     Args:
-        lengths: Two, not the same.
-        values: At each of them.
+        lengths: Two different lengths.
+        values: The values at these lengths.
 
     Raises:
-        NotAlike: If the line has no whole numbers a and b.
+        DifferentGraphs: If ``a`` and ``b`` are not whole numbers.
 
     Examples:
         >>> line = Line((10, 14), (39, 55))
@@ -39,37 +39,39 @@ class Line:
         self.slope, rest = divmod(values[1] - values[0], lengths[1] - lengths[0])
         self.intercept = values[0] - self.slope * lengths[0]
         if rest:
-            raise NotAlike(f"{values} at lengths {lengths} are on no line of whole numbers")
+            raise DifferentGraphs(f"{values} at lengths {lengths} lie on no line with whole coefficients")
 
     def __call__(self, length: int) -> int:
         return self.slope * length + self.intercept
 
 
-def generalise(graph: GraphModule, other: GraphModule, lengths: tuple[int, int], place: tuple[int, int]) -> None:
-    r"""Let a graph serve sequences of any length between two.
+def serve_all_lengths(graph: GraphModule, other: GraphModule, lengths: tuple[int, int], place: tuple[int, int]) -> None:
+    r"""Change a graph so that it serves sequences of any length between two, and not only the longer one.
 
-    Traced at two lengths, a program that treats all steps alike gives the same operations in the same order; where
-    a whole number is :math:`n_1` in one graph and :math:`n_2` in the other, it becomes the :math:`a \ell + b` through
-    both, with :math:`\ell` read from the shape of an input. Nothing is known of a program that treats some length in a
-    way of its own: compare the graph with the program at all lengths that it will meet.
+    A program that treats all time steps alike gives the same operations in the same order at every length. A whole
+    number that is :math:`n_1` in one graph and :math:`n_2` in the other becomes the :math:`a \ell + b` through both,
+    with :math:`\ell` read from the shape of an input. Two lengths prove nothing about a third: compare the graph with
+    the program at all lengths that it will meet.
 
     Args:
-        graph: At the second length; it is changed in place.
-        other: At the first.
-        lengths: The two, ascending.
-        place: The input, and its dimension, whose size is the length.
+        graph: The graph at the second length; it is changed in place.
+        other: The graph at the first length.
+        lengths: The two lengths, ascending.
+        place: The index of an input, and its dimension, whose size is the length.
 
     Raises:
-        NotAlike: If the graphs differ in anything else; the graph is then as it was.
+        DifferentGraphs: If the graphs differ in anything else; the graph is then unchanged.
     """
     nodes, others = list(graph.graph.nodes), list(other.graph.nodes)
     if len(nodes) != len(others):
-        raise NotAlike(f"{len(others)} operations at length {lengths[0]} are {len(nodes)} at length {lengths[1]}")
+        raise DifferentGraphs(
+            f"{len(others)} operations at length {lengths[0]} but {len(nodes)} at length {lengths[1]}"
+        )
     number = {node: i for i, node in enumerate(nodes)} | {node: i for i, node in enumerate(others)}
     lines: list[tuple[int, int]] = []
 
     def compare(x: Any, y: Any) -> Any:
-        """What an argument is in both graphs: itself, or a line."""
+        """The argument if it is the same in both graphs, or the line through its two values."""
         if isinstance(x, Node) and isinstance(y, Node) and number[x] == number[y]:
             return x
         if isinstance(x, list | tuple) and type(x) is type(y) and len(x) == len(y):
@@ -82,31 +84,33 @@ def generalise(graph: GraphModule, other: GraphModule, lengths: tuple[int, int],
             return line
         nan = isinstance(x, float) and isinstance(y, float) and math.isnan(x) and math.isnan(y)
         if isinstance(x, Node) or isinstance(y, Node) or type(x) is not type(y) or (x != y and not nan):
-            raise NotAlike(f"{y} at length {lengths[0]} is {x} at length {lengths[1]}")
+            raise DifferentGraphs(f"{y} at length {lengths[0]} but {x} at length {lengths[1]}")
         return x
 
     arguments = []
     for x, y in zip(nodes, others, strict=True):
         same = x.target == y.target if x.op == "call_function" else x.op != "get_attr" or _is_same(graph, x, other, y)
         if x.op != y.op or not same:
-            raise NotAlike(f"{y.format_node()} at length {lengths[0]} is {x.format_node()} at length {lengths[1]}")
+            raise DifferentGraphs(
+                f"{y.format_node()} at length {lengths[0]} but {x.format_node()} at length {lengths[1]}"
+            )
         arguments.append((compare(tuple(x.args), tuple(y.args)), compare(dict(x.kwargs), dict(y.kwargs))))
     sizes = _sizes(graph, dict.fromkeys(lines), place)
 
-    def fill(x: Any) -> Any:
+    def substitute(x: Any) -> Any:
         if isinstance(x, Line):
             return sizes[x.slope, x.intercept]
         if isinstance(x, list | tuple):
-            return type(x)(fill(p) for p in x)
-        return {key: fill(p) for key, p in x.items()} if isinstance(x, dict) else x
+            return type(x)(substitute(p) for p in x)
+        return {key: substitute(p) for key, p in x.items()} if isinstance(x, dict) else x
 
     for node, (args, kwargs) in zip(nodes, arguments, strict=True):
-        node.args, node.kwargs = fill(args), fill(kwargs)
+        node.args, node.kwargs = substitute(args), substitute(kwargs)
     graph.recompile()
 
 
 def _sizes(graph: GraphModule, lines: dict[tuple[int, int], None], place: tuple[int, int]) -> dict[Any, Node]:
-    """Nodes for the numbers of lines, before all other operations."""
+    """Insert a node for the value of each line, before all other operations."""
     inputs = graph.graph.find_nodes(op="placeholder")
     sizes = {}
     with graph.graph.inserting_before(inputs[-1].next):
@@ -118,6 +122,6 @@ def _sizes(graph: GraphModule, lines: dict[tuple[int, int], None], place: tuple[
 
 
 def _is_same(graph: GraphModule, x: Node, other: GraphModule, y: Node) -> bool:
-    """Whether two attributes are the same cell of a loop, which has no constants."""
+    """Whether two attributes are cells of a loop with the same code (a cell has no constants)."""
     a, b = getattr(graph, str(x.target)), getattr(other, str(y.target))
     return isinstance(a, GraphModule) and isinstance(b, GraphModule) and a.code == b.code

@@ -1,8 +1,8 @@
-r"""Many applications of one step in one call: traced, looped and compiled to native code.
+r"""Apply one step many times in one call: traced, looped and compiled to native code.
 
 .. math:: (s_k, r_k) = \mathrm{step}(s_{k-1}, x_k, \varepsilon_k, \eta_k), \qquad k = 1, \dots, n
 
-A step is any pure function of tensors: of a carry :math:`s`, of captured data and the step's rows of them :math:`x`, of
+A step is any pure function of a carry :math:`s`, of data :math:`x` (captured tensors and the step's row indices), of
 noise :math:`\varepsilon` that was drawn ahead, and of knobs :math:`\eta`. It returns the new carry and a record
 :math:`r`. A gradient step, a leapfrog step and a step of expectation maximisation are all steps.
 """
@@ -22,23 +22,23 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from deepprob.engine.cuda_graphs import Replay
-from deepprob.engine.dynamic_length import Lengths, Line, NotAlike, generalise
+from deepprob.engine.dynamic_length import DifferentGraphs, Lengths, Line, serve_all_lengths
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.trace import same_values, trace_graph
 
-_SMALL_SUM = 2**12  # terms
+_SMALL_SUM = 2**12  # table entries times added numbers
 
 
 class StepData(NamedTuple):
-    """What one step sees of the data.
+    """The data of one step.
 
     Attributes:
         fixed: The captured tensors, whole.
         rows: The step's row indices, shape ``(B,)``.
-        number: Number of the step, a scalar.
+        number: The step's number, a scalar.
     """
 
     fixed: Any
@@ -59,10 +59,10 @@ class Noise(NamedTuple):
 
 
 class PerStep(NamedTuple):
-    """What differs from step to step.
+    """The inputs that differ from step to step.
 
     Attributes:
-        rows: Row indices of each step, shape ``(n, B)``; ``(1, B)`` if all steps see the same.
+        rows: Row indices of each step, shape ``(n, B)``; ``(1, B)`` if all steps use the same rows.
         knobs: Real numbers of each step, shape ``(n, k)``.
     """
 
@@ -71,28 +71,30 @@ class PerStep(NamedTuple):
 
 
 Step = Callable[[Any, StepData, Noise, Tensor], tuple[Any, dict[str, Tensor]]]
-"""``step(carry, data, noise, knobs) -> (carry, record)``: pure, the new carry of the structure of the old one."""
+"""``step(carry, data, noise, knobs) -> (carry, record)``: pure; the new carry has the structure of the old one."""
 
 
 class Loop:
-    """A step that is applied many times in one call.
+    """Apply a step many times in one call.
 
-    The step is traced once. On a CPU the loop over steps is part of the compiled code; on a GPU some steps are
-    recorded as one CUDA graph. Without a compiler the graph's operations are called one by one.
+    The step is traced once. On a CPU the loop over steps is part of the compiled code. On a GPU, blocks of steps are
+    recorded as CUDA graphs. Without a compiler the graph's operations are called one by one.
 
     Args:
         step: The step.
-        carry: An example of what is carried: tensors in lists, tuples and dicts.
-        per_step: An example of rows and knobs, of any number of steps.
-        fixed: An example of the captured data: tensors in lists, tuples and dicts.
-        noise: How much noise a step takes. None: the step draws from torch's generator, and its draws are lifted to
-            inputs.
-        capacity: Most steps in one call.
+        carry: An example carry: tensors in lists, tuples and dicts.
+        per_step: Example rows and knobs, for any number of steps.
+        fixed: Example captured data: tensors in lists, tuples and dicts.
+        noise: How much noise a step takes. None: the step draws from torch's generator, and its draws become inputs.
+        capacity: The largest number of steps in one call.
 
     Attributes:
         noise: How much noise a step takes.
-        capacity: Most steps in one call.
+        capacity: The largest number of steps in one call.
         scalars: Names of the scalars in a record.
+
+    Raises:
+        ValueError: If the new carry has another structure than the old one.
 
     Examples:
         Powers of two, three steps in one call:
@@ -117,32 +119,39 @@ class Loop:
     ) -> None:
         self.capacity, self._step, self._device = capacity, step, per_step.knobs.device
         if noise is None:
-            noise, self._step = _lifted(step, carry, self._first(per_step, fixed), per_step.knobs[0])
+            noise, self._step = _lift_draws(step, carry, self._first_data(per_step, fixed), per_step.knobs[0])
         self.noise = noise
-        new, record = self._tried(carry, per_step, fixed)
+        new, record = self._try_step(carry, per_step, fixed)
         spec = tree_flatten(carry)[1]
         if tree_flatten(new)[1] != spec:
-            raise ValueError(f"a step must carry on what it was given, {spec}; got {tree_flatten(new)[1]}.")
+            raise ValueError(
+                f"a step must return a carry of the structure it was given, {spec}; got {tree_flatten(new)[1]}. "
+                "Return the same lists, tuples and dict keys."
+            )
         self.scalars = tuple(name for name, x in record.items() if not x.dim())
         self._run: Run | None = None
         self._replay: Replay | None = None
         self._lengths: Lengths = {}
         self._noise_lines: tuple[Line, Line] | None = None
-        self._buffers(carry, per_step, fixed, record)
-        self._body = self._traced()
+        self._make_inputs(carry, per_step, fixed, record)
+        self._body = self._trace()
 
-    def _first(self, per_step: PerStep, fixed: Any) -> StepData:
-        """What the first of some steps sees."""
+    def _first_data(self, per_step: PerStep, fixed: Any) -> StepData:
+        """The data of the first step."""
         return StepData(fixed, per_step.rows[0], torch.zeros((), dtype=torch.long, device=self._device))
 
-    def _tried(self, carry: Any, per_step: PerStep, fixed: Any) -> tuple[Any, dict[str, Tensor]]:
-        """Take one step for the shapes of its results."""
+    def _try_step(self, carry: Any, per_step: PerStep, fixed: Any) -> tuple[Any, dict[str, Tensor]]:
+        """Take one step to learn the shapes of its results."""
         noise = Noise(*self.noise.draw_once([torch.Generator(self._device) for _ in range(2)], self._device))
         with torch.no_grad():
-            return self._step(carry, self._first(per_step, fixed), noise, per_step.knobs[0])
+            return self._step(carry, self._first_data(per_step, fixed), noise, per_step.knobs[0])
 
-    def _buffers(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
-        """Make the inputs of the loop: what is carried, and what is captured at a fixed place in memory."""
+    def _make_inputs(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
+        """Allocate the loop's inputs: carried tensors, and captured tensors at a fixed place in memory.
+
+        The carry includes a counter of steps and the record of all steps; the last two captured tensors are the
+        number of the first step and the number of steps.
+        """
         count, device, dtype = self.capacity, self._device, per_step.knobs.dtype
         same_rows = len(per_step.rows) == 1
         rows = torch.zeros(1 if same_rows else count, per_step.rows.shape[1], dtype=torch.long, device=device)
@@ -157,8 +166,8 @@ class Loop:
         captured = (fixed, PerStep(rows, knobs), noise, torch.zeros_like(index), torch.ones_like(index))
         self._captured, self._captured_spec = tree_flatten(captured)
 
-    def _one(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """One turn of the loop, from all that is carried and captured to all that is carried."""
+    def _iteration(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One iteration of the loop, from carried and captured tensors to carried tensors."""
         count = len(self._carried)
         index, carry, scalars, others = tree_unflatten(list(inputs[:count]), self._carry_spec)
         fixed, per_step, noise, first, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
@@ -169,22 +178,22 @@ class Loop:
         new, record = self._step(carry, StepData(fixed, rows, first + index), mine, knobs)
         row, columns = torch.zeros_like(scalars[0]), torch.arange(len(self.scalars), device=scalars.device)
         for column, name in enumerate(self.scalars):
-            # Stacked, every number would have a place in memory of its own first.
+            # torch.stack would first allocate memory for every number.
             row = torch.where(columns == column, record[name].to(scalars.dtype), row)
         if self.scalars:
             scalars = scalars.index_copy(0, at, row.unsqueeze(0))
         others = {name: x.index_copy(0, at, record[name].unsqueeze(0)) for name, x in others.items()}
         given = {id(x) for x in inputs}
-        # A tensor that is carried on as it is would share memory with what is still read.
+        # An input returned unchanged would share memory with a tensor that is still read.
         return tuple(
             x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, scalars, others))[0]
         )  # fmt: skip
 
-    def _traced(self) -> GraphModule:
+    def _trace(self) -> GraphModule:
         with torch.no_grad():
             body = make_fx(
-                torch.func.functionalize(self._one),
-                decomposition_table={torch.ops.aten.index_put.default: added_at},
+                torch.func.functionalize(self._iteration),
+                decomposition_table={torch.ops.aten.index_put.default: index_put_as_sum},
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*self._carried, *self._captured)
@@ -193,22 +202,22 @@ class Loop:
 
     @property
     def operations(self) -> int:
-        """Operations in a step."""
+        """The number of operations in a step."""
         return sum(node.op == "call_function" for node in self._body.graph.nodes)
 
     @property
     def any_length(self) -> bool:
-        """Whether sequences in the captured data may be of any length between two."""
+        """Whether the loop serves sequences of any length in a range."""
         return bool(self._lengths)
 
     def serve_any_length(self, shorter: Loop) -> None:
-        """From now on, take steps on sequences of any length between another loop's and this one's.
+        """Let this loop serve sequences of any length between those of a shorter loop and its own.
 
         Args:
             shorter: The same loop for shorter sequences.
 
         Raises:
-            NotAlike: If the two differ in more than numbers that grow with the length.
+            DifferentGraphs: If the two graphs differ in more than whole numbers that are linear in the length.
         """
         lengths: Lengths = {}
         for i in range(self._num_fixed):
@@ -220,15 +229,15 @@ class Loop:
         constants = shorter._captured[count:], self._captured[count:]
         alike = [a.shape == b.shape and same_values(a, b) for a, b in zip(*constants, strict=False)]
         if len(ends) != 1 or len(constants[0]) != len(constants[1]) or not all(alike):
-            raise NotAlike("more than the length of sequences differs")
+            raise DifferentGraphs("the two loops differ in more than the length of their sequences")
         between = ends.pop()
         short, long = shorter.noise, self.noise
         lines = (Line(between, (short.normal, long.normal)), Line(between, (short.uniform, long.uniform)))
-        generalise(self._body, shorter._body, between, (min(lengths), 1))
+        serve_all_lengths(self._body, shorter._body, between, (min(lengths), 1))
         self._lengths, self._noise_lines = lengths, lines
 
     def noise_for(self, fixed: Any) -> NoiseSize:
-        """How much noise a step takes on captured data whose sequences are as long as these."""
+        """How much noise a step takes on captured data with sequences of this length."""
         if self._noise_lines is None:
             return self.noise
         normal, uniform = self._noise_lines
@@ -236,17 +245,17 @@ class Loop:
         return replace(self.noise, normal=normal(length), uniform=uniform(length))
 
     def is_cached(self) -> bool:
-        """Whether the loop was compiled before, by this process or another."""
+        """Whether the cache holds native code for the loop."""
         return is_cached(self._module, self._inputs, self._lengths)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether steps are native code; else the graph's operations are called one by one."""
+        """Whether the steps run as native code rather than operation by operation."""
         return self._run is not None
 
     @cached_property
     def _module(self) -> nn.Module:
-        # On a GPU the loop's test would wait for every step: there, steps are recorded in a CUDA graph instead.
+        # On a GPU the loop's condition would wait for every step; there, steps are recorded in CUDA graphs instead.
         if self._device.type == "cuda":
             return self._body
         return Repeated(self._body, len(self._carried), len(self._carried) + self._captured_spec.num_leaves - 1)
@@ -256,11 +265,11 @@ class Loop:
         return [*self._carried, *self._captured]
 
     def compile(self) -> None:
-        """Turn the loop into native code, or take it from the cache.
+        """Compile the loop to native code, or load it from the cache.
 
         Raises:
             NoCompiler: If there is no C++ compiler.
-            NotAlike: If native code cannot serve sequences of any length.
+            DifferentGraphs: If native code cannot serve sequences of any length.
         """
         with ONE_AT_A_TIME:
             self._run = compile_module(self._module, self._inputs, self._lengths)
@@ -271,20 +280,20 @@ class Loop:
         """Take ``n`` steps.
 
         Args:
-            carry: Where to start; it stays as it is.
-            per_step: Rows and knobs of each step; as many steps as there are rows of knobs.
+            carry: The carry to start from; it is not changed.
+            per_step: Rows and knobs of each step; the number of rows of ``knobs`` is the number of steps.
             fixed: The captured data.
-            noise: Noise of each step, from `noise_for`; None if steps draw nothing.
+            noise: Noise of each step, of the size that `noise_for` returns; None if steps draw nothing.
             first: Number of the first step.
 
         Returns:
             The new carry, and the record of each step, ``(n, ...)`` by name. On a GPU they lie in the loop's own
-            memory: clone what must outlive the next call.
+            memory: clone them to keep them beyond the next call.
         """
         count = len(per_step.knobs)
         buffers = tree_unflatten(self._captured[: self._captured_spec.num_leaves], self._captured_spec)
         _, mine, drawn, number, steps = buffers
-        # Rows beyond the steps that are taken are never read, nor noise beyond what shorter sequences take.
+        # Rows beyond `count` and noise beyond the need of shorter sequences are never read.
         mine.knobs[:count].copy_(per_step.knobs)
         same_rows = len(mine.rows) == 1
         mine.rows[: 1 if same_rows else count].copy_(per_step.rows[:1] if same_rows else per_step.rows)
@@ -296,29 +305,29 @@ class Loop:
         captured += self._captured[len(captured) :]
         index, _, scalars, others = tree_unflatten(self._carried, self._carry_spec)
         with torch.no_grad():
-            out = self._taken(count, tree_flatten((index, carry, scalars, others))[0], captured)
+            out = self._iterate(count, tree_flatten((index, carry, scalars, others))[0], captured)
         _, new, scalars, others = tree_unflatten(list(out), self._carry_spec)
         record = dict(zip(self.scalars, scalars[:count].unbind(1), strict=True))
         return new, record | {name: x[:count] for name, x in others.items()}
 
-    def _taken(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
+    def _iterate(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
         on_gpu = self._device.type == "cuda"
         if self._run is not None and not on_gpu:
-            return self._run([*carried, *captured])  # the loop is in it
-        turn: Run = self._run or (lambda inputs: list(self._body(*inputs)))
-        # What draws inside of a step may ask for values, and must not be run more often than steps are taken.
-        if on_gpu and not self.noise.inside:
+            return self._run([*carried, *captured])  # the native code contains the loop
+        iteration: Run = self._run or (lambda inputs: list(self._body(*inputs)))
+        # An unserved draw may read values, and the extra runs of a recording would advance torch's generator.
+        if on_gpu and not self.noise.unserved:
             if self._replay is None:
-                self._replay = Replay(turn, carried, captured, self.capacity)
+                self._replay = Replay(iteration, carried, captured, self.capacity)
             return self._replay(count, carried)
         out: Sequence[Tensor] = carried
         for _ in range(count):
-            out = turn([*out, *captured])
+            out = iteration([*out, *captured])
         return out
 
 
-def _lifted(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[NoiseSize, Step]:
-    """How much a step draws from torch's generator, and the step with these draws as its noise."""
+def _lift_draws(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[NoiseSize, Step]:
+    """Count the draws of a step from torch's generator, and return the step with these draws as its noise."""
     empty = Noise(*(torch.zeros(0, device=knobs.device) for _ in range(2)))
     with torch.no_grad(), LiftedNoise() as counted:
         step(carry, data, empty, knobs)
@@ -332,11 +341,11 @@ def _lifted(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[Nois
     return size, trace_graph(drawing, (carry, data, noise, knobs), [])
 
 
-def added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """Numbers added to rows of a small table, as a sum over all numbers; anything else as it was.
+def index_put_as_sum(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """Compute ``index_put(accumulate=True)`` on rows of a small table as a sum; return NotImplemented otherwise.
 
-    The compiler adds in place, and has been seen to read a table of four numbers before it was done. Large tables stay
-    with it: there, as everywhere, the comparison before the first step is what protects.
+    The compiler adds in place, and was once seen to read a table of four numbers before all additions were done. Large
+    tables are left to the compiler; the comparison of compiled and eager steps before a fit guards against the error.
     """
     if not accumulate or len(indices) != 1 or (index := indices[0]) is None or index.dtype != torch.long:
         return NotImplemented
@@ -350,7 +359,10 @@ def added_at(base: Tensor, indices: list[Tensor | None], values: Tensor, accumul
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Make a graph's constants its last inputs, so that compiled code does not hold them and serves others as well."""
+    """Turn a graph's constants into its last inputs, and return their values.
+
+    Graphs that differ only in their constants then share compiled code.
+    """
     constants: dict[str, Node] = {}
     found: list[Tensor] = []
     for node in list(graph.graph.find_nodes(op="get_attr")):

@@ -9,23 +9,23 @@ from contextlib import contextmanager
 
 import torch
 
-# Pyro's handler stack is shared by all threads, and so is what torch's tracers and compiler put in place of their own
-# functions: two programs running or traced at once corrupt each other.
+# All threads share Pyro's handler stack and the functions that torch's tracers and compiler replace: two programs that
+# run or are traced at the same time corrupt each other.
 ONE_AT_A_TIME = threading.RLock()
 
-_WORTH_SHARING = 2**26  # multiplications a step, from which on more threads gain more than they risk
+_WORTH_SHARING = 2**26  # multiplications of a step: from here on, more threads gain more than they risk
 
 
 @contextmanager
 def placed_on(device: torch.device | str) -> Iterator[None]:
-    """Make tensors on a device where none is named, as ``dist.Normal(0.0, 1.0)`` and ``torch.zeros(3)`` name none.
+    """Create tensors on this device if the call names none, as in ``dist.Normal(0.0, 1.0)`` or ``torch.zeros(3)``.
 
-    On a GPU, cuDNN's convolutions and recurrences also compute in float32 as torch's matrix products do by default, not
-    in TF32, whose three digits would hide what a comparison of eager and compiled steps is to show (the switch is the
-    whole process's, and is put back). The fast way, for those who ask for it, is ``ELBO(layers="bfloat16")``.
+    On a GPU, cuDNN's convolutions and recurrences also compute in float32, as torch's matrix products do by default,
+    and not in TF32: its three digits would hide differences between eager and compiled steps. The switch is global to
+    the process and is restored afterwards. ``ELBO(layers="bfloat16")`` is the way to fast layers.
 
     Args:
-        device: The device; nothing changes on the CPU.
+        device: The device; on the CPU nothing changes.
 
     Examples:
         >>> with placed_on("meta"):
@@ -47,13 +47,13 @@ def placed_on(device: torch.device | str) -> Iterator[None]:
 
 @contextmanager
 def threads_for(work: int) -> Iterator[None]:
-    """Within this context torch uses one thread if a step's work is small.
+    """Let torch use one thread within this context if a step's work is small.
 
-    A small step is many short operations. Sharing each of them out gains little, and when the other core is busy every
-    one waits for it: a step of 4 ms was seen to take 120.
+    A small step is many short operations. Splitting each of them over threads gains little, and each waits for the
+    slowest thread: on a machine with a busy core, a step of 4 ms took 120 ms.
 
     Args:
-        work: Multiplications of a step, roughly: parameters times rows.
+        work: The approximate number of multiplications of a step: parameters times rows.
 
     Examples:
         >>> before = torch.get_num_threads()
@@ -74,20 +74,20 @@ def threads_for(work: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep the memory that a step frees for the next one.
+    """Let the C library keep memory that one step frees for the next step.
 
-    glibc hands freed blocks back to the system at once until a block of their size was freed before; every step of a
-    large model then pays for the same pages again. So we free a large one.
+    glibc returns large freed blocks to the system until a block of that size has been freed once; before that, every
+    step of a large model pays for new pages. This function frees one large block.
 
     Examples:
         >>> keep_freed_memory()
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)  # 32 MiB is the most that glibc learns from
+    torch.empty(31 * 2**20, dtype=torch.uint8)  # glibc adapts to blocks of up to 32 MiB
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Keep Python from looking through a million objects that are all in use, again and again."""
+    """Turn off the garbage collector, which would scan a million objects, all in use, again and again."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -98,13 +98,13 @@ def without_collector() -> Iterator[None]:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """The device that a name stands for; ``"auto"`` is the GPU where there is one.
+    """The device of this name; ``"auto"`` is the GPU if there is one, else the CPU.
 
     Args:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or a ``torch.device``.
 
     Raises:
-        ValueError: If a GPU is asked for and there is none.
+        ValueError: If the name is unknown, or it names a GPU and there is none.
 
     Examples:
         >>> pick_device("cpu")
@@ -117,5 +117,5 @@ def pick_device(device: str | torch.device) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}. Choose from: auto, cpu, cuda, cuda:<number>.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no GPU. Use device='cpu' or 'auto'.")
+        raise ValueError(f"device {str(device)!r} needs a GPU, but torch finds none. Use device='cpu' or 'auto'.")
     return chosen

@@ -1,4 +1,4 @@
-"""Noise as an input: a program's random operations answered from vectors that were drawn before."""
+"""Noise as an input: random operations of a program take their numbers from vectors drawn ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-_BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks is drawn as it would be among others
+_BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks does not depend on the rows beside it
 
 
 @dataclass(frozen=True)
@@ -20,47 +20,52 @@ class NoiseSize:
     """How much noise one run of a program takes.
 
     Attributes:
-        normal: Standard normal numbers.
-        uniform: Uniform numbers in [0, 1).
-        dtype: Of both.
-        inside: Random operations that cannot be served (gamma, multinomial, permutations), by name: they draw from
-            torch's generator when their turn comes.
-        operations: Tensor operations of the run, gradients included: the size of its graph.
+        normal: Number of standard normal numbers.
+        uniform: Number of uniform numbers in [0, 1).
+        dtype: The dtype of both.
+        unserved: Names of random operations that noise cannot serve (gamma, multinomial, permutations): they draw
+            from torch's generator during the run.
+        operations: Number of tensor operations of the run, gradients included.
     """
 
     normal: int
     uniform: int
     dtype: torch.dtype
-    inside: tuple[str, ...] = ()
+    unserved: tuple[str, ...] = ()
     operations: int = 0
 
     def draw_once(self, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The noise of one run, ``(normal,)`` and ``(uniform,)``; see `draw`."""
+        """Draw the noise of one run, ``(normal,)`` and ``(uniform,)``; see `draw`."""
         normal, uniform = self.draw(1, generators, device)
         return normal[0].clone(), uniform[0].clone()
 
     def draw(self, count: int, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The noise of some runs, ``(count, normal)`` and ``(count, uniform)``; what a run gets does not depend on
-        how many others are drawn with it (on the CPU).
+        """Draw the noise of ``count`` runs.
+
+        On the CPU the noise of a run does not depend on the number of runs that are drawn together.
 
         Args:
-            count: How many runs.
-            generators: One for normal, one for uniform numbers.
-            device: Where the noise is used; the generators are on it.
+            count: The number of runs.
+            generators: One generator for normal numbers, one for uniform numbers.
+            device: The device of the noise and of the generators.
+
+        Returns:
+            Normal numbers, ``(count, normal)`` with ``normal`` rounded up to whole blocks of 16, and uniform numbers,
+            ``(count, uniform)``.
         """
         width = -(-self.normal // _BLOCK) * _BLOCK
-        kind: dict[str, Any] = {"dtype": self.dtype, "device": device}
+        options: dict[str, Any] = {"dtype": self.dtype, "device": device}
         return (
-            torch.randn(count, width, generator=generators[0], **kind),
-            torch.rand(count, self.uniform, generator=generators[1], **kind),
+            torch.randn(count, width, generator=generators[0], **options),
+            torch.rand(count, self.uniform, generator=generators[1], **options),
         )
 
 
 class LiftedNoise(TorchDispatchMode):
-    """Within this context random operations take their numbers from two vectors, in the order in which they come.
+    """Within this context random operations take their numbers from two vectors, in order.
 
     Args:
-        normal: Standard normal numbers, or None to draw them (and count).
+        normal: Standard normal numbers; None lets operations draw as usual, and counts the numbers.
         uniform: Uniform numbers in [0, 1), or None.
 
     Examples:
@@ -69,7 +74,7 @@ class LiftedNoise(TorchDispatchMode):
         [10.0, 12.0]
         >>> with LiftedNoise() as count:
         ...     _ = torch.randn(3), torch.bernoulli(torch.full((2,), 0.5)), torch.multinomial(torch.ones(4), 1)
-        >>> count.size.normal, count.size.uniform, count.size.inside
+        >>> count.size.normal, count.size.uniform, count.size.unserved
         (3, 2, ('multinomial',))
     """
 
@@ -78,18 +83,18 @@ class LiftedNoise(TorchDispatchMode):
         self._sources = {"normal": normal, "uniform": uniform}
         self._used = {"normal": 0, "uniform": 0}
         self._dtype = torch.get_default_dtype()
-        self._inside: list[str] = []
+        self._unserved: list[str] = []
         self._operations = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would import its compiler, which takes seconds, only to keep it away from this class
+        return False  # True makes torch import its compiler, which takes seconds
 
     @property
     def size(self) -> NoiseSize:
-        """What was used so far."""
-        inside = tuple(dict.fromkeys(self._inside))
-        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, inside, self._operations)
+        """The noise used so far."""
+        unserved = tuple(dict.fromkeys(self._unserved))
+        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, unserved, self._operations)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -100,16 +105,16 @@ class LiftedNoise(TorchDispatchMode):
             return func(*args, **kwargs)
         serve = _SERVED.get(func)
         if serve is None or kwargs.get("generator") is not None or _is_complex(args, kwargs):
-            self._inside.append(func.overloadpacket.__name__)
+            self._unserved.append(func.overloadpacket.__name__)
             return func(*args, **kwargs)
         kwargs.pop("generator", None)
         return serve(self, *args, **kwargs)
 
     def take(self, kind: str, shape: Sequence[int], dtype: torch.dtype, device: Any) -> Tensor:
-        """The next numbers, in a shape.
+        """Take the next numbers of a kind, ``"normal"`` or ``"uniform"``.
 
         Raises:
-            RuntimeError: If there are no more.
+            RuntimeError: If too few are left.
         """
         count, start = math.prod(shape), self._used[kind]
         self._used[kind] += count
@@ -120,9 +125,12 @@ class LiftedNoise(TorchDispatchMode):
             draw = torch.randn if kind == "normal" else torch.rand
             return draw(tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
-            raise RuntimeError(f"the program draws more {kind} numbers than in its first run, {len(source)}.")
+            raise RuntimeError(
+                f"the program draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "
+                "the first run."
+            )
         taken = source[start : start + count].view(tuple(shape)).to(dtype)
-        # Rounded to a shorter type, a number just below 1 would be 1, of which some logarithms are infinite.
+        # Rounded to a shorter dtype, a number just below 1 would become 1, and log(1 - u) infinite.
         return taken.clamp(max=1 - torch.finfo(dtype).eps / 2) if kind == "uniform" and dtype != source.dtype else taken
 
 
@@ -134,7 +142,7 @@ def _is_complex(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     return dtype is not None and dtype.is_complex
 
 
-def _kind(dtype: Any, device: Any) -> tuple[torch.dtype, Any]:
+def _or_defaults(dtype: Any, device: Any) -> tuple[torch.dtype, Any]:
     return dtype or torch.get_default_dtype(), device or "cpu"
 
 
@@ -142,7 +150,7 @@ def _new(kind: str) -> _Serve:
     def serve(
         noise: LiftedNoise, size: Sequence[int], dtype: Any = None, layout: Any = None, device: Any = None, **_: Any
     ) -> Tensor:
-        return noise.take(kind, size, *_kind(dtype, device))
+        return noise.take(kind, size, *_or_defaults(dtype, device))
 
     return serve
 
@@ -159,10 +167,11 @@ def _normal_(noise: LiftedNoise, x: Tensor, mean: float = 0.0, std: float = 1.0)
     return x.copy_(z if (mean, std) == (0.0, 1.0) else mean + std * z)
 
 
-def _normal(noise: LiftedNoise, mean: Tensor | float, std: Tensor | float = 1.0, *rest: Any, **_: Any) -> Tensor:
+def _normal(noise: LiftedNoise, mean: Tensor | float, std: Tensor | float = 1.0, *size: Any, **options: Any) -> Tensor:
     like = mean if isinstance(mean, Tensor) else std
     if not isinstance(like, Tensor):
-        return mean + std * noise.take("normal", rest[0], *_kind(_.get("dtype"), _.get("device")))
+        dtype, device = _or_defaults(options.get("dtype"), options.get("device"))
+        return mean + std * noise.take("normal", size[0], dtype, device)
     shape = torch.broadcast_shapes(*(x.shape for x in (mean, std) if isinstance(x, Tensor)))
     return (mean + std * noise.take("normal", shape, like.dtype, like.device)).to(like.dtype)
 
@@ -191,7 +200,7 @@ def _cauchy_(noise: LiftedNoise, x: Tensor, median: float = 0.0, sigma: float = 
 
 
 def _dropout(noise: LiftedNoise, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-    if train is False:  # None is training, as in torch
+    if train is False:  # None means training, as in torch
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
     kept = noise.take("uniform", x.shape, x.dtype, x.device) >= p
     return x * kept / (1.0 - p if p < 1 else 1.0), kept

@@ -1,4 +1,4 @@
-"""Many small tensors in few large ones."""
+"""Pack many small tensors into few large ones."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_ALONE = 2**14  # elements from which on copying a gradient into a shared tensor costs more than a further tensor
-_SUMMED = 2**13  # elements times tensors up to which a sum of padded tensors beats writing each to its place
+_ALONE = 2**14  # elements: from here on, copying a gradient into a shared tensor costs more than one more tensor
+_SUMMED = 2**13  # elements times tensors: up to here, a sum of padded tensors is faster than a concatenation
 _ALIGN = 16  # elements: no parameter shares a vector register with another
 
 
 class Packing:
-    """Parameters in few tensors: small ones of one type share one, large ones keep their own.
+    """A layout of parameters in few tensors, the groups: small parameters of one dtype share a group.
 
-    A step over many small parameters is mostly the overhead of handling each; over few tensors it is arithmetic.
+    Each large parameter is a group of its own. A step over many small tensors is mostly overhead per tensor; over few
+    large tensors it is mostly arithmetic.
 
     Args:
-        params: What to pack, in order.
+        params: The parameters, in order.
 
     Examples:
         >>> packing = Packing([torch.ones(3), torch.zeros(2, 2)])
@@ -32,7 +33,7 @@ class Packing:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.shapes = [p.shape for p in params]
-        self.places: list[tuple[int, int]] = []  # group and first element; -1 where a parameter is a group of its own
+        self.places: list[tuple[int, int]] = []  # group and first element; -1 if the parameter is the whole group
         self.groups = 0
         shared: dict[tuple[torch.dtype, torch.device], tuple[int, int]] = {}
         for p in params:
@@ -49,28 +50,28 @@ class Packing:
             shared[key] = group, start + _padded(p.numel())
 
     def pack(self, tensors: Sequence[Tensor], *, in_a_graph: bool = False) -> list[Tensor]:
-        """The groups that hold some tensors of the parameters' shapes.
+        """Pack tensors of the parameters' shapes into groups.
 
         Args:
-            tensors: One for every parameter.
-            in_a_graph: Whether this is to be compiled. Then small groups are sums of padded tensors: a concatenation is
-                a place in memory that every part is written to, a sum is computed where it is used.
+            tensors: One tensor for every parameter.
+            in_a_graph: Whether the result will be compiled. Then small groups are sums of padded tensors: compiled
+                code computes a sum where it is used, but writes a concatenation to memory part by part.
         """
         members: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.groups)]
         for (group, start), x in zip(self.places, tensors, strict=True):
             members[group].append((start, x))
-        return [_joined(group, in_a_graph) for group in members]
+        return [_concatenate(group, in_a_graph) for group in members]
 
     def unpack(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that some groups hold, as views."""
+        """The tensors of the parameters' shapes in the groups, as views."""
         return [
             groups[group] if start < 0 else groups[group].narrow(0, start, shape.numel()).view(shape)
             for (group, start), shape in zip(self.places, self.shapes, strict=True)
         ]
 
 
-def _joined(members: Sequence[tuple[int, Tensor]], in_a_graph: bool) -> Tensor:
-    """One tensor that holds some others, each from its place on."""
+def _concatenate(members: Sequence[tuple[int, Tensor]], in_a_graph: bool) -> Tensor:
+    """One tensor with each member from its first element on, and zeros between them."""
     if members[0][0] < 0:
         return members[0][1]
     parts = [(start, x.reshape(-1)) for start, x in members]
@@ -88,7 +89,7 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def norm_of(groups: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of a gradient."""
+def global_norm(groups: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all elements of some tensors, such as a gradient."""
     total = torch.stack([(g * g).sum() for g in groups]).sum() if len(groups) > 1 else (groups[0] * groups[0]).sum()
     return total.sqrt()

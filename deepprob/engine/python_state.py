@@ -1,4 +1,4 @@
-"""What a program keeps in Python from one run to the next: counters, schedules, generators of random numbers."""
+"""State that a program keeps in Python from run to run: counters, schedules, random generators."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from torch import nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
-_MOST_ITEMS = 1000  # of a container; a larger one is data, of which only the length is kept
+_MOST_ITEMS = 1000  # of a container; a larger one counts as data, and only its length is recorded
 _LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
 
 PythonState = dict[tuple[str, ...], str]
-"""Where each number, text, length and generator was met, and what it was."""
+"""The path to each number, text, length and random generator, and its value as text."""
 
 
 def python_state(root: object) -> PythonState:
-    """What can be reached from a program and is not a tensor.
+    """Collect the Python state that can be reached from a program: all but tensors.
 
-    Followed are attributes, containers, closures, and what functions of the user's read from their modules. What is
-    made anew in each run is not seen, nor is what a library keeps for itself.
+    The search follows attributes, containers, closures, and the globals that the user's functions read. It misses
+    objects that each run creates, and the internal state of libraries.
 
     Args:
         root: The program: an object, a module or a function.
@@ -43,7 +43,7 @@ def python_state(root: object) -> PythonState:
         'calls'
     """
     found: PythonState = {}
-    seen: dict[int, object] = {}  # held, so that no other object gets its number
+    seen: dict[int, object] = {}  # holds the objects, so that no other object gets the same id
     pending: list[tuple[tuple[str, ...], object]] = [((), root)]
     while pending:
         path, x = pending.pop()
@@ -51,14 +51,14 @@ def python_state(root: object) -> PythonState:
             found[path] = repr(x)
         elif id(x) not in seen:
             seen[id(x)] = x
-            if (own := _own_state(x)) is not None:
-                found[path] = own
+            if (state := _state_text(x)) is not None:
+                found[path] = state
             pending.extend(((*path, name), part) for name, part in _parts(x))
     return found
 
 
 def changed(before: PythonState, after: PythonState) -> str:
-    """The name of something that is not what it was, the nearest to the program; empty if there is none."""
+    """The name of a changed value, the one nearest to the program; empty if nothing changed."""
     paths = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
     if not paths:
         return ""
@@ -66,7 +66,8 @@ def changed(before: PythonState, after: PythonState) -> str:
     return next((name for name in reversed(nearest) if not name.startswith("[")), "an argument")
 
 
-def _own_state(x: object) -> str | None:
+def _state_text(x: object) -> str | None:
+    """The state of a random generator or a counter, or the length of a container; None for other objects."""
     if isinstance(x, random.Random):
         return repr(x.getstate())
     if isinstance(x, np.random.Generator):
@@ -79,14 +80,14 @@ def _own_state(x: object) -> str | None:
 
 
 def _parts(x: Any) -> Iterator[tuple[str, object]]:
-    """What belongs to an object, with its name, or in brackets where it has none."""
+    """The objects that an object refers to, each with its name, or a name in brackets if it has none."""
     if isinstance(x, _CONTAINERS):
         if len(x) <= _MOST_ITEMS:
             items = x.items() if isinstance(x, dict) else enumerate(x)
             yield from ((key if isinstance(key, str) else f"[{key!r}]", value) for key, value in items)
     elif isinstance(x, types.FunctionType):
         if _is_users(x.__module__):
-            yield from _read_by(x)
+            yield from _objects_read(x)
     elif isinstance(x, types.MethodType):
         yield from (("[self]", x.__self__), ("[function]", x.__func__))
     elif isinstance(x, (staticmethod, classmethod)):
@@ -103,10 +104,10 @@ def _parts(x: Any) -> Iterator[tuple[str, object]]:
         yield from ((f"[{kind.__name__}]", kind) for kind in type(x).__mro__)
 
 
-def _read_by(function: types.FunctionType) -> Iterator[tuple[str, object]]:
-    """What a function finds outside of itself."""
+def _objects_read(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    """The objects that a function reads: closure, attributes, defaults and globals, by name."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # not filled yet
+        with contextlib.suppress(ValueError):  # the cell is still empty
             yield name, cell.cell_contents
     yield from vars(function).items()
     yield from (("[defaults]", function.__defaults__), ("[keywords]", function.__kwdefaults__))
@@ -116,10 +117,11 @@ def _read_by(function: types.FunctionType) -> Iterator[tuple[str, object]]:
         if not isinstance(value, types.ModuleType):
             yield name, value
         elif _is_users(value.__name__):
-            yield from ((f"{name}.{own}", vars(value)[own]) for own in sorted(names & vars(value).keys()))
+            yield from ((f"{name}.{key}", vars(value)[key]) for key in sorted(names & vars(value).keys()))
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
+    """All names that a function's code uses, nested functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -127,7 +129,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_users(module: str | None) -> bool:
-    """Whether code is neither ours nor of a library."""
+    """Whether a module is the user's: neither this package, nor the standard library, nor an installed library."""
     top = (module or "").partition(".")[0]
     if top == __name__.partition(".")[0] or top in sys.stdlib_module_names:
         return False

@@ -1,4 +1,4 @@
-"""Random streams of our own: the caller's random state stays as it is."""
+"""Random streams that leave the caller's random state unchanged."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from deepprob.engine.machine import ONE_AT_A_TIME
 class RandomStream:
     """A stream of random numbers that belongs to one fit or one query.
 
-    Everything that draws from torch's global generators inside `drawing` draws from this stream; outside, the
-    global generators are as the caller left them. The stream's position is its `state`, so that a fit that was
-    stopped goes on with the noise it would have had.
+    Inside `drawing`, torch's global generators continue this stream; afterwards they have the caller's state again.
+    The stream's position is its `state`: a fit that resumes from a saved state gets the noise of an uninterrupted fit.
 
     Args:
-        seed: Where the stream starts.
-        device: The device whose generator is also swapped, if it is not the CPU.
+        seed: The seed of the stream.
+        device: A GPU whose global generator is swapped too; ``"cpu"`` swaps none.
 
     Attributes:
-        ahead: Generators on the device for noise that is drawn ahead, one for normal and one for uniform numbers.
+        generators: Generators of noise drawn ahead, on the device: one for normal and one for uniform numbers.
 
     Examples:
         >>> before = torch.get_rng_state()
@@ -41,12 +40,12 @@ class RandomStream:
         self._cuda: Tensor | None = None
         if self.device.type == "cuda":
             self._cuda = torch.Generator(self.device).manual_seed(seed).get_state()
-        # One generator a kind, so that what a step gets does not depend on how many are drawn ahead.
-        self.ahead = tuple(torch.Generator(self.device).manual_seed(_salted(seed, salt)) for salt in (1, 2))
+        # With one generator a kind, the noise of a step does not depend on how many steps are drawn ahead.
+        self.generators = tuple(torch.Generator(self.device).manual_seed(_salted(seed, salt)) for salt in (1, 2))
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Let torch's global generators continue this stream; no other stream does so meanwhile."""
+        """Let torch's global generators continue this stream; other threads' streams wait."""
         with ONE_AT_A_TIME:
             yield from self._swapped()
 
@@ -67,16 +66,16 @@ class RandomStream:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The position, as tensors to save."""
+        """The stream's position, as tensors to save."""
         found = {"cpu": self._cpu} | ({} if self._cuda is None else {"cuda": self._cuda})
-        return found | {f"ahead_{i}": generator.get_state() for i, generator in enumerate(self.ahead)}
+        return found | {f"ahead_{i}": generator.get_state() for i, generator in enumerate(self.generators)}
 
     @state.setter
     def state(self, value: dict[str, Tensor]) -> None:
         self._cpu = value["cpu"].cpu()
         if self._cuda is not None and "cuda" in value:
             self._cuda = value["cuda"].cpu()
-        for i, generator in enumerate(self.ahead):
+        for i, generator in enumerate(self.generators):
             generator.set_state(value[f"ahead_{i}"].cpu())
 
 

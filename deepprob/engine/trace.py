@@ -1,4 +1,4 @@
-"""A function as one graph of tensor operations, traced once; or the reason why it cannot be."""
+"""Trace a function into one graph of tensor operations, or raise an error that gives the reason and the user's line."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, m
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 
-from deepprob.engine.deferred_errors import failed
+from deepprob.engine.deferred_errors import defer_error
 from deepprob.engine.python_state import changed, python_state
 
 _OUR_FOLDER = Path(__file__).parents[1]
 
 
 class Untraceable(Exception):
-    """A program is not one fixed sequence of tensor operations; the message says why, and where."""
+    """The program is not one fixed sequence of tensor operations; the message gives the reason and the line."""
 
 
 def functionalise(run: Callable[..., Any], *inputs: Any) -> GraphModule:
-    """The operations of a graph without those that work in place.
+    """Retrace a graph without in-place operations.
 
     Raises:
         Untraceable: If its shapes depend on values.
@@ -58,58 +58,60 @@ def trace_graph(
     settled: Sequence[str] = (),
     libraries: Sequence[ModuleType] = (),
 ) -> GraphModule:
-    """The operations of a function, whose inputs are all that may change.
+    """Trace a function into a graph, and check that its result depends on nothing but its inputs.
 
     Args:
         run: The function.
         inputs: Its inputs.
-        own: Tensors that the function may not hold as constants; all of them are among the inputs.
+        own: The program's tensors. They are among the inputs and may not become constants of the graph.
         owner: The object whose Python state the function must not change.
         changing: Names of the arguments that the function may write to.
         settled: Names of the arguments whose values never change.
-        libraries: Modules whose lines are not the user's, beside torch, numpy and this package.
+        libraries: Modules whose lines an error does not name, besides torch, numpy and this package.
 
     Raises:
-        Untraceable: If they are not all that decides what it does.
+        Untraceable: If the result depends on anything else, or shapes depend on values.
     """
-    foreign, kept = _python_noise(), python_state(owner)
+    generators, kept = _generator_states(), python_state(owner)
     try:
-        with warnings.catch_warnings(), _taken_apart():
-            warnings.simplefilter("ignore")  # the program was run before: what it has to say was said
+        with warnings.catch_warnings(), _decomposed_layers():
+            warnings.simplefilter("ignore")  # the program ran before and gave its warnings then
             graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
     except Exception as error:
         raise Untraceable(reason_of(error, libraries)) from error
-    if foreign != _python_noise():
-        raise Untraceable("the program draws from Python's or numpy's random numbers, which would be frozen")
+    if generators != _generator_states():
+        raise Untraceable(
+            "the program draws random numbers from Python or numpy, which would be frozen: draw them with torch"
+        )
     if name := changed(kept, python_state(owner)):
         raise Untraceable(
-            f"the program changes {name!r} in Python from run to run, which would be frozen (a schedule can be a "
-            "buffer that Anneal moves)"
+            f"the program changes {name!r} in Python from run to run, which would be frozen (keep a schedule in a "
+            "buffer and change it with Anneal)"
         )
     _check_graph(graph, own, changing, settled)
     return graph
 
 
 class SkipValueChecks(TorchFunctionMode):
-    """Takes from functions of torch what they ask of values only to check them; what fails is noted.
+    """Skips value checks inside torch functions while tracing; a failed check is recorded and makes the result nan.
 
-    Numbers that leave torch for Python would be constants of the graph: `make_fx` refuses ``.item()``, but is not
-    asked about these.
+    It also refuses ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become
+    constants of the graph. `make_fx` itself refuses only ``.item()``.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is one_hot:
             x, classes = _one_hot_arguments(*args, **(kwargs or {}))
             if classes > 0:
-                failed(((x < 0) | (x >= classes)).any())
+                defer_error(((x < 0) | (x >= classes)).any())
                 return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).long()
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
-            raise RuntimeError("numbers of a tensor are read in Python, as by .item()")
+            raise RuntimeError("Python reads the values of a tensor, as by .item()")
         return func(*args, **(kwargs or {}))
 
 
 def _depends_on_inputs(x: Tensor) -> bool:
-    """Whether a tensor was computed in the graph that is being traced, from what is not a constant."""
+    """Whether a tensor of the current trace was computed from inputs, and not from constants alone."""
     mode = get_proxy_mode()
     slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
     return slot is not None and slot.constant is None
@@ -120,12 +122,14 @@ def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, i
 
 
 @contextmanager
-def _taken_apart() -> Iterator[None]:
-    """Without oneDNN and cuDNN recurrent layers are many operations: as one, their gradient cannot be run again, and
-    cuDNN's batch norm does not say that it writes. Convolutions are one operation either way.
+def _decomposed_layers() -> Iterator[None]:
+    """Turn oneDNN and cuDNN off, so that recurrent layers are traced as many small operations.
+
+    The gradient of a fused recurrent layer cannot be run twice, and cuDNN's batch norm does not declare that it
+    writes to its buffers. Convolutions are one operation either way.
     """
     onednn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags sets, and warns of, much else
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags also sets other flags and warns about them
     torch._C._set_cudnn_enabled(False)
     try:
         yield
@@ -134,24 +138,24 @@ def _taken_apart() -> Iterator[None]:
         torch._C._set_cudnn_enabled(cudnn)
 
 
-def _python_noise() -> tuple[Any, ...]:
-    """Where Python's and numpy's global generators are."""
+def _generator_states() -> tuple[Any, ...]:
+    """The states of Python's and numpy's global random generators."""
     name, keys, *rest = np.random.get_state()
     return random.getstate(), name, tuple(np.asarray(keys).tolist()), *rest
 
 
 def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[str], settled: Sequence[str]) -> None:
-    """Refuse a graph that hides what may change, or whose shapes do.
+    """Refuse a graph with a program's tensor as a constant, an undeclared write, or shapes that depend on values.
 
     Args:
-        graph: As it was traced, with in-place operations.
+        graph: The traced graph, with in-place operations.
         own: The program's tensors, none of which may be a constant.
         changing: Names of the inputs that may be written to.
         settled: Names of the inputs whose values never change.
     """
     memory = {x.untyped_storage().data_ptr() for x in own if x.numel()}
-    roots: dict[Node, Node] = {}  # whose memory a value is
-    varying: set[Node] = set()  # what depends on an input
+    roots: dict[Node, Node] = {}  # the node that allocated the memory of a value
+    varying: set[Node] = set()  # nodes that depend on an input
     for node in graph.graph.nodes:
         given = node.op == "placeholder" and not node.name.startswith(tuple(settled))
         if given or varying.intersection(node.all_input_nodes):
@@ -160,11 +164,13 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
         if node.op == "get_attr":
             value = getattr(graph, node.target)
             if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in memory:
-                raise Untraceable("the program reads a parameter's .data, which would not change from step to step")
+                raise Untraceable(
+                    "the program reads a parameter's .data, which would be frozen: use the parameter itself"
+                )
         if node.op != "call_function":
             continue
         if not hasattr(node.target, "_schema"):
-            roots[node] = roots.get(node.args[0], node)  # one of several parts
+            roots[node] = roots.get(node.args[0], node)  # getitem: one of several outputs
             continue
         _check_shape(node, varying)
         for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
@@ -172,13 +178,13 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
                 continue
             root = roots[node] = roots[value]
             if argument.alias_info.is_write and root.op == "get_attr":
-                raise Untraceable("the program changes a tensor that is not a buffer of it: register_buffer it")
+                raise Untraceable("the program changes a tensor that is not one of its buffers: use register_buffer")
             if argument.alias_info.is_write and root.op == "placeholder" and not root.name.startswith(tuple(changing)):
-                raise Untraceable("the program changes a buffer, or its own input, in some steps only")
+                raise Untraceable("the program changes its input, or changes a buffer in some steps only")
 
 
 def _check_shape(node: Node, varying: set[Node]) -> None:
-    """Refuse an operation whose result has as many entries as its values say, unless these are always the same."""
+    """Refuse an operation whose result's shape depends on varying values (``x[mask]``, ``nonzero``)."""
     if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
         return
     deciding = [x for x in node.all_input_nodes if x in varying]
@@ -186,11 +192,11 @@ def _check_shape(node: Node, varying: set[Node]) -> None:
         masks = (torch.bool, torch.uint8)
         deciding = [x for x in deciding if x is not node.args[0] and x.meta["val"].dtype in masks]
     if deciding:
-        raise Untraceable("values decide how many rows or entries there are (x[mask], nonzero): use torch.where")
+        raise Untraceable("the shape of a result depends on values (x[mask], nonzero): use torch.where")
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers; nan is the same as nan."""
+    """Whether two tensors of one shape hold the same numbers; nan equals nan."""
     return bool(torch.equal(a, b)) or bool((a.isnan() & b.isnan() | (a == b)).all())
 
 
@@ -202,13 +208,13 @@ def restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 
 def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str:
-    """Why tracing failed, naming the innermost line that is the user's."""
+    """The reason why tracing failed, with the innermost line of the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
     users = [f for f in frames if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), "<"))]
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
-        text = "a value of a tensor decides what is computed (an if or while on it, or .item())"
+        text = "the computation depends on a value of a tensor (if, while or .item())"
     if not users:
         return text
     line = users[-1]

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from deepprob.engine.dynamic_length import NotAlike
+from deepprob.engine.dynamic_length import DifferentGraphs
 from deepprob.engine.loop import Loop, Noise, StepData
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
@@ -135,7 +135,7 @@ class CompileTask:
         count = len(self.views.batches)
         if count > 1 and self.state.instance.device.type == "cpu":
             shortest, longest = self._traced(0), self._traced(count - 1)
-            with contextlib.suppress(NotAlike):
+            with contextlib.suppress(DifferentGraphs):
                 longest.loop.serve_any_length(shortest.loop)
                 found = self._checked([longest] * count)
                 if not found[2]:
@@ -264,7 +264,7 @@ def _failure(compile: Callable[[], object]) -> str:
     """Compile; why it failed, in words."""
     try:
         compile()
-    except NotAlike:
+    except DifferentGraphs:
         raise
     except (Untraceable, NoCompiler) as error:
         return str(error)

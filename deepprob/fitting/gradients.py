@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from deepprob.engine.deferred_errors import Failures
+from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_graph
 from deepprob.fitting.objectives import Objective, Terms
@@ -130,10 +130,10 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), Failures() as failures, TraceableSites(), SkipValueChecks():
+        with LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), SkipValueChecks():
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
-        return failures.spoil(loss), list(terms.values()), gradients
+        return errors.mark_nan(loss), list(terms.values()), gradients
 
     generators = [torch.Generator(rows.device).manual_seed(seed) for seed in (0, 1)]
     normal, uniform = size.draw_once(generators, rows.device)

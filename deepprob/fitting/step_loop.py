@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
 from deepprob.engine.noise import LiftedNoise
-from deepprob.engine.packing import norm_of
+from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.gradients import GradientGraph, GradientProgram
 from deepprob.fitting.objectives import Terms
@@ -122,7 +122,7 @@ def _updated(
     optimizer: Optimizer,
 ) -> tuple[Carry, Terms]:
     """The carry after a step, and the step's record."""
-    norm = norm_of(gradients)
+    norm = global_norm(gradients)
     finite = torch.isfinite(loss) & torch.isfinite(norm)
     if optimizer.rule is None:  # torch's own optimizer takes the gradients from here
         new = {name: [x.clone() for x in tensors] for name, tensors in carry.items()} | {GRADIENTS: list(gradients)}

@@ -94,7 +94,7 @@ class CompiledStepper:
         records = []
         for view, first, end in self.views.runs(rows):
             loop, fixed, steps = self.loops[view], self.fixed[view], slice(first, end)
-            noise = Noise(*loop.noise_for(fixed).draw(end - first, self.noise.ahead, like.device))
+            noise = Noise(*loop.noise_for(fixed).draw(end - first, self.noise.generators, like.device))
             new, record = loop(carried(state), PerStep(rows[steps], rates[steps]), fixed, noise, state.step)
             if state.optimizer is None:
                 state.take(new)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepprob.engine.packing import norm_of
+from deepprob.engine.packing import global_norm
 
 Carry = dict[str, list[Tensor]]
 """What one step hands to the next: ``packed`` parameters, the optimizer's ``first`` and ``second`` moments, their
@@ -163,7 +163,7 @@ def due(
         finite = ((step + 1) % accumulate == 0) & torch.stack([g.any() for g in gradients]).any()
         new["accumulated"] = [torch.where(finite, torch.zeros_like(g), g) for g in gradients]
     if clip_norm is not None:
-        shrink = (clip_norm / (norm_of(gradients) + 1e-6)).clamp(max=1.0)
+        shrink = (clip_norm / (global_norm(gradients) + 1e-6)).clamp(max=1.0)
         gradients = [g * shrink for g in gradients]
     return gradients, finite, new
 

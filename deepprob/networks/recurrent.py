@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from deepprob.engine.scan.recur import Tensors, is_traced, recur
+from deepprob.engine.scan.recur import Tensors, is_tracing, recur
 from deepprob.errors import unknown, whole
 from deepprob.networks.initialisation import fill_orthogonal, fill_uniform, is_pretrained
 from deepprob.networks.network import Network, check_trailing
@@ -151,7 +151,7 @@ class Recurrent(Network):
 
 def _states(cell: nn.RNNBase, x: Tensor) -> Tensor:
     """All states of a recurrent network of torch's, ``(B, T, D)`` to ``(B, T, H)``."""
-    if not is_traced():
+    if not is_tracing():
         with warnings.catch_warnings() if x.is_cuda else contextlib.nullcontext():
             if x.is_cuda:  # cuDNN copies weights that lie among a fit's other parameters, and says so at every call
                 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")

@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
-from deepprob.engine.deferred_errors import failed
+from deepprob.engine.deferred_errors import defer_error
 from deepprob.programs.sites import Site, observed_sites
 
 
@@ -74,7 +74,7 @@ def _check_support(name: str, site: Site) -> None:
     for mask in (site["mask"], getattr(fn, "_mask", None)):
         if mask is not None:
             good = good | ~torch.as_tensor(mask, device=good.device)
-    if not failed(~good.all()):
+    if not defer_error(~good.all()):
         return
     raise ValueError(
         f"{name} must be {_words(support)} for a {_title(fn)} likelihood; got values from {value.min().item():g} to "

@@ -18,7 +18,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from deepprob.engine.deferred_errors import Failures
+from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.loop import lift_constants
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import compile_module
@@ -75,9 +75,15 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
         raise Untraceable(reason_of(error, [pyro])) from error
 
     def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
-        with torch.no_grad(), LiftedNoise(normal, uniform), Failures() as failures, TraceableSites(), SkipValueChecks():
+        with (
+            torch.no_grad(),
+            LiftedNoise(normal, uniform),
+            DeferredErrors() as errors,
+            TraceableSites(),
+            SkipValueChecks(),
+        ):
             answer = ask(batch)
-        return [failures.spoil(x) if x.is_floating_point() else x for x in answer]
+        return [errors.mark_nan(x) if x.is_floating_point() else x for x in answer]
 
     size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
@@ -232,10 +238,10 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
 
     def evaluate(q: Tensor, tensors: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         q = q.detach().requires_grad_()
-        with Failures() as failures, TraceableSites(), SkipValueChecks():
+        with DeferredErrors() as errors, TraceableSites(), SkipValueChecks():
             handler, trace = run_at(q, batch)
             terms = [layout.total(site) for _, site in sample_sites(trace) if not is_deterministic(site)]
-            density = failures.spoil(torch.stack([*terms, *handler.jacobians]).sum(0))
+            density = errors.mark_nan(torch.stack([*terms, *handler.jacobians]).sum(0))
             (gradient,) = torch.autograd.grad(density.sum(), q)
         return density.detach(), gradient
 

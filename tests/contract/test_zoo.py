@@ -20,7 +20,7 @@ from zoo import COMPILED, ZOO, Example
 
 from deepprob.engine.loop import Loop, Noise, PerStep
 from deepprob.engine.noise import LiftedNoise
-from deepprob.engine.packing import norm_of
+from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import Untraceable
 from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gradients
@@ -196,20 +196,22 @@ def test_the_traced_graph_is_the_eager_run(example: Example, device: torch.devic
         for after, buffer in zip(buffers, graph.buffers, strict=True):
             assert torch.allclose(after, buffer, rtol=RELATIVE, atol=RELATIVE)
         losses.add(float(loss))
-    random = graph.noise.normal + graph.noise.uniform or graph.noise.inside or example.batch_size
+    random = graph.noise.normal + graph.noise.uniform or graph.noise.unserved or example.batch_size
     assert (len(losses) > 1) == bool(random) or graph.buffers
 
 
 @pytest.mark.parametrize("example", EAGER, ids=named)
 def test_what_is_refused_says_why_and_where(example: Example, device: torch.device) -> None:
-    with pytest.raises(Untraceable, match=r"decides what is computed .*, at zoo\.py:\d+ `.+`$"):
+    with pytest.raises(Untraceable, match=r"depends on a value of a tensor .*, at zoo\.py:\d+ `.+`$"):
         trace(example, device)
 
 
 @pytest.mark.parametrize("example", EAGER, ids=named)
 def test_what_is_refused_runs_eagerly(example: Example) -> None:
     program, data = example.make()
-    with pytest.warns(UserWarning, match=r"^not compiled: a value of a tensor decides .*`.+`; the steps run eagerly"):
+    with pytest.warns(
+        UserWarning, match=r"^not compiled: the computation depends on a value .*`.+`; the steps run eagerly"
+    ):
         found = svi(program, data or None, epochs=2, compile=True, progress=False, objective=example.objective)
     program, data = example.make()
     eager = svi(program, data or None, epochs=2, compile=False, objective=example.objective)
@@ -249,7 +251,7 @@ def by_hand(
             loss, terms, gradients = program(batch, chosen, weight)
         with torch.no_grad():
             packed = state.packing.pack(gradients)
-            norm = norm_of(packed)
+            norm = global_norm(packed)
             finite = torch.isfinite(loss) & torch.isfinite(norm)
             state.take(optimizer.advance(state.carry, packed, finite, rate, torch.tensor(number, device=rows.device)))
         record.append(terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)})
@@ -297,7 +299,7 @@ def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.devic
         for a, b in zip(tensors, expected[name], strict=True):
             scale = float(b.abs().max()) if b.numel() and b.is_floating_point() else 1.0
             assert torch.allclose(a, b, rtol=RELATIVE, atol=RELATIVE * max(scale, 1e-6)), name
-    if graph.noise.normal + graph.noise.uniform or graph.noise.inside:
+    if graph.noise.normal + graph.noise.uniform or graph.noise.unserved:
         _noise_is_fresh(loop, carry, data, rows, Noise(normal, uniform), rates, graph)
 
 
@@ -316,7 +318,7 @@ def _noise_is_fresh(
     _, record = loop(carry, PerStep(rows, rates), fixed, noise)
     different = len(set(record["gradient_norm"].tolist()))
     assert different == STEPS if graph.noise.normal else different > 1  # coins may fall alike
-    if not graph.noise.inside and not graph.buffers:
+    if not graph.noise.unserved and not graph.buffers:
         same = Noise(*(x[:1].expand_as(x) for x in noise))
         _, record = loop(carry, PerStep(rows, rates), fixed, same)
         assert len(set(record["gradient_norm"].tolist())) == 1
@@ -382,7 +384,7 @@ def of_pyro(
             )
         with torch.no_grad():
             packed = state.packing.pack([g / instance.num_data for g in gradients.values()])
-            finite = torch.isfinite(loss) & torch.isfinite(norm_of(packed))
+            finite = torch.isfinite(loss) & torch.isfinite(global_norm(packed))
             step = torch.tensor(number, device=rows.device)
             state.take(optimizer.advance(state.carry, packed, finite, rate, step))
         elbos.append(-float(loss) / instance.num_data)

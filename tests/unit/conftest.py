@@ -1,4 +1,4 @@
-"""The unit tests share a stand-in for the compiler by path: tests are not a package."""
+"""Let the unit tests import their stand-in for the compiler by path, as tests are not a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands in for the compiler where a test is not about native code."""
+"""A stand-in for the compiler, for tests that are not about native code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from torch import Tensor
 
 
-def as_it_is(module: Any, inputs: Sequence[Tensor], lengths: Any = None) -> Callable[[list[Tensor]], Any]:
-    """What a module that is not compiled does; a loop is one of Python's."""
+def run_uncompiled(module: Any, inputs: Sequence[Tensor], lengths: Any = None) -> Callable[[list[Tensor]], Any]:
+    """A function that runs a module without compiling it; a `Repeated` module becomes a loop in Python."""
     if not hasattr(module, "body"):
         return lambda given: module(*given)
 
@@ -23,7 +23,7 @@ def as_it_is(module: Any, inputs: Sequence[Tensor], lengths: Any = None) -> Call
     return loop
 
 
-def replace_compiler(monkeypatch: pytest.MonkeyPatch, compile_module: Callable[..., Any] = as_it_is) -> None:
-    """Let loops and queries be compiled by something else."""
+def replace_compiler(monkeypatch: pytest.MonkeyPatch, compile_module: Callable[..., Any] = run_uncompiled) -> None:
+    """Replace the compiler of loops and queries by another function."""
     monkeypatch.setattr("deepprob.engine.loop.compile_module", compile_module)
     monkeypatch.setattr("deepprob.programs.tracing.compile_module", compile_module)

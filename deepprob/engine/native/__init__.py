@@ -1,1 +1,1 @@
-"""Native code: from a graph to a library in the user's cache."""
+"""Compile a graph to a native library in the user's cache."""

@@ -1,4 +1,4 @@
-"""Native code for a module of tensor operations, kept in the user's cache."""
+"""Compile a module of tensor operations to native code, and keep it in the user's cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepprob.engine.dynamic_length import Lengths, NotAlike
+from deepprob.engine.dynamic_length import DifferentGraphs, Lengths
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import built_once, cache_folder, compiler
 from deepprob.engine.native.lower import lower
@@ -24,20 +24,23 @@ from deepprob.engine.native.lower import lower
 _MODEL = "model"
 
 Run = Callable[[list[Tensor]], list[Tensor]]
-_TRIED = ("2.13.0",)  # torch, whose inner functions differ between releases
+_TRIED = ("2.13.0",)  # releases of torch whose inner functions are known to work here
 
 
 def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> Run:
-    """Native code for a module of tensor operations, from the user's cache if it was compiled before.
+    """Compile a module of tensor operations, or load its native code from the user's cache.
 
     Args:
-        module: Of tensor operations with fixed shapes, but for the lengths of sequences; its ``code`` says which.
-        inputs: An example of its inputs, with sequences of the longest length.
-        lengths: Which of them hold sequences of any length between two.
+        module: A graph or a `Repeated` graph, whose shapes are fixed except for the lengths of sequences.
+        inputs: Example inputs, with sequences of the longest length.
+        lengths: The inputs that hold sequences, and the range of their lengths.
+
+    Returns:
+        A function from a list of inputs to a list of outputs.
 
     Raises:
         NoCompiler: If there is no C++ compiler.
-        NotAlike: If native code cannot serve sequences of any length.
+        DifferentGraphs: If native code cannot serve sequences of any length.
     """
     loader = built_once(
         f"{_key(module, inputs, lengths)}.pt2",
@@ -52,26 +55,26 @@ def _load(path: Path, device: torch.device) -> Any:
     if not path.exists():
         raise FileNotFoundError(path)
     on_gpu = device.type == "cuda"
-    # Without threads of its own the code can be recorded in a CUDA graph.
+    # On a GPU it runs single-threaded; otherwise it could not be recorded in a CUDA graph.
     return torch._C._aoti.AOTIModelPackageLoader(str(path), _MODEL, on_gpu, 1, (device.index or 0) if on_gpu else -1)
 
 
 def is_cached(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> bool:
-    """Whether native code for a module lies in the cache."""
+    """Whether the cache holds native code for a module."""
     folder = cache_folder()
     return folder is not None and (folder / f"{_key(module, inputs, lengths)}.pt2").exists()
 
 
 def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
-    compiler()  # without one, there is nothing to start
+    compiler()  # raises early if there is none
     tried = sys.platform == "linux" and torch.__version__.split("+")[0] in _TRIED
     short = tried and inputs[0].device.type == "cpu"
     with _quiet(), without_collector():
         try:
             (_build_the_short_way if short else _build_as_documented)(module, inputs, lengths, path)
         except Exception as error:
-            if lengths:  # torch has no error of its own for a length that turns out to be fixed
-                raise NotAlike(str(error)) from error
+            if lengths:  # torch has no specific error for a length that it had to fix
+                raise DifferentGraphs(str(error)) from error
             raise
 
 
@@ -97,7 +100,7 @@ def _export(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths) -> An
     shortest, longest = next(iter(lengths.values()))
     length = torch.export.Dim("length", min=shortest, max=longest)
     shapes = tuple({1: length} if i in lengths else None for i in range(len(inputs)))
-    # At an end of the range torch has been seen to take the length for a constant.
+    # At an end of the range torch may treat the length as a constant.
     example = tuple(x[:, : (shortest + longest) // 2] if i in lengths else x for i, x in enumerate(inputs))
     return torch.export.export(module, example, dynamic_shapes=(shapes,))
 
@@ -107,7 +110,7 @@ _SETTINGS: dict[str, Any] = {"aot_inductor.package": True}
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves what torch's compiler has to say about its own code."""
+    """Silence warnings and logs of torch's compiler about its own code."""
     loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch._dynamo", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -122,28 +125,32 @@ def _quiet() -> Iterator[None]:
 
 
 def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
-    """What decides the native code: operations, shapes, torch, what of ours writes code, processor and threads."""
+    """A digest of all that determines the native code.
+
+    These are the operations, the shapes, the versions of torch and of this package's engine, the processor and the
+    number of threads.
+    """
     shapes = [(tuple(x.shape), x.stride(), str(x.dtype), str(x.device)) for x in inputs]
     where = (
         torch.cuda.get_device_name() if inputs[0].is_cuda else _processor(),
         torch.get_num_threads(),
     )
     settings = sorted(_SETTINGS.items())
-    versions = torch.__version__, _our_code()
+    versions = torch.__version__, _engine_digest()
     text = repr((type(module).__name__, str(module.code), shapes, lengths or {}, versions, where, settings))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @cache
-def _our_code() -> str:
-    """A digest of what turns operations into native code: what an older version compiled is not taken for the same."""
+def _engine_digest() -> str:
+    """A digest of the engine's source, so that code compiled by an older version is not reused."""
     engine = Path(__file__).parents[1]
     return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(engine.rglob("*.py")))).hexdigest()
 
 
 @cache
 def _processor() -> str:
-    """What the processor can do; native code uses all of it, and a cache may be shared between machines."""
+    """The processor's instruction sets: native code uses them all, and machines may share a cache."""
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

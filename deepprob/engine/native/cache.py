@@ -1,4 +1,4 @@
-"""The C++ compiler, and the user's folder of compiled code."""
+"""Find the C++ compiler, and keep compiled code in a folder of the user."""
 
 from __future__ import annotations
 
@@ -15,69 +15,69 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-_KEPT = 64  # compiled steps in the cache
+_KEPT = 64  # compiled files in the cache
 
 _T = TypeVar("_T")
 
 
 class NoCompiler(RuntimeError):
-    """Nothing on this machine turns C++ into native code."""
+    """No C++ compiler was found."""
 
 
 def compiler() -> str:
-    """The C++ compiler: ``CXX``, or what the system calls it.
+    """The name of the C++ compiler: ``CXX``, or else the system's default, ``g++`` or ``clang++``.
 
     Raises:
-        NoCompiler: If it is not there.
+        NoCompiler: If there is no such program.
     """
-    own = os.environ.get("CXX")
-    name = own or ("clang++" if sys.platform == "darwin" else "g++")
+    chosen = os.environ.get("CXX")
+    name = chosen or ("clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(name) is None:
         raise NoCompiler(
-            f"CXX is {own!r}, which is not the name of a program (options and wrappers have no place in it)"
-            if own
+            f"CXX is {chosen!r}, but it must be the name of one program, without options or wrappers"
+            if chosen
             else "no C++ compiler was found (on Debian: apt-get install g++)"
         )
     return name
 
 
 def cache_folder() -> Path | None:
-    """The user's folder of compiled code; None if there is none that is the user's alone."""
+    """The user's folder of compiled code; None if it cannot be made or others can access it."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = home / "deepprob" / "compiled"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except (OSError, RuntimeError):  # there may be no home
+    except (OSError, RuntimeError):  # the user may have no home folder
         return None
     mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if mine and not stat.S_IMODE(found.st_mode) & 0o077:
         return folder
-    _say_unused(folder)
+    _warn_unsafe(folder)
     return None
 
 
 @cache
-def _say_unused(folder: Path) -> None:
+def _warn_unsafe(folder: Path) -> None:
     warnings.warn(
-        f"compiled steps are not kept for the next process: {folder} is not yours alone. Give it to yourself with mode "
-        "700, or name another place in XDG_CACHE_HOME.",
+        f"compiled code is not cached: {folder} belongs to another user, or others can access it. Make it yours with "
+        "mode 700, or set XDG_CACHE_HOME to another folder.",
         UserWarning,
         stacklevel=3,
     )
 
 
 def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], _T]) -> _T:
-    """A compiled file from the user's cache, which is built first if it is not there, or not whole.
+    """Load a compiled file from the user's cache; build it first if it is missing or damaged.
 
-    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so it is the user's alone (mode 700): a
-    folder that others can read or write to is not used, and the file is built for this process, as where nothing can be
-    written. Beside each file lies its SHA-256: code that a full disk cut short can end the process that loads it.
+    The cache (``~/.cache/deepprob``, or under ``XDG_CACHE_HOME``) holds code, so only the user may access it (mode
+    700). If others can, or if the folder is not writable, the file is built in a temporary folder for this process
+    only. Each file has its SHA-256 beside it: loading code that a full disk cut short can crash the process.
 
     Args:
-        name: Of the file; it says all that decides what is in it.
+        name: The file's name, which identifies its content.
         build: Writes the file.
-        load: Reads it; raises RuntimeError or OSError if it cannot.
+        load: Reads the file; raises RuntimeError or OSError if it cannot.
     """
     with contextlib.ExitStack() as stack:
         folder = cache_folder()
@@ -115,7 +115,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def _prune(folder: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # another process does the same
+    with contextlib.suppress(FileNotFoundError):  # another process may prune at the same time
         files = sorted(folder.glob("*.pt2"), key=lambda f: f.stat().st_mtime, reverse=True)
         for old in files[_KEPT:]:
             old.unlink()

@@ -1,7 +1,6 @@
-"""From a graph of tensor operations to C++, without tracing it time and again.
+"""Turn a graph of tensor operations into C++ with a single trace.
 
-On the documented way, `torch.export` and then torch's compiler trace a loop and all that is in it several times, check
-it, and trace it once more. Here it is traced once.
+The documented way, `torch.export` followed by torch's compiler, traces a loop and its body several times.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ from deepprob.engine.scan.operator import as_scan
 
 
 class Repeated(nn.Module):
-    """A graph, again and again, until it has been taken as often as one of its inputs says.
+    """Repeat a graph as often as one of its inputs says.
 
     Args:
-        body: From all that is carried and captured to all that is carried, whose first tensor counts.
-        carried: How many of its inputs are carried.
-        count: Which input says how often.
+        body: One iteration, from carried and captured tensors to carried tensors. The first carried tensor counts the
+            iterations.
+        carried: The number of carried inputs; the captured ones follow.
+        count: The index of the input that holds the number of iterations.
     """
 
     def __init__(self, body: GraphModule, carried: int, count: int) -> None:
@@ -38,17 +38,17 @@ class Repeated(nn.Module):
 
     @property
     def code(self) -> str:
-        """What is done in a step."""
+        """The code of one iteration, inner loops included."""
         graphs = [module for module in self.body.modules() if isinstance(module, GraphModule)]
         return "".join(graph.code for graph in graphs)
 
     def is_on(self, *inputs: Tensor) -> Tensor:
-        """Whether there is another step."""
+        """Whether there is another iteration."""
         return inputs[0] < inputs[self.count]
 
     def forward(self, *inputs: Tensor) -> Any:
         carried, captured = inputs[: self.carried], inputs[self.carried :]
-        # The operator itself: the function around it would trace the step once more.
+        # The public function `while_loop` would trace the body once more; the operator does not.
         return while_loop_op(self.is_on, lambda *x: tuple(self.body(*x)), carried, captured)  # type: ignore[arg-type]
 
 
@@ -59,20 +59,21 @@ def lower(
     folder: Path,
     settings: Any,
 ) -> list[str]:
-    """A shared library for a module of tensor operations on a CPU.
+    """Compile a module of tensor operations for a CPU.
 
     Args:
-        module: A graph, or one that is `Repeated`; it writes to none of its inputs.
-        inputs: An example of its inputs, with sequences of the longest length.
-        lengths: Which of them hold sequences of any length between two.
-        folder: Where the files go.
-        settings: Of torch's compiler.
+        module: A graph, or a `Repeated` graph. It must not write to its inputs.
+        inputs: Example inputs, with sequences of the longest length.
+        lengths: The inputs that hold sequences, and the range of their lengths.
+        folder: The folder for the files.
+        settings: Settings of torch's compiler.
 
     Returns:
-        The files: a shared library, and what torch wants to know of it.
+        Paths of the files: the C++ source, the shared library, and torch's metadata.
 
     Raises:
-        ValueError: If an input is written to, what is carried shares memory, or there is no code for all lengths.
+        ValueError: If the module writes to an input, if carried tensors share memory, or if the code would not be
+            right for all lengths.
     """
     from torch._dispatch.python import enable_python_dispatcher
     from torch._inductor import config
@@ -93,12 +94,12 @@ def lower(
     with enable_python_dispatcher():
         loop = isinstance(module, Repeated)
         graph = _loop(module, shapes, mode) if isinstance(module, Repeated) else _traced(module, shapes, mode)
-        # The code that is written is to be right for all lengths, not only chosen well for one of them.
+        # Otherwise the compiler may choose code that is right at the example's length only.
         for_all = size_config.patch(backed_size_oblivious=bool(lengths))  # type: ignore[attr-defined]
         with config.patch(settings), for_all, V.set_aot_compilation(True), V.set_fake_mode(mode):
             graph = _recursive_joint_graph_passes(graph, input_device=inputs[0].device)
             if loop:
-                # Nothing is to be gained around it, and the compiler would look through all that is in it once more.
+                # The graph around the loop is trivial; a pass over it would process the loop's body a second time.
                 _recursive_post_grad_passes(graph.body, is_inference=True)  # type: ignore[arg-type]
             (output,) = graph.graph.find_nodes(op="output")
             output.meta["user_visible_output_idxs"] = list(range(len(output.args[0])))
@@ -106,13 +107,13 @@ def lower(
                 lowered = compile_fx_inner(
                     graph, shapes, cudagraphs=BoxedBool(False), is_inference=True, cpp_wrapper=True, aot_mode=True
                 )
-    _check(mode, shapes, inputs, lengths)
+    _check_guards(mode, shapes, inputs, lengths)
     files: list[str] = lowered.filename  # type: ignore[attr-defined]
     return files
 
 
 def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) -> list[Tensor]:
-    """The inputs without their numbers, and with one unknown for the length of sequences."""
+    """Fake tensors for the inputs, with one symbol for the length of all sequences."""
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
@@ -122,9 +123,9 @@ def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) ->
             shapes.append(mode.from_tensor(x, static_shapes=True))
             continue
         shortest, longest = lengths[i]
-        # At an end of the range torch has been seen to take the length for a constant.
+        # At an end of the range torch may treat the length as a constant.
         example = x[:, : (shortest + longest) // 2]
-        sizes = [DimDynamic.DUCK if d == 1 else DimDynamic.STATIC for d in range(x.ndim)]  # DUCK: all of them alike
+        sizes = [DimDynamic.DUCK if d == 1 else DimDynamic.STATIC for d in range(x.ndim)]  # DUCK: one symbol for all
         context: Any = StatelessSymbolicContext(dynamic_sizes=sizes)
         shape = mode.from_tensor(example, symbolic_context=context, source=ConstantSource(f"input_{i}"))
         length: Any = shape.shape[1]
@@ -133,38 +134,38 @@ def _shapes(inputs: Sequence[Tensor], lengths: Lengths, mode: FakeTensorMode) ->
     return shapes
 
 
-def _check(mode: FakeTensorMode, shapes: Sequence[Tensor], inputs: Sequence[Tensor], lengths: Lengths) -> None:
-    """See that what was taken for granted on the way is true of all lengths.
+def _check_guards(mode: FakeTensorMode, shapes: Sequence[Tensor], inputs: Sequence[Tensor], lengths: Lengths) -> None:
+    """Check that the compiler's assumptions about shapes hold for all lengths.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If one does not.
     """
     env: Any = mode.shape_env
     for i, (shortest, longest) in lengths.items():
         length: Any = shapes[i].shape[1]
         if not isinstance(length, torch.SymInt) or not length.node.expr.is_Symbol:
-            raise ValueError("a length turned out to be fixed")
+            raise ValueError("torch's compiler fixed the length of sequences")
         pairs: Any = zip(shapes[i].stride(), inputs[i].stride(), strict=True)
         strides = {known.node.expr: stride for known, stride in pairs if isinstance(known, torch.SymInt)}
         for guard in dict.fromkeys(guard.expr for guard in env.guards):
             for each in range(shortest, longest + 1):
                 if not guard.subs({**strides, length.node.expr: each}):
-                    raise ValueError(f"{guard} is not true of a length of {each}")
+                    raise ValueError(f"the compiler assumes {guard}, which does not hold at length {each}")
 
 
 def _traced(function: Callable[..., Any], shapes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
-    """A graph of the operations that torch's compiler knows how to turn into C++."""
+    """Trace a function into the operations that torch's compiler turns into C++."""
     from torch._inductor.decomposition import select_decomp_table
 
     table = select_decomp_table()
     with torch.no_grad(), mode, as_scan():
         graph = make_fx(function, decomposition_table=table)(*shapes)
         if _writes(graph):
-            # Some operations, a batch norm for one, are defined by what they write to a copy; the compiler takes all
-            # copies for superfluous. In loops over time this puts more copies, so it is done where it must be.
+            # The decompositions of some operations, such as batch norm, write to a copy, and the compiler removes all
+            # copies. Functionalising adds copies to loops over time, so it is done only where it is needed.
             graph = make_fx(torch.func.functionalize(graph), decomposition_table=table)(*shapes)
     if _writes(graph):
-        raise ValueError("one of its inputs is written to")
+        raise ValueError("the module writes to one of its inputs")
     return graph
 
 
@@ -174,7 +175,7 @@ def _writes(module: nn.Module) -> bool:
 
 
 def _loop(module: Repeated, shapes: Sequence[Tensor], mode: FakeTensorMode) -> GraphModule:
-    """A graph of one operation, the loop."""
+    """A graph of one operation, the loop over iterations."""
     root, graph, carried = nn.Module(), Graph(), module.carried
     root.body, root.is_on = (_traced(f, shapes, mode) for f in (module.body, module.is_on))
     inputs = [graph.placeholder(f"x{i}") for i in range(len(shapes))]
@@ -185,7 +186,7 @@ def _loop(module: Repeated, shapes: Sequence[Tensor], mode: FakeTensorMode) -> G
     before = (node.meta["val"] for node in root.body.graph.find_nodes(op="placeholder"))
     memory = [{x.untyped_storage()._cdata for x in group} for group in (before, after)]
     if len(memory[1]) < len(after) or memory[0] & memory[1]:
-        raise ValueError("what is carried shares memory")  # the compiled loop would write to what is still read
+        raise ValueError("carried tensors share memory")  # the compiled loop would overwrite tensors still to be read
     outputs = [graph.call_function(operator.getitem, (loop, i)) for i in range(len(after))]
     graph.output(tuple(outputs))
     for node, value in zip([*inputs, loop, *outputs], [*shapes, after, *after], strict=True):

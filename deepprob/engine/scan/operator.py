@@ -1,4 +1,4 @@
-"""One loop over time as one node of a traced graph, and inside of compiled code."""
+"""A loop over time as one operation, in traced graphs and in compiled code."""
 
 from __future__ import annotations
 
@@ -24,20 +24,23 @@ _AS_SCAN: ContextVar[bool] = ContextVar("as_scan", default=False)
 
 
 def run_loop(cell: GraphModule, state: Sequence[Tensor], inputs: Sequence[Tensor], fixed: Sequence[Tensor]) -> Tensors:
-    """Apply a cell step by step: the last state, then each step's further outputs, ``(T, ...)``.
+    """Apply a cell step by step.
 
-    In a graph it is one node, and the cell a graph of its own. Compiled, it is torch's scan, whose outputs are written
-    in place (a ``while_loop`` would copy them at every step).
+    In a traced graph this is one node, and the cell is a graph of its own. In compiled code it is torch's scan, which
+    writes outputs in place (a ``while_loop`` would copy them at every step).
 
     Args:
-        cell: A pure graph from state, a slice of each input, and what is fixed, to state and outputs, none of which is
-            an alias of another tensor.
-        state: Where it starts.
-        inputs: Each ``(T, ...)``.
-        fixed: The same at every step.
+        cell: A pure graph from state, a slice of each input, and fixed tensors, to state and outputs. No result may
+            be an alias of another tensor.
+        state: The state before the first step.
+        inputs: Inputs of all steps, each ``(T, ...)``.
+        fixed: Tensors that are the same at every step.
+
+    Returns:
+        The last state, then the outputs of all steps, each ``(T, ...)``.
     """
     state, inputs, fixed = tuple(state), tuple(inputs), tuple(fixed)
-    if _is_compiled():
+    if _is_compiling():
         from torch._higher_order_ops.scan import scan_op
 
         scanned: Tensors = scan_op(cell, state, inputs, fixed)
@@ -46,14 +49,14 @@ def run_loop(cell: GraphModule, state: Sequence[Tensor], inputs: Sequence[Tensor
     if mode is None or torch._C._functorch.peek_interpreter_stack() is not None:
         out: Tensors = _loop_op(cell, state, inputs, fixed)
         return out
-    # Modes that watch the program see operations; what is in a cell is none of theirs.
-    apart = _apart(state, inputs, fixed)
-    return _node(mode, cell, apart[0], apart[1], apart[2])
+    # Without the dispatcher: other active modes, such as LiftedNoise, must not see the operations in the cell.
+    unaliased = _without_aliases(state, inputs, fixed)
+    return _add_node(mode, cell, unaliased[0], unaliased[1], unaliased[2])
 
 
 @contextlib.contextmanager
 def as_scan() -> Iterator[None]:
-    """Make loops torch's own scans, in this thread."""
+    """Let `run_loop` call torch's scan within this context, in this thread."""
     token = _AS_SCAN.set(True)
     try:
         yield
@@ -61,12 +64,12 @@ def as_scan() -> Iterator[None]:
         _AS_SCAN.reset(token)
 
 
-def _is_compiled() -> bool:
+def _is_compiling() -> bool:
     return _AS_SCAN.get() or torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
 
 
 class _LoopOp(HigherOrderOperator):
-    """What `run_loop` is to torch's dispatcher; it has no gradient of its own."""
+    """The operator behind `run_loop` in torch's dispatcher; it has no gradient."""
 
     def __init__(self) -> None:
         super().__init__("deepprob_loop")  # type: ignore[no-untyped-call]
@@ -88,8 +91,8 @@ def _in_python(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Te
     return (*state, *(torch.stack(y) for y in zip(*steps, strict=True)))
 
 
-def _once(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
-    """What a loop returns, as if every step were like the first: to trace, shapes are enough."""
+def _first_step(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
+    """The results of a loop with the right shapes, from its first step only: tracing needs no values."""
     out = cell(*state, *(x[0] for x in inputs), *fixed)
     count, steps = len(state), len(inputs[0])
     return (*out[:count], *(y.expand(steps, *y.shape).contiguous() for y in out[count:]))
@@ -98,7 +101,7 @@ def _once(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors
 @_loop_op.py_impl(FakeTensorMode)
 def _in_shapes(mode: FakeTensorMode, cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
     with mode:
-        return _once(cell, state, inputs, fixed)
+        return _first_step(cell, state, inputs, fixed)
 
 
 @_loop_op.py_impl(DispatchKey.Autograd)
@@ -110,12 +113,12 @@ def _without_autograd(cell: Any, state: Tensors, inputs: Tensors, fixed: Tensors
 @_loop_op.py_impl(ProxyTorchDispatchMode)
 def _traced(mode: Any, cell: GraphModule, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
     with mode:
-        apart = _apart(state, inputs, fixed)
-    return _node(mode, cell, apart[0], apart[1], apart[2])
+        unaliased = _without_aliases(state, inputs, fixed)
+    return _add_node(mode, cell, unaliased[0], unaliased[1], unaliased[2])
 
 
-def _apart(*groups: Tensors) -> list[Tensors]:
-    """The same tensors, no two in one memory: scan takes no aliases, and parameters often lie in one tensor."""
+def _without_aliases(*groups: Tensors) -> list[Tensors]:
+    """The same tensors, cloned where two share memory: scan takes no aliases, and packed parameters are views."""
     seen: set[int] = set()
     out = []
     for group in groups:
@@ -128,8 +131,8 @@ def _apart(*groups: Tensors) -> list[Tensors]:
     return out
 
 
-class _Noted(Interpreter):
-    """A run of a cell that notes at every node what came out, without its numbers, as a trace does."""
+class _RecordShapes(Interpreter):
+    """Run a cell, and record each node's result as ``meta["val"]``, without values, as a trace does."""
 
     def run_node(self, n: Node) -> Any:
         out = super().run_node(n)
@@ -138,16 +141,16 @@ class _Noted(Interpreter):
         return out
 
 
-def _node(mode: Any, cell: GraphModule, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
-    """Put the loop into the graph that is traced."""
+def _add_node(mode: Any, cell: GraphModule, state: Tensors, inputs: Tensors, fixed: Tensors) -> Tensors:
+    """Add the loop as one node to the graph that is being traced."""
     tracer = mode.tracer
-    # The name says what the cell computes, so that the code of the whole graph does.
+    # The name depends on the cell's code, so that graphs with different cells have different code.
     name = f"cell_{hashlib.sha256(cell.code.encode()).hexdigest()[:16]}"
     if not hasattr(tracer.root, name):
         tracer.root.register_module(name, cell)
     cell = getattr(tracer.root, name)
     with _disable_current_modes():
-        out = _once(_Noted(cell).run, state, inputs, fixed)
+        out = _first_step(_RecordShapes(cell).run, state, inputs, fixed)
     proxies = tree_map(tracer.unwrap_proxy, (cell, state, inputs, fixed))
     node = tracer.create_proxy("call_function", run_loop, proxies, {}, name="loop")
     tracked: Tensors = track_tensor_tree(out, node, constant=None, tracer=tracer)

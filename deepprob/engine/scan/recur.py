@@ -1,4 +1,4 @@
-"""Recurrences over time: in Python a plain loop; in a traced graph one operation, whatever the number of steps."""
+"""Recurrences over time: a plain loop in Python, one operation in a traced graph, whatever the number of steps."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from deepprob.engine.scan.gradient import CellGradient, Unsplittable
+from deepprob.engine.scan.gradient import CellGradient
+from deepprob.engine.scan.joint import Unsplittable
 from deepprob.engine.scan.operator import run_loop
 
 Tensors = tuple[Tensor, ...]
 Cell = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 
-UNROLLED = 8  # steps, up to which unrolling costs less than a loop
+UNROLLED = 8  # steps: up to here, unrolling costs less than a loop
 
 
 def recur(
     cell: Cell, state: Sequence[Tensor], inputs: Sequence[Tensor], params: Sequence[Tensor] = ()
 ) -> tuple[Tensors, Tensors]:
-    r"""Apply a cell to one slice of the inputs after the other.
+    r"""Apply a cell to the slices of the inputs, one after the other.
 
     .. math:: (s_t, y_t) = f(s_{t-1}, x_t; \theta), \qquad t = 1, \dots, T
 
-    While a program is traced, the graph gets one loop over time and another for its gradient, whatever :math:`T` is:
+    In a traced graph this is one loop over time, and one more for the gradient, whatever :math:`T` is:
 
     .. math:: \bar s_{t-1} = \bar s_t \, \frac{\partial s_t}{\partial s_{t-1}}
               + \bar y_t \, \frac{\partial y_t}{\partial s_{t-1}}, \qquad
               \bar\theta = \sum_t \big(\bar s_t \, \partial_\theta s_t + \bar y_t \, \partial_\theta y_t\big)
 
-    Only what needs :math:`\bar s_t` is computed inside of the second loop; what the first one computed is kept, and
-    the sums over time of matrix products are one matrix product after the loop. A cell that draws random numbers, or
-    that holds tensors of its own which are to be trained, is unrolled.
+    The second loop computes only the values that depend on :math:`\bar s_t` and reads the others from the first loop.
+    A sum over time of matrix products is one matrix product after the loop. A cell is unrolled if it draws random
+    numbers or uses trained tensors that are not among its arguments.
 
     Args:
-        cell: A pure function of tensors: state, one slice of each input, and parameters, to new state and outputs.
+        cell: A pure function from state, one slice of each input, and parameters, to new state and outputs.
         state: :math:`s_0`.
         inputs: :math:`x`, time first, each ``(T, ...)``; at least one.
         params: :math:`\theta`, the same at every step.
@@ -49,10 +50,10 @@ def recur(
 
     References:
         Radul, Paszke, Frostig, Johnson, Maclaurin (2023), You Only Linearize Once: the gradient of a loop by splitting
-        its cell into what is linear in the cotangents and the rest.
+        its cell into operations that are linear in the cotangents and the rest.
 
     Examples:
-        A sum that runs:
+        A running sum:
 
         >>> def add(state, x, params):
         ...     total = state[0] + x[0]
@@ -61,9 +62,11 @@ def recur(
         ((tensor(4.),), (tensor([1., 2., 3., 4.]),))
     """
     if not inputs or not len(inputs[0]):
-        raise ValueError("recur got no inputs, so no steps. Give inputs of shape (T, ...), T at least 1.")
+        raise ValueError(
+            "recur got no inputs, or inputs without steps. Give at least one input of shape (T, ...), T at least 1."
+        )
     state, inputs, params = tuple(state), tuple(inputs), tuple(params)
-    if is_traced() and len(inputs[0]) > UNROLLED:
+    if is_tracing() and len(inputs[0]) > UNROLLED:
         try:
             return _looped(cell, state, inputs, params)
         except Unsplittable:
@@ -71,8 +74,8 @@ def recur(
     return _unrolled(cell, state, inputs, params)
 
 
-def is_traced() -> bool:
-    """Whether Python runs to be traced into a graph, and nothing else transforms what it does."""
+def is_tracing() -> bool:
+    """Whether the running code is being traced into a graph, and no transform of torch.func is active."""
     return get_proxy_mode() is not None and torch._C._functorch.peek_interpreter_stack() is None
 
 
@@ -85,26 +88,26 @@ def _unrolled(cell: Cell, state: Tensors, inputs: Tensors, params: Tensors) -> t
 
 
 def _looped(cell: Cell, state: Tensors, inputs: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
-    split = CellGradient(cell, state, inputs, params)
+    gradient = CellGradient(cell, state, inputs, params)
     everything = (*(s.clone(memory_format=torch.contiguous_format) for s in state), *inputs, *params)
-    if split.has_gradient:
-        out: Tensors = _Loop.apply(split, *everything)  # type: ignore[no-untyped-call]
+    if gradient.has_gradient:
+        out: Tensors = _DifferentiableLoop.apply(gradient, *everything)  # type: ignore[no-untyped-call]
     else:
-        out = split.run(run_loop, everything)
+        out = gradient.run(run_loop, everything)
     return out[: len(state)], out[len(state) :]
 
 
-class _Loop(torch.autograd.Function):
-    """The loop over time, and its gradient as a loop backwards."""
+class _DifferentiableLoop(torch.autograd.Function):
+    """The loop over time, with a loop backwards as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, split: CellGradient, *everything: Tensor) -> Tensors:
-        out = split.run(run_loop, everything)
-        ctx.split, ctx.count = split, len(everything)
-        ctx.save_for_backward(*everything, *out[split.states :])
-        return out[: split.returned]
+    def forward(ctx: Any, gradient: CellGradient, *everything: Tensor) -> Tensors:
+        out = gradient.run(run_loop, everything)
+        ctx.gradient, ctx.count = gradient, len(everything)
+        ctx.save_for_backward(*everything, *out[gradient.states :])
+        return out[: gradient.returned]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         everything, stacks = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        return None, *ctx.split.pull_back(run_loop, everything, stacks, cotangents)
+        return None, *ctx.gradient.pull_back(run_loop, everything, stacks, cotangents)

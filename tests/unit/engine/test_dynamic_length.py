@@ -1,4 +1,4 @@
-"""One graph for all lengths: right at lengths that it was not traced at, and refused where graphs are not alike."""
+"""One graph for all lengths: right at lengths that it was not traced at, and refused if the two graphs differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from deepprob.engine.dynamic_length import Line, NotAlike, generalise
+from deepprob.engine.dynamic_length import DifferentGraphs, Line, serve_all_lengths
 from deepprob.engine.scan.recur import recur
 
 G = torch.Generator().manual_seed(0)
@@ -26,9 +26,9 @@ def traced(function: Function, length: int) -> GraphModule:
     return graph
 
 
-def general(function: Function) -> GraphModule:
+def any_length(function: Function) -> GraphModule:
     graph = traced(function, LONG)
-    generalise(graph, traced(function, SHORT), (SHORT, LONG), (0, 1))
+    serve_all_lengths(graph, traced(function, SHORT), (SHORT, LONG), (0, 1))
     return graph
 
 
@@ -54,12 +54,12 @@ def loop(x: Tensor) -> Tensor:
     ids=["mean", "product", "difference", "positions", "cat", "nan", "loop"],
 )
 @pytest.mark.parametrize("length", [SHORT, 13, 21, LONG, 33])
-def test_a_graph_of_two_lengths_serves_others(function: Function, length: int) -> None:
+def test_a_graph_traced_at_two_lengths_serves_others(function: Function, length: int) -> None:
     x = X[:, :length]
-    assert torch.allclose(general(function)(x), function(x), atol=1e-6)
+    assert torch.allclose(any_length(function)(x), function(x), atol=1e-6)
 
 
-def halves(x: Tensor) -> Tensor:
+def quarter(x: Tensor) -> Tensor:
     return x[:, : x.shape[1] // 4].sum()
 
 
@@ -71,50 +71,50 @@ def unrolled(x: Tensor) -> Tensor:
     return sum((step for step in x.unbind(1)), torch.zeros(()))
 
 
-def other_operation(x: Tensor) -> Tensor:
+def different_operation(x: Tensor) -> Tensor:
     return x.exp() if x.shape[1] > SHORT else x.sin()
 
 
-def other_operands(x: Tensor) -> Tensor:
+def different_operands(x: Tensor) -> Tensor:
     y = x.exp()
     return x - y if x.shape[1] > SHORT else y - x
 
 
-def other_flag(x: Tensor) -> Tensor:
+def different_flag(x: Tensor) -> Tensor:
     return x.sum(1, keepdim=x.shape[1] > SHORT)
 
 
-def other_count(x: Tensor) -> Tensor:
+def different_count(x: Tensor) -> Tensor:
     return x.sum((0, 1) if x.shape[1] > SHORT else (0,))
 
 
 @pytest.mark.parametrize(
     "function",
-    [halves, scaled, unrolled, other_operation, other_operands, other_flag, other_count],
+    [quarter, scaled, unrolled, different_operation, different_operands, different_flag, different_count],
     ids=lambda f: f.__name__,
 )
-def test_graphs_that_are_not_alike_are_refused(function: Function) -> None:
+def test_refuses_graphs_that_differ(function: Function) -> None:
     short, long = traced(function, SHORT), traced(function, LONG + 1)
     before = long.code
-    with pytest.raises(NotAlike):
-        generalise(long, short, (SHORT, LONG + 1), (0, 1))
+    with pytest.raises(DifferentGraphs):
+        serve_all_lengths(long, short, (SHORT, LONG + 1), (0, 1))
     assert long.code == before
 
 
-def test_loops_over_other_cells_are_not_alike() -> None:
-    def two(x: Tensor) -> Tensor:
+def test_refuses_loops_over_different_cells() -> None:
+    def two_cells(x: Tensor) -> Tensor:
         def cell(state: Any, slices: Any, params: Any) -> Any:
             new = state[0] + (slices[0] if x.shape[1] == SHORT else slices[0].exp())
             return (new,), (new,)
 
         return recur(cell, [torch.zeros(3, 2)], [x.transpose(0, 1)])[1][0]
 
-    with pytest.raises(NotAlike):
-        general(two)
+    with pytest.raises(DifferentGraphs):
+        any_length(two_cells)
 
 
 def test_a_line_goes_through_both_values() -> None:
     line = Line((10, 14), (39, 55))
     assert (line.slope, line.intercept, line(10), line(14)) == (4, -1, 39, 55)
-    with pytest.raises(NotAlike):
+    with pytest.raises(DifferentGraphs):
         Line((10, 14), (0, 3))

@@ -1,6 +1,6 @@
-"""Noise as an input: every operation that is served has its distribution, shape and type.
+"""Noise as an input: every served operation keeps its distribution, shape and dtype.
 
-The moments are z-tests at 5 standard deviations of 40 000 draws each, two of each of some thirty cases: a right
+The moments are z-tests at 5 standard deviations with 40 000 draws, two for each of about thirty cases: a right
 distribution fails one of them with probability below 5e-5. Seeds are fixed.
 """
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def lifted(f: Callable[[], Any], seed: int = 0, normal: int = 2 * N, uniform: int = 2 * N) -> tuple[Any, NoiseSize]:
-    """What comes of lifted noise, drawn under a seed, and how much was used."""
+    """Call a function with lifted noise from a seed; return its result and the noise used."""
     generator = torch.Generator().manual_seed(seed)
     size = NoiseSize(normal, uniform, torch.float64)
     eps, u = size.draw(1, (generator, generator), torch.device("cpu"))
@@ -38,7 +38,7 @@ def empty(*shape: int) -> Tensor:
     return torch.full(shape or (N,), math.nan)
 
 
-# Name, what to run, its mean and standard deviation (of its log where it has no moments), and what it takes.
+# Name, function, its mean and standard deviation (of a log if it has no moments), and the kind of noise it takes.
 Case = tuple[str, Callable[[], Tensor], float, float, str]
 CASES: list[Case] = [
     ("randn", lambda: torch.randn(N), 0.0, 1.0, "normal"),
@@ -93,11 +93,11 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_what_is_served_has_its_distribution(case: Case) -> None:
+def test_served_operations_have_their_distribution(case: Case) -> None:
     _, f, mean, sd, kind = case
     x, size = lifted(f)
     assert (size.normal, size.uniform) == (N * (kind != "uniform"), N * (kind != "normal"))
-    assert size.inside == ()
+    assert size.unserved == ()
     x = x.double()
     assert x.shape == (N,)
     assert bool(torch.isfinite(x).all())
@@ -109,13 +109,13 @@ def test_what_is_served_has_its_distribution(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0])
-def test_shape_and_type_are_those_of_torch(case: Case) -> None:
+def test_shape_and_dtype_are_those_of_torch(case: Case) -> None:
     x, _ = lifted(case[1])
     like = case[1]()
     assert (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device)
 
 
-def test_every_operation_that_is_served_is_tested() -> None:
+def test_every_served_operation_is_tested() -> None:
     called: set[Any] = set()
 
     class Watch(LiftedNoise):
@@ -131,7 +131,7 @@ def test_every_operation_that_is_served_is_tested() -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (3, 2), (0,), (2, 0, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_shapes_and_dtypes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = torch.full(shape, 0.5, dtype=dtype)
     fs: tuple[Callable[[], Tensor], ...] = (
         lambda: torch.randn(shape, dtype=dtype),
@@ -150,7 +150,7 @@ def test_shapes_and_types(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert (found.shape, found.dtype) == (shape, dtype)
 
 
-def test_like_another_in_another_type() -> None:
+def test_rand_like_with_another_dtype() -> None:
     ones = torch.ones(3, dtype=torch.long)
     for f in (torch.rand_like, torch.randn_like):
         found, _ = lifted(partial(f, ones, dtype=torch.float32))
@@ -163,7 +163,7 @@ def test_moments_are_broadcast() -> None:
     assert size.normal == 6
 
 
-def test_what_is_in_place_changes_its_tensor() -> None:
+def test_in_place_operations_change_their_tensor() -> None:
     for name in ("normal_", "uniform_", "exponential_", "cauchy_", "bernoulli_"):
         x = empty(5)
         found, _ = lifted(getattr(x, name))
@@ -171,7 +171,7 @@ def test_what_is_in_place_changes_its_tensor() -> None:
         assert bool(torch.isfinite(x).all())
 
 
-def test_what_is_not_in_place_leaves_its_tensor() -> None:
+def test_other_operations_leave_their_tensor_unchanged() -> None:
     p = torch.full((5,), 0.5)
     for f in (lambda: torch.bernoulli(p), lambda: torch.native_dropout(p, 0.5, True), lambda: torch.normal(p, p)):
         lifted(f)
@@ -180,7 +180,7 @@ def test_what_is_not_in_place_leaves_its_tensor() -> None:
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_dropout_is_scaled_and_says_what_it_kept(p: float, train: bool) -> None:
+def test_dropout_scales_and_returns_its_mask(p: float, train: bool) -> None:
     x = torch.linspace(1.0, 2.0, 1000)
     (out, kept), size = lifted(lambda: torch.native_dropout(x, p, train))
     scale = 1 / (1 - p) if p < 1 and train else 1.0
@@ -203,7 +203,7 @@ def test_gradients_reach_the_moments() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_uniform_number_stays_below_one_in_a_shorter_type(dtype: torch.dtype) -> None:
+def test_uniform_numbers_stay_below_one_in_shorter_dtypes(dtype: torch.dtype) -> None:
     near = torch.full((8,), 1 - 2.0**-53, dtype=torch.float64)
     with LiftedNoise(torch.zeros(0), near):
         u = torch.rand(4, dtype=dtype)
@@ -212,10 +212,10 @@ def test_a_uniform_number_stays_below_one_in_a_shorter_type(dtype: torch.dtype) 
     assert bool(torch.isfinite(e).all())
 
 
-# -- order, amounts, and what is not served -------------------------------------------------------------------------
+# -- order, amounts, and unserved operations ------------------------------------------------------------------------
 
 
-def test_numbers_come_in_their_order() -> None:
+def test_numbers_are_taken_in_order() -> None:
     with LiftedNoise(torch.arange(10.0), torch.arange(10.0) / 10) as noise:
         a, b, c, d = torch.randn(2), torch.rand(3), torch.randn(2, 2), torch.empty(2).uniform_()
     assert a.tolist() == [0.0, 1.0]
@@ -235,10 +235,10 @@ def test_counting_draws_as_torch_does() -> None:
     plain = draw()
     torch.set_rng_state(before)
     assert all(torch.equal(a, b) for a, b in zip(counted, plain, strict=True))
-    assert (noise.size.normal, noise.size.uniform, noise.size.inside) == (11, 5, ())
+    assert (noise.size.normal, noise.size.uniform, noise.size.unserved) == (11, 5, ())
 
 
-def test_the_type_of_the_noise_is_the_longest_that_is_asked_for() -> None:
+def test_the_dtype_of_the_noise_is_the_longest_used() -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         with LiftedNoise() as noise:
             torch.randn(2), torch.rand(2, dtype=dtype), torch.randn(2)
@@ -246,14 +246,16 @@ def test_the_type_of_the_noise_is_the_longest_that_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("kind", "f"), [("normal", torch.randn), ("uniform", torch.rand)])
-def test_more_than_was_given_is_an_error(kind: str, f: Callable[[int], Tensor]) -> None:
+def test_refuses_to_draw_more_than_was_given(kind: str, f: Callable[[int], Tensor]) -> None:
     with LiftedNoise(torch.zeros(4), torch.zeros(4)):
         f(3)
-        with pytest.raises(RuntimeError, match=rf"the program draws more {kind} numbers than in its first run, 4\."):
+        with pytest.raises(
+            RuntimeError, match=rf"the program draws more {kind} numbers than the 4 drawn ahead for it\."
+        ):
             f(2)
 
 
-OTHERS: dict[str, Callable[[], Any]] = {
+UNSERVED: dict[str, Callable[[], Any]] = {
     "_standard_gamma": lambda: dist.Gamma(2.0, 1.0).rsample(),
     "multinomial": lambda: dist.Categorical(torch.ones(3)).sample(),
     "poisson": lambda: torch.poisson(torch.ones(3)),
@@ -269,15 +271,15 @@ OTHERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_served_draws_from_torchs_generator(name: str) -> None:
+@pytest.mark.parametrize("name", UNSERVED)
+def test_unserved_operations_draw_from_torchs_generator(name: str) -> None:
     before = torch.get_rng_state()
     torch.manual_seed(0)
-    found, size = lifted(OTHERS[name])
+    found, size = lifted(UNSERVED[name])
     torch.manual_seed(0)
-    expected = OTHERS[name]()
+    expected = UNSERVED[name]()
     torch.set_rng_state(before)
-    assert size.inside == (name,)
+    assert size.unserved == (name,)
     assert (size.normal, size.uniform) == (0, 0)
     assert torch.equal(found, expected)
 
@@ -294,7 +296,7 @@ def test_operations_are_counted() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("width", [0, 1, 7, 15, 16, 17, 33, 1000])
-def test_what_a_run_gets_does_not_depend_on_how_many_are_drawn_with_it(width: int, dtype: torch.dtype) -> None:
+def test_the_noise_of_a_run_does_not_depend_on_the_number_of_runs(width: int, dtype: torch.dtype) -> None:
     size, device = NoiseSize(width, width, dtype), torch.device("cpu")
 
     def draw(*counts: int) -> list[Tensor]:
@@ -310,7 +312,7 @@ def test_what_a_run_gets_does_not_depend_on_how_many_are_drawn_with_it(width: in
         assert all(torch.equal(a, b) for a, b in zip(whole, draw(*counts), strict=True))
 
 
-def test_the_two_kinds_do_not_share_their_numbers() -> None:
+def test_uniform_numbers_do_not_depend_on_normal_numbers() -> None:
     size = NoiseSize(16, 16, torch.float64)
     first, second = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     both = size.draw(1, (first, second), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Numbers that a program keeps in Python."""
+"""Python state of programs, and changes of it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Counting:
         self.calls += 1
 
 
-class CountingForAll:
+class CountingInClass:
     calls = 0
 
     def __call__(self) -> None:
-        CountingForAll.calls += 1
+        CountingInClass.calls += 1
 
 
 class Scheduled(nn.Module):
@@ -44,31 +44,31 @@ class Scheduled(nn.Module):
         self.schedule()
 
 
-class Around(nn.Sequential):
-    """A library's class around one of the user's."""
+class Wrapper(nn.Sequential):
+    """A library's class that holds a module of the user."""
 
     def forward(self) -> None:
         self[0]()
 
 
-def of_the_module() -> None:
+def count_globally() -> None:
     global GLOBAL_CALLS
     GLOBAL_CALLS += 1
 
 
-def through_another() -> None:
-    of_the_module()
+def count_through_another() -> None:
+    count_globally()
 
 
-def of_itself() -> None:
-    of_itself.calls = getattr(of_itself, "calls", 0) + 1  # type: ignore[attr-defined]
+def count_on_itself() -> None:
+    count_on_itself.calls = getattr(count_on_itself, "calls", 0) + 1  # type: ignore[attr-defined]
 
 
-def with_default(log: list[int] = []) -> None:  # noqa: B006
+def count_in_default(log: list[int] = []) -> None:  # noqa: B006
     log.append(1)
 
 
-def enclosed() -> Callable[[], None]:
+def counting_closure() -> Callable[[], None]:
     calls = 0
 
     def call() -> None:
@@ -78,7 +78,7 @@ def enclosed() -> Callable[[], None]:
     return call
 
 
-def drawing_from(generator: Any, name: str) -> Callable[[], object]:
+def draw_from(generator: Any, name: str) -> Callable[[], object]:
     return lambda: getattr(generator, name)()
 
 
@@ -89,31 +89,31 @@ COUNT = itertools.count()
     ("program", "name"),
     [
         (Counting(), "calls"),
-        (CountingForAll(), "calls"),
+        (CountingInClass(), "calls"),
         (Scheduled(), "calls"),
-        (Around(Scheduled()), "calls"),
+        (Wrapper(Scheduled()), "calls"),
         (Counting().__call__, "calls"),
         (partial(Counting()), "calls"),
-        (of_the_module, "GLOBAL_CALLS"),
-        (through_another, "GLOBAL_CALLS"),
-        (of_itself, "calls"),
-        (with_default, "an argument"),
-        (enclosed(), "calls"),
-        (drawing_from(random.Random(0), "random"), "generator"),
-        (drawing_from(np.random.default_rng(0), "normal"), "generator"),
-        (drawing_from(np.random.RandomState(0), "normal"), "generator"),
+        (count_globally, "GLOBAL_CALLS"),
+        (count_through_another, "GLOBAL_CALLS"),
+        (count_on_itself, "calls"),
+        (count_in_default, "an argument"),
+        (counting_closure(), "calls"),
+        (draw_from(random.Random(0), "random"), "generator"),
+        (draw_from(np.random.default_rng(0), "normal"), "generator"),
+        (draw_from(np.random.RandomState(0), "normal"), "generator"),
         (lambda: next(COUNT), "COUNT"),
     ],
 )
-def test_what_a_run_changes_is_named(program: Callable[[], Any], name: str) -> None:
+def test_the_changed_value_is_named(program: Callable[[], Any], name: str) -> None:
     before = python_state(program)
     assert changed(before, python_state(program)) == ""
     program()
     assert changed(before, python_state(program)) == name
 
 
-class Kept:
-    """Nothing that a run does is kept in numbers."""
+class Stateless:
+    """A program whose runs change no recorded state."""
 
     def __init__(self) -> None:
         self.me, self.net, self.data = self, nn.Linear(2, 2), torch.zeros(3)
@@ -122,12 +122,12 @@ class Kept:
     def __call__(self) -> None:
         self.data += 1
         self.net(torch.zeros(2))
-        self.large[0] += 1  # data, of which only the length is looked at
+        self.large[0] += 1  # counts as data: only its length is recorded
         random.random()
 
 
-@pytest.mark.parametrize("program", [Kept(), types.MethodType(Kept.__call__, Kept())])
-def test_tensors_data_and_libraries_are_passed_over(program: Callable[[], None]) -> None:
+@pytest.mark.parametrize("program", [Stateless(), types.MethodType(Stateless.__call__, Stateless())])
+def test_tensors_data_and_libraries_are_ignored(program: Callable[[], None]) -> None:
     before = python_state(program)
     program()
     assert changed(before, python_state(program)) == ""

@@ -11,10 +11,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
-from uncompiled import as_it_is, replace_compiler
+from uncompiled import replace_compiler, run_uncompiled
 
 from deepprob.data import Shuffle
-from deepprob.engine.dynamic_length import NotAlike
+from deepprob.engine.dynamic_length import DifferentGraphs
 from deepprob.fitting.buckets import Views, best_lengths, longest_of_batches
 from deepprob.fitting.callbacks import Callback, Checkpoint
 from deepprob.fitting.optimizers import Optimizer
@@ -242,8 +242,8 @@ def test_a_length_with_a_way_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch
 def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(module: Any, inputs: Any, lengths: Any) -> Any:
         if lengths:
-            raise NotAlike("torch says that a shape is fixed")
-        return as_it_is(module, inputs)
+            raise DifferentGraphs("torch says that a shape is fixed")
+        return run_uncompiled(module, inputs)
 
     replace_compiler(monkeypatch, compiled)
     posterior = fitted(True, alike=True)

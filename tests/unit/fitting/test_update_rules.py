@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.engine.packing import Packing, norm_of
+from deepprob.engine.packing import Packing, global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
@@ -183,7 +183,7 @@ def test_rules_serve_types_side_by_side() -> None:
     carry = first_carry(packing.pack(start), moments=moments, averaged=True, accumulating=True)
     for number in range(10):
         gradients = packing.pack(mixed(packing.unpack(carry["packed"])))
-        assert bool(torch.isfinite(norm_of(gradients)))
+        assert bool(torch.isfinite(global_norm(gradients)))
         carry = advance(
             carry, gradients, torch.tensor(True), torch.tensor(0.1), torch.tensor(number), rule,
             clip_norm=0.1, average=0.9, accumulate=2,
@@ -226,8 +226,8 @@ def test_clipping_is_that_of_torch(name: str, clip_norm: float) -> None:
 
 def test_the_norm_is_that_of_all_gradients() -> None:
     gradients = tensors([(), (3, 2), (5,)], 0)
-    assert float(norm_of(gradients)) == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-6)
-    assert float(norm_of(gradients[1:2])) == pytest.approx(float(gradients[1].norm()), rel=1e-6)
+    assert float(global_norm(gradients)) == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-6)
+    assert float(global_norm(gradients[1:2])) == pytest.approx(float(gradients[1].norm()), rel=1e-6)
 
 
 @pytest.mark.parametrize("every", [2, 3, 5])

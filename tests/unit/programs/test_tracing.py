@@ -313,7 +313,7 @@ def test_eval_mode_is_another_graph() -> None:
 # -- what is refused ------------------------------------------------------------------------------------------------
 
 
-VALUE = r"a value of a tensor decides what is computed \(an if or while on it, or \.item\(\)\)"
+VALUE = r"the computation depends on a value of a tensor \(if, while or \.item\(\)\)"
 
 
 def item_of_a_draw(self: Small, x: Tensor, w: Tensor) -> Tensor:
@@ -401,19 +401,19 @@ def test_a_value_that_is_asked_for_is_refused_with_its_line(mean: Callable[..., 
 @pytest.mark.parametrize(
     ("mean", "message"),
     [
-        (changed_in_place, r"the program changes a tensor that is not a buffer of it: register_buffer it"),
+        (changed_in_place, r"the program changes a tensor that is not one of its buffers: use register_buffer"),
         pytest.param(
             changed_in_part,
-            r"the program changes a tensor that is not a buffer of it: register_buffer it",
+            r"the program changes a tensor that is not one of its buffers: use register_buffer",
             marks=(),
         ),
-        (python_random, r"the program draws from Python's or numpy's random numbers, which would be frozen"),
+        (python_random, r"the program draws random numbers from Python or numpy, which would be frozen"),
         pytest.param(
             numpy_random,
-            r"the program draws from Python's or numpy's random numbers, which would be frozen",
+            r"the program draws random numbers from Python or numpy, which would be frozen",
             marks=(),
         ),
-        (read_alias, r"the program reads a parameter's \.data, which would not change from step to step"),
+        (read_alias, r"the program reads a parameter's \.data, which would be frozen"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -470,7 +470,7 @@ def test_measuring_counts_and_restores() -> None:
         size, changed = program.measure(batch, rows)
         again, _ = program.measure(batch, rows)
     assert size == again
-    assert (size.normal, size.uniform, size.inside) == (1, 0, ())
+    assert (size.normal, size.uniform, size.unserved) == (1, 0, ())
     assert [id(x) for x in changed] == [id(buffer)]
     assert torch.equal(buffer, before)
 

@@ -24,7 +24,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def traced(function: Callable[..., Any], *arguments: Any) -> GraphModule:
-    """As the steps of a fit are traced: once as Python runs it, then without changes in place."""
+    """Trace a function as the steps of a fit are: first as it runs, then without in-place operations."""
     graph = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*arguments)
     with torch.no_grad():
         pure: GraphModule = make_fx(torch.func.functionalize(graph), tracing_mode="fake", _allow_non_fake_inputs=True)(
@@ -39,7 +39,7 @@ def loops(graph: GraphModule) -> int:
 
 
 def gradients_of(cell: Cell) -> Callable[..., list[Tensor]]:
-    """A loss of everything that a recurrence returns, and its gradient for everything that it is given."""
+    """The loss of all results of a recurrence, and its gradient with respect to all arguments."""
 
     def run(state: list[Tensor], inputs: list[Tensor], params: list[Tensor]) -> list[Tensor]:
         last, outputs = recur(cell, state, inputs, params)
@@ -60,14 +60,14 @@ def lstm(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Ten
 
 
 def elementwise(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
-    """Gradients of parameters that are neither products nor sums over a batch; a parameter without any."""
+    """Parameter gradients that are neither matrix products nor sums over a batch, and an unused parameter."""
     (h,), (x,), (scale, shift, _) = state, slices, params
-    h = h.clone().mul_(scale.exp() * torch.ones_like(h)).add_(shift * x)  # in place, on what is its own
+    h = h.clone().mul_(scale.exp() * torch.ones_like(h)).add_(shift * x)  # in place on a copy
     return (h,), (h.sin(), x)
 
 
-def twice(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
-    """One weight in two places, a constant, and a state that is returned as it came."""
+def weight_used_twice(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
+    """One weight used twice, a constant, and a state that is returned unchanged."""
     (h, still), (x,), (weight,) = state, slices, params
     h = torch.tanh(h @ weight + still) @ weight.T * torch.tensor(0.5, dtype=h.dtype) + x
     return (h, still), (h,)
@@ -77,13 +77,13 @@ CELLS: dict[str, tuple[Cell, list[tuple[int, ...]], list[tuple[int, ...]], list[
     "lstm": (lstm, [(3, 4), (3, 4)], [(3, 16), (3, 4)], [(16, 4), (16,), (5, 4)]),
     "more axes": (lstm, [(2, 3, 4), (2, 3, 4)], [(2, 3, 16), (3, 4)], [(16, 4), (16,), (5, 4)]),
     "elementwise": (elementwise, [(3, 4)], [(3, 4)], [(4,), (3, 4), (2,)]),
-    "twice": (twice, [(3, 4), (3, 5)], [(3, 4)], [(4, 5)]),
+    "weight used twice": (weight_used_twice, [(3, 4), (3, 5)], [(3, 4)], [(4, 5)]),
 }
 
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("fixed_inputs", [False, True])
-def test_a_loop_is_the_unrolled_steps(name: str, fixed_inputs: bool) -> None:
+def test_a_loop_equals_the_unrolled_steps(name: str, fixed_inputs: bool) -> None:
     cell, *shapes = CELLS[name]
 
     def arguments(seed: int) -> list[list[Tensor]]:
@@ -107,7 +107,7 @@ def test_a_loop_is_the_unrolled_steps(name: str, fixed_inputs: bool) -> None:
         torch.testing.assert_close(mine, expected)
 
 
-def test_the_size_of_the_graph_does_not_depend_on_the_steps() -> None:
+def test_the_size_of_the_graph_does_not_depend_on_the_number_of_steps() -> None:
     def run(x: Tensor, w: Tensor) -> Tensor:
         _, (h,) = recur(lambda s, x, p: ((y := torch.tanh(s[0] @ p[0] + x[0]),), (y,)), [x[0] * 0], [x], [w])
         return torch.autograd.grad(h.sum(), w)[0]
@@ -116,7 +116,7 @@ def test_the_size_of_the_graph_does_not_depend_on_the_steps() -> None:
     assert sizes[0] == sizes[1] < 60
 
 
-def test_weights_get_their_gradient_from_one_product_after_the_loop() -> None:
+def test_the_gradient_of_a_weight_is_one_matrix_product_after_the_loop() -> None:
     def run(x: Tensor, w: Tensor) -> Tensor:
         _, (h,) = recur(lambda s, x, p: ((y := torch.tanh(s[0] @ p[0] + x[0]),), (y,)), [x[0] * 0], [x], [w])
         return torch.autograd.grad(h.sum(), w)[0]
@@ -125,7 +125,7 @@ def test_weights_get_their_gradient_from_one_product_after_the_loop() -> None:
     assert sum(node.target is torch.ops.aten.mm.default for node in graph.graph.nodes) == 1
     backward = [n for n in graph.graph.nodes if n.target is run_loop][1].args[0]
     inside = getattr(graph, backward.target).graph.nodes
-    assert sum(node.target is torch.ops.aten.mm.default for node in inside) == 1  # only the state's
+    assert sum(node.target is torch.ops.aten.mm.default for node in inside) == 1  # the state's gradient
 
 
 def test_without_gradients_there_is_one_loop() -> None:
@@ -135,10 +135,10 @@ def test_without_gradients_there_is_one_loop() -> None:
     torch.testing.assert_close(graph(x)[0], torch.cat([x[:1], x[:1] + x[:-1].cumsum(0)]))
 
 
-# What is not a pure function of its arguments is unrolled -------------------------------------------------------------
+# Cells that are no pure functions of their arguments are unrolled -----------------------------------------------------
 
 
-def test_a_random_cell_is_unrolled_and_draws_nothing_extra() -> None:
+def test_a_random_cell_is_unrolled_without_extra_draws() -> None:
     def cell(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
         return (state[0] + torch.randn(2),), (state[0],)
 
@@ -156,7 +156,7 @@ def test_a_random_cell_is_unrolled_and_draws_nothing_extra() -> None:
     assert torch.equal(results[0][0], expected[0][0])
 
 
-def test_a_trained_tensor_of_the_cell_s_own_keeps_its_gradient() -> None:
+def test_a_trained_tensor_that_is_no_argument_keeps_its_gradient() -> None:
     weight = random(3).requires_grad_()
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def test_a_trained_tensor_of_the_cell_s_own_keeps_its_gradient() -> None:
     torch.testing.assert_close(graph(x, weight), run(x, weight))
 
 
-def test_a_tensor_that_the_cell_reads_from_around_it_is_an_input_of_the_loop() -> None:
+def test_a_tensor_from_an_enclosing_scope_is_an_input_of_the_loop() -> None:
     def run(x: Tensor, w: Tensor) -> list[Tensor]:
         scale = x.mean().exp().detach()
         _, (h,) = recur(lambda s, x, p: ((y := torch.tanh(s[0] * scale + x[0] * p[0]),), (y,)), [x[0]], [x], [w])
@@ -188,15 +188,15 @@ def test_few_steps_are_unrolled() -> None:
 
 
 @pytest.mark.parametrize("inputs", [[], [torch.zeros(0, 2)]])
-def test_no_steps(inputs: list[Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"recur got no inputs, so no steps. Give inputs of shape \(T, ...\)"):
+def test_refuses_inputs_without_steps(inputs: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"recur got no inputs, or inputs without steps\. Give .* shape \(T, \.\.\.\)"):
         recur(lambda s, x, p: (s, s), [torch.zeros(2)], inputs)
 
 
-# Who uses it ----------------------------------------------------------------------------------------------------------
+# Users of recurrences -------------------------------------------------------------------------------------------------
 
 
-def test_two_loops_stay_apart() -> None:
+def test_two_loops_in_one_graph_are_independent() -> None:
     def scaled(k: float) -> Cell:
         return lambda s, x, p: ((s[0] * k + x[0],), (s[0],))
 
@@ -210,7 +210,7 @@ def test_two_loops_stay_apart() -> None:
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
 @pytest.mark.parametrize("options", [{}, {"reverse": True}, {"bidirectional": True}])
-def test_recurrent_networks_are_torch_s(kind: str, options: dict[str, bool]) -> None:
+def test_the_graph_of_a_recurrent_network_equals_eager_torch(kind: str, options: dict[str, bool]) -> None:
     net = Recurrent(3, 4, kind=kind, **options).double()
     with torch.no_grad():
         for p in net.parameters():
@@ -231,7 +231,7 @@ def test_recurrent_networks_are_torch_s(kind: str, options: dict[str, bool]) -> 
 
 @pytest.mark.parametrize("sample_shape", [(), (2,)])
 @pytest.mark.parametrize("kind", [GatedTransition, Combiner])
-def test_paths_of_modules(kind: type[GatedTransition | Combiner], sample_shape: tuple[int, ...]) -> None:
+def test_paths_with_modules_as_kernels(kind: type[GatedTransition | Combiner], sample_shape: tuple[int, ...]) -> None:
     kernel = kind(4, 6).double()
     params = list(kernel.parameters())
     lengths, context = torch.tensor([12, 5, 9]), random(3, 12, 6).requires_grad_()
@@ -254,7 +254,7 @@ def test_paths_of_modules(kind: type[GatedTransition | Combiner], sample_shape: 
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_path_of_any_other_kernel_is_unrolled() -> None:
+def test_a_path_with_a_function_as_kernel_is_unrolled() -> None:
     def run(slope: Tensor) -> Tensor:
         path = GaussianPath(lambda z: (slope * z, torch.ones_like(z)), torch.ones(2), torch.tensor([9]), 9)
         return torch.autograd.grad(path.rsample().sum(), slope)[0]
@@ -269,7 +269,7 @@ def test_a_path_of_any_other_kernel_is_unrolled() -> None:
 
 
 @pytest.mark.slow
-def test_compiled() -> None:
+def test_a_compiled_loop_equals_eager_steps() -> None:
     cell, *shapes = CELLS["lstm"]
     state, inputs, params = ([random(*shape).float() for shape in group] for group in shapes)
     inputs = [torch.stack([x + 0.1 * t for t in range(11)]) for x in inputs]
