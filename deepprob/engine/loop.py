@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from deepprob.engine.cuda_graphs import Replay
 from deepprob.engine.dynamic_length import DifferentGraphs, Lengths, Line, serve_all_lengths
@@ -141,10 +142,16 @@ class Loop:
         return StepData(fixed, per_step.rows[0], torch.zeros((), dtype=torch.long, device=self._device))
 
     def _try_step(self, carry: Any, per_step: PerStep, fixed: Any) -> tuple[Any, dict[str, Tensor]]:
-        """Take one step to learn the shapes of its results."""
+        """Take one step on tensors without values, to learn the shapes of its results.
+
+        Rows of an example need not be rows that the step can be taken on.
+        """
         noise = Noise(*self.noise.draw_once([torch.Generator(self._device) for _ in range(2)], self._device))
-        with torch.no_grad():
-            return self._step(carry, self._first_data(per_step, fixed), noise, per_step.knobs[0])
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        given = carry, self._first_data(per_step, fixed), noise, per_step.knobs[0]
+        fake = tree_map_only(Tensor, lambda x: mode.from_tensor(x, static_shapes=True), given)
+        with torch.no_grad(), mode:
+            return self._step(*fake)
 
     def _make_inputs(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
         """Allocate the loop's inputs: carried tensors, and captured tensors at a fixed place in memory.
@@ -160,7 +167,8 @@ class Loop:
         noise = Noise(*self.noise.draw(count, generators, device))
         index = torch.zeros((), dtype=torch.long, device=device)
         scalars = torch.zeros(count, len(self.scalars), dtype=dtype, device=device)
-        others = {name: x.new_zeros(count, *x.shape) for name, x in record.items() if x.dim()}
+        shapes = {name: (count, *x.shape) for name, x in record.items() if x.dim()}
+        others = {n: torch.zeros(shape, dtype=record[n].dtype, device=device) for n, shape in shapes.items()}
         self._carried, self._carry_spec = tree_flatten((index, carry, scalars, others))
         self._num_fixed = len(tree_flatten(fixed)[0])
         captured = (fixed, PerStep(rows, knobs), noise, torch.zeros_like(index), torch.ones_like(index))

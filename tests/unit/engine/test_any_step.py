@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from uncompiled import replace_compiler
 
-from deepprob.engine import Loop, Noise, PerStep, RandomStream, StepData
+from deepprob.engine import Loop, Noise, NoiseSize, PerStep, RandomStream, StepData
 
 
 def knobs(*rows: list[float]) -> PerStep:
@@ -87,3 +87,18 @@ def test_refuses_a_step_that_reads_a_value() -> None:
 
     with pytest.raises(Exception, match=r"the computation depends on a value of a tensor"):
         Loop(step, [torch.tensor(1.0)], knobs([1.0]), [])
+
+
+def test_an_example_need_not_hold_rows_that_the_step_can_be_taken_on() -> None:
+    """The rows of an example are zeros, and row 0 may belong to another length bucket."""
+
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        x, ends = data.fixed
+        last = x.index_select(0, data.rows).gather(1, ends.index_select(0, data.rows).unsqueeze(1))
+        return [carry[0] + last.sum()], {"last": last}
+
+    fixed = [torch.arange(12.0).reshape(3, 4), torch.tensor([9, 1, 3])]
+    example = PerStep(torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1))
+    loop = Loop(step, [torch.tensor(0.0)], example, fixed, NoiseSize(0, 0, torch.float32), capacity=2)
+    (total,), _ = loop([torch.tensor(0.0)], PerStep(torch.tensor([[1], [2]]), torch.ones(2, 1)), fixed)
+    assert float(total) == 5.0 + 11.0
