@@ -1,0 +1,44 @@
+"""The documents name files, folders and registered names that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", ".github/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"  # a record of the past
+)
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
+
+LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
+CODE = re.compile(r"`([^`\n]+)`")
+FILE = re.compile(r"\.?[\w./-]+(?:/|\.(?:py|md|ipynb|toml|txt|cpp|json|svg|yml))")
+# Written by commands or by users, not kept in the repository.
+MADE = ("runs/", "manifest.json", "report.html", "sampling/", "estimators/")
+
+
+@every_document
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = [target for target in LINK.findall(path.read_text()) if not target.startswith(("http", "mailto:"))]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@every_document
+def test_named_files_exist(path: Path) -> None:
+    """A file named without its folder stands beside the one named before it."""
+    missing, folder = [], ROOT
+    for name in CODE.findall(path.read_text()):
+        if not FILE.fullmatch(name) or name.startswith(MADE):
+            continue
+        found = next((base / name for base in (ROOT, folder, ROOT / "deepprob") if (base / name).exists()), None)
+        if found is None:
+            missing.append(name)
+        elif found.is_relative_to(ROOT / "deepprob"):
+            folder = found if found.is_dir() else found.parent
+    assert missing == []
