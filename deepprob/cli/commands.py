@@ -12,7 +12,7 @@ import typer
 from deepprob.cli.exit_codes import Command
 from deepprob.cli.options import Table, data_sets, models, options_of, routines
 from deepprob.cli.screen import Screen
-from deepprob.cli.work import drawn, exit_code, grid, judge, load, write
+from deepprob.cli.work import check_on, exit_code, image_grid, load, samples, write
 from deepprob.errors import unknown
 
 app = typer.Typer(
@@ -23,14 +23,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where `fit` saved the posterior.", show_default=False)]
-_Seed = Annotated[int, typer.Option(help="Of all random numbers.")]
-_Draws = Annotated[int, typer.Option(min=25, help="Posterior draws, and importance samples per row.")]
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved posterior.", show_default=False)]
+_Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
+_Draws = Annotated[int, typer.Option(min=25, help="Number of posterior draws, and of importance samples per row.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"deepprob {metadata.version('deepprob')}")
         raise typer.Exit
 
@@ -42,7 +42,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Fit probabilistic deep models, and find out whether to believe them.
+    """Fit probabilistic deep models and check whether the fit can be trusted.
 
     Start with: deepprob fit vae digits
     """
@@ -52,25 +52,29 @@ def options(
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="See: deepprob list models", show_default=False)],
     data: Annotated[str, typer.Argument(metavar="DATA", help="See: deepprob list data", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Where to save; by default runs/MODEL-DATA.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data; by default enough for most.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default runs/MODEL-DATA.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the data; by default at least 20, more for small data.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="By default the model's own.")] = None,
-    warm_up: Annotated[float | None, typer.Option(help="Epochs until the KL has its full weight.")] = None,
-    guide: Annotated[str | None, typer.Option(help="normal, low_rank, ...; by default the model's own.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate; by default the model's own.")] = None,
+    warm_up: Annotated[float | None, typer.Option(help="Epochs of KL warm-up.")] = None,
+    guide: Annotated[
+        str | None, typer.Option(help="Guide, such as normal or low_rank; by default the model's own.")
+    ] = None,
     latent_dim: Annotated[int | None, typer.Option(help="Size of the latent code or state.")] = None,
-    hidden: Annotated[str | None, typer.Option(help="Sizes of hidden layers: 200,100")] = None,
+    hidden: Annotated[str | None, typer.Option(help="Sizes of hidden layers, such as 200,100.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")
     ] = None,
-    split: Annotated[int, typer.Option(help="Which standard split of the data.")] = 0,
+    split: Annotated[int, typer.Option(help="Number of the standard split of the data.")] = 0,
     seed: _Seed = 0,
     device: _Device = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted fit in the same folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")] = False,
 ) -> None:
-    """Fit MODEL to DATA; save the posterior and a report on held-out rows."""
-    # What is heavy is imported where it is used: help and errors come at once.
-    from deepprob.cli.fit import plan_fit, report_fit, run_fit, say_interrupted
+    """Fit MODEL to DATA; save the posterior and a report on the test rows."""
+    # Heavy modules are imported on use, so that help and errors appear at once.
+    from deepprob.cli.fit import plan_fit, report_fit, report_interruption, run_fit
 
     screen = Screen()
     plan = plan_fit(
@@ -83,7 +87,7 @@ def fit(
         batch_size=batch_size,
     )
     if resume and not plan.can_resume:
-        screen.note(f"there is no interrupted fit in {plan.folder}; this one starts at the beginning.")
+        screen.note(f"there is no interrupted fit in {plan.folder}; the fit starts from the beginning.")
     posterior = run_fit(
         screen,
         plan,
@@ -95,7 +99,7 @@ def fit(
         resume=resume,
     )
     if posterior.history.interrupted:
-        say_interrupted(screen, plan, posterior)
+        report_interruption(screen, plan, posterior)
         raise typer.Exit(130)
     try:
         report = report_fit(screen, plan, posterior)
@@ -109,17 +113,17 @@ def fit(
 def check(
     folder: _Folder,
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+        str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
     ] = None,
-    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
+    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")] = None,
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",
 ) -> None:
-    """Print the report on a saved posterior; exit code 1 if its verdict is fail."""
+    """Check a saved posterior and print the report; exit code 1 if the verdict is fail."""
     screen = Screen()
     posterior, dataset, same = load(folder, data, device)
-    report = judge(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
+    report = check_on(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
     screen.report(report)
     raise typer.Exit(exit_code(report))
 
@@ -128,52 +132,56 @@ def check(
 def report(
     folder: _Folder,
     data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Judge by other data; by default the test rows.")
+        str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="By default report.html in DIR.")] = None,
-    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Data that should surprise the model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Output file; by default report.html in DIR.")
+    ] = None,
+    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")] = None,
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",
 ) -> None:
-    """Write the report on a saved posterior: a page with pictures, and the same as JSON."""
+    """Check a saved posterior and write the report: an HTML page with pictures, and JSON."""
     screen = Screen()
     if out is not None and out.suffix != ".html":
-        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON goes beside it.")
+        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON file is written next to it.")
     posterior, dataset, same = load(folder, data, device)
-    found = judge(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
-    page = write(found, out or folder / "report.html")
-    screen.report(found, full=False)
+    result = check_on(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
+    page = write(result, out or folder / "report.html")
+    screen.report(result, full=False)
     screen.say()
     screen.say(("report  ", "dim"), str(page))
     screen.say(("json    ", "dim"), str(page.with_suffix(".json")))
-    raise typer.Exit(exit_code(found))
+    raise typer.Exit(exit_code(result))
 
 
 @app.command()
 def sample(
     folder: _Folder,
-    draws: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.npz", help="By default samples.npz in DIR.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Output file; by default samples.npz in DIR.")
+    ] = None,
     seed: _Seed = 0,
     device: _Device = "cpu",
 ) -> None:
-    """Draw rows from the fitted model, or targets for the test rows if it predicts; images also as a PNG grid."""
+    """Draw rows from the fitted model, or targets of the test rows if it has inputs; images also as a PNG grid."""
     import numpy as np
 
     screen = Screen()
     file = out or folder / "samples.npz"
     if file.suffix != ".npz":
-        raise ValueError(f"--out must end in .npz; got {str(file)!r}. A grid of images goes beside it.")
+        raise ValueError(f"--out must end in .npz; got {str(file)!r}. A grid of images is written next to it.")
     posterior, dataset, _ = load(folder, None, device)
-    values = drawn(posterior, dataset, draws, seed)
+    values = samples(posterior, dataset, draws, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("wb") as stream:
         np.savez_compressed(stream, **values)
     for name, value in values.items():
         screen.say((f"{name:<8}", "bold"), f"{value.shape!s:<18}", (f"mean {value.mean():.4g}", "dim"))
     screen.say(("samples  ", "dim"), str(file))
-    if (image := grid(dataset, values)) is not None:
+    if (image := image_grid(dataset, values)) is not None:
         file.with_suffix(".png").write_bytes(image)
         screen.say(("picture  ", "dim"), str(file.with_suffix(".png")))
 
@@ -182,7 +190,7 @@ def sample(
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="models, data or routines.", show_default=False)],
 ) -> None:
-    """List what there is: models, data or routines."""
+    """List the available models, data sets or routines."""
     tables: dict[str, Callable[[], Table]] = {"models": models, "data": data_sets, "routines": routines}
     if what not in tables:
         raise unknown("list", what, tables)

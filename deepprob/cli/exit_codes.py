@@ -1,7 +1,7 @@
-"""How a run of the command ends: an exit code, and one line for an error.
+"""Exit codes and error messages of the command.
 
-Exit codes: 0, done; 1, done and the verdict is fail; 2, an error that the user can mend; 3, one that we must mend;
-130, interrupted.
+Exit codes: 0, success; 1, success with the verdict fail; 2, an error that the user can fix; 3, a bug in deepprob; 130,
+interrupted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from deepprob.cli.screen import Screen
 
 
 class Command(TyperGroup):
-    """Ends every run with an exit code, and every error with one line."""
+    """The command group; it turns every error into one line and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         debug = "--debug" in given
-        given = [a for a in given if a != "--debug"]  # wherever it stands
+        given = [a for a in given if a != "--debug"]  # accepted at any position
         screen = Screen()
         try:
             sys.exit(super().main(given, prog_name, *rest, **extra | {"standalone_mode": False}) or 0)
@@ -37,8 +37,8 @@ class Command(TyperGroup):
 
 
 def _explain(error: Exception, screen: Screen) -> int:
-    """Say what went wrong in one line; the exit code."""
-    # The errors of the command line itself have no public class in all versions of typer.
+    """Print an error in one line and return the exit code."""
+    # Not every version of typer has a public class for errors of the command line itself.
     if message := getattr(error, "format_message", None):
         if text := message():
             where = getattr(getattr(error, "ctx", None), "command_path", "deepprob")
@@ -50,13 +50,13 @@ def _explain(error: Exception, screen: Screen) -> int:
     if isinstance(error, ValueError | TypeError | OSError) or _is_divergence(error):
         screen.error(str(error))
         return 2
-    screen.error(f"{type(error).__name__}: {error} (a defect of deepprob; --debug shows where)")
+    screen.error(f"{type(error).__name__}: {error} (a bug in deepprob; --debug shows the traceback)")
     return 3
 
 
 def _is_divergence(error: Exception) -> bool:
     if not isinstance(error, RuntimeError):
         return False
-    from deepprob.fitting.divergence import DivergenceError  # heavy, and seldom needed
+    from deepprob.fitting.divergence import DivergenceError  # heavy and rarely needed
 
     return isinstance(error, DivergenceError)

@@ -1,4 +1,4 @@
-"""What ``deepprob fit`` does: plan a fit, run it, save it and report on it."""
+"""The command ``deepprob fit``: plan a fit, run it, save the posterior and report on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from deepprob.cli.options import describe_rows, model_named, program_for
 from deepprob.cli.screen import Screen
-from deepprob.cli.work import judge, noting, write
+from deepprob.cli.work import check_on, warnings_as_notes, write
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics.report import Report
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
@@ -26,7 +26,7 @@ from deepprob.programs.program import Program
 from deepprob.storage import check_free
 
 LEAST_EPOCHS = 20
-CHECKPOINTS = 50  # in a whole fit: an interrupted one loses little
+CHECKPOINTS = 50  # per fit, so that an interrupted fit loses little
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class FitPlan:
     """One fit of the command.
 
     Attributes:
-        program: What is fitted.
-        data: What it is fitted to.
-        split: Which standard split of the data.
-        folder: Where the posterior is saved.
+        program: The program to fit.
+        data: The data set.
+        split: Number of the standard split of the data.
+        folder: Folder for the posterior.
         epochs: Passes over the data.
         steps_per_epoch: Steps in one pass.
         batch_size: Rows per step; None for the routine's choice.
@@ -53,20 +53,20 @@ class FitPlan:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of the running fit's checkpoint."""
+        """Folder of the checkpoint."""
         return self.folder / "checkpoint"
 
     @property
     def can_resume(self) -> bool:
-        """Whether there is a checkpoint."""
+        """Whether a checkpoint exists."""
         return (self.checkpoint / "manifest.json").exists()
 
 
 class Heading(Callback):
-    """Call a function when the data and settings were accepted and the first step is next.
+    """Print a heading after data and settings were validated and before the first step.
 
     Args:
-        say: The function.
+        say: Prints the heading.
     """
 
     def __init__(self, say: Callable[[], object]) -> None:
@@ -86,15 +86,15 @@ def plan_fit(
     epochs: int | None,
     batch_size: int | None,
 ) -> FitPlan:
-    """The fit that the command's words ask for.
+    """Build the fit from the arguments of the command.
 
     Args:
         model: Name of the model.
         data: Name of the data set.
-        options: The model's arguments, given its class.
-        split: Which standard split of the data.
-        out: Where to save; None for ``runs/MODEL-DATA``.
-        epochs: Passes over the data; None for about the model's ``usual_steps``.
+        options: Returns the model's arguments, given its class.
+        split: Number of the standard split of the data.
+        out: Output folder; None for ``runs/MODEL-DATA``.
+        epochs: Passes over the data; None for about ``usual_steps`` of the model, but at least 20 epochs.
         batch_size: Rows per step; None for the routine's choice.
     """
     kind = model_named(model)
@@ -118,21 +118,21 @@ def run_fit(
     seed: int,
     resume: bool,
 ) -> Posterior:
-    """Fit and save.
+    """Fit the program and save the posterior.
 
     Raises:
         DivergenceError: If the fit diverged; the last good posterior is saved first.
     """
 
-    def announce() -> None:
+    def print_heading() -> None:
         name, data = type(plan.program).__name__, plan.data
-        screen.say((f"{name} on {data.name}", "bold"), f": rows of {describe_rows(data)}")
+        screen.say((f"{name} on {data.name}", "bold"), f": rows of shape {describe_rows(data)}")
         screen.say((f"{plan.epochs} epochs of {plan.steps_per_epoch} steps, seed {seed}", "dim"))
 
     began = time.perf_counter()
     warming = [] if warm_up is None else [KLWarmUp(warm_up)]
     checkpoint = Checkpoint(plan.checkpoint, max(1, plan.epochs // CHECKPOINTS), resume=resume)
-    with noting(screen):
+    with warnings_as_notes(screen):
         try:
             posterior = svi(
                 plan.program,
@@ -144,30 +144,30 @@ def run_fit(
                 held_out=plan.data.valid,
                 device=device,
                 seed=seed,
-                callbacks=[*warming, checkpoint, Heading(announce)],
+                callbacks=[*warming, checkpoint, Heading(print_heading)],
             )
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
                 _save(error.posterior, plan)
-                raise DivergenceError(f"{error} What was kept is in {plan.folder}.", error.posterior) from error
+                raise DivergenceError(f"{error} The kept posterior is in {plan.folder}.", error.posterior) from error
             raise
     _save(posterior, plan)
     screen.say((_summary(posterior, time.perf_counter() - began), "dim"))
     return posterior
 
 
-def say_interrupted(screen: Screen, plan: FitPlan, posterior: Posterior) -> None:
-    """Say how far an interrupted fit came and how it can go on."""
+def report_interruption(screen: Screen, plan: FitPlan, posterior: Posterior) -> None:
+    """Print the progress of an interrupted fit and the command to resume it."""
     done, planned = len(posterior.history.steps.get("elbo", ())), plan.epochs * plan.steps_per_epoch
     screen.note(f"interrupted after {done} of {planned} steps. The best posterior so far is in {plan.folder}.")
     if plan.can_resume:
-        screen.say(("go on with  ", "dim"), f"{_repeated()} --resume")
+        screen.say(("resume with  ", "dim"), f"{_command_line()} --resume")
 
 
 def report_fit(screen: Screen, plan: FitPlan, posterior: Posterior) -> Report:
-    """Judge a finished fit by its test rows, and write and show the report."""
-    shutil.rmtree(plan.checkpoint, ignore_errors=True)  # the posterior is saved: nothing is left to resume
-    report = judge(screen, posterior, plan.data, train=True)
+    """Check a finished fit on the test rows; write and print the report."""
+    shutil.rmtree(plan.checkpoint, ignore_errors=True)  # the posterior is saved, so nothing is left to resume
+    report = check_on(screen, posterior, plan.data, train=True)
     page = write(report, plan.folder / "report.html")
     screen.say()
     screen.report(report, full=False)
@@ -184,17 +184,17 @@ def _save(posterior: Posterior, plan: FitPlan) -> None:
 
 
 def _summary(posterior: Posterior, seconds: float) -> str:
-    """How long the fit took and what it reached, in one line."""
+    """Duration and ELBO of the fit in one line."""
     history = posterior.history
     epochs = history.epochs
     text = f"fitted {len(epochs.get('elbo', ()))} epochs in {seconds:.0f} s"
     if scores := epochs.get("held_out_elbo"):
-        text += f"; held-out elbo {max(scores):.4g} nats per row at epoch {history.best_epoch}"
+        text += f"; held-out ELBO {max(scores):.4g} nats per row at epoch {history.best_epoch}"
     elif scores := epochs.get("elbo"):
-        text += f"; elbo {scores[-1]:.4g} nats per row"
+        text += f"; ELBO {scores[-1]:.4g} nats per row"
     return text
 
 
-def _repeated() -> str:
-    """The command as it was given."""
+def _command_line() -> str:
+    """The command line without ``--resume``."""
     return shlex.join(["deepprob", *(a for a in sys.argv[1:] if a != "--resume")])

@@ -1,4 +1,4 @@
-"""What the words of a command stand for: models, data sets, settings."""
+"""Models, data sets and settings by the names that the command accepts."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def models() -> Table:
-    """Every model."""
+    """All models."""
     from deepprob.models import MODELS
 
-    return ("model", "for", "what it is"), [(n, ", ".join(m.tasks) or "any", _first_line(m)) for n, m in MODELS.items()]
+    return ("model", "tasks", "description"), [
+        (n, ", ".join(m.tasks) or "any", _first_line(m)) for n, m in MODELS.items()
+    ]
 
 
 def data_sets() -> Table:
-    """Every data set."""
+    """All data sets."""
     from deepprob.data import list_data
 
-    # The licence stands last: it is what a narrow terminal may cut off.
+    # The licence is last because a narrow terminal cuts off the end of a line.
     order = ("name", "task", "shape", "rows", "where", "licence")
     rows = [row._replace(rows=row.rows.replace(" ", "")) for row in list_data()]
     return order, [[getattr(row, column) for column in order] for row in rows]
 
 
 def routines() -> Table:
-    """Every routine."""
+    """All routines."""
     from deepprob.inference import ROUTINES
 
-    return ("routine", "what it does"), [(name, _first_line(routine)) for name, routine in ROUTINES.items()]
+    return ("routine", "description"), [(name, _first_line(routine)) for name, routine in ROUTINES.items()]
 
 
 def _first_line(thing: object) -> str:
@@ -46,10 +48,10 @@ def _first_line(thing: object) -> str:
 
 
 def model_named(name: str) -> type[Program]:
-    """The model of a name.
+    """The model class with a given name.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If the name is unknown.
     """
     from deepprob.models import MODELS
 
@@ -59,42 +61,42 @@ def model_named(name: str) -> type[Program]:
 
 
 def program_for(name: str, kind: type[Program], dataset: DataSet, options: dict[str, Any]) -> Program:
-    """A model for a data set.
+    """A model built for a data set.
 
     Raises:
-        ValueError: If the model is for other kinds of data.
+        ValueError: If the model does not support the task of the data set.
     """
     if kind.tasks and dataset.task not in kind.tasks:
         from deepprob.data import list_data
 
-        fitting = [row.name for row in list_data() if row.task in kind.tasks]
+        suitable = [row.name for row in list_data() if row.task in kind.tasks]
         raise ValueError(
             f"model {name!r} is for {' or '.join(kind.tasks)}; data set {dataset.name!r} is for {dataset.task}. "
-            f"Choose from: {', '.join(fitting)}."
+            f"Choose from: {', '.join(suitable)}."
         )
     return kind.from_data(dataset, **options)
 
 
 def options_of(kind: type[Program], latent_dim: int | None, hidden: str | None, settings: list[str]) -> dict[str, Any]:
-    """The model's arguments that were given, by name."""
-    takes = _takes(kind)
+    """The model's arguments that the user set, by name."""
+    accepted = _argument_names(kind)
     given: dict[str, Any] = {} if latent_dim is None else {"latent_dim": latent_dim}
     if hidden is not None:
         sizes = _whole_numbers(hidden)
-        given |= {"hidden_dim": sizes[0]} if "hidden_dim" in takes and len(sizes) == 1 else {"hidden_dims": sizes}
+        given |= {"hidden_dim": sizes[0]} if "hidden_dim" in accepted and len(sizes) == 1 else {"hidden_dims": sizes}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
-            raise ValueError(f"--set wants NAME=VALUE; got {setting!r}. For example: --set likelihood=normal")
+            raise ValueError(f"--set needs NAME=VALUE; got {setting!r}. For example: --set likelihood=normal")
         given[name] = _value(value)
     for name in given:
-        if name not in takes:
-            raise unknown(f"option of {kind.__name__}", name, takes)
+        if name not in accepted:
+            raise unknown(f"option of {kind.__name__}", name, accepted)
     return given
 
 
-def _takes(kind: type[Program]) -> list[str]:
-    """Names of the arguments that the data do not decide."""
+def _argument_names(kind: type[Program]) -> list[str]:
+    """Names of the arguments that the data set does not determine."""
     _, *own = inspect.signature(kind.from_data).parameters.values()
     names = [p.name for p in own if p.kind is not p.VAR_KEYWORD]
     if len(names) < len(own):
@@ -106,7 +108,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ValueError(f"--hidden wants whole numbers, like 200,100; got {text!r}.") from None
+        raise ValueError(f"--hidden needs whole numbers, such as 200,100; got {text!r}.") from None
 
 
 def _value(text: str) -> Any:
@@ -117,7 +119,7 @@ def _value(text: str) -> Any:
 
 
 def describe_rows(dataset: DataSet) -> str:
-    """Shape of a row and number of rows of each part."""
+    """Shape of a row, and number of rows of each part."""
     parts = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}
     counts = " / ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
     return f"{tuple(dataset.shape)}, {counts}"

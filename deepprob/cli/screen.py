@@ -1,4 +1,4 @@
-"""What the command shows in a terminal: reports, tables, notes and errors."""
+"""Terminal output of the command: reports, tables, notes and errors."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ INDENT = " " * 9
 
 
 class Screen:
-    """Where the command writes: results to standard output, all else to standard error.
+    """Terminal output: results go to standard output, notes and errors to standard error.
 
-    Colours appear only in a terminal and not where ``NO_COLOR`` is set. Long lines are left to the terminal to wrap,
-    so that paths can be copied and a pipe gets whole lines.
+    Colours appear only in a terminal and only if ``NO_COLOR`` is not set. Long lines are not wrapped, so that paths
+    can be copied and pipes get whole lines.
     """
 
     def __init__(self) -> None:
         self.out, self.err = Console(highlight=False), Console(stderr=True, highlight=False)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" and goes on
+                stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" instead of an error
 
     @property
     def width(self) -> int:
-        """Columns to fill."""
+        """Width of paragraphs in columns."""
         return min(self.out.width, WIDTH) if self.out.is_terminal else WIDTH
 
     def say(self, *parts: str | tuple[str, str | Style]) -> None:
-        """One line of plain or styled parts, to standard output."""
+        """Print one line of plain or styled parts to standard output."""
         self.out.print(Text.assemble(*parts), soft_wrap=True)
 
     def paragraph(self, text: str, *, indent: str = "", style: str = "") -> None:
-        """Text, wrapped and indented."""
+        """Print a text, wrapped and indented."""
         for line in textwrap.wrap(text, self.width, initial_indent=indent, subsequent_indent=indent):
             self.say((line, style))
 
     def note(self, text: str) -> None:
-        """Something worth knowing, on standard error."""
+        """Print a note to standard error."""
         self.err.print(Text.assemble(("note: ", "yellow"), " ".join(text.split())), soft_wrap=True)
 
     def error(self, text: str) -> None:
-        """What went wrong, in one line, on standard error."""
+        """Print an error to standard error, in one line."""
         self.err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Aligned columns, one line a row, cut off where a terminal ends."""
+        """Print aligned columns; a terminal cuts off long lines."""
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for i, line in enumerate([header, *rows]):
             first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
@@ -68,7 +68,7 @@ class Screen:
             self.out.print(text, soft_wrap=True)
 
     def report(self, report: Report, *, full: bool = True) -> None:
-        """A report, verdict first; without ``full`` only what is not passed is explained."""
+        """Print a report, verdict first; without ``full``, checks that passed have no explanation."""
         colour = COLOURS[report.verdict]
         self.say((f"{report.verdict.upper():<9}", f"bold {colour}"), (report.title, "bold"))
         self.paragraph(report.summary, indent=INDENT)

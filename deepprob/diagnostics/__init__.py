@@ -1,4 +1,4 @@
-"""Diagnostics: whether to believe a fit. Every answer is a `Check`, all of them together a `Report`."""
+"""Diagnostics: can a fit be trusted? Each answer is a `Check`; a `Report` holds all of them."""
 
 from __future__ import annotations
 

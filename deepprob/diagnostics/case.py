@@ -1,4 +1,4 @@
-"""What a check is asked about, and the question itself."""
+"""`Case`, the posterior and data that checks examine, and `Diagnostic`, one question about them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ if TYPE_CHECKING:
     from deepprob.posteriors.prediction import Prediction
 
 
-# Elements of one (particles, rows, ...) tensor of a check: bounds memory at a few times 80 MB.
-ELEMENTS = 20_000_000
+# Largest number of elements of one (particles, rows, ...) tensor; keeps memory at a few times 80 MB.
+MAX_ELEMENTS = 20_000_000
 
 
 class Case:
-    """A posterior and some data, with what several checks share worked out once.
+    """A posterior and data; quantities that several checks need are computed once.
 
     Args:
-        posterior: What is judged.
-        data: Held-out data, of the kinds that the program takes.
-        train: The data it was fitted to, if global latents are to be judged: their posterior is one
-            given these.
-        ood: Data of another kind, on which the posterior should be less sure.
+        posterior: The posterior to check.
+        data: Held-out data, in any form that the program accepts.
+        train: The training data; needed to check global latents, whose posterior is conditioned on them.
+        ood: Out-of-distribution data, on which the posterior should be less certain.
         draws: Number of posterior draws for predictions.
         particles: Number of importance samples.
-        max_rows: Number of rows, chosen at random, for predictions.
-        max_sample: Number of rows for checks that cost much per row.
-        seed: Where the random numbers start.
+        max_rows: Largest number of rows to predict; they are chosen at random.
+        max_sample: Largest number of rows for checks that are expensive per row.
+        seed: Seed of all random numbers.
     """
 
     def __init__(
@@ -56,43 +55,43 @@ class Case:
         self.posterior, self.program = posterior, posterior.program
         self.draws, self.particles, self.seed = draws, particles, seed
         self.max_sample = max_sample
-        # Without a plate that was named there are no rows to choose from: the fit saw all of its data.
-        self.whole = not self.program.data_name or self.program.adopted
-        everything = as_split(data)
-        self.rows = len(everything)
-        self.data = self._some(everything, max_rows)
+        # Without a named data plate rows cannot be selected: every step of the fit saw all of the data.
+        self.needs_all_rows = not self.program.data_name or self.program.adopted
+        split = as_split(data)
+        self.rows = len(split)
+        self.data = self._random_rows(split, max_rows)
         self.batch = self.program.accept(self.data)
-        self.train = everything if train is None and self.whole else train
+        self.train = split if train is None and self.needs_all_rows else train
         self.ood = ood
 
     @property
     def ragged(self) -> bool:
-        """Whether rows are sequences of unequal length, padded."""
+        """Whether rows are padded sequences of unequal length."""
         return self.program.variable_length or "lengths" in self.data.names
 
     @property
     def supervised(self) -> bool:
-        """Whether the last argument is a target that the others predict: ``model(x, y=None)``."""
+        """Whether the last argument is a target predicted from the others: ``model(x, y=None)``."""
         return len(self.batch) >= 2 and not self.ragged and num_optional(self.program) > 0
 
     @property
     def per_row(self) -> bool:
-        """Whether all latents are local and rows stand on their own, so that each can be judged by itself."""
-        return self.has_latents("local") and not self.has_latents("global") and not self.whole
+        """Whether all latents are local and rows are independent, so that each row can be checked on its own."""
+        return self.has_latents("local") and not self.has_latents("global") and not self.needs_all_rows
 
     @property
     def inputs(self) -> tuple[Any, ...]:
-        """What predictions are made from."""
+        """The arguments from which the target is predicted."""
         return self.batch[:-1] if self.supervised else self.batch
 
     @property
     def target(self) -> Array:
-        """What is predicted, shape ``(rows, ...)``: the target, or the data themselves if there is none."""
+        """The predicted quantity, shape ``(rows, ...)``: the target, or the data if there is no target."""
         return array(self.batch[-1] if self.supervised else self.batch[0])
 
     @cached_property
     def prediction(self) -> Prediction:
-        """The posterior predictive of every row."""
+        """The posterior predictive distribution of every row."""
         return self.posterior.predict(*self.inputs, draws=self.draws, seed=self.seed)
 
     @cached_property
@@ -101,60 +100,60 @@ class Case:
         return array(self.prediction.draws)
 
     def has_latents(self, kind: str) -> bool:
-        """Whether some latent site is ``"local"`` (one per row) or ``"global"``."""
+        """Whether some latent site is of a kind: ``"local"`` (one per row) or ``"global"``."""
         return kind in self.posterior.latent_sites.values()
 
     @cached_property
     def sample(self) -> Split:
-        """Some rows, at random, few enough for checks that cost much per row."""
-        room = int(ELEMENTS / (self.particles * max(1, self.batch[0][0].numel())))
-        return self._some(self.data, min(self.max_sample, max(room, 16)))
+        """Random rows, few enough for checks that are expensive per row."""
+        affordable = int(MAX_ELEMENTS / (self.particles * max(1, self.batch[0][0].numel())))
+        return self._random_rows(self.data, min(self.max_sample, max(affordable, 16)))
 
     @cached_property
     def sample_batch(self) -> tuple[Any, ...]:
-        """`sample`, as the program takes it."""
+        """`sample` as arguments of the program."""
         return self.program.accept(self.sample)
 
     @cached_property
     def log_weights(self) -> Array:
-        """``log p(x, z_k) - log q(z_k | x)`` of `sample`: ``(particles, rows)``, or ``(particles,)`` for all rows."""
+        """``log p(x, z_k) - log q(z_k | x)`` of `sample`: ``(particles, rows)``, or ``(particles,)`` jointly."""
         return array(self.posterior.log_weights(*self.sample_batch, particles=self.particles, seed=self.seed))
 
     @cached_property
     def traces(self) -> tuple[Any, Any]:
-        """Guide and model run on `sample`, draws leading."""
+        """Traces of guide and model on `sample`; the leading dimension is draws."""
         return self.posterior.trace(*self.sample_batch, draws=self.particles, seed=self.seed)
 
-    def _some(self, data: Split, most: int) -> Split:
-        if self.whole or len(data) <= most:
+    def _random_rows(self, data: Split, most: int) -> Split:
+        if self.needs_all_rows or len(data) <= most:
             return data
         order = np.random.default_rng(self.seed).permutation(len(data))[:most]
         return data.rows(torch.from_numpy(np.sort(order)))
 
 
 def num_optional(program: Program) -> int:
-    """How many arguments of a program's model may be left out, as observed ones may: their default is None.
+    """Number of arguments of a program's model that default to None, as observed values do.
 
     Examples:
         >>> def line(x, y=None): ...
         >>> num_optional(Program.of(line))
         1
     """
-    model = program.__dict__.get("_model", program.model)  # a program made of functions passes on any arguments
+    model = program.__dict__.get("_model", program.model)  # a program built from functions accepts *args
     return sum(p.default is None for p in inspect.signature(model).parameters.values())
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One question that can be asked of a `Case`.
+    """One question about a `Case`.
 
     Args:
-        name: Its name in a report.
-        question: What it asks, in one sentence.
-        applies: Whether it can be asked.
-        run: Asks it, at a given false-alarm level, which it holds for posteriors that are exact.
-        tests: Whether it spends that level; questions with a fixed threshold do not raise false
-            alarms to speak of.
+        name: The name of its check in a report.
+        question: The question, in one sentence.
+        applies: Whether the question makes sense for a case.
+        run: Answers the question at a given false-alarm level; the level holds if the posterior is exact.
+        tests: Whether the answer is a statistical test and uses up part of the level; the false alarms of
+            fixed thresholds are negligible.
     """
 
     name: str

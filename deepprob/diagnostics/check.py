@@ -1,4 +1,4 @@
-"""The nouns of a diagnosis: `Diagnostic`, a question; `Case`, what it is asked about; `Check`, its answer."""
+"""`Check`, the answer to one question about a posterior, and helpers to print and store it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Check:
     """The answer to one question about a posterior.
 
     Args:
-        name: The question's name.
-        value: The number that was measured.
+        name: The name of the check.
+        value: The measured number.
         se: Its standard error; None if it has none.
-        threshold: Where the verdict turns; None if a test decides.
+        threshold: The limit beyond which the verdict is not a pass; None if a test decides.
         verdict: ``"pass"``, ``"caution"`` or ``"fail"``.
-        reading: What the number says, in one sentence.
-        next_step: What to do about it; empty after a pass.
-        details: Further numbers, of JSON types.
+        reading: The meaning of the number, in one sentence.
+        next_step: A remedy; empty after a pass.
+        details: Further numbers, as JSON types.
 
     Raises:
-        ValueError: If the verdict is none of the three.
+        ValueError: If the verdict is unknown.
 
     Examples:
-        >>> check = Check("steps applied", 0.0, None, 0.01, "pass", "Every step was applied.", "")
+        >>> check = Check("finite steps", 0.0, None, 0.01, "pass", "All 180 steps were finite.")
         >>> check.verdict, check.to_dict()["value"]
         ('pass', 0.0)
     """
@@ -55,17 +55,17 @@ class Check:
             raise unknown("verdict", self.verdict, VERDICTS)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; numbers that are not finite become None."""
+        """All fields as JSON types; non-finite numbers become None."""
         return cast(dict[str, Any], jsonable(asdict(self)))
 
     @property
     def measured(self) -> str:
-        """The value and its standard error, as a reader wants them."""
+        """The value and its standard error, rounded for print."""
         return number(self.value, self.se)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of some verdicts; ``"pass"`` if there are none.
+    """The worst of several verdicts; ``"pass"`` if there are none.
 
     Examples:
         >>> worst(["pass", "caution"]), worst([])
@@ -75,7 +75,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def number(value: float, se: float | None = None) -> str:
-    """A number to as many digits as its standard error lets stand, or to three.
+    """A number rounded to the precision of its standard error, or to three digits without one.
 
     Examples:
         >>> number(12.3456, 0.123), number(0.000123), number(float("nan"))
@@ -88,7 +88,7 @@ def number(value: float, se: float | None = None) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as JSON types: arrays become lists, numbers that are not finite None.
+    """A value as JSON types: arrays become lists, non-finite numbers become None.
 
     Examples:
         >>> jsonable({"a": np.array([1.0, np.inf]), "b": (np.int64(2), True)})

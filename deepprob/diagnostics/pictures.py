@@ -1,4 +1,4 @@
-"""The pictures of a report: those that suit a case."""
+"""The pictures of a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from deepprob.diagnostics.case import Case, num_optional
 from deepprob.diagnostics.check import array
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
-from deepprob.diagnostics.checks.collapse import codes, codes_are_used
+from deepprob.diagnostics.checks.collapse import active_dimensions, code_draws
 from deepprob.diagnostics.plots import (
     image_rows,
     kl_bars,
@@ -26,15 +26,15 @@ from deepprob.diagnostics.plots import (
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawing with its words.
+    """An image with title, caption and alternative text.
 
     Args:
-        name: A short name, for a file.
-        title: What it shows.
-        caption: How to read it, in one sentence.
-        alt: The same in words, for those who do not see it.
+        name: A short name, usable as a file name.
+        title: The title.
+        caption: How to read the image, in one sentence.
+        alt: The alternative text for readers who do not see the image.
         png: The image.
-        wide: Whether it takes the whole width of a page.
+        wide: Whether the image spans the page.
     """
 
     name: str
@@ -46,17 +46,17 @@ class Picture:
 
     @property
     def base64(self) -> str:
-        """The image as text, for a data URI."""
+        """The image in base64, for a data URI."""
         return base64.b64encode(self.png).decode()
 
 
 def pictures(case: Case) -> list[Picture]:
-    """The pictures that suit a posterior and its data."""
-    found = (_images(case), _curve(case), _codes(case), _classes(case), _real(case))
-    return [picture for some in found for picture in some]
+    """All pictures that apply to a posterior and its data."""
+    makers = (_images, _training, _latent_space, _reliability, _predictions)
+    return [picture for make in makers for picture in make(case)]
 
 
-def _curve(case: Case) -> Iterator[Picture]:
+def _training(case: Case) -> Iterator[Picture]:
     history = case.posterior.history
     if not len(history.steps.get("elbo", ())):
         return
@@ -65,15 +65,15 @@ def _curve(case: Case) -> Iterator[Picture]:
     last = f"{np.nanmean(array(elbo)[-history.steps_per_epoch :]):.4g}"
     yield Picture(
         "training",
-        "How the ELBO rose",
-        "It should have levelled off; a held-out curve that falls while the other rises means overfitting.",
+        "ELBO during training",
+        "The curve should level off. A held-out ELBO that falls while the training ELBO rises means overfitting.",
         f"Line plot of the ELBO per datum over {len(elbo)} steps, ending near {last} nats.",
         render(figure),
     )
 
 
 def image_shape(case: Case) -> tuple[int, ...] | None:
-    """Shape of one image, if the rows are images."""
+    """Shape of one image; None if the rows are not images."""
     declared = getattr(case.program, "image_shape", None)
     if case.supervised or case.ragged:
         return None
@@ -87,79 +87,81 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
         return
     rows = case.data.rows(slice(0, count))
     batch = case.program.accept(rows)
-    rebuilt = array(case.posterior.predict(*batch, draws=50, seed=case.seed).mean)
+    means = array(case.posterior.predict(*batch, draws=50, seed=case.seed).mean)
     grid = {
         "data": array(batch[0]).reshape(-1, *shape),
-        "rebuilt": rebuilt.reshape(-1, *shape),
+        "reconstructions": means.reshape(-1, *shape),
     }
-    words = "held-out data, their reconstructions below"
+    title = "Data and reconstructions"
+    caption = "A reconstruction is the mean image given the code of the row above; it should resemble the row."
+    alt = "held-out data, their reconstructions below"
     if num_optional(case.program) >= len(batch):
-        grid["invented"] = array(case.posterior.predict_prior(count, seed=case.seed).mean).reshape(-1, *shape)
-        words += ", and images drawn from the prior in the last row"
+        grid["prior samples"] = array(case.posterior.predict_prior(count, seed=case.seed).mean).reshape(-1, *shape)
+        title = "Data, reconstructions and prior samples"
+        caption += " A prior sample is the mean image given a code drawn from the prior; it should look like data."
+        alt += ", and prior samples in the last row"
     yield Picture(
         "reconstructions",
-        "Data, reconstructions and inventions",
-        "A reconstruction is the mean of what a row's code says: it should look like the row, if softer. "
-        "Inventions start from the prior: they should look like data.",
-        f"Rows of {len(rows)} images: {words}.",
+        title,
+        caption,
+        f"Rows of {len(rows)} images: {alt}.",
         render(image_rows(grid, columns=count)),
         wide=True,
     )
 
 
-def _codes(case: Case) -> Iterator[Picture]:
-    if not codes_are_used.applies(case):
+def _latent_space(case: Case) -> Iterator[Picture]:
+    if not active_dimensions.applies(case):
         return
-    draws, nats = codes(case)
+    draws, kl = code_draws(case)
     unused = [n for n in case.data.names[len(case.batch) :] if case.data[n].dim() == 1]
     labels = array(case.sample[unused[0]]) if unused else None
     yield Picture(
         "codes",
-        "Where the rows lie in the latent space",
-        "Each point is a row's mean code" + (f", coloured by {unused[0]}." if unused else "."),
-        f"Scatter plot of the codes of {draws.shape[1]} rows in {draws.shape[2]} dimensions, drawn in two.",
+        "Latent space",
+        "Each point is the posterior mean of one row's code" + (f", coloured by {unused[0]}." if unused else "."),
+        f"Scatter plot of the codes of {draws.shape[1]} rows: {draws.shape[2]} latent dimensions, shown in two.",
         render(latent_scatter(draws.mean(0), labels)),
     )
-    if nats is not None:
+    if kl is not None:
         yield Picture(
             "information",
-            "What each code coordinate knows",
-            "Coordinates near zero carry nothing: the posterior there is the prior.",
-            f"Bar chart of the KL of {len(nats)} code coordinates, {nats.sum():.3g} nats in all.",
-            render(kl_bars(nats)),
+            "KL of each latent dimension",
+            "A dimension with a KL near zero is not used: its posterior is the prior.",
+            f"Bar chart of the KL of {len(kl)} latent dimensions, {kl.sum():.3g} nats in total.",
+            render(kl_bars(kl)),
         )
 
 
-def _classes(case: Case) -> Iterator[Picture]:
+def _reliability(case: Case) -> Iterator[Picture]:
     if not one_label(case):
         return
     figure = reliability(class_probs(case), case.target.reshape(len(case.target)))
     yield Picture(
         "reliability",
-        "Do probabilities come true?",
-        "On the dashed line predictions are right as often as they say; below it they promise too much.",
+        "Reliability diagram",
+        "On the dashed line the accuracy equals the confidence; points below it are over-confident.",
         f"Reliability diagram of {len(case.target)} predictions.",
         render(figure),
     )
 
 
-def _real(case: Case) -> Iterator[Picture]:
+def _predictions(case: Case) -> Iterator[Picture]:
     if not case.supervised or case.prediction.kind != "real" or case.target.size != len(case.target):
         return
     mean, (low, high) = array(case.prediction.mean), case.prediction.interval(0.9)
     inputs = array(case.inputs[0])
-    words = f"Predictions of {len(case.target)} rows with 90 % intervals"
     if inputs.size == len(inputs):
         half = case.prediction.interval(0.5)
         figure = predictive_band(inputs, case.target, mean, half, (low, high))
-        caption = "Nine of ten points should lie in the outer band, half of them in the inner one."
+        caption = "Nine of ten points should lie in the 90% band, half of them in the 50% band."
     else:
         figure = predicted_against_observed(case.target, mean, low, high)
-        caption = "Nine of ten intervals should reach the dashed line."
+        caption = "Nine of ten intervals should cross the dashed line."
     yield Picture(
         "predictions",
-        "Predictions and what came true",
+        "Predictions and observations",
         caption,
-        f"{words}, against the data.",
+        f"Predictions of {len(case.target)} rows with 90% intervals, against the observed values.",
         render(figure),
     )

@@ -1,4 +1,4 @@
-"""Plots: pure drawings of arrays."""
+"""Plots of arrays, each a matplotlib `Figure`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STYLE: Any = {
 
 
 def render(figure: Figure) -> bytes:
-    """A figure as PNG, without any global state of pyplot."""
+    """A figure as PNG, without global pyplot state."""
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata={"Software": None})
@@ -47,7 +47,7 @@ def _axes(figure: Figure) -> Any:
 
 
 def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch: int = 1) -> Figure:
-    """The ELBO of every step, its running mean, and the held-out ELBO.
+    """The ELBO of every step, its mean over blocks of steps, and the held-out ELBO.
 
     Args:
         elbo: One value per step, nats per datum.
@@ -75,7 +75,7 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
         axes.plot(np.arange(len(held)) + 1, held, color=_ORANGE, linewidth=1.6, label="held out")
     seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
     seen = seen[np.isfinite(seen)]
-    if len(seen):  # the first steps may be far below: they are cut off rather than all else squeezed
+    if len(seen):  # the first steps may be so low that they would flatten the rest of the curve: clip them
         low, high = float(np.quantile(seen, 0.002)), float(seen.max())
         axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
     axes.set_xlabel("epoch" if steps_per_epoch > 1 or len(held) else "step")
@@ -85,11 +85,11 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
 
 
 def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
-    """Named rows of images, one under the other, on one scale of grey.
+    """Labelled rows of images on a common grey scale.
 
     Args:
-        rows: Label to images, shape ``(n, height, width)`` or with channels first or last.
-        columns: How many of each.
+        rows: Images by label, shape ``(n, height, width)`` or with channels first or last.
+        columns: Largest number of images in a row.
     """
     grids = {label: array(images)[:columns] for label, images in rows.items()}
     low = min(float(g.min()) for g in grids.values())
@@ -121,14 +121,14 @@ def _picture(image: Array, low: float, high: float) -> Array:
 
 
 def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figure:
-    """Codes in the plane: as they are if there are two of them, else along their two principal axes.
+    """Scatter plot of codes: in their own two dimensions, or along the first two principal axes if there are more.
 
     Args:
         centres: Posterior means, shape ``(rows, latent)``.
-        labels: What to colour by, shape ``(rows,)``.
+        labels: Values for the colours, shape ``(rows,)``.
     """
     points = array(centres)
-    plane, names = points, ["first coordinate", "second coordinate"]
+    plane, names = points, ["first latent dimension", "second latent dimension"]
     if points.shape[1] > 2:
         centred = points - points.mean(0)
         _, size, axes_ = np.linalg.svd(centred, full_matrices=False)
@@ -136,7 +136,7 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
         share = np.square(size[:2]) / max(float(np.square(size).sum()), 1e-300)
         names = [f"{which} principal axis ({part:.0%})" for which, part in zip(("first", "second"), share, strict=True)]
     elif points.shape[1] == 1:
-        plane, names = np.concatenate([points, np.zeros_like(points)], 1), ["code", ""]
+        plane, names = np.concatenate([points, np.zeros_like(points)], 1), ["latent dimension", ""]
     figure = _figure()
     axes = _axes(figure)
     if labels is None:
@@ -164,23 +164,23 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
 
 
 def kl_bars(nats: ArrayLike) -> Figure:
-    """KL of every code coordinate from its prior, largest first.
+    """KL of every latent dimension from its prior, largest first.
 
     Args:
-        nats: Shape ``(latent,)``.
+        nats: KL in nats, shape ``(latent,)``.
     """
     values = np.sort(array(nats))[::-1]
     figure = _figure()
     axes = _axes(figure)
     axes.bar(np.arange(1, len(values) + 1), values, color=_BLUE, width=0.8)
-    axes.set_xlabel("code coordinate, by rank")
+    axes.set_xlabel("latent dimension, by rank")
     axes.set_ylabel("KL from the prior, nats per row")
     axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
 def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figure:
-    """Accuracy against confidence, in bins of equal numbers of rows, with 90 % intervals.
+    """Accuracy against confidence, in bins of equal numbers of rows, with 90% intervals.
 
     Args:
         probs: Class probabilities, shape ``(rows, classes)``.
@@ -194,30 +194,30 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
         np.array([f(confidence[index == b], correct[index == b]) for b in range(index.max() + 1)])
         for f in (lambda c, h: c.mean(), lambda c, h: h.mean(), lambda c, h: len(c))
     )
-    # Wilson's interval: it has width even where all of a bin came true.
+    # Wilson's interval has a positive width even where every prediction of a bin is correct.
     z = 1.645
     middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
     figure = _figure()
     axes = _axes(figure)
     low = min(float(centre.min()), float((middle - half).min()))
-    axes.plot([low, 1], [low, 1], color=_GREY, linestyle="--", label="perfect")
+    axes.plot([low, 1], [low, 1], color=_GREY, linestyle="--", label="perfect calibration")
     axes.vlines(centre, middle - half, middle + half, color=_BLUE, linewidth=1.2)
-    axes.plot(centre, hit, "o-", color=_BLUE, markersize=4, linewidth=1, label="observed, 90 % interval")
+    axes.plot(centre, hit, "o-", color=_BLUE, markersize=4, linewidth=1, label="observed, 90% interval")
     axes.set_xlabel("confidence in the predicted class")
-    axes.set_ylabel("how often it was right")
+    axes.set_ylabel("accuracy")
     axes.legend(frameon=False, loc="upper left")
     return figure
 
 
 def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike) -> Figure:
-    """Predicted means with intervals over what was observed.
+    """Predicted means and 90% intervals against observed values.
 
     Args:
-        target: Shape ``(rows,)``.
+        target: Observed values, shape ``(rows,)``.
         mean: Predicted means, shape ``(rows,)``.
-        low: Lower ends of the 90 % intervals.
-        high: Upper ends.
+        low: Lower ends of the 90% intervals.
+        high: Upper ends of the 90% intervals.
     """
     y, m, lo, hi = (array(v).ravel() for v in (target, mean, low, high))
     if len(y) > 300:
@@ -226,15 +226,15 @@ def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLik
     figure = _figure()
     axes = _axes(figure)
     for chosen, colour, label in (
-        (~outside, _BLUE, "inside its interval"),
-        (outside, _ORANGE, "outside"),
+        (~outside, _BLUE, "inside the interval"),
+        (outside, _ORANGE, "outside the interval"),
     ):
         axes.vlines(y[chosen], lo[chosen], hi[chosen], color=colour, linewidth=0.8, alpha=0.5)
         axes.plot(y[chosen], m[chosen], "o", color=colour, markersize=3, label=label)
     ends = [float(min(y.min(), m.min())), float(max(y.max(), m.max()))]
     axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("observed")
-    axes.set_ylabel("predicted, with 90 % interval")
+    axes.set_ylabel("predicted, with 90% interval")
     axes.legend(frameon=False, loc="upper left")
     return figure
 
@@ -246,20 +246,20 @@ def predictive_band(
     half: tuple[Any, Any],
     most: tuple[Any, Any],
 ) -> Figure:
-    """Predicted mean with its 50 % and 90 % bands over one input, and the data.
+    """Predicted mean with 50% and 90% bands against one input, and the data.
 
     Args:
-        inputs: Shape ``(rows,)``.
-        target: Shape ``(rows,)``.
-        mean: Shape ``(rows,)``.
-        half: Ends of the 50 % intervals.
-        most: Ends of the 90 % intervals.
+        inputs: The input, shape ``(rows,)``.
+        target: Observed values, shape ``(rows,)``.
+        mean: Predicted means, shape ``(rows,)``.
+        half: Ends of the 50% intervals.
+        most: Ends of the 90% intervals.
     """
     x = array(inputs).ravel()
     order = np.argsort(x)
     figure = _figure()
     axes = _axes(figure)
-    for ends, alpha, label in ((most, 0.18, "90 % band"), (half, 0.35, "50 % band")):
+    for ends, alpha, label in ((most, 0.18, "90% band"), (half, 0.35, "50% band")):
         low, high = (array(end).ravel()[order] for end in ends)
         axes.fill_between(x[order], low, high, color=_BLUE, alpha=alpha, linewidth=0, label=label)
     axes.plot(x[order], array(mean).ravel()[order], color=_BLUE, linewidth=1.6, label="mean")

@@ -1,4 +1,4 @@
-"""The noun `Report`, and `check`, which makes one: every question that applies, and one verdict."""
+"""`check` runs every diagnostic that applies to a posterior; `Report` holds the checks and the verdict."""
 
 from __future__ import annotations
 
@@ -26,36 +26,37 @@ if TYPE_CHECKING:
 ALPHA = 0.05
 WIDTH = 100
 NOTE = (
-    "Standard errors follow ±. Questions that are answered by a test share a false-alarm rate of 5 % (Bonferroni): "
-    "were the posterior exact and the model right, fewer than one report in twenty would say anything but pass."
+    "The number after ± is the standard error. The checks that are statistical tests share a false-alarm rate of 5% "
+    "(Bonferroni): if the posterior is exact and the model is correct, at most one report in twenty has another "
+    "verdict than pass."
 )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a diagnosis found: a verdict, its checks, pictures and the facts of the fit.
+    """The checks of a posterior with their overall verdict, pictures and the facts of the fit.
 
-    The verdict is that of the worst check. Each of the ``m`` checks that are tests has the level
-    ``0.05 / m``, so that all of them together raise a false alarm at most one time in twenty; the
-    others have thresholds that an exact posterior does not reach.
+    The verdict is that of the worst check. Each of the ``m`` checks that are statistical tests has the level
+    ``0.05 / m``, so that together they raise a false alarm at most one time in twenty. The other checks have
+    thresholds that an exact posterior does not reach.
 
     Args:
-        checks: The answers.
-        title: What was judged.
-        facts: Headings to facts, for the record: versions, seed, config.
-        draw: Makes the pictures; called once, when they are wanted.
+        checks: The checks.
+        title: Names the posterior and the data.
+        facts: Tables by heading: versions, seed, configuration.
+        draw: Makes the pictures when they are needed.
 
     Examples:
-        >>> fine = Check("a", 0.0, None, None, "pass", "All is well.")
-        >>> odd = Check("b", 1.0, 0.1, 0.5, "caution", "Half is well.", "Look.")
-        >>> Report((fine, odd), "my fit").verdict
+        >>> fine = Check("a", 0.0, None, None, "pass", "The value is small.")
+        >>> high = Check("b", 1.0, 0.1, 0.5, "caution", "The value is high.", "Look at it.")
+        >>> Report((fine, high), "my fit").verdict
         'caution'
         >>> print(Report((fine,), "my fit"))
         PASS · my fit
-        The one check made is passed.
+        The only check passed.
         <BLANKLINE>
         pass     a                              0
-                 All is well.
+                 The value is small.
     """
 
     checks: tuple[Check, ...]
@@ -65,7 +66,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst check's verdict."""
+        """The verdict of the worst check."""
         return worst(check.verdict for check in self.checks)
 
     @property
@@ -74,21 +75,20 @@ class Report:
         if not self.checks:
             return "No check applies."
         if self.verdict == "pass":
-            return (
-                f"All {len(self.checks)} checks are passed."
-                if len(self.checks) > 1
-                else "The one check made is passed."
-            )
-        failed = [c.name for c in self.checks if c.verdict == "fail"]
-        careful = [c.name for c in self.checks if c.verdict == "caution"]
-        said = [f"{len(failed)} failed ({', '.join(failed)})"] if failed else []
-        if careful:
-            said.append(f"{len(careful)} need{'s' * (len(careful) == 1)} care ({', '.join(careful)})")
-        return f"Of {len(self.checks)} checks {' and '.join(said)}."
+            return f"All {len(self.checks)} checks passed." if len(self.checks) > 1 else "The only check passed."
+        parts = []
+        for verdict, words in (("fail", "failed"), ("caution", "raised a caution")):
+            if names := [check.name for check in self.checks if check.verdict == verdict]:
+                parts.append(f"{len(names)} {words} ({'; '.join(names)})")
+        return f"Of {len(self.checks)} checks, {' and '.join(parts)}."
 
     def __getitem__(self, name: str) -> Check:
-        """The check of a name."""
-        return next(_named(self.checks, name))
+        """The check with a given name."""
+        for check in self.checks:
+            if check.name == name:
+                return check
+        names = "; ".join(check.name for check in self.checks) or "none"
+        raise KeyError(f"the report has no check {name!r}. It has: {names}.")
 
     def __str__(self) -> str:
         lines = textwrap.wrap(f"{self.verdict.upper()} · {self.title}", WIDTH)
@@ -102,7 +102,7 @@ class Report:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON types."""
+        """The report without pictures, as JSON types."""
         return {
             "format": "deepprob report",
             "schema": 1,
@@ -114,36 +114,36 @@ class Report:
         }
 
     def to_html(self) -> str:
-        """One page that needs nothing else: no script, no file beside it, pictures inside."""
+        """The report as one self-contained HTML page with pictures and without scripts."""
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         tables = [(heading, list(_flat(rows))) for heading, rows in self.facts.items()]
         numbers = [(c.name, "; ".join(f"{k}: {v}" for k, v in _flat(c.to_dict()["details"]))) for c in self.checks]
         return environment.from_string(TEMPLATE).render(
             report=self,
             pictures=self.draw(),
-            tables=[*tables, ("All numbers", numbers)],
+            tables=[*tables, ("Details of the checks", numbers)],
             number=number,
             note=NOTE,
         )
 
     def _repr_html_(self) -> str:
-        # A frame keeps the page's style to itself; sandboxed, it can run and reach nothing.
+        # The frame keeps the page's style apart from the notebook's; the sandbox blocks scripts and requests.
         page = Environment(autoescape=True).from_string(
             '<iframe sandbox srcdoc="{{ page }}" style="width:100%;height:640px;border:0" title="report"></iframe>'
         )
         return page.render(page=self.to_html())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report, by the name's ending as ``.html`` or ``.json``; whole or not at all.
+        """Write the report to a ``.html`` or ``.json`` file. A write that fails leaves an old file unchanged.
 
         Args:
-            path: Where to; missing folders are made.
+            path: The file; missing folders are created.
 
         Returns:
             The path.
 
         Raises:
-            ValueError: If the name has another ending.
+            ValueError: If the file name ends in neither ``.html`` nor ``.json``.
         """
         target = Path(path)
         kind = target.suffix.lower()
@@ -152,7 +152,7 @@ class Report:
         elif kind == ".json":
             text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         else:
-            raise ValueError(f"a report is saved as .html or .json; got {target.name!r}. Choose one of these endings.")
+            raise ValueError(f"path must end in .html or .json; got {target.name!r}. Choose one of these endings.")
         target.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, suffix=".part", delete=False) as part:
             try:
@@ -164,7 +164,7 @@ class Report:
                 raise
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(part.name, 0o666 & ~umask)  # a temporary file is its owner's alone; a report is like any other file
+        os.chmod(part.name, 0o666 & ~umask)  # temporary files are private; a report gets the usual permissions
         os.replace(part.name, target)
         return target
 
@@ -179,34 +179,32 @@ def check(
     particles: int = 200,
     seed: int = 0,
 ) -> Report:
-    """Ask of a posterior every question that applies, on data it has not seen.
+    """Run every diagnostic that applies to a posterior, on data that were not used in the fit.
 
     Args:
-        posterior: What to judge.
-        data: Held-out data, of the kinds that the program takes.
-        train: The data it was fitted to; needed to judge global latents (weights) by importance
-            weights.
-        ood: Data of another kind, on which the posterior should be less sure.
-        draws: Number of posterior draws for predictions; p-values are no finer than one over it.
+        posterior: The posterior to check.
+        data: Held-out data, in any form that the program accepts.
+        train: The training data; needed for the Pareto k-hat of global latents (such as weights).
+        ood: Out-of-distribution data, on which the posterior should be less certain.
+        draws: Number of posterior draws for predictions; the smallest possible p-value is about ``1 / draws``.
         particles: Number of importance samples per row.
-        seed: Where the random numbers start; the same seed gives the same report.
+        seed: Seed of all random numbers; the same seed gives the same report.
 
     Returns:
-        The report; ``print`` it, ``save`` it, read its ``verdict``.
+        The report: ``print`` or ``save`` it, or read its ``verdict``.
     """
     case = Case(posterior, data, train=train, ood=ood, draws=draws, particles=particles, seed=seed)
-    asked = [question for question in CHECKS.values() if question.applies(case)]
-    level = ALPHA / max(sum(question.tests for question in asked), 1)
-    answers = tuple(replace(question.run(case, level), name=question.name) for question in asked)
+    applicable = [diagnostic for diagnostic in CHECKS.values() if diagnostic.applies(case)]
+    level = ALPHA / max(sum(diagnostic.tests for diagnostic in applicable), 1)
     return Report(
-        checks=answers,
+        checks=tuple(replace(diagnostic.run(case, level), name=diagnostic.name) for diagnostic in applicable),
         title=_title(case),
         facts=_facts(case, level),
-        draw=_once(lambda: pictures(case)),
+        draw=_cached(lambda: pictures(case)),
     )
 
 
-def _once(make: Callable[[], Sequence[Picture]]) -> Callable[[], Sequence[Picture]]:
+def _cached(make: Callable[[], Sequence[Picture]]) -> Callable[[], Sequence[Picture]]:
     made: list[Sequence[Picture]] = []
 
     def draw() -> Sequence[Picture]:
@@ -228,7 +226,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     fit: dict[str, Any] = {"seed": posterior.seed, "exact": posterior.exact, **history.facts()}
     fit["epochs"] = len(next(iter(history.epochs.values()), ()))
     fit |= {f"last {name}": values[-1] for name, values in history.epochs.items() if len(values)}
-    judged = {
+    evaluation = {
         "rows": case.rows,
         "rows predicted": len(case.batch[0]),
         "draws": case.draws,
@@ -239,17 +237,17 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
         "fit": fit,
         "routine": dict(posterior.config),
         "program": dict(case.program.config or {}),
-        "judged on": judged | {"level of each test": level},
+        "judged on": evaluation | {"level of each test": level},
         "versions": dict(posterior.versions),
     }
 
 
 def _flat(rows: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as rows of a table."""
+    """The rows of a table, from a nested mapping."""
     for key, value in rows.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}, ")
+            yield from _flat(value, f"{name}.")
         elif isinstance(value, float):
             yield name, f"{value:.5g}"
         elif isinstance(value, list | tuple) and len(value) and all(isinstance(v, float) for v in value):
@@ -260,11 +258,3 @@ def _flat(rows: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 def _indented(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
-
-
-def _named(checks: Sequence[Check], name: str) -> Iterator[Check]:
-    found = [check for check in checks if check.name == name]
-    if not found:
-        made = ", ".join(check.name for check in checks) or "none"
-        raise KeyError(f"no check {name!r} was made. There are: {made}.")
-    yield from found

@@ -1,4 +1,4 @@
-"""The page of a report: HTML with its style inside, no script, nothing fetched."""
+"""The HTML template of a report: one page with inline style, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ header p { margin: .4rem 0 0; color: var(--soft); }
   border-top: 1px solid var(--line); }
 .check:last-of-type { border-bottom: 1px solid var(--line); }
 .check h3 { margin: 0; font-size: 1rem; font-weight: 600; }
+.check h3::first-letter { text-transform: uppercase; }
 .check b { font-size: .82rem; letter-spacing: .04em; text-transform: uppercase; padding-top: .15rem;
 } .check .value { font-variant-numeric: tabular-nums; white-space: nowrap; text-align: right; }
 .check .value small { color: var(--soft); display: block; }

@@ -1,4 +1,4 @@
-"""The command `deepprob`, as a user types it: mostly in this process, at the end in a process of its own."""
+"""The command `deepprob`: most tests run it in this process, the last ones in a subprocess."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def deepprob_(*arguments: str) -> Result:
 
 
 def error_of(result: Result) -> str:
-    """The one line that a failed command leaves, and nothing else."""
+    """The single line that a failed command prints."""
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
     lines = result.stderr.splitlines()
@@ -51,7 +51,7 @@ def error_of(result: Result) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
 
@@ -65,9 +65,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fit_says_the_verdict_and_where_things_are(fitted: Path) -> None:
+def test_fit_prints_the_verdict_and_the_paths(fitted: Path) -> None:
     said = (fitted / "said.txt").read_text()
-    assert re.search(r"^VAE on digits: rows of \(8, 8\), 1078 train / 360 valid / 359 test$", said, re.M)
+    assert re.search(r"^VAE on digits: rows of shape \(8, 8\), 1078 train / 360 valid / 359 test$", said, re.M)
     assert re.search(r"^(PASS|CAUTION|FAIL) +VAE on digits, 359 test rows$", said, re.M)
     for line in (f"posterior  {fitted}", f"report     {fitted}/report.html", f"deepprob check {fitted}"):
         assert line in said
@@ -77,7 +77,7 @@ def test_fit_says_the_verdict_and_where_things_are(fitted: Path) -> None:
     assert not (fitted / "checkpoint").exists()
 
 
-def test_a_fit_remembers_its_data_and_is_the_python_call(fitted: Path) -> None:
+def test_fit_stores_its_data_set_and_equals_the_python_call(fitted: Path) -> None:
     posterior = Posterior.load(fitted)
     assert posterior.config["data"] == {"name": "digits", "split": 0}
     digits = load_data("digits")
@@ -87,7 +87,7 @@ def test_a_fit_remembers_its_data_and_is_the_python_call(fitted: Path) -> None:
     assert all(bool((here[name] == there[name]).all()) for name in there)
 
 
-def test_check_prints_the_report_that_fit_made(fitted: Path) -> None:
+def test_check_prints_the_report_of_the_fit(fitted: Path) -> None:
     result = deepprob_("check", str(fitted))
     verdict = json.loads((fitted / "report.json").read_text())["verdict"]
     assert result.exit_code == (1 if verdict == "fail" else 0)
@@ -98,20 +98,20 @@ def test_check_prints_the_report_that_fit_made(fitted: Path) -> None:
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("caution", 0), ("fail", 1)])
-def test_check_fails_when_the_verdict_is_fail(
+def test_exit_code_of_check_follows_the_verdict(
     fitted: Path, monkeypatch: pytest.MonkeyPatch, verdict: Any, code: int
 ) -> None:
-    found = Report((Check("a question", 1.0, 0.1, 0.5, verdict, "Half is well.", "Look."),), "a fit")
+    found = Report((Check("a check", 1.0, 0.1, 0.5, verdict, "The value is high.", "Look."),), "a fit")
     monkeypatch.setattr(deepprob.diagnostics.report, "check", lambda *args, **named: found)
     result = deepprob_("check", str(fitted))
     assert result.exit_code == code
-    assert re.search(rf"^{verdict} +a question +1.00 ± 0.10 +limit 0.5$", result.stdout, re.M)
+    assert re.search(rf"^{verdict} +a check +1.00 ± 0.10 +limit 0.5$", result.stdout, re.M)
     assert "Next: Look." in result.stdout
 
 
-def test_check_takes_other_data(fitted: Path) -> None:
-    asked = deepprob_("check", str(fitted), "digits", "--draws", "30")
-    assert "VAE on digits, 359 test rows" in asked.stdout
+def test_check_accepts_other_data(fitted: Path) -> None:
+    result = deepprob_("check", str(fitted), "digits", "--draws", "30")
+    assert "VAE on digits, 359 test rows" in result.stdout
     assert "rows must have shape (8, 8)" in error_of(deepprob_("check", str(fitted), "wine"))
 
 
@@ -133,7 +133,7 @@ def test_sample_writes_arrays_and_a_picture(fitted: Path, tmp_path: Path) -> Non
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_lists_name_everything() -> None:
+def test_lists_are_complete() -> None:
     for what, names in (("models", MODELS), ("data", ["digits", "uci/yacht"]), ("routines", ["svi"])):
         result = deepprob_("list", what)
         assert result.exit_code == 0
@@ -150,8 +150,8 @@ WRONG = {
     "unknown data set 'digit'. Did you mean 'digits'?": ["fit", "vae", "digit"],
     "unknown option of VAE 'likelihod'. Did you mean 'likelihood'?": ["fit", "vae", "digits", "--set", "likelihod=x"],
     "unknown likelihood 'norml'. Did you mean 'normal'?": ["fit", "vae", "digits", "--set", "likelihood=norml"],
-    "--set wants NAME=VALUE; got 'normal'": ["fit", "vae", "digits", "--set", "normal"],
-    "--hidden wants whole numbers, like 200,100; got 'wide'": ["fit", "vae", "digits", "--hidden", "wide"],
+    "--set needs NAME=VALUE; got 'normal'": ["fit", "vae", "digits", "--set", "normal"],
+    "--hidden needs whole numbers, such as 200,100; got 'wide'": ["fit", "vae", "digits", "--hidden", "wide"],
     "model 'dmm' is for sequences; data set 'digits' is for images.*jsb_chorales": ["fit", "dmm", "digits"],
     "images must be in .0, 1. for a Bernoulli likelihood": ["fit", "vae", "wine", "--set", "likelihood=bernoulli"],
     "epochs must be a whole number of at least 1; got 0": ["fit", "vae", "digits", "--epochs", "0"],
@@ -174,42 +174,40 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_errors_take_one_line_before_any_training(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line_and_come_before_training(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Heading, "start", lambda self, fit: pytest.fail("training began"))
     assert re.match(f"error: .*{message}", error_of(deepprob_(*WRONG[message])))
 
 
-def test_a_posterior_without_data_is_asked_for_them(tmp_path: Path) -> None:
+def test_a_posterior_without_a_data_set_needs_its_name(tmp_path: Path) -> None:
     digits = load_data("digits")
     svi(VAE((8, 8), 2, (8,)), digits.train, epochs=1, progress=False).save(tmp_path / "own")
-    assert re.match(
-        "error: .*own does not say what data it was fitted to.*check .*own DATA", error_of(deepprob_("check", "own"))
-    )
+    assert re.match("error: .*own does not name its data set.*check .*own DATA", error_of(deepprob_("check", "own")))
 
 
-def test_a_checkpoint_is_not_written_over(tmp_path: Path) -> None:
+def test_fit_does_not_overwrite_a_checkpoint(tmp_path: Path) -> None:
     write(tmp_path / "other", {}, {}, kind="checkpoint")
     said = error_of(deepprob_("fit", "vae", "digits", "--out", "other"))
     assert re.match("error: will not write a posterior over a checkpoint", said)
 
 
-def test_a_program_without_from_data_says_so() -> None:
+def test_a_program_without_from_data_raises_an_error() -> None:
     with pytest.raises(TypeError, match=r"Program has no from_data\. Write it, or call the constructor"):
         Program.from_data(load_data("iris"))
 
 
-def test_debug_shows_where_and_a_defect_is_called_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_has_exit_code_three_and_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("wheels came off")
 
     monkeypatch.setattr(deepprob.cli.fit, "svi", broken)
     result = deepprob_("fit", "vae", "digits")
     assert result.exit_code == 3
-    assert re.match(r"error: RuntimeError: wheels came off \(a defect of deepprob; --debug", result.stderr)
+    assert re.match(r"error: RuntimeError: wheels came off \(a bug in deepprob; --debug", result.stderr)
     assert "in broken" in deepprob_("fit", "vae", "digits", "--debug").stderr
 
 
-def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_diverged_fit_saves_the_last_good_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     good = svi(VAE((8, 8), 2, (8,)), load_data("digits").train, epochs=1, progress=False)
 
     def diverges(*args: Any, **named: Any) -> None:
@@ -217,13 +215,13 @@ def test_a_fit_that_diverges_keeps_what_was_good(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(deepprob.cli.fit, "svi", diverges)
     assert re.match(
-        r"error: elbo became nan at epoch 2\. What was kept is in kept\.",
+        r"error: elbo became nan at epoch 2\. The kept posterior is in kept\.",
         error_of(deepprob_("fit", "vae", "digits", "--out", "kept")),
     )
     assert Posterior.load("kept").config["data"]["name"] == "digits"
 
 
-def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_saves_the_best_posterior_and_resume_continues(monkeypatch: pytest.MonkeyPatch) -> None:
     step_end = Heading.step_end
 
     def interrupt(self: Heading, fit: Any) -> None:
@@ -237,7 +235,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(monkeypatch: pytest.Mon
         result = deepprob_(*fit)
     assert result.exit_code == 130, result.output
     assert "note: interrupted after 30 of 45 steps. The best posterior so far is in stopped." in result.stderr
-    assert re.search("go on with .*--resume", result.stdout)
+    assert re.search("resume with .*--resume", result.stdout)
     assert Posterior.load("stopped").history.interrupted
 
     resumed = deepprob_(*fit, "--resume")
@@ -256,16 +254,16 @@ def test_ctrl_c_during_the_report_keeps_the_posterior(monkeypatch: pytest.Monkey
     assert Posterior.load("kept").seed == 0
 
 
-def test_resume_without_a_checkpoint_says_that_it_starts_anew() -> None:
+def test_resume_without_a_checkpoint_prints_a_note() -> None:
     result = deepprob_("fit", "vae", "digits", *TINY, "--out", "new", "--resume", "--warm-up", "100")
     assert result.exit_code in (0, 1), result.output
     first, second = result.stderr.splitlines()
-    assert first == "note: there is no interrupted fit in new; this one starts at the beginning."
+    assert first == "note: there is no interrupted fit in new; the fit starts from the beginning."
     assert re.match(r"note: KLWarmUp\(epochs=100.0\) is longer than the fit", second)
 
 
 class Line(Program):
-    """A small supervised program, to see what the command makes of targets and of options of one's own."""
+    """A small supervised program with an option of its own."""
 
     registry_name = "line"
     tasks = ("regression",)
@@ -294,7 +292,7 @@ def test_a_supervised_model_predicts_the_test_rows(monkeypatch: pytest.MonkeyPat
     result = deepprob_(*fit)
     assert result.exit_code in (0, 1), result.output
     assert "20 epochs of 3 steps" in result.stdout
-    assert "k-hat of global latents" in result.stdout
+    assert "Pareto k-hat, global latents" in result.stdout
     assert Posterior.load("runs/line-diabetes").program.config == {"features": 10, "scale": 50.0}
     assert deepprob_("sample", "runs/line-diabetes", "--draws", "7").exit_code == 0
     with np.load("runs/line-diabetes/samples.npz", allow_pickle=False) as found:
@@ -310,15 +308,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=settings)
 
 
-def test_a_process_of_its_own_fits() -> None:
+def test_fit_in_a_subprocess() -> None:
     done = run("fit", "vae", "digits", *TINY)
     assert done.returncode in (0, 1), done.stderr
-    assert done.stderr == ""  # no bar where nobody watches
+    assert done.stderr == ""  # no progress bar without a terminal
     assert "posterior  runs/vae-digits" in done.stdout and "\x1b" not in done.stdout
     assert Path("runs/vae-digits/report.html").exists()
 
 
-def test_a_process_of_its_own_refuses_in_one_line() -> None:
+def test_an_error_in_a_subprocess_is_one_line() -> None:
     done = run("check", "nowhere")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no posterior at 'nowhere': there is no such folder. Check the path.\n"

@@ -1,7 +1,7 @@
-"""The diagnostics hold their level where the posterior is exact, and have power where it is known to be wrong.
+"""The diagnostics keep their level on exact posteriors and have power against posteriors known to be wrong.
 
-Seeds are fixed, so nothing here fails by chance; a change of the code draws anew, and then a bound on a count of
-alarms at its stated rate fails less than once in a thousand (binomial tail).
+Seeds are fixed, so no test fails by chance. If a change of the code changes the random draws, a bound on the number
+of alarms at the stated rate fails less than once in a thousand times (binomial tail).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from scipy import stats
 from torch import Tensor
 
 from deepprob.data import Split
-from deepprob.diagnostics.checks.calibration import calibration, coverage
-from deepprob.diagnostics.checks.collapse import used_codes
-from deepprob.diagnostics.checks.convergence import levelled_off
-from deepprob.diagnostics.checks.khat import importance, row_importance
-from deepprob.diagnostics.checks.predictive import look_alike, statistics
-from deepprob.diagnostics.checks.scores import skill
-from deepprob.diagnostics.checks.tightness import bound_gap
+from deepprob.diagnostics.checks.calibration import check_calibration, check_coverage
+from deepprob.diagnostics.checks.collapse import check_active_dimensions
+from deepprob.diagnostics.checks.convergence import check_convergence
+from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat
+from deepprob.diagnostics.checks.predictive import check_replicates, statistics
+from deepprob.diagnostics.checks.scores import check_skill
+from deepprob.diagnostics.checks.tightness import check_tightness
 from deepprob.diagnostics.report import Report, check
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
@@ -32,8 +32,8 @@ from deepprob.programs.program import Program
 ALARM = ("caution", "fail")
 
 
-def most(rate: float, trials: int) -> int:
-    """So many alarms are exceeded less than once in a thousand."""
+def most_alarms(rate: float, trials: int) -> int:
+    """The number of alarms that is exceeded less than once in a thousand times."""
     return int(stats.binom.ppf(0.999, trials, rate))
 
 
@@ -49,13 +49,13 @@ def autoregressive(rng: np.random.Generator, steps: int, rho: float) -> np.ndarr
     return out
 
 
-# -- level, question by question ------------------------------------------------------------------------------------
+# -- level of every check ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("rho", "scale"), [(0.0, 0.0), (0.5, 0.0), (0.9, 0.0), (0.9, 0.05)])
-def test_a_stationary_elbo_is_level(rho: float, scale: float) -> None:
-    count = alarms(lambda rng: levelled_off(autoregressive(rng, 2000, rho), scale=scale, level=0.05).verdict, 200)
-    assert count <= most(0.05, 200)
+def test_a_stationary_elbo_passes(rho: float, scale: float) -> None:
+    count = alarms(lambda rng: check_convergence(autoregressive(rng, 2000, rho), scale=scale, level=0.05).verdict, 200)
+    assert count <= most_alarms(0.05, 200)
 
 
 def labels(rng: np.random.Generator, probs: np.ndarray) -> np.ndarray:
@@ -67,89 +67,93 @@ def test_calibrated_classes_pass(concentration: float) -> None:
     def run(rng: np.random.Generator) -> str:
         p = rng.dirichlet(np.full(4, concentration), size=300)
         again = labels(rng, np.broadcast_to(p, (100, *p.shape)))
-        return calibration(p, labels(rng, p), again, level=0.05).verdict
+        return check_calibration(p, labels(rng, p), again, level=0.05).verdict
 
-    assert alarms(run, 200) <= most(0.05, 200)
+    assert alarms(run, 200) <= most_alarms(0.05, 200)
 
 
 def replicated(rng: np.random.Generator, rows: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Data and replicates whose rows share an uncertain mean: a binomial test of coverage would be wrong."""
+    """Data and replicates whose rows share an uncertain mean, so that a binomial test of coverage would be wrong."""
     shared = rng.normal(size=(draws + 1, 1))
     values = shared + rng.normal(size=(draws + 1, rows))
     return values[0], values[1:]
 
 
-def test_intervals_of_dependent_rows_pass() -> None:
+def test_calibrated_intervals_of_dependent_rows_pass() -> None:
     def run(rng: np.random.Generator) -> str:
         y, again = replicated(rng, 200, 200)
         ends = {m: tuple(np.quantile(again, [(1 - m) / 2, (1 + m) / 2], axis=0)) for m in (0.5, 0.9)}
-        return coverage(y, ends, again, level=0.05).verdict  # type: ignore[arg-type]
+        return check_coverage(y, ends, again, level=0.05).verdict  # type: ignore[arg-type]
 
-    assert alarms(run, 200) <= most(0.05, 200)
+    assert alarms(run, 200) <= most_alarms(0.05, 200)
 
 
-def test_replicates_of_the_truth_pass() -> None:
+def test_data_from_the_model_pass_the_posterior_predictive_check() -> None:
     def run(rng: np.random.Generator) -> str:
         y, again = replicated(rng, 50, 200)
         seen, drawn = statistics(y[None]), statistics(again)
-        return look_alike(seen, drawn, dict.fromkeys(seen, 1e-3), level=0.05).verdict  # every difference matters
+        return check_replicates(
+            seen, drawn, dict.fromkeys(seen, 1e-3), level=0.05
+        ).verdict  # no difference is too small to matter
 
     count = alarms(run, 300)
-    assert stats.binom.ppf(0.001, 300, 0.05) <= count <= most(0.05, 300)  # the test is exact, not only safe
+    assert (
+        stats.binom.ppf(0.001, 300, 0.05) <= count <= most_alarms(0.05, 300)
+    )  # the level is exact, not only an upper bound
 
 
-def test_useless_inputs_are_no_alarm() -> None:
+def test_predictions_with_useless_inputs_pass() -> None:
     def run(rng: np.random.Generator) -> str:
         y = rng.normal(size=200)
         flat = stats.norm.logpdf(y, y.mean(), y.std())
-        return skill(-stats.norm.logpdf(y), -flat, level=0.05).verdict
+        return check_skill(-stats.norm.logpdf(y), -flat, level=0.05).verdict
 
-    # A baseline that has seen the targets has an advantage of one nat in all: the level is nearly kept.
-    assert alarms(run, 200) <= most(0.15, 200)
+    # The baseline is fitted to the targets, an advantage of one nat in total: the level holds only approximately.
+    assert alarms(run, 200) <= most_alarms(0.15, 200)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
-def test_weights_of_good_guides_pass(noise: float) -> None:
+def test_importance_weights_of_good_guides_pass(noise: float) -> None:
     def run(rng: np.random.Generator) -> str:
         return max(
-            importance(noise * rng.normal(size=1000)).verdict,
-            row_importance(noise * rng.normal(size=(200, 50))).verdict,
-            bound_gap(noise * rng.normal(size=(200, 50)), information=1.0).verdict,
+            check_global_khat(noise * rng.normal(size=1000)).verdict,
+            check_local_khat(noise * rng.normal(size=(200, 50))).verdict,
+            check_tightness(noise * rng.normal(size=(200, 50)), information=1.0).verdict,
             key=("pass", "caution", "fail").index,
         )
 
     assert alarms(run, 40) == 0
 
 
-# -- power, question by question ------------------------------------------------------------------------------------
+# -- power of every check ------------------------------------------------------------------------------------
 
 
-def test_unconverged_overconfident_and_collapsed_fits_are_seen() -> None:
+def test_unconverged_overconfident_and_collapsed_fits_are_detected() -> None:
     def rising(rng: np.random.Generator) -> str:
-        return levelled_off(autoregressive(rng, 2000, 0.5) + np.arange(2000) / 500, scale=0.1, level=0.01).verdict
+        return check_convergence(autoregressive(rng, 2000, 0.5) + np.arange(2000) / 500, scale=0.1, level=0.01).verdict
 
-    def sharp(rng: np.random.Generator) -> str:
+    def overconfident(rng: np.random.Generator) -> str:
         logits = rng.normal(size=(500, 4))
         true, said = (np.exp(t * logits) / np.exp(t * logits).sum(-1, keepdims=True) for t in (1, 3))
         again = labels(rng, np.broadcast_to(said, (200, *said.shape)))
-        return calibration(said, labels(rng, true), again, level=0.01).verdict
+        return check_calibration(said, labels(rng, true), again, level=0.01).verdict
 
     def narrow(rng: np.random.Generator) -> str:
         y, again = 2 * rng.normal(size=200), rng.normal(size=(200, 200))
         ends = {m: tuple(np.quantile(again, [(1 - m) / 2, (1 + m) / 2], axis=0)) for m in (0.5, 0.9)}
-        return coverage(y, ends, again, level=0.01).verdict  # type: ignore[arg-type]
+        return check_coverage(y, ends, again, level=0.01).verdict  # type: ignore[arg-type]
 
     def collapsed(rng: np.random.Generator) -> str:
-        return used_codes(rng.normal(size=(200, 100, 8))).verdict
+        return check_active_dimensions(rng.normal(size=(200, 100, 8))).verdict
 
-    for run in (rising, sharp, narrow, collapsed):
+    for run in (rising, overconfident, narrow, collapsed):
         assert alarms(run, 20) == 20
 
 
-def test_half_the_standard_deviation_is_seen_by_weights() -> None:
+def test_khat_detects_half_the_standard_deviation() -> None:
     def run(rng: np.random.Generator) -> str:
         z = 0.5 * rng.normal(size=(200, 200, 5))  # q = N(0, 1/4), p = N(0, 1), five dimensions
-        return row_importance((stats.norm.logpdf(z) - stats.norm.logpdf(z, scale=0.5)).sum(-1)).verdict
+        return check_local_khat((stats.norm.logpdf(z) - stats.norm.logpdf(z, scale=0.5)).sum(-1)).verdict
 
     assert alarms(run, 10) == 10
 
@@ -158,7 +162,7 @@ def test_half_the_standard_deviation_is_seen_by_weights() -> None:
 
 
 class Factors(Program):
-    """x = W z + noise; the guide is exact for ``spread=1``, whose standard deviation it multiplies."""
+    """x = W z + noise. The guide is exact; ``spread`` multiplies its standard deviation, ``follow`` its mean."""
 
     def __init__(self, weight: Tensor, noise: float, spread: float = 1.0, follow: float = 1.0) -> None:
         super().__init__()
@@ -181,7 +185,7 @@ class Factors(Program):
 
 
 class Line(Program):
-    """y = x w + noise, w standard normal; the guide is the exact posterior given the training data."""
+    """y = x w + noise with a standard normal prior on w; the guide is a normal with a given mean and scale."""
 
     def __init__(self, mean: Tensor, scale: Tensor) -> None:
         super().__init__()
@@ -218,29 +222,34 @@ def line_report(seed: int, spread: float = 1.0, shift: float = 0.0) -> Report:
 @pytest.mark.parametrize("report", [factors_report, line_report])
 def test_a_report_on_an_exact_posterior_passes_nineteen_times_in_twenty(report: Callable[[int], Report]) -> None:
     verdicts = [report(seed).verdict for seed in range(40)]
-    assert sum(v in ALARM for v in verdicts) <= most(0.05, 40)
+    assert sum(v in ALARM for v in verdicts) <= most_alarms(0.05, 40)
 
 
-def test_reports_ask_what_applies() -> None:
-    asked = [c.name for c in factors_report(0).checks]
-    assert asked == ["bound is tight", "k-hat of local latents", "codes are used", "replicates look alike"]
-    asked = [c.name for c in line_report(0).checks]
-    expected = ["k-hat of global latents", "intervals hold", "predictions inform", "replicates look alike"]
-    assert asked == expected
+def test_reports_run_the_checks_that_apply() -> None:
+    names = [c.name for c in factors_report(0).checks]
+    assert names == [
+        "tightness of the bound",
+        "Pareto k-hat, local latents",
+        "active latent dimensions",
+        "posterior predictive check",
+    ]
+    names = [c.name for c in line_report(0).checks]
+    expected = ["Pareto k-hat, global latents", "interval coverage", "predictive skill", "posterior predictive check"]
+    assert names == expected
 
 
-def test_an_exact_posterior_has_equal_weights() -> None:
+def test_an_exact_posterior_has_equal_importance_weights() -> None:
     report = factors_report(3)
-    assert report["bound is tight"].value == pytest.approx(0.0, abs=1e-4)
-    assert report["k-hat of local latents"].value == 0.0
+    assert report["tightness of the bound"].value == pytest.approx(0.0, abs=1e-4)
+    assert report["Pareto k-hat, local latents"].value == 0.0
 
 
-def test_known_wrong_posteriors_are_seen() -> None:
+def test_wrong_posteriors_are_detected() -> None:
     for seed in range(5):
-        assert factors_report(seed, spread=0.5)["k-hat of local latents"].verdict == "caution"
-        assert factors_report(seed, spread=3.0)["bound is tight"].verdict in ALARM
-        assert factors_report(seed, follow=0.0)["bound is tight"].verdict == "fail"
-        assert line_report(seed, spread=0.3)["k-hat of global latents"].verdict == "caution"
+        assert factors_report(seed, spread=0.5)["Pareto k-hat, local latents"].verdict == "caution"
+        assert factors_report(seed, spread=3.0)["tightness of the bound"].verdict in ALARM
+        assert factors_report(seed, follow=0.0)["tightness of the bound"].verdict == "fail"
+        assert line_report(seed, spread=0.3)["Pareto k-hat, global latents"].verdict == "caution"
         assert line_report(seed, shift=1.5).verdict == "fail"
 
 

@@ -1,4 +1,4 @@
-"""Do the codes say anything about the rows?"""
+"""Do the latent dimensions depend on the data, or has the posterior collapsed to the prior?"""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 
-ACTIVE = 0.01
-NAME = "codes are used"
+ACTIVE_SHARE = 0.01
+NAME = "active latent dimensions"
 
 
-def explained(draws: ArrayLike) -> tuple[Array, Array]:
-    r"""The share of each code's variance that the rows explain, and its standard error.
+def explained_variance(draws: ArrayLike) -> tuple[Array, Array]:
+    r"""Share of the variance of each latent dimension that differences between rows explain, with its standard error.
 
     .. math:: A_d = \frac{\mathrm{Var}_x \mathbb{E}_q[z_d \mid x]}{\mathrm{Var}_x \mathbb{E}_q[z_d \mid x] +
               \mathbb{E}_x \mathrm{Var}_q[z_d \mid x]}
 
-    The variance of the row means is freed of what the finite number of draws adds. For a prior of
-    unit variance it is the activity of Burda et al.; a share does not depend on the prior's scale.
+    The variance of the row means is corrected for the finite number of draws. For a prior of unit variance
+    it is the activity of Burda et al.; the share does not depend on the scale of the prior.
 
     Args:
         draws: Posterior draws, shape ``(draws, rows, latent)``.
@@ -37,7 +37,7 @@ def explained(draws: ArrayLike) -> tuple[Array, Array]:
     Examples:
         >>> rng = np.random.default_rng(0)
         >>> codes = np.stack([rng.normal(size=(100, 50)), rng.normal(size=50) + 0.1 * rng.normal(size=(100, 50))], -1)
-        >>> (explained(codes)[0] > 0.01).tolist()
+        >>> (explained_variance(codes)[0] > 0.01).tolist()
         [False, True]
     """
     values = array(draws)
@@ -51,16 +51,16 @@ def explained(draws: ArrayLike) -> tuple[Array, Array]:
     return share, se
 
 
-def information(guide_trace: Any, model_trace: Any) -> dict[str, Array]:
-    """Nats that the guide holds about each coordinate of each local code, ``KL(q(z_d | x) || p(z_d))`` over rows.
+def kl_from_prior(guide_trace: Any, model_trace: Any) -> dict[str, Array]:
+    """KL of each latent dimension from its prior, ``KL(q(z_d | x) || p(z_d))``, in nats, averaged over rows.
 
     Args:
-        guide_trace: Trace of the guide over some rows, draws leading.
-        model_trace: Trace of the model on the guide's values.
+        guide_trace: Trace of the guide on some rows; the leading dimension is draws.
+        model_trace: Trace of the model with the guide's values.
 
     Returns:
-        Site to an array, one number per coordinate of the last axis, the others averaged over; one
-        number for a site whose guide does not factorise over coordinates.
+        An array by site: one number per latent dimension, or a single number where the guide does not
+        factorise over the dimensions.
     """
     result = {}
     for name, node in guide_trace.nodes.items():
@@ -69,11 +69,11 @@ def information(guide_trace: Any, model_trace: Any) -> dict[str, Array]:
         prior = model_trace.nodes[name]
         if isinstance(node["fn"], dist.Delta) or type(node["fn"]).__name__ == "_Subsample":
             continue
-        result[name] = _coordinates(node["fn"], prior["fn"], node["value"])
+        result[name] = _dimension_kl(node["fn"], prior["fn"], node["value"])
     return result
 
 
-def _coordinates(guide: Any, prior: Any, value: Any) -> Array:
+def _dimension_kl(guide: Any, prior: Any, value: Any) -> Array:
     q, p = _base(guide), _base(prior)
     try:
         kl = torch.distributions.kl_divergence(q, p)
@@ -84,7 +84,7 @@ def _coordinates(guide: Any, prior: Any, value: Any) -> Array:
     if not factorised:
         return array([values.mean()])
     events = len(guide.event_shape)
-    if events > 1:  # positions before the last axis belong to one code: their nats add up
+    if events > 1:  # axes before the last one belong to the same code: sum their KL
         values = values.sum(tuple(range(values.ndim - events, values.ndim - 1)))
     return array(values.reshape(-1, values.shape[-1]).mean(0))
 
@@ -95,64 +95,64 @@ def _base(fn: Any) -> Any:
     return fn
 
 
-def used_codes(draws: ArrayLike, nats: ArrayLike | None = None, *, name: str = NAME) -> Check:
-    """How many coordinates of the code depend on the row at all.
+def check_active_dimensions(draws: ArrayLike, kl: ArrayLike | None = None) -> Check:
+    """How many latent dimensions depend on the row.
 
     Args:
         draws: Posterior draws of the code, shape ``(draws, rows, latent)``.
-        nats: KL of each coordinate from the prior, shape ``(latent,)``.
-        name: What to call the check.
+        kl: KL of each latent dimension from the prior in nats, shape ``(latent,)``.
 
     Returns:
-        The share of coordinates of which rows explain more than 1 %; a caution below a half, a fail
-        at none.
+        The share of active dimensions, those with more than 1% of their variance explained by the row; a
+        caution below a half, a fail if there is none.
 
     Examples:
-        Codes drawn from the prior, whatever the row, have collapsed:
+        Codes that are drawn from the prior for every row have collapsed:
 
-        >>> used_codes(np.random.default_rng(0).normal(size=(100, 200, 4))).verdict
+        >>> check_active_dimensions(np.random.default_rng(0).normal(size=(100, 200, 4))).verdict
         'fail'
     """
-    share, se = explained(draws)
-    active = share - 2 * se > ACTIVE
+    share, se = explained_variance(draws)
+    active = share - 2 * se > ACTIVE_SHARE
     count, latent = int(active.sum()), len(share)
     value = count / latent
     verdict: Verdict = "fail" if count == 0 else "caution" if value < 0.5 else "pass"
-    total = None if nats is None else float(np.sum(array(nats)))
-    said = "" if total is None else f", {number(total)} nats per row in all"
+    total = (
+        "" if kl is None else f"; their KL from the prior is {number(float(np.sum(array(kl))))} nats per row in total"
+    )
     return Check(
-        name=name,
+        name=NAME,
         value=value,
         se=None,
         threshold=0.5,
         verdict=verdict,
-        reading=f"{count} of {latent} code coordinates depend on the row{said}"
+        reading=f"{count} of {latent} latent dimensions depend on the row{total}"
         + (": the posterior has collapsed to the prior." if count == 0 else "."),
         next_step=""
         if verdict == "pass"
-        else "Warm the KL up over more epochs, weaken the decoder, or lower latent_dim to what is used.",
+        else "Warm up the KL over more epochs, use a weaker decoder, or reduce latent_dim.",
         details={
             "explained": share.tolist(),
             "explained_se": se.tolist(),
-            "kl": None if nats is None else array(nats).tolist(),
+            "kl": None if kl is None else array(kl).tolist(),
             "active": count,
             "latent": latent,
         },
     )
 
 
-def codes(case: Case) -> tuple[Array, Array | None]:
-    """Draws of all local continuous codes side by side, ``(draws, rows, latent)``, and the nats of each coordinate."""
+def code_draws(case: Case) -> tuple[Array, Array | None]:
+    """Draws of all continuous local latents, joined to ``(draws, rows, latent)``, and the KL of each dimension."""
     guide, model = case.traces
-    nats = information(guide, model)
+    kl = kl_from_prior(guide, model)
     values, amounts = [], []
-    for site in nats:
+    for site in kl:
         if case.posterior.latent_sites.get(site) != "local" or not guide.nodes[site]["value"].is_floating_point():
             continue
         value = array(guide.nodes[site]["value"])
         value = value.reshape(*value.shape[:2], -1) if value.ndim <= 3 else value.mean(tuple(range(2, value.ndim - 1)))
         values.append(value)
-        amounts.append(nats[site])
+        amounts.append(kl[site])
     joined = np.concatenate(values, -1)
     complete = sum(len(a) for a in amounts) == joined.shape[-1]
     return joined, np.concatenate(amounts) if complete else None
@@ -169,7 +169,7 @@ def _applies(case: Case) -> bool:
 
 
 def _run(case: Case, level: float) -> Check:
-    return used_codes(*codes(case))
+    return check_active_dimensions(*code_draws(case))
 
 
-codes_are_used = Diagnostic(NAME, "Do the codes say anything about the rows?", _applies, _run)
+active_dimensions = Diagnostic(NAME, "How many latent dimensions depend on the data?", _applies, _run)

@@ -1,4 +1,4 @@
-"""Has the ELBO levelled off?"""
+"""Has the ELBO converged?"""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import rhat
 from deepprob.posteriors.history import History
 
-BATCHES = 20  # batch means of the last half; their residuals give the standard error
+BATCHES = 20  # the last half is averaged in this many batches, whose residuals give the standard error
 WINDOWS = 4
 RHAT = 1.1
-# A change is worth an epoch more if it is at least this share of the spread of the ELBO over rows.
+# A change of the ELBO is relevant if it is at least this share of the spread of the ELBO over rows.
 SHARE_OF_SPREAD = 0.02
-NAME = "elbo converged"
+NAME = "ELBO convergence"
 
 
-def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -> Check:
-    r"""Whether the ELBO still moves by more than a given amount over the last half of the fit.
+def check_convergence(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -> Check:
+    r"""Whether the ELBO still changes by more than a given amount over the last half of the fit.
 
-    The last half is cut into 20 batches with means :math:`m_j`. A line through them rises by
-    :math:`r` from the first to the last; its standard error grows by :math:`\sqrt{(1 + \rho) / (1 -
-    \rho)}` where the residuals have autocorrelation :math:`\rho`. The ELBO still moves if
-    :math:`|r|` is beyond ``scale`` at the level, or if R-hat of four windows is above 1.1 and two
-    of their means differ by more than ``scale`` at the level.
+    The last half is cut into 20 batches with means :math:`m_j`. The line fitted to them rises by :math:`r`
+    from the first batch to the last; autocorrelation :math:`\rho` of the residuals inflates its standard
+    error by :math:`\sqrt{(1 + \rho) / (1 - \rho)}`. The ELBO has not converged if :math:`|r|` exceeds
+    ``scale`` significantly, or if R-hat of four windows is above 1.1 and two of their means differ
+    significantly by more than ``scale``.
 
     Args:
-        elbo: One value per step (or epoch), nats per datum; steps that are not finite are left out.
-        scale: The least change that matters, nats per datum.
-        level: The false-alarm rate for an ELBO whose changes do not matter.
+        elbo: One value per step (or epoch), nats per datum; non-finite values are left out.
+        scale: The smallest relevant change, nats per datum.
+        level: The false-alarm rate for an ELBO without relevant changes.
 
     Returns:
-        The rise over the last half; ``"fail"`` if it is beyond ten times the scale.
+        The rise over the last half; a fail if it exceeds ten times ``scale`` significantly.
 
     References:
         Dhaka, Catalina, Andersen, Magnusson, Huggins, Vehtari (2020), Robust, accurate stochastic
@@ -42,7 +42,7 @@ def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -
 
     Examples:
         >>> noise = np.random.default_rng(0).normal(size=1000)
-        >>> levelled_off(noise).verdict, levelled_off(noise + 0.01 * np.arange(1000)).verdict
+        >>> check_convergence(noise).verdict, check_convergence(noise + 0.01 * np.arange(1000)).verdict
         ('pass', 'fail')
     """
     values = array(elbo)
@@ -55,24 +55,23 @@ def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -
             se=None,
             threshold=scale,
             verdict="caution",
-            reading=f"A fit of {len(values)} steps is too short to tell; {2 * BATCHES} are needed.",
+            reading=f"A fit of {len(values)} steps is too short for this check, which needs {2 * BATCHES}.",
             next_step="Fit for more steps.",
             details={"steps": len(values)},
         )
     tail = tail[len(tail) % BATCHES :]
     means = tail.reshape(BATCHES, -1).mean(1)
     rise, se, inflation = _trend(means)
-    cutoff = float(stats.t.ppf(1 - level / 4, BATCHES - 2))  # two-sided, and half of the level is for the windows
+    cutoff = float(stats.t.ppf(1 - level / 4, BATCHES - 2))  # two-sided; the windows use the other half of the level
     windows, agreement = tail.reshape(WINDOWS, -1), _rhat(tail.reshape(WINDOWS, -1))
     spread, spread_se, spread_cutoff = _spread(windows, level / 2)
-    moves = abs(rise) - cutoff * se > scale
-    wanders = agreement > RHAT and spread - spread_cutoff * spread_se > scale
-    verdict: Verdict = "fail" if abs(rise) - cutoff * se > 10 * scale else "caution" if moves or wanders else "pass"
-    change = "rose" if rise >= 0 else "fell"
+    trends = abs(rise) - cutoff * se > scale
+    fluctuates = agreement > RHAT and spread - spread_cutoff * spread_se > scale
+    verdict: Verdict = "fail" if abs(rise) - cutoff * se > 10 * scale else "caution" if trends or fluctuates else "pass"
+    within = "more than" if trends else "within" if abs(rise) <= scale else "not significantly above"
     reading = (
-        f"Over the last half of the fit the ELBO {change} by {number(abs(rise), se)} nats per datum; "
-        f"up to {number(scale)} counts as level{', which the noise allows' if abs(rise) > scale and not moves else ''} "
-        f"(R-hat of its {WINDOWS} windows: {agreement:.2f})."
+        f"Over the last half of the fit the ELBO {'rose' if rise >= 0 else 'fell'} by {number(abs(rise), se)} nats per "
+        f"datum, {within} the limit of {number(scale)} (R-hat of {WINDOWS} windows: {agreement:.2f})."
     )
     return Check(
         name=NAME,
@@ -81,7 +80,7 @@ def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -
         threshold=scale,
         verdict=verdict,
         reading=reading,
-        next_step=_advice(verdict, rise, moves),
+        next_step=_advice(verdict, rise, trends),
         details={
             "rhat": agreement,
             "rhat_threshold": RHAT,
@@ -95,21 +94,21 @@ def levelled_off(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.05) -
 
 
 def _trend(means: Array) -> tuple[float, float, float]:
-    """Rise of a line through the batch means, its standard error, and how much autocorrelation inflates that."""
+    """Rise of the line fitted to the batch means, its standard error, and the inflation by autocorrelation."""
     n = len(means)
     time = np.arange(n) - (n - 1) / 2
     slope = float(time @ means / (time @ time))
     residual = means - means.mean() - slope * time
     power = float(residual @ residual)
     rho = float(residual[1:] @ residual[:-1]) / power if power > 0 else 0.0
-    rho = float(np.clip(rho + (1 + 4 * rho) / n, 0.0, 0.95))  # the bias of an autocorrelation after detrending
+    rho = float(np.clip(rho + (1 + 4 * rho) / n, 0.0, 0.95))  # corrects the bias that detrending causes
     inflation = float(np.sqrt((1 + rho) / (1 - rho)))
     se = inflation * float(np.sqrt(power / (n - 2) / (time @ time)))
     return slope * (n - 1), se * (n - 1), inflation
 
 
 def _spread(windows: Array, level: float) -> tuple[float, float, float]:
-    """Largest difference between two windows' means, its standard error, and a cutoff for the largest of all."""
+    """Largest difference between two window means, its standard error, and the cutoff for the maximum over pairs."""
     pieces = min(25, windows.shape[1])
     fine = windows[:, windows.shape[1] % pieces :].reshape(WINDOWS, pieces, -1).mean(2)
     residual = fine - fine.mean(1, keepdims=True)
@@ -128,11 +127,11 @@ def _rhat(windows: Array) -> float:
     return rhat(windows, method="split") if windows.shape[1] >= 8 else rhat(windows, method="identity")
 
 
-def _advice(verdict: Verdict, rise: float, moves: bool) -> str:
+def _advice(verdict: Verdict, rise: float, trends: bool) -> str:
     if verdict == "pass":
         return ""
-    if not moves:
-        return "The ELBO wanders: lower the learning rate towards the end, or average the parameters."
+    if not trends:
+        return "The ELBO fluctuates: lower the learning rate towards the end, or average the parameters."
     if rise > 0:
         return "Fit for more epochs, or raise the learning rate."
     return "The ELBO falls: lower the learning rate, and keep the best state."
@@ -144,15 +143,15 @@ def _applies(case: Case) -> bool:
 
 def _run(case: Case, level: float) -> Check:
     history = case.posterior.history
-    return levelled_off(settled(history), scale=_scale(case), level=level)
+    return check_convergence(settled(history), scale=_scale(case), level=level)
 
 
 def settled(history: History) -> Array:
-    """The ELBO after warm-up and annealing, by epoch where there are enough of them: an epoch sees every row once."""
+    """The ELBO after warm-up and annealing; one mean per epoch if there are enough epochs, else one value per step."""
     elbo = array(history.steps["elbo"])
     per_epoch = max(int(history.steps_per_epoch), 1)
-    moved = [array(x) for name, x in history.epochs.items() if name == "kl_weight" or name.startswith("annealed.")]
-    warm = max((int(np.argmax(np.abs(x - x[-1]) <= 1e-9)) for x in moved if len(x)), default=0)
+    schedules = [array(x) for name, x in history.epochs.items() if name == "kl_weight" or name.startswith("annealed.")]
+    warm = max((int(np.argmax(np.abs(x - x[-1]) <= 1e-9)) for x in schedules if len(x)), default=0)
     elbo = elbo[warm * per_epoch :]
     epochs = len(elbo) // per_epoch
     if per_epoch > 1 and epochs >= 2 * BATCHES:
@@ -162,11 +161,11 @@ def settled(history: History) -> Array:
 
 
 def _scale(case: Case) -> float:
-    """What matters is measured against how much rows differ: free of units, and robust to a few wild rows."""
+    """The smallest relevant change: a share of the spread over rows, robust to outliers and independent of units."""
     rows = array(case.posterior.elbo(*case.sample_batch)).ravel()
     rows = rows[np.isfinite(rows)]
     spread = float(np.subtract(*np.percentile(rows, [75, 25]))) / 1.349 if len(rows) >= 8 else 0.0
     return SHARE_OF_SPREAD * spread if spread > 0 else 0.01
 
 
-elbo_converged = Diagnostic(NAME, "Has the ELBO levelled off?", _applies, _run, tests=True)
+elbo_convergence = Diagnostic(NAME, "Has the ELBO converged?", _applies, _run, tests=True)

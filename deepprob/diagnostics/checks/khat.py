@@ -1,4 +1,4 @@
-"""Could the guide be corrected to the exact posterior by importance weights?"""
+"""Could importance weights correct the guide to the exact posterior? (Pareto k-hat)"""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import psis
 
-# A Gaussian guide whose standard deviations are 0.7 of the posterior's exceeds the limit in 35 % (one dimension) to
-# 70 % (eight) of rows; one with 0.8 of them in 20 to 30 %.
-_SHARE = 0.3
-# In more dimensions k-hat is high for every guide that is not exact, and says nothing of marginals (Yao et al. 2018).
-MOST_DIMENSIONS = 100
+# k-hat exceeds its limit in 35% (one dimension) to 70% (eight dimensions) of rows for a Gaussian guide with 0.7 times
+# the standard deviations of the posterior, and in 20 to 30% of rows for one with 0.8 times.
+_ROW_SHARE = 0.3
+# In more dimensions k-hat is high for every inexact guide, even if its marginals are right (Yao et al. 2018).
+MAX_DIMENSIONS = 100
 GLOBAL_PARTICLES = 1000
+_GLOBAL, _LOCAL = "Pareto k-hat, global latents", "Pareto k-hat, local latents"
 _ADVICE = (
-    "Try a richer guide (full covariance, flow) or fit longer; trust what other checks confirm: in many dimensions "
-    "k-hat is high though marginals may be right."
+    "Try a richer guide (full covariance, flow) or fit longer. In many dimensions k-hat can be high although the "
+    "marginals are right: compare the other checks."
 )
 
 
 def khat_limit(particles: int) -> float:
-    r"""The largest reliable k-hat for so many draws, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
+    r"""The largest reliable k-hat for a number of draws, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
 
     Examples:
         >>> khat_limit(100), khat_limit(100_000)
@@ -42,23 +43,23 @@ def khat_se(khat: float, particles: int) -> float:
     return float((1 + max(khat, 0.0)) / np.sqrt(tail))
 
 
-def importance(log_weights: ArrayLike) -> Check:
-    """Pareto k-hat of one set of weights, those of the global latents.
+def check_global_khat(log_weights: ArrayLike) -> Check:
+    """Pareto k-hat of one set of importance weights, those of the global latents.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k)`` of the whole training data, shape
             ``(particles,)``.
 
     Returns:
-        k-hat, its standard error and its limit; never worse than a caution, as k-hat fails first in
-        high dimensions.
+        k-hat, its standard error and its limit; never worse than a caution, as k-hat may be high in many
+        dimensions although the marginals are right.
 
     References:
         Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work?: evaluating variational
         inference.
 
     Examples:
-        >>> importance(np.random.default_rng(0).standard_cauchy(1000)).verdict
+        >>> check_global_khat(np.random.default_rng(0).standard_cauchy(1000)).verdict
         'caution'
     """
     weights = array(log_weights)
@@ -66,13 +67,13 @@ def importance(log_weights: ArrayLike) -> Check:
     khat, limit = float(k), khat_limit(len(weights))
     verdict: Verdict = "pass" if khat <= limit else "caution"
     size = 1 / float(np.square(np.exp(smoothed)).sum())
-    reading = f"k-hat is {number(khat, khat_se(khat, len(weights)))} (up to {limit:.2f} is reliable): " + (
+    reading = f"Pareto k-hat is {number(khat, khat_se(khat, len(weights)))} (reliable up to {limit:.2f}): " + (
         f"importance weights can correct the guide ({size:.0f} effective of {len(weights)} draws)."
         if verdict == "pass"
-        else "the guide misses parts of the posterior that importance weights cannot restore."
+        else "the guide misses parts of the posterior, and importance weights cannot correct it."
     )
     return Check(
-        name="k-hat of global latents",
+        name=_GLOBAL,
         value=khat,
         se=khat_se(khat, len(weights)),
         threshold=limit,
@@ -83,17 +84,17 @@ def importance(log_weights: ArrayLike) -> Check:
     )
 
 
-def row_importance(log_weights: ArrayLike) -> Check:
-    """The share of rows whose k-hat is beyond its limit.
+def check_local_khat(log_weights: ArrayLike) -> Check:
+    """The share of rows with a Pareto k-hat above its limit.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k | x)``, shape ``(particles, rows)``.
 
     Returns:
-        The share; a caution if it is surely above 30 %.
+        The share; a caution if it is significantly above 30%.
 
     Examples:
-        >>> row_importance(np.zeros((100, 7))).value
+        >>> check_local_khat(np.zeros((100, 7))).value
         0.0
     """
     weights = array(log_weights)
@@ -102,17 +103,20 @@ def row_importance(log_weights: ArrayLike) -> Check:
     limit = khat_limit(particles)
     share = float((khats > limit).mean())
     se = float(np.sqrt(share * (1 - share) / rows))
-    verdict: Verdict = "caution" if share - 1.645 * se > _SHARE else "pass"
+    verdict: Verdict = "caution" if share - 1.645 * se > _ROW_SHARE else "pass"
     return Check(
-        name="k-hat of local latents",
+        name=_LOCAL,
         value=share,
         se=se,
-        threshold=_SHARE,
+        threshold=_ROW_SHARE,
         verdict=verdict,
         reading=(
-            f"{share:.0%} of {rows} rows have a k-hat above {limit:.2f} (median {np.median(khats):.2f}): "
-            + ("most" if verdict == "pass" else "too many")
-            + (" could be corrected by importance weights." if verdict == "pass" else " miss parts of their posterior.")
+            f"{share:.0%} of {rows} rows have a Pareto k-hat above {limit:.2f} (median {np.median(khats):.2f}): "
+            + (
+                "importance weights could correct the guide in most rows."
+                if verdict == "pass"
+                else "the guide misses parts of the posterior in too many rows."
+            )
         ),
         next_step="" if verdict == "pass" else _ADVICE,
         details={
@@ -127,32 +131,32 @@ def row_importance(log_weights: ArrayLike) -> Check:
     )
 
 
-def _applies_globally(case: Case) -> bool:
+def _applies_global(case: Case) -> bool:
     if case.train is None or case.posterior.kind != "guide" or not case.has_latents("global"):
         return False
-    local = case.has_latents("local")  # then rows count as dimensions too: their codes are part of the one weight
+    local = case.has_latents("local")  # one weight covers all rows, so the codes of all rows count as dimensions
     batch = case.program.accept(case.train) if local else ()
     drawn = case.posterior.sample(*batch, draws=1, seed=case.seed)
-    return sum(value[0].numel() for value in drawn.values()) <= MOST_DIMENSIONS
+    return sum(value[0].numel() for value in drawn.values()) <= MAX_DIMENSIONS
 
 
-def _run_globally(case: Case, level: float) -> Check:
+def _run_global(case: Case, level: float) -> Check:
     batch = case.program.accept(case.train)
-    return importance(case.posterior.log_weights(*batch, particles=GLOBAL_PARTICLES, seed=case.seed))
+    return check_global_khat(case.posterior.log_weights(*batch, particles=GLOBAL_PARTICLES, seed=case.seed))
 
 
-def _applies_locally(case: Case) -> bool:
+def _applies_local(case: Case) -> bool:
     if not case.per_row or case.posterior.kind != "guide":
         return False
     guide, local = case.traces[0], case.posterior.structure.local
     dimensions = sum(guide.nodes[site]["value"][0, 0].numel() for site in local)
-    return dimensions <= MOST_DIMENSIONS and case.log_weights.ndim == 2
+    return dimensions <= MAX_DIMENSIONS and case.log_weights.ndim == 2
 
 
-def _run_locally(case: Case, level: float) -> Check:
-    return row_importance(case.log_weights)
+def _run_local(case: Case, level: float) -> Check:
+    return check_local_khat(case.log_weights)
 
 
 _QUESTION = "Could importance weights correct the guide to the exact posterior?"
-khat_of_global_latents = Diagnostic("k-hat of global latents", _QUESTION, _applies_globally, _run_globally)
-khat_of_local_latents = Diagnostic("k-hat of local latents", _QUESTION, _applies_locally, _run_locally)
+global_khat = Diagnostic(_GLOBAL, _QUESTION, _applies_global, _run_global)
+local_khat = Diagnostic(_LOCAL, _QUESTION, _applies_local, _run_local)

@@ -1,4 +1,4 @@
-"""Do data drawn from the posterior look like the data?"""
+"""Do replicated data resemble the data? (Posterior predictive check)"""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.case import Case, Diagnostic, num_optional
 from deepprob.diagnostics.check import Array, Check, Verdict, array
-from deepprob.diagnostics.checks.replicates import joint_p, two_sided
+from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
 
-NAME = "replicates look alike"
+NAME = "posterior predictive check"
 CAUTION, FAIL = 0.1, 0.5
 
 
 def statistics(data: ArrayLike, centre: ArrayLike | None = None, spread: ArrayLike | None = None) -> dict[str, Array]:
-    """Test statistics of data sets, with what they are measured by.
+    """Test statistics of replicated data sets.
 
     Args:
-        data: Shape ``(R, rows, ...)``: replicates leading.
+        data: Shape ``(R, rows, ...)``: the leading dimension is replicates.
         centre: Predicted means, shape ``(rows, ...)``.
         spread: Predicted standard deviations, shape ``(rows, ...)``.
 
@@ -38,11 +38,11 @@ def statistics(data: ArrayLike, centre: ArrayLike | None = None, spread: ArrayLi
     return result
 
 
-def shares(labels: ArrayLike, classes: int) -> dict[str, Array]:
+def class_shares(labels: ArrayLike, classes: int) -> dict[str, Array]:
     """Share of every class in every data set, shape ``(R,)`` each.
 
     Examples:
-        >>> {k: v.tolist() for k, v in shares([[0, 1, 1, 1]], 2).items()}
+        >>> {k: v.tolist() for k, v in class_shares([[0, 1, 1, 1]], 2).items()}
         {'share of class 0': [0.25], 'share of class 1': [0.75]}
     """
     values = array(labels)
@@ -50,28 +50,27 @@ def shares(labels: ArrayLike, classes: int) -> dict[str, Array]:
     return {f"share of class {c}": (flat == c).mean(1) for c in range(classes)}
 
 
-def look_alike(
+def check_replicates(
     observed: dict[str, Array],
     replicated: dict[str, Array],
     units: dict[str, float],
     *,
     level: float = 0.05,
 ) -> Check:
-    """Posterior predictive check: are the data's statistics like those of data drawn from the posterior?
+    """Posterior predictive check: statistics of the data against statistics of replicated data.
 
-    One p-value for all statistics together holds the level exactly where data and replicates are
-    exchangeable; a difference too small to matter is not held against the posterior, however many
-    rows show it.
+    A joint p-value of all statistics has exactly the given level if data and replicates are exchangeable.
+    Differences too small to matter pass, however significant they are.
 
     Args:
         observed: Statistics of the data, one number each.
-        replicated: The same of the replicates, shape ``(R,)`` each.
-        units: What a difference of one means for each statistic (the data's sd, say).
+        replicated: Statistics of the replicates, shape ``(R,)`` each.
+        units: The unit of each statistic's difference, such as the standard deviation of the data.
         level: The false-alarm rate.
 
     Returns:
-        The p-value; a caution if it is below the level and some difference is above 0.1 units, a
-        fail above 0.5.
+        The p-value; if it is at most the level, a caution for a difference above 0.1 units and a fail above
+        0.5.
 
     References:
         Gelman, Meng, Stern (1996), Posterior predictive assessment of model fitness via realized
@@ -79,33 +78,33 @@ def look_alike(
 
     Examples:
         >>> again = {"mean": np.random.default_rng(0).normal(size=199)}
-        >>> look_alike({"mean": 0.5}, again, {"mean": 1.0}).verdict
+        >>> check_replicates({"mean": 0.5}, again, {"mean": 1.0}).verdict
         'pass'
-        >>> look_alike({"mean": 9.0}, again, {"mean": 1.0}).verdict
+        >>> check_replicates({"mean": 9.0}, again, {"mean": 1.0}).verdict
         'fail'
     """
     names = list(observed)
     seen = np.array([float(np.ravel(observed[n])[0]) for n in names])
     drawn = np.stack([array(replicated[n]) for n in names], 1)
-    chance, separate = joint_p(seen, drawn), two_sided(seen, drawn)
+    p_value, separate = joint_p_value(seen, drawn), two_sided_p_values(seen, drawn)
     effects = np.abs(seen - drawn.mean(0)) / np.array([max(units[n], 1e-12) for n in names])
-    # Only statistics that are themselves out of the ordinary can say how large the difference is.
-    real = effects * (separate <= max(level, 2 / (len(drawn) + 1)))
-    size = float(real.max()) if chance <= level else 0.0
+    # Only statistics that are extreme on their own determine the size of the difference.
+    significant = effects * (separate <= max(level, 2 / (len(drawn) + 1)))
+    size = float(significant.max()) if p_value <= level else 0.0
     verdict: Verdict = "fail" if size > FAIL else "caution" if size > CAUTION else "pass"
-    odd = names[int(np.argmax(real if verdict != "pass" else -separate))]
-    at = names.index(odd)
+    at = int(np.argmax(significant if verdict != "pass" else -separate))
     low, high = np.quantile(drawn[:, at], [0.05, 0.95])
+    listed = ", ".join(names) if len(names) < 7 else f"{len(names)} statistics"
     return Check(
         name=NAME,
-        value=chance,
+        value=p_value,
         se=None,
         threshold=level,
         verdict=verdict,
-        reading=f"p = {chance:.2g} for {', '.join(names) if len(names) < 7 else f'{len(names)} statistics'}; furthest "
-        f"is {odd}: {seen[at]:.3g} in the data, {low:.3g} to {high:.3g} in 90 % of replicates"
-        + (", a difference too small to matter." if verdict == "pass" and chance <= level else "."),
-        next_step="" if verdict == "pass" else _advice(odd),
+        reading=f"p = {p_value:.2g} (level {level:.2g}) for {listed}; the most extreme is {names[at]}: {seen[at]:.3g} "
+        f"in the data, {low:.3g} to {high:.3g} in 90% of replicates"
+        + (", a difference too small to matter." if verdict == "pass" and p_value <= level else "."),
+        next_step="" if verdict == "pass" else _advice(names[at]),
         details={
             "statistics": {
                 n: {
@@ -124,36 +123,36 @@ def look_alike(
 
 def _advice(statistic: str) -> str:
     if statistic == "residual":
-        return "The noise is misjudged: learn it, let it depend on the input, or use heavier tails."
+        return "The noise scale is wrong: learn it, let it depend on the input, or use heavier tails."
     if statistic in ("min", "max"):
-        return "The extremes differ: try a likelihood with other tails or the right support."
-    return "The likelihood or the prior does not fit these data: look at the pictures, then change it."
+        return "The extremes do not match: try a likelihood with other tails or another support."
+    return "The likelihood or the prior does not fit these data: compare the pictures, then change one of them."
 
 
 def _run(case: Case, level: float) -> Check:
-    return _run_targets(case, level) if case.supervised else _run_rows(case, level)
+    return _check_targets(case, level) if case.supervised else _check_rows(case, level)
 
 
-def _run_targets(case: Case, level: float) -> Check:
+def _check_targets(case: Case, level: float) -> Check:
     target, drawn = case.target, case.replicates
     if case.prediction.kind in ("classes", "binary"):
         count = int(max(target.max(), drawn.max())) + 1
-        seen = shares(target[None], count)
-        return look_alike(seen, shares(drawn, count), dict.fromkeys(seen, 1.0), level=level)
+        seen = class_shares(target[None], count)
+        return check_replicates(seen, class_shares(drawn, count), dict.fromkeys(seen, 1.0), level=level)
     fitted = array(case.prediction.mean), array(case.prediction.sd)
     seen, again = statistics(target[None], *fitted), statistics(drawn, *fitted)
     units = {**dict.fromkeys(seen, float(target.std())), "residual": 1.0}
-    return look_alike(seen, again, units, level=level)
+    return check_replicates(seen, again, units, level=level)
 
 
-def _run_rows(case: Case, level: float) -> Check:
-    """Rows of a program without inputs, against rows drawn from nothing but the fitted model.
+def _check_rows(case: Case, level: float) -> Check:
+    """Rows of a program without inputs against replicated rows.
 
-    A guide that has seen a row can copy it, so its own replicates would be too good; only where
-    latents are global do replicates come from their posterior.
+    Local latents of replicates come from the prior, because a guide that has seen a row can copy it. Global
+    latents come from the posterior.
     """
     site = case.posterior.structure.observed[0]
-    seen = array(case.traces[1].nodes[site]["value"])  # as the program prepared it: binarised, say
+    seen = array(case.traces[1].nodes[site]["value"])  # as prepared by the program, for example binarised
     if case.per_row:
         drawn = case.posterior.sample_prior(len(seen), draws=case.particles, seed=case.seed)[site]
     else:
@@ -162,16 +161,16 @@ def _run_rows(case: Case, level: float) -> Check:
     binary = bool(np.isin(replicated, (0.0, 1.0)).all())
     observed, again = row_statistics(seen[None], binary), row_statistics(replicated, binary)
     spread = float(seen.std())
-    return look_alike(observed, again, dict.fromkeys(observed, spread), level=level)
+    return check_replicates(observed, again, dict.fromkeys(observed, spread), level=level)
 
 
 def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
-    """`statistics`, and how much the rows' own means differ.
+    """`statistics`, and the standard deviation of the row means.
 
     Args:
         data: Shape ``(R, rows, ...)``.
-        binary: Whether the likelihood is of zeros and ones: then sd, min and max are settled by the mean, and would
-            only tell zeros and ones from the shades of grey that they are often fitted to.
+        binary: Whether the likelihood is binary. Then sd, min and max follow from the mean, and would only tell
+            zeros and ones from grey values in the data.
 
     Examples:
         >>> {k: float(v[0]) for k, v in row_statistics([[[0.0, 0.0], [1.0, 1.0]]], binary=True).items()}
@@ -191,10 +190,8 @@ def _applies(case: Case) -> bool:
         return case.prediction.kind != "classes" or case.target.size == len(case.target)
     if case.ragged or len(case.posterior.structure.observed) != 1:
         return False
-    # Rows are drawn from nothing: the model must be able to run without data.
+    # Replicated rows are drawn from the prior, so the model must run without data.
     return not case.per_row or num_optional(case.program) >= len(case.batch)
 
 
-replicates_look_alike = Diagnostic(
-    NAME, "Do data drawn from the posterior look like the data?", _applies, _run, tests=True
-)
+posterior_predictive = Diagnostic(NAME, "Do replicated data resemble the data?", _applies, _run, tests=True)

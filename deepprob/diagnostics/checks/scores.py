@@ -1,4 +1,4 @@
-"""Are predictions better than knowing no inputs at all?"""
+"""Do predictions score better than a baseline that ignores the inputs?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 
-NAME = "predictions inform"
+NAME = "predictive skill"
 
 
 def crps(draws: ArrayLike, target: ArrayLike) -> Array:
@@ -34,12 +34,12 @@ def crps(draws: ArrayLike, target: ArrayLike) -> Array:
     values, y = np.sort(array(draws), 0), array(target)
     count = len(values)
     weight = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, *[1] * y.ndim)
-    # The pairs are counted without each draw's distance to itself: unbiased in the number of draws.
+    # Pairs of a draw with itself are left out, so that the estimate is unbiased for any number of draws.
     return array(np.abs(values - y).mean(0) - (weight * values).sum(0) / (count * max(count - 1, 1)))
 
 
 def brier(probs: ArrayLike, labels: ArrayLike) -> Array:
-    """Squared distance of the probabilities from what came true, per row; lower is better.
+    """Brier score of each row: squared distance of the probabilities from the true class; lower is better.
 
     Examples:
         >>> brier([[1.0, 0.0], [0.5, 0.5]], [0, 1]).tolist()
@@ -49,26 +49,26 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> Array:
     return np.asarray(np.square(p - np.eye(p.shape[1])[y]).sum(1))
 
 
-def skill(
+def check_skill(
     nll: ArrayLike,
     baseline: ArrayLike,
     *,
     level: float = 0.05,
     details: dict[str, Any] | None = None,
 ) -> Check:
-    """Whether predictions score better than the targets' own distribution, row by row.
+    """Whether predictions score better than the marginal distribution of the targets.
 
     Args:
         nll: Negative log predictive density of each row, nats.
-        baseline: The same of a prediction that ignores the inputs.
-        level: The false-alarm rate for predictions that are no worse.
-        details: Further scores to keep.
+        baseline: Negative log density of each row under a prediction that ignores the inputs, nats.
+        level: The false-alarm rate for predictions that are not worse than the baseline.
+        details: Further scores to store in the check.
 
     Returns:
-        The mean NLL; a fail if it is surely above the baseline's.
+        The mean negative log-likelihood; a fail if it is significantly above the baseline.
 
     Examples:
-        >>> skill(np.full(9, 2.0), np.full(9, 1.0)).verdict, skill(np.full(9, 0.5), np.full(9, 1.0)).verdict
+        >>> check_skill(np.full(9, 2.0), np.full(9, 1.0)).verdict, check_skill(np.full(9, 0.5), np.full(9, 1.0)).verdict
         ('fail', 'pass')
     """
     scores, reference = array(nll), array(baseline)
@@ -85,8 +85,8 @@ def skill(
         se=se,
         threshold=base,
         verdict=verdict,
-        reading=f"NLL is {number(mean, se)} nats per row; without the inputs it would be {number(base)} "
-        f"(a gain of {gain})" + (": the inputs make predictions worse." if worse else "."),
+        reading=f"The negative log-likelihood is {number(mean, se)} nats per row; a baseline without the inputs has "
+        f"{number(base)} (gain {gain})" + (": the predictions are worse than the baseline." if worse else "."),
         next_step="" if not worse else "Check that inputs and targets belong together, fit longer, or simplify.",
         details={"nll": mean, "nll_se": se, "baseline": base, **(details or {})},
     )
@@ -98,7 +98,7 @@ def _mean_se(values: Array) -> dict[str, float]:
 
 
 def _nll(case: Case) -> Array:
-    target = case.batch[-1].to(case.prediction.draws.dtype)  # whole numbers where a Bernoulli wants floats
+    target = case.batch[-1].to(case.prediction.draws.dtype)  # a Bernoulli needs floats, not integers
     return array(-array(case.prediction.log_prob(target)).reshape(len(target), -1).sum(1))
 
 
@@ -112,19 +112,19 @@ def _run(case: Case, level: float) -> Check:
             "crps": _mean_se(crps(case.replicates, case.target)),
             "rmse": float(np.sqrt(np.square(residual).mean())),
         }
-        return skill(nll, -flat, level=level, details=details)
+        return check_skill(nll, -flat, level=level, details=details)
     probs, labels = class_probs(case), case.target.reshape(rows).astype(np.int64)
     share = np.bincount(labels, minlength=probs.shape[1]) / rows
     details = {
         "brier": _mean_se(brier(probs, labels)),
         "accuracy": _mean_se((probs.argmax(1) == labels) * 1.0),
     }
-    return skill(nll, -np.log(share[labels]), level=level, details=details)
+    return check_skill(nll, -np.log(share[labels]), level=level, details=details)
 
 
-predictions_inform = Diagnostic(
+predictive_skill = Diagnostic(
     NAME,
-    "Are predictions better than knowing no inputs at all?",
+    "Do predictions score better than a baseline that ignores the inputs?",
     lambda case: (case.supervised and case.prediction.kind == "real") or one_label(case),
     _run,
     tests=True,

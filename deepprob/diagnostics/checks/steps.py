@@ -1,4 +1,4 @@
-"""Were all optimisation steps applied?"""
+"""Did every optimisation step have a finite loss and gradient?"""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, array
 
 LIMIT = 0.01
+NAME = "finite steps"
 
 
-def applied_steps(skipped: ArrayLike) -> Check:
-    """The share of steps that were skipped because their loss or gradient was not finite.
+def check_steps(skipped: ArrayLike) -> Check:
+    """The share of steps that were skipped because of a non-finite loss or gradient.
 
     Args:
-        skipped: One flag per step.
+        skipped: Whether each step was skipped.
 
     Examples:
-        >>> applied_steps([0, 0, 0, 1]).verdict
+        >>> check_steps([0, 0, 0, 1]).verdict
         'fail'
     """
     flags = array(skipped) > 0
@@ -29,9 +30,9 @@ def applied_steps(skipped: ArrayLike) -> Check:
         reading = f"All {steps} steps were finite."
     else:
         last = int(np.flatnonzero(flags)[-1]) + 1
-        reading = f"{count} of {steps} steps were not finite and were not applied, the last of them step {last}."
+        reading = f"{count} of {steps} steps were not finite and were skipped; the last was step {last}."
     return Check(
-        name="finite steps",
+        name=NAME,
         value=share,
         se=None,
         threshold=LIMIT,
@@ -43,11 +44,11 @@ def applied_steps(skipped: ArrayLike) -> Check:
 
 
 def _run(case: Case, level: float) -> Check:
-    return applied_steps(case.posterior.history.steps["skipped"])
+    return check_steps(case.posterior.history.steps["skipped"])
 
 
 def _applies(case: Case) -> bool:
     return len(case.posterior.history.steps.get("skipped", ())) > 0
 
 
-finite_steps = Diagnostic("finite steps", "Were all optimisation steps applied?", _applies, _run)
+finite_steps = Diagnostic(NAME, "Did every optimisation step have a finite loss and gradient?", _applies, _run)

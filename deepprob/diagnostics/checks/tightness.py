@@ -8,26 +8,26 @@ from scipy.special import logsumexp
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.collapse import information
+from deepprob.diagnostics.checks.collapse import kl_from_prior
 
-SHARE = 0.2
-FLOOR = 0.1
-NAME = "bound is tight"
+SHARE_OF_KL = 0.2
+LEAST_LIMIT = 0.1
+NAME = "tightness of the bound"
 
 
 def bounds(log_weights: ArrayLike) -> dict[int, Array]:
-    r"""Importance-weighted bounds of every row for 1, 10, 100, ... particles, from one set of weights.
+    r"""Importance-weighted bounds of every row for 1, 10, 100, ... particles, computed from one set of weights.
 
     .. math:: \mathcal{L}_K = \mathbb{E} \log \frac{1}{K} \sum_{k=1}^K w_k
 
-    The expectation is over disjoint blocks of K weights, so the sequence rises in expectation and,
-    as the logarithm is concave, also from one divisor of the number of weights to a multiple of it.
+    The expectation is a mean over disjoint blocks of K weights. The bounds rise with K in expectation; between
+    divisors of the number of weights, one a multiple of the other, they always rise, as the logarithm is concave.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k | x)``, shape ``(particles, rows)``.
 
     Returns:
-        Number of particles to bounds, shape ``(rows,)``; the last one uses all particles.
+        Bounds of shape ``(rows,)`` by number of particles; the last one uses all particles.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
@@ -47,21 +47,22 @@ def bounds(log_weights: ArrayLike) -> dict[int, Array]:
     return result
 
 
-def bound_gap(log_weights: ArrayLike, *, information: float = 0.0) -> Check:
-    """The importance-weighted bound less the ELBO: at most the KL from the guide to the exact posterior, per row.
+def check_tightness(log_weights: ArrayLike, *, information: float = 0.0) -> Check:
+    """The gap between importance-weighted bound and ELBO: a lower bound of the KL from guide to exact posterior.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k | x)``, shape ``(particles, rows)``.
-        information: KL of the guide from the prior, nats per row: what the guide says about a row.
+        information: KL of the guide from the prior, nats per row.
 
     Returns:
-        The gap. A fifth of ``information`` (at least 0.1 nats) is a caution, all of it (at least 1)
-        a fail: the guide is then further from the posterior than from the prior.
+        The gap in nats per row. It is a caution above a fifth of ``information`` (at least 0.1 nats) and a
+        fail above all of it (at least 1 nat): the guide is then further from the posterior than from the
+        prior.
 
     Examples:
-        The exact posterior has equal weights, and no gap:
+        The exact posterior has equal weights and no gap:
 
-        >>> bound_gap(np.full((100, 5), -3.0)).value
+        >>> check_tightness(np.full((100, 5), -3.0)).value
         0.0
     """
     sequence = bounds(log_weights)
@@ -69,9 +70,9 @@ def bound_gap(log_weights: ArrayLike, *, information: float = 0.0) -> Check:
     gaps = sequence[most] - sequence[1]
     gap = float(gaps.mean())
     se = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else None
-    limit, hard = max(SHARE * information, FLOOR), max(information, 10 * FLOOR)
-    sure = gap - 1.645 * (se or 0.0)
-    verdict: Verdict = "fail" if sure > hard else "caution" if sure > limit else "pass"
+    limit, hard = max(SHARE_OF_KL * information, LEAST_LIMIT), max(information, 10 * LEAST_LIMIT)
+    lower = gap - 1.645 * (se or 0.0)
+    verdict: Verdict = "fail" if lower > hard else "caution" if lower > limit else "pass"
     means = {size: float(values.mean()) for size, values in sequence.items()}
     return Check(
         name=NAME,
@@ -81,11 +82,11 @@ def bound_gap(log_weights: ArrayLike, *, information: float = 0.0) -> Check:
         verdict=verdict,
         reading=(
             f"{most} particles raise the bound by {number(gap, se)} nats per row, from {number(means[1])} to "
-            f"{number(means[most])}: at least so far is the guide from the exact posterior."
+            f"{number(means[most])}: the guide is at least this far from the exact posterior."
         ),
         next_step=""
         if verdict == "pass"
-        else "Quote log_evidence rather than the ELBO; try a richer guide (full covariance, flow) or a larger encoder.",
+        else "Report log_evidence instead of the ELBO; try a richer guide (full covariance, flow) or a larger encoder.",
         details={
             "bounds": {str(k): v for k, v in means.items()},
             "rows": len(gaps),
@@ -99,8 +100,8 @@ def _applies(case: Case) -> bool:
 
 
 def _run(case: Case, level: float) -> Check:
-    sites = information(*case.traces)
-    return bound_gap(case.log_weights, information=sum(float(site.sum()) for site in sites.values()))
+    kl = kl_from_prior(*case.traces)
+    return check_tightness(case.log_weights, information=sum(float(site.sum()) for site in kl.values()))
 
 
-bound_is_tight = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run)
+bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run)

@@ -1,4 +1,4 @@
-"""Every question by itself, on arrays."""
+"""Every check on its own, on arrays."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 from deepprob.diagnostics import CHECKS, Check
 from deepprob.diagnostics.check import jsonable, number, worst
-from deepprob.diagnostics.checks.calibration import bins_of, calibration, coverage, ece
-from deepprob.diagnostics.checks.collapse import explained, used_codes
-from deepprob.diagnostics.checks.convergence import levelled_off, settled
-from deepprob.diagnostics.checks.khat import importance, khat_limit, row_importance
-from deepprob.diagnostics.checks.novelty import noticed
-from deepprob.diagnostics.checks.predictive import look_alike
-from deepprob.diagnostics.checks.replicates import joint_p, two_sided
-from deepprob.diagnostics.checks.scores import brier, crps, skill
-from deepprob.diagnostics.checks.steps import applied_steps
-from deepprob.diagnostics.checks.tightness import bound_gap, bounds
+from deepprob.diagnostics.checks.calibration import bins_of, check_calibration, check_coverage, ece
+from deepprob.diagnostics.checks.collapse import check_active_dimensions, explained_variance
+from deepprob.diagnostics.checks.convergence import check_convergence, settled
+from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat, khat_limit
+from deepprob.diagnostics.checks.ood import check_detection
+from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
+from deepprob.diagnostics.checks.predictive import check_replicates
+from deepprob.diagnostics.checks.scores import brier, check_skill, crps
+from deepprob.diagnostics.checks.steps import check_steps
+from deepprob.diagnostics.checks.tightness import bounds, check_tightness
 from deepprob.posteriors.history import History
 
 
@@ -28,14 +28,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_a_check_needs_a_known_verdict() -> None:
+def test_check_refuses_an_unknown_verdict() -> None:
     with pytest.raises(ValueError, match=r"unknown verdict 'passed'\. Did you mean 'pass'"):
         Check("a", 0.0, None, None, "passed", "")  # type: ignore[arg-type]
 
 
-def test_registry_names_are_those_of_its_entries() -> None:
-    assert all(name == question.name for name, question in CHECKS.items())
-    assert all(question.question.endswith("?") for question in CHECKS.values())
+def test_registry_keys_are_the_names_of_its_entries() -> None:
+    assert all(name == diagnostic.name for name, diagnostic in CHECKS.items())
+    assert all(diagnostic.question.endswith("?") for diagnostic in CHECKS.values())
 
 
 def test_worst_and_number() -> None:
@@ -45,7 +45,7 @@ def test_worst_and_number() -> None:
     assert number(123456.0) == "1.23e+05"
 
 
-def test_everything_becomes_json() -> None:
+def test_jsonable_converts_every_type() -> None:
     values = {"t": torch.tensor([1.0, float("nan")]), "n": np.float64("inf"), 3: {None}, "o": torch.float32}
     text = json.dumps(jsonable(values), allow_nan=False)
     assert json.loads(text) == {"t": [1.0, None], "n": None, "3": [None], "o": "torch.float32"}
@@ -54,61 +54,63 @@ def test_everything_becomes_json() -> None:
 class TestSteps:
     @pytest.mark.parametrize(("bad", "verdict"), [(0, "pass"), (1, "pass"), (5, "caution"), (20, "fail")])
     def test_verdict(self, bad: int, verdict: str) -> None:
-        check = applied_steps(np.arange(100) >= 100 - bad)
+        check = check_steps(np.arange(100) >= 100 - bad)
         assert check.verdict == verdict and check.details["skipped"] == bad
         assert bool(check.next_step) == (verdict != "pass")
 
 
 class TestConvergence:
-    def test_rising_falling_and_level(self, rng: np.random.Generator) -> None:
+    def test_rising_falling_and_stationary_elbo(self, rng: np.random.Generator) -> None:
         noise, time = rng.normal(size=2000), np.arange(2000)
-        assert levelled_off(noise, scale=0.1).verdict == "pass"
-        rising, falling = (levelled_off(noise + s * time / 1000, scale=0.1) for s in (1, -1))
+        assert check_convergence(noise, scale=0.1).verdict == "pass"
+        rising, falling = (check_convergence(noise + s * time / 1000, scale=0.1) for s in (1, -1))
         assert rising.verdict == falling.verdict == "caution"
         assert "rose" in rising.reading and "more epochs" in rising.next_step
         assert "fell" in falling.reading and "falls" in falling.next_step
-        assert levelled_off(noise + time / 100, scale=0.1).verdict == "fail"
+        assert check_convergence(noise + time / 100, scale=0.1).verdict == "fail"
 
-    def test_a_change_that_does_not_matter_is_no_matter_how_sure(self) -> None:
-        assert levelled_off(np.linspace(0, 0.01, 1000), scale=0.1).verdict == "pass"
+    def test_a_significant_but_irrelevant_change_passes(self) -> None:
+        assert check_convergence(np.linspace(0, 0.01, 1000), scale=0.1).verdict == "pass"
 
-    def test_an_elbo_that_wanders_without_trend_is_seen(self, rng: np.random.Generator) -> None:
+    def test_a_fluctuating_elbo_without_trend_is_a_caution(self, rng: np.random.Generator) -> None:
         time = np.linspace(0, 1, 2000)
-        check = levelled_off(rng.normal(size=2000) + 2 * np.cos(4 * np.pi * (time - 0.5)) * (time > 0.5), scale=0.1)
+        check = check_convergence(
+            rng.normal(size=2000) + 2 * np.cos(4 * np.pi * (time - 0.5)) * (time > 0.5), scale=0.1
+        )
         assert check.verdict == "caution" and check.details["rhat"] > 1.1
 
-    def test_a_constant_and_a_short_one_and_one_with_gaps(self) -> None:
-        assert levelled_off(np.full(100, -3.0)).value == 0.0
-        short = levelled_off(np.zeros(10))
+    def test_constant_short_and_incomplete_elbo(self) -> None:
+        assert check_convergence(np.full(100, -3.0)).value == 0.0
+        short = check_convergence(np.zeros(10))
         assert short.verdict == "caution" and "too short" in short.reading
         gaps = np.where(np.arange(1000) % 7 == 0, np.nan, 0.5)
-        assert levelled_off(gaps).verdict == "pass"
+        assert check_convergence(gaps).verdict == "pass"
 
-    def test_warm_up_is_left_out_and_epochs_are_averaged(self) -> None:
+    def test_settled_drops_the_warm_up_and_averages_epochs(self) -> None:
         steps = np.concatenate([np.full(20, 99.0), np.tile([1.0, 3.0], 40)])
         weights = [0.1 * i for i in range(1, 10)] + [1.0] * 41
         history = History({"elbo": steps.tolist()}, {"kl_weight": weights}, steps_per_epoch=2)
         assert settled(history).tolist() == [99.0] + [2.0] * 40
 
 
-class TestBounds:
-    def test_rise_with_particles(self, rng: np.random.Generator) -> None:
+class TestTightness:
+    def test_bounds_rise_with_particles(self, rng: np.random.Generator) -> None:
         sequence = bounds(rng.normal(size=(1000, 20)))
         assert list(sequence) == [1, 10, 100, 1000]
         means = [v.mean() for v in sequence.values()]
         assert means == sorted(means)
 
     def test_gap_of_gaussian_weights_is_half_their_variance(self, rng: np.random.Generator) -> None:
-        check = bound_gap(rng.normal(scale=0.6, size=(1000, 200)))
+        check = check_tightness(rng.normal(scale=0.6, size=(1000, 200)))
         assert check.value == pytest.approx(0.18, abs=4 * (check.se or 0) + 0.005)
 
     def test_verdicts(self, rng: np.random.Generator) -> None:
         weights = rng.normal(scale=1.5, size=(200, 100))
-        assert bound_gap(weights, information=10.0).verdict == "pass"
-        assert bound_gap(weights, information=2.0).verdict == "caution"
-        assert bound_gap(weights / 2, information=0.1).verdict == "caution"
-        assert bound_gap(4 * weights, information=1.0).verdict == "fail"
-        assert bound_gap(weights[:, :1]).se is None
+        assert check_tightness(weights, information=10.0).verdict == "pass"
+        assert check_tightness(weights, information=2.0).verdict == "caution"
+        assert check_tightness(weights / 2, information=0.1).verdict == "caution"
+        assert check_tightness(4 * weights, information=1.0).verdict == "fail"
+        assert check_tightness(weights[:, :1]).se is None
 
 
 class TestKhat:
@@ -116,42 +118,42 @@ class TestKhat:
         assert khat_limit(200) < khat_limit(1000) < khat_limit(10**6) == 0.7
 
     def test_good_and_bad_weights(self, rng: np.random.Generator) -> None:
-        good, bad = importance(0.3 * rng.normal(size=1000)), importance(1.2 * rng.exponential(size=1000))
+        good, bad = check_global_khat(0.3 * rng.normal(size=1000)), check_global_khat(1.2 * rng.exponential(size=1000))
         assert (good.verdict, bad.verdict) == ("pass", "caution")
         assert good.details["effective_draws"] > 800
-        rows = row_importance(1.2 * rng.exponential(size=(200, 30)))
+        rows = check_local_khat(1.2 * rng.exponential(size=(200, 30)))
         assert rows.verdict == "caution" and rows.value > 0.8
         json.dumps(rows.to_dict(), allow_nan=False)
 
 
-class TestCodes:
-    def test_share_is_that_of_the_variance(self, rng: np.random.Generator) -> None:
+class TestActiveDimensions:
+    def test_share_of_explained_variance(self, rng: np.random.Generator) -> None:
         centre = rng.normal(size=(5000, 2)) * [1.0, 2.0]
-        share, se = explained(centre + rng.normal(size=(20, 5000, 2)))
+        share, se = explained_variance(centre + rng.normal(size=(20, 5000, 2)))
         assert np.abs(share - [0.5, 0.8]).max() < 4 * se.max()
 
     def test_verdicts(self, rng: np.random.Generator) -> None:
         noise = rng.normal(size=(100, 300, 4))
         active = rng.normal(size=(300, 4))
-        verdicts = [used_codes(noise + active * (np.arange(4) < n)).verdict for n in (0, 1, 2, 4)]
+        verdicts = [check_active_dimensions(noise + active * (np.arange(4) < n)).verdict for n in (0, 1, 2, 4)]
         assert verdicts == ["fail", "caution", "pass", "pass"]
-        check = used_codes(noise + active, np.full(4, 0.5))
+        check = check_active_dimensions(noise + active, np.full(4, 0.5))
         assert "4 of 4" in check.reading and "2 nats" in check.reading
 
 
-class TestReplicates:
-    def test_p_is_one_in_the_middle_and_small_outside(self) -> None:
+class TestPValues:
+    def test_p_value_is_one_at_the_median_and_small_outside(self) -> None:
         drawn = np.arange(99.0)[:, None]
-        assert two_sided([49.0], drawn).tolist() == [1.0]
-        assert two_sided([-1.0], drawn) == pytest.approx(0.02)
-        assert joint_p([500.0], drawn) == pytest.approx(0.01)
+        assert two_sided_p_values([49.0], drawn).tolist() == [1.0]
+        assert two_sided_p_values([-1.0], drawn) == pytest.approx(0.02)
+        assert joint_p_value([500.0], drawn) == pytest.approx(0.01)
 
-    def test_statistics_that_never_vary_say_nothing(self) -> None:
-        assert joint_p([1.0, 1.0], np.ones((50, 2))) == 1.0
+    def test_constant_statistics_give_p_value_one(self) -> None:
+        assert joint_p_value([1.0, 1.0], np.ones((50, 2))) == 1.0
 
 
 class TestCalibration:
-    def test_bins_hold_equal_numbers(self, rng: np.random.Generator) -> None:
+    def test_bins_have_equal_numbers_of_rows(self, rng: np.random.Generator) -> None:
         assert np.bincount(bins_of(rng.random(150), 15)).tolist() == [10] * 15
         assert bins_of(rng.random(3), 15).tolist() != [0, 0, 0]
 
@@ -160,22 +162,22 @@ class TestCalibration:
         for batch in ((), (1,), (3, 2)):
             assert ece(confidence, rng.random((*batch, 40)) < 0.5).shape == batch
 
-    def test_tendency_is_named(self, rng: np.random.Generator) -> None:
+    def test_reading_says_over_or_under_confident(self, rng: np.random.Generator) -> None:
         p = np.stack([np.full(1000, 0.95), np.full(1000, 0.05)], 1)
         again = (rng.random((100, 1000)) > 0.95) * 1
-        bold = calibration(p, rng.random(1000) > 0.6, again)
-        assert bold.verdict == "fail" and "over-confident" in bold.reading and "ensemble" in bold.next_step
-        shy = calibration(p, np.zeros(1000), again)
-        assert shy.verdict == "caution" and "under-confident" in shy.reading
+        over = check_calibration(p, rng.random(1000) > 0.6, again)
+        assert over.verdict == "fail" and "over-confident" in over.reading and "ensemble" in over.next_step
+        under = check_calibration(p, np.zeros(1000), again)
+        assert under.verdict == "caution" and "under-confident" in under.reading
 
     def test_intervals_of_several_outputs(self, rng: np.random.Generator) -> None:
         y, again = rng.normal(size=(300, 2)), rng.normal(size=(200, 300, 2))
         ends = np.full((300, 2), -0.6745), np.full((300, 2), 0.6745)
-        check = coverage(y, {0.5: ends}, again)
+        check = check_coverage(y, {0.5: ends}, again)
         assert check.verdict == "pass" and check.details["coverage"]["0.5"] == pytest.approx(0.5, abs=0.1)
-        narrow = coverage(3 * y, {0.5: ends}, again)
+        narrow = check_coverage(3 * y, {0.5: ends}, again)
         assert narrow.verdict == "fail" and "too narrow" in narrow.reading
-        assert "too wide" in coverage(y / 3, {0.5: ends}, again).reading
+        assert "too wide" in check_coverage(y / 3, {0.5: ends}, again).reading
 
 
 class TestScores:
@@ -186,36 +188,36 @@ class TestScores:
     def test_brier(self) -> None:
         assert brier([[0.5, 0.5]], [1]).tolist() == [0.5]
 
-    def test_skill(self, rng: np.random.Generator) -> None:
+    def test_predictions_worse_than_the_baseline_fail(self, rng: np.random.Generator) -> None:
         base = rng.normal(size=200) + 2
-        assert skill(base + 0.01 * rng.normal(size=200), base).verdict == "pass"
-        assert "worse" in skill(base + 0.3 + 0.1 * rng.normal(size=200), base).reading
+        assert check_skill(base + 0.01 * rng.normal(size=200), base).verdict == "pass"
+        assert "worse" in check_skill(base + 0.3 + 0.1 * rng.normal(size=200), base).reading
 
 
 class TestPredictive:
-    def test_a_sure_but_tiny_difference_passes(self, rng: np.random.Generator) -> None:
+    def test_a_significant_but_tiny_difference_passes(self, rng: np.random.Generator) -> None:
         drawn = {"mean": 1e-4 * rng.normal(size=200)}
-        check = look_alike({"mean": np.array([0.01])}, drawn, {"mean": 1.0})
+        check = check_replicates({"mean": np.array([0.01])}, drawn, {"mean": 1.0})
         assert check.verdict == "pass" and check.value < 0.01 and "too small" in check.reading
-        assert look_alike({"mean": np.array([0.3])}, drawn, {"mean": 1.0}).verdict == "caution"
+        assert check_replicates({"mean": np.array([0.3])}, drawn, {"mean": 1.0}).verdict == "caution"
 
     @pytest.mark.parametrize(("name", "word"), [("residual", "noise"), ("max", "extremes"), ("mean", "prior")])
-    def test_advice_is_for_what_is_odd(self, rng: np.random.Generator, name: str, word: str) -> None:
+    def test_advice_depends_on_the_most_extreme_statistic(self, rng: np.random.Generator, name: str, word: str) -> None:
         drawn = {n: rng.normal(size=200) for n in ("residual", "max", "mean")}
         seen = {n: np.array([20.0 * (n == name)]) for n in drawn}
-        assert word in look_alike(seen, drawn, dict.fromkeys(seen, 1.0)).next_step
+        assert word in check_replicates(seen, drawn, dict.fromkeys(seen, 1.0)).next_step
 
 
-class TestNovelty:
+class TestOutOfDistribution:
     def test_auroc_is_the_share_of_pairs(self, rng: np.random.Generator) -> None:
         a, b = rng.normal(size=30), rng.normal(size=40) + 0.5
-        assert noticed(a, b).value == pytest.approx((b[:, None] > a).mean())
+        assert check_detection(a, b).value == pytest.approx((b[:, None] > a).mean())
 
     def test_verdicts(self, rng: np.random.Generator) -> None:
         a = rng.normal(size=300)
-        verdicts = [noticed(a, rng.normal(size=300) + shift).verdict for shift in (3.0, 0.5, -1.0)]
+        verdicts = [check_detection(a, rng.normal(size=300) + shift).verdict for shift in (3.0, 0.5, -1.0)]
         assert verdicts == ["pass", "caution", "fail"]
 
-    def test_se_is_that_of_repeated_samples(self, rng: np.random.Generator) -> None:
-        checks = [noticed(rng.normal(size=100), rng.normal(size=100) + 1) for _ in range(300)]
+    def test_standard_error_matches_repeated_samples(self, rng: np.random.Generator) -> None:
+        checks = [check_detection(rng.normal(size=100), rng.normal(size=100) + 1) for _ in range(300)]
         assert np.mean([c.se for c in checks]) == pytest.approx(np.std([c.value for c in checks]), rel=0.15)

@@ -1,4 +1,4 @@
-"""The report: its words, its page, its files."""
+"""The report: text, HTML page, pictures and files."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 def a_report(title: str = "my fit") -> Report:
     picture = Picture("p", title, title, title, plots.render(plots.kl_bars([2.0, 0.1])))
     checks = (
-        Check("good", 0.1234, 0.01, 0.5, "pass", "All is well.", "", {"n": 3, "values": [1.0, float("nan")]}),
+        Check("good", 0.1234, 0.01, 0.5, "pass", "The value is small.", "", {"n": 3, "values": [1.0, float("nan")]}),
         Check(title[:20], float("nan"), None, None, "caution", title, title, {title: title}),
     )
     return Report(checks, title, {"config": {title: title}, "versions": {"torch": "2"}}, lambda: (picture,))
 
 
-def test_verdict_comes_first_and_lines_fit() -> None:
+def test_text_starts_with_the_verdict_and_wraps_lines() -> None:
     long = Check("a", 1.0, 0.1, 0.5, "fail", "word " * 60, "word " * 40)
     text = str(Report((long, *a_report().checks), "title " * 40))
     assert text.startswith("FAIL · ")
@@ -45,10 +45,10 @@ def test_verdict_comes_first_and_lines_fit() -> None:
     ("verdicts", "summary"),
     [
         ((), "No check applies."),
-        (("pass",), "The one check made is passed."),
-        (("pass", "pass"), "All 2 checks are passed."),
-        (("pass", "caution"), "Of 2 checks 1 needs care (c1)."),
-        (("fail", "caution", "caution"), "Of 3 checks 1 failed (c0) and 2 need care (c1, c2)."),
+        (("pass",), "The only check passed."),
+        (("pass", "pass"), "All 2 checks passed."),
+        (("pass", "caution"), "Of 2 checks, 1 raised a caution (c1)."),
+        (("fail", "caution", "caution"), "Of 3 checks, 1 failed (c0) and 2 raised a caution (c1; c2)."),
     ],
 )
 def test_summary(verdicts: tuple[str, ...], summary: str) -> None:
@@ -56,14 +56,14 @@ def test_summary(verdicts: tuple[str, ...], summary: str) -> None:
     assert Report(checks, "t").summary == summary
 
 
-def test_a_check_is_found_by_name() -> None:
+def test_a_check_is_looked_up_by_name() -> None:
     assert a_report()["good"].value == 0.1234
-    with pytest.raises(KeyError, match=r"no check 'best' was made\. There are: good, my fit"):
+    with pytest.raises(KeyError, match=r"the report has no check 'best'\. It has: good; my fit\."):
         a_report()["best"]
 
 
 class Tags(HTMLParser):
-    """Every tag of a page with its attributes, as a browser reads them."""
+    """All tags of a page with their attributes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_page_stands_alone_and_lets_nothing_run() -> None:
+def test_page_is_self_contained_and_runs_no_script() -> None:
     tags = Tags(a_report(HOSTILE).to_html()).found
     assert not {"script", "link", "iframe", "object", "a"} & {tag for tag, _ in tags}
     assert not [name for _, attrs in tags for name in attrs if name.startswith("on") or name == "href"]
@@ -85,12 +85,12 @@ def test_page_stands_alone_and_lets_nothing_run() -> None:
     assert str(images[0]["src"]).startswith("data:image/png;base64,") and images[0]["alt"] == HOSTILE
 
 
-def test_a_notebook_gets_a_frame_that_can_do_nothing() -> None:
+def test_a_notebook_shows_the_report_in_a_sandboxed_frame() -> None:
     frame = a_report(HOSTILE)._repr_html_()
     assert frame.startswith("<iframe sandbox srcdoc=") and frame.count("<") == 2
 
 
-def test_json_holds_every_number(tmp_path: Path) -> None:
+def test_json_contains_every_number(tmp_path: Path) -> None:
     path = a_report().save(tmp_path / "deep" / "report.json")
     data = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert data["verdict"] == "caution" and data["schema"] == 1
@@ -99,29 +99,29 @@ def test_json_holds_every_number(tmp_path: Path) -> None:
     assert data["versions"] == {"torch": "2"}
 
 
-def test_endings(tmp_path: Path) -> None:
+def test_file_format_follows_the_suffix(tmp_path: Path) -> None:
     assert a_report().save(str(tmp_path / "a.HTML")).read_text().startswith("<!doctype html>")
-    with pytest.raises(ValueError, match=r"saved as .html or .json; got 'a.pdf'"):
+    with pytest.raises(ValueError, match=r"path must end in .html or .json; got 'a.pdf'"):
         a_report().save(tmp_path / "a.pdf")
 
 
-def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = a_report().save(tmp_path / "a.json")
     before = path.read_text()
 
-    def full(descriptor: int) -> None:
+    def disk_full(descriptor: int) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", disk_full)
     with pytest.raises(OSError, match="no space left"):
         a_report("other").save(path)
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_pictures_of_odd_data(recwarn: pytest.WarningsRecorder) -> None:
+def test_plots_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
     rng = np.random.default_rng(0)
     steps = np.where(np.arange(300) % 50 == 0, np.nan, -np.exp(-np.arange(300) / 30))
-    drawn = [
+    figures = [
         plots.training_curve(steps, [-1.0, np.nan, -0.5], steps_per_epoch=100),
         plots.training_curve([-1.0]),
         plots.training_curve(np.full(10, np.nan)),
@@ -134,11 +134,11 @@ def test_pictures_of_odd_data(recwarn: pytest.WarningsRecorder) -> None:
         plots.predicted_against_observed(*rng.normal(size=(2, 400, 1)), np.full(400, -3), np.full(400, 3)),
         plots.predictive_band(*rng.normal(size=(3, 30)), (-np.ones(30), np.ones(30)), (-np.ones(30), np.ones(30))),
     ]
-    assert all(plots.render(f).startswith(b"\x89PNG") for f in drawn)
+    assert all(plots.render(f).startswith(b"\x89PNG") for f in figures)
     assert not recwarn.list
 
 
-def test_drawing_leaves_no_global_state() -> None:
+def test_plots_leave_no_global_state() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -151,25 +151,31 @@ def test_drawing_leaves_no_global_state() -> None:
 # -- on fits --------------------------------------------------------------------------------------------------------
 
 
-def pictured(report: Report) -> list[str]:
+def picture_names(report: Report) -> list[str]:
     images = [attrs for tag, attrs in Tags(report.to_html()).found if tag == "img"]
     assert all(attrs["alt"] for attrs in images)
     return [picture.name for picture in report.draw()]
 
 
-def test_images_are_pictured_with_their_codes() -> None:
+def test_report_of_an_image_model() -> None:
     x = (torch.rand(120, 4, 4) < 0.3).float()
     data = Split({"x": x, "kind": x[:, 0, 0].long()})
     posterior = svi(VAE((4, 4), latent_dim=3), data, epochs=2, seed=0, progress=False)
     report = check(posterior, data, ood=1 - x, draws=30, particles=30)
-    asked = ["finite steps", "elbo converged", "bound is tight", "k-hat of local latents", "codes are used"]
-    assert [c.name for c in report.checks] == [*asked, "replicates look alike", "novelty is noticed"]
-    assert pictured(report) == ["reconstructions", "training", "codes", "information"]
+    names = [
+        "finite steps",
+        "ELBO convergence",
+        "tightness of the bound",
+        "Pareto k-hat, local latents",
+        "active latent dimensions",
+    ]
+    assert [c.name for c in report.checks] == [*names, "posterior predictive check", "out-of-distribution detection"]
+    assert picture_names(report) == ["reconstructions", "training", "codes", "information"]
     json.dumps(report.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("columns", [1, 3])
-def test_regression_is_pictured(columns: int) -> None:
+def test_report_of_a_regression(columns: int) -> None:
     def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(columns), 1.0).to_event(1))
         with pyro.plate("data", len(x)):
@@ -179,12 +185,12 @@ def test_regression_is_pictured(columns: int) -> None:
     data = Split({"x": x, "y": x.sum(1)})
     posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
     report = check(posterior, data, train=data, draws=60, particles=60)
-    assert {"k-hat of global latents", "intervals hold", "predictions inform"} < {c.name for c in report.checks}
-    assert pictured(report) == ["training", "predictions"]
+    assert {"Pareto k-hat, global latents", "interval coverage", "predictive skill"} < {c.name for c in report.checks}
+    assert picture_names(report) == ["training", "predictions"]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_classes_are_pictured(classes: int) -> None:
+def test_report_of_a_classifier(classes: int) -> None:
     def model(x: torch.Tensor, y: torch.Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(2, classes), 1.0).to_event(2))
         logits = (x.unsqueeze(-1) * w).sum(-2)
@@ -198,16 +204,16 @@ def test_classes_are_pictured(classes: int) -> None:
     data = Split({"x": x, "y": (x[:, 0] > 0).long()})
     posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
     report = check(posterior, data, draws=60)
-    assert {"probabilities come true", "predictions inform"} < {c.name for c in report.checks}
-    assert pictured(report) == ["training", "reliability"]
+    assert {"calibration of probabilities", "predictive skill"} < {c.name for c in report.checks}
+    assert picture_names(report) == ["training", "reliability"]
 
 
-def test_sequences_and_programs_without_a_data_plate() -> None:
+def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     notes = Split({"notes": (torch.rand(12, 6, 5) < 0.4).float(), "lengths": torch.arange(1, 13).clamp(max=6)})
     sequences = svi(DeepMarkovModel(5, latent_dim=2), notes, epochs=2, seed=0, progress=False)
     report = check(sequences, notes, draws=30, particles=30)
-    assert "replicates look alike" not in [c.name for c in report.checks]
-    assert pictured(report)[0] == "training"
+    assert "posterior predictive check" not in [c.name for c in report.checks]
+    assert picture_names(report)[0] == "training"
 
     def schools(y: torch.Tensor | None = None) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -217,5 +223,5 @@ def test_sequences_and_programs_without_a_data_plate() -> None:
 
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     whole = svi(Program.of(schools, "normal"), y, epochs=60, seed=0, progress=False)
-    asked = [c.name for c in check(whole, y, draws=60, particles=60).checks]
-    assert asked == ["finite steps", "elbo converged", "k-hat of global latents", "replicates look alike"]
+    names = [c.name for c in check(whole, y, draws=60, particles=60).checks]
+    assert names == ["finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"]

@@ -1,4 +1,4 @@
-"""Comparing data with replicates of them: the one test behind several checks."""
+"""P-values of data against replicated data, which several checks use."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.check import Array, array
 
 
-def two_sided(observed: ArrayLike, replicated: ArrayLike) -> Array:
-    r"""Bayesian p-values, two-sided: how often replicates are as extreme as what was observed.
+def two_sided_p_values(observed: ArrayLike, replicated: ArrayLike) -> Array:
+    r"""Two-sided Bayesian p-values: how often replicates are as extreme as the data.
 
     .. math:: p = 2 \min\{P(T_{rep} \ge T), P(T_{rep} \le T)\}, \text{ at most } 1
 
-    with the observation counted among the replicates, so that p is never zero and its level is
-    exact.
+    The data are counted as one of the replicates, so that p is never zero and its level is exact.
 
     Args:
         observed: Statistics of the data, shape ``(S,)``.
-        replicated: The same of every replicate, shape ``(R, S)``.
+        replicated: Statistics of every replicate, shape ``(R, S)``.
 
     Examples:
-        >>> two_sided([50.0, 1000.0], np.repeat(np.arange(99.0)[:, None], 2, 1)).tolist()
+        >>> two_sided_p_values([50.0, 1000.0], np.repeat(np.arange(99.0)[:, None], 2, 1)).tolist()
         [1.0, 0.02]
     """
     t, r = array(observed), array(replicated)
@@ -30,21 +29,23 @@ def two_sided(observed: ArrayLike, replicated: ArrayLike) -> Array:
     return array(np.minimum(1.0, 2 * np.minimum(above, below)))
 
 
-def joint_p(observed: ArrayLike, replicated: ArrayLike) -> float:
-    """One p-value for several statistics together: their largest standardised distance, ranked among replicates'.
+def joint_p_value(observed: ArrayLike, replicated: ArrayLike) -> float:
+    """One p-value for several statistics: the rank of the largest standardised distance among the replicates.
 
-    A distance is taken from the median, in units of the root mean square distance on that side.
-    Observation and replicates are treated alike, so if they are exchangeable the test holds its
-    level exactly, however the statistics depend on each other and whatever their shape.
+    Distances are measured from the median, in units of the root mean square distance on the same side. The
+    data are treated like a replicate, so if data and replicates are exchangeable, the level of the test is
+    exact for any dependence and distribution of the statistics.
 
     Args:
         observed: Statistics of the data, shape ``(S,)``.
-        replicated: The same of every replicate, shape ``(R, S)``.
+        replicated: Statistics of every replicate, shape ``(R, S)``.
 
     Examples:
         >>> rng = np.random.default_rng(0)
-        >>> joint_p([0.0, 9.0], rng.normal(size=(99, 2))), joint_p([0.0, 0.0], rng.normal(size=(99, 2))) > 0.05
-        (0.01, True)
+        >>> joint_p_value([0.0, 9.0], rng.normal(size=(99, 2)))
+        0.01
+        >>> joint_p_value([0.0, 0.0], rng.normal(size=(99, 2))) > 0.05
+        True
     """
     everything = np.concatenate([array(observed)[None], array(replicated)])  # (R + 1, S)
     distance = everything - np.median(everything, 0)
