@@ -1,4 +1,4 @@
-"""The contract tests share their scenarios by path: tests are not a package."""
+"""Let the contract tests import their scenarios: the tests are not a package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small data for every registered model, and every routine with settings that make it short."""
+"""Small data for every registered model, and settings that make every registered routine short."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _BITS = (torch.rand(24, 6, 5, generator=_G) < 0.4).float()
 
 @dataclass(frozen=True)
 class Scenario:
-    """A model with data that it can be fitted to.
+    """A model and data to fit it to.
 
     Attributes:
         make: Builds the program.
-        data: Its arguments, the observed ones included.
-        inputs: How many of them `predict` needs.
+        data: The arguments of the program, observed values included.
+        inputs: Number of arguments that `predict` needs.
     """
 
     make: Callable[[], Program]
@@ -55,5 +55,5 @@ def fit(name: str, routine: str = "svi", **options: Any) -> Posterior:
 
 
 def missing() -> set[str]:
-    """What is registered but has no scenario here."""
+    """Registered names without a scenario here."""
     return (MODELS.keys() - MODEL_SCENARIOS.keys()) | (ROUTINES.keys() - ROUTINE_SETTINGS.keys())
