@@ -1,4 +1,8 @@
-"""Stochastic variational inference: fit a program's guide and networks by gradient steps on a bound."""
+"""Stochastic variational inference: fit a program's guide and networks by gradient steps on a bound.
+
+From top to bottom: the state before the first step (`init`), one gradient step on a `State` (`step`), the routine
+(`svi`), and its helpers.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,13 @@ from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
-from deepprob.fitting.cost_model import views_of
+from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.objectives import Objective, Terms, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
-from deepprob.fitting.state import Knobs, State
+from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.fitting.update_rules import first_carry
 from deepprob.posteriors.posterior import Posterior
@@ -31,8 +35,8 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
 
-_DEFAULT_BATCH = 128
-_EPOCHS = 100
+_DEFAULT_BATCH_SIZE = 128
+_DEFAULT_EPOCHS = 100
 
 QUICK = {"epochs": 3, "batch_size": 8}
 """Settings that make a fit short, for the tests of what all routines promise."""
@@ -44,12 +48,12 @@ def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) 
     """The state before the first step.
 
     Args:
-        instance: The program to fit; the state takes it over.
-        optimizer: How to minimise.
+        instance: The program to fit; steps update its parameters in place.
+        optimizer: The optimizer.
         learning_rate: The peak step size.
 
     Raises:
-        ValueError: If there is nothing to train.
+        ValueError: If neither model nor guide has a parameter.
     """
     params = instance.parameters()
     if not params:
@@ -58,17 +62,17 @@ def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) 
     packed = packing.pack([p.detach().clone() for p in params.values()])
     for p, view in zip(params.values(), packing.unpack(packed), strict=True):
         p.data = view
-    own = optimizer.rule
+    found = optimizer.rule
     carry = first_carry(
         packed,
-        moments=own[1] if own else 0,
+        moments=found[1] if found else 0,
         averaged=optimizer.average is not None,
         accumulating=optimizer.accumulate > 1,
     )
-    foreign = None if own else optimizer.build(params.values(), learning_rate)
+    torch_optimizer = None if found else optimizer.build(params.values(), learning_rate)
     norms = (m for m in instance.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
     carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(instance, params, packing, carry, foreign)
+    return State(instance, params, packing, carry, torch_optimizer)
 
 
 def step(
@@ -80,44 +84,25 @@ def step(
     objective: Objective,
     optimizer: Optimizer,
 ) -> tuple[State, Terms]:
-    """One gradient step.
+    """Take one gradient step.
 
-    A step whose loss or gradient is not finite is not applied: the state's parameters stay as they are.
+    A step whose loss or gradient is not finite is skipped: it changes neither parameters nor buffers.
 
     Args:
-        state: What the last step left.
+        state: The state before the step.
         data: All rows, on the device.
-        rows: Which of them the batch holds, shape ``(B,)``.
-        noise: Where random numbers come from.
-        knobs: Learning rate, weights, and values of the state's annealed buffers.
-        objective: What is maximised.
-        optimizer: How to minimise.
+        rows: Indices of the batch's rows, shape ``(B,)``.
+        noise: The source of random numbers.
+        knobs: Learning rate, weight of the KL, and values of the state's annealed buffers.
+        objective: The objective to maximise.
+        optimizer: The optimizer.
 
     Returns:
-        The next state (the same object, updated) and detached terms: the objective's, among them ``elbo``;
-        ``gradient_norm``; and ``skipped``, 1 where the step was not applied.
+        The state (the same object, updated) and detached terms: those of the objective, among them ``elbo``;
+        ``gradient_norm``; and ``skipped``, which is 1 for a skipped step.
     """
     with state.instance.running(), noise.drawing():
-        return _step(state, data, rows, knobs, objective, optimizer)
-
-
-def _step(
-    state: State, data: Batch, rows: Tensor, knobs: Knobs, objective: Objective, optimizer: Optimizer
-) -> tuple[State, Terms]:
-    """`step` inside a running program, without entering and leaving it every time."""
-    state.anneal(knobs.annealed)
-    batch = data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
-    before = [buffer.clone() for buffer in state.carry["buffers"]]
-    params = list(state.params.values())
-    loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
-    with torch.no_grad():
-        packed = state.packing.pack(gradients)
-        norm = global_norm(packed)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        state.update(packed, finite, knobs.learning_rate, optimizer)
-        for buffer, value in zip(state.carry["buffers"], before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, value))
-    return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
+        return _step_while_running(state, data, rows, knobs, objective, optimizer)
 
 
 def svi(
@@ -142,45 +127,45 @@ def svi(
 
     .. math:: \max_{\theta, \phi} \; \mathbb E_{q_\phi(z)} [\log p_\theta(x, z) - \log q_\phi(z)]
 
-    The routine works on its own copy of the program; the caller's is never changed, nor is Pyro's global store or the
-    caller's random state. Two fits with one seed give equal numbers.
+    The routine works on its own copy of the program. The caller's program, Pyro's global store and the caller's random
+    state do not change. Two fits with the same seed give equal numbers.
 
     Args:
-        program: A `Program`; an existing Pyro program becomes one by `Program.of`.
+        program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
         epochs: Passes over the data, 100 by default. A fit without data takes one step an epoch.
-        steps: Gradient steps, in the place of ``epochs``.
-        batch_size: Rows per step; None for all of them; ``"auto"`` for 128, or all where the program has no data plate.
-            Sequences of unequal length go into batches of similar ones, if the program names their ``lengths``.
-        objective: ``"elbo"``, or ``"iwae"``, the importance-weighted bound; or an object with settings, `ELBO` or
-            `IWAE`; see `deepprob.fitting.objectives`.
-        guide: None for the program's own; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
+        steps: Gradient steps, in place of ``epochs``.
+        batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
+            If the program defines ``lengths``, sequences of similar length share a batch.
+        objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
+            `IWAE`. See `deepprob.fitting.objectives`.
+        guide: None for the program's own guide; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
             ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable.
-        optimizer: A name, a class of ``torch.optim``, or an `Optimizer` that carries learning rate, schedule, clipping
-            and averaging. Adam with a cosine schedule by default.
-        held_out: Data to score after every epoch; the posterior then holds the best epoch's parameters.
+        optimizer: A name, a class of ``torch.optim``, or an `Optimizer` with learning rate, schedule, clipping and
+            averaging. Adam with a cosine schedule by default.
+        held_out: Data to score after every epoch; the posterior then holds the parameters of the best epoch.
         weights: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
-            starts from the program's; ``"auto"`` is ``"fresh"``.
-        compile: Whether to trace the step once and run it as native code. ``"auto"`` does in fits with enough steps to
-            pay for it, decided by their number and by the size of the step. Compiled and eager steps draw different
-            noise from one seed, and may cut sequences of unequal length at other lengths.
+            starts from the program's weights; ``"auto"`` is ``"fresh"``.
+        compile: Whether to trace the step once and run it as native code. ``"auto"`` compiles if that saves time over
+            the whole fit, estimated from the number of steps and of operations in a step. Compiled and eager steps draw
+            different noise from the same seed, and may use different length buckets.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
-        seed: Of weights, shuffle and noise.
-        progress: Whether to show a bar; ``"auto"`` does in a terminal or a notebook.
+        seed: Seed of weights, shuffle and noise.
+        progress: Whether to show a progress bar; ``"auto"`` shows it in a terminal or a notebook.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`.
 
     Returns:
-        The posterior. Ctrl-C returns the best one so far.
+        The posterior. After Ctrl-C it holds the best state so far.
 
     Raises:
-        ValueError: If data, program or settings do not fit together; before any training.
-        DivergenceError: If steps stopped being finite; it carries the last good posterior.
+        ValueError: If data, program and settings do not fit together; raised before the first step.
+        DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
 
     References:
         Hoffman, Blei, Wang, Paisley (2013), Stochastic Variational Inference.
 
     Examples:
-        A conjugate model's posterior is known, N(2/3 of the mean, 1/3):
+        The posterior of this conjugate model is N(2, 1/3):
 
         >>> import pyro, pyro.distributions as dist
         >>> def model(y):
@@ -194,52 +179,73 @@ def svi(
     """
     _check_choices(program, compile, weights)
     compile = compile if isinstance(compile, str) else bool(compile)
-    chosen, maximised, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks = _callbacks(callbacks)
-    where = pick_device(device)
-    batch, held = _batches(program, data, held_out)
+    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
+    callbacks = _callback_list(callbacks)
+    device = pick_device(device)
+    batch, held_out_batch = _batches(program, data, held_out)
     size = _batch_size(batch_size, num_rows(batch), program)
     per_epoch = math.ceil(num_rows(batch) / size)
     total = _total_steps(epochs, steps, per_epoch)
-    noise = RandomStream(seed, where)
+    noise = RandomStream(seed, device)
     with noise.drawing():
-        instance = _own(program, batch, guide, where, size, weights != "keep")
-    rows = tuple(x.to(where) for x in batch)
-    scored = None if held is None else HeldOut(instance, _conform(instance, held))
-    learning_rate = chosen.learning_rate or program.learning_rate
-    state = init(instance, chosen, learning_rate)
-    state.annealed = _annealed(instance, callbacks)
+        instance = _instance(program, batch, guide, device, size, weights != "keep")
+    batch = tuple(x.to(device) for x in batch)
+    score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
+    learning_rate = factory.learning_rate or program.learning_rate
+    state = init(instance, factory, learning_rate)
+    state.annealed = _annealed_buffers(instance, callbacks)
 
-    def take(state: State, data: Batch, indices: Tensor, knobs: Knobs) -> Terms:
-        return _step(state, data, indices, knobs, maximised, chosen)[1]
+    def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
+        return _step_while_running(state, data, rows, knobs, bound, factory)[1]
 
-    eager = EagerStepper(take, views_of(compile, state, rows, batch_size=size, steps=total))
-    task = CompileTask(state, maximised, chosen, eager.views, size, announce=progress is not False)
-    with threads_for(state.work(size)):  # compiled code is for so many threads as there were
+    buckets = length_buckets(compile, state, batch, batch_size=size, steps=total)
+    eager = EagerStepper(eager_step, buckets)
+    task = CompileTask(state, bound, factory, buckets, size, announce=progress is not False)
+    with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
         stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
-        if scored is not None and stepper is not eager:
-            compile_score(scored, total // per_epoch, always=compile is True)
+        if score is not None and stepper is not eager:
+            compile_score(score, total // per_epoch, always=compile is True)
     config = {
         "routine": "svi",
         "epochs": None if steps is not None else total // per_epoch,
         "steps": total,
         "batch_size": size,
-        "objective": maximised.describe(),
+        "objective": bound.describe(),
         "guide": instance.guide_name or "own",
-        "optimizer": chosen.describe() | {"learning_rate": learning_rate},
+        "optimizer": factory.describe() | {"learning_rate": learning_rate},
         "weights": weights,
         "compiled": stepper.compiled_graphs > 0,
-        "lengths": eager.views.lengths,
-        "device": str(where),
+        "lengths": buckets.lengths,
+        "device": str(device),
     }
-    settings = FitSettings(size, total, chosen, learning_rate, seed, callbacks, config)
-    return RunningFit(state, stepper, eager.views, scored, noise, settings).run(progress)
+    settings = FitSettings(size, total, factory, learning_rate, seed, callbacks, config)
+    return RunningFit(state, stepper, buckets, score, noise, settings).run(progress)
+
+
+def _step_while_running(
+    state: State, data: Batch, rows: Tensor, knobs: Knobs, objective: Objective, optimizer: Optimizer
+) -> tuple[State, Terms]:
+    """`step` inside a running program, whose context is entered once for many steps."""
+    state.anneal(knobs.annealed)
+    batch = gather_rows(data, rows)
+    before = [buffer.clone() for buffer in state.carry["buffers"]]
+    params = list(state.params.values())
+    loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
+    with torch.no_grad():
+        packed = state.packing.pack(gradients)
+        norm = global_norm(packed)
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        state.update(packed, finite, knobs.learning_rate, optimizer)
+        for buffer, value in zip(state.carry["buffers"], before, strict=True):
+            buffer.copy_(torch.where(finite, buffer, value))
+    return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 
 def _check_choices(program: Any, compile: Any, weights: Any) -> None:
+    """Raise if the program or one of the named choices is not valid."""
     if not isinstance(program, Program):
         raise TypeError(
-            f"svi fits a Program; got {type(program).__name__}. Make one of a Pyro model: Program.of(model, guide)."
+            f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
         )
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
@@ -248,25 +254,26 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
 
 
 def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch | None]:
-    """The program's arguments, for the fit and for the held-out score."""
-    batch = _complete(program, program.accept(data), "data")
+    """The arguments of the program, for the fit and for the held-out score."""
+    batch = _checked_arguments(program, program.accept(data), "data")
     if held_out is None:
         return batch, None
-    return batch, _complete(program, program.accept(held_out, what="held_out"), "held_out")
+    return batch, _checked_arguments(program, program.accept(held_out, what="held_out"), "held_out")
 
 
 def _total_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
-    """Steps of the whole fit."""
+    """The number of steps of the whole fit."""
     if steps is None:
-        return whole("epochs", _EPOCHS if epochs is None else epochs) * steps_per_epoch
+        return whole("epochs", _DEFAULT_EPOCHS if epochs is None else epochs) * steps_per_epoch
     if epochs is not None:
         raise ValueError(f"give epochs or steps, not both; got epochs={epochs!r} and steps={steps!r}. Leave one out.")
     return whole("steps", steps)
 
 
-def _own(
+def _instance(
     program: Program, batch: Batch, guide: GuideSpec, device: torch.device, size: int, fresh: bool
 ) -> ProgramInstance:
+    """The routine's own copy of the program, checked against the data."""
     num_data = num_rows(batch)
     full = size == num_data
     instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
@@ -275,19 +282,20 @@ def _own(
     return instance
 
 
-def _conform(instance: ProgramInstance, held_out: Batch) -> Batch:
-    """Held-out data compared with the data, on the device."""
+def _checked_held_out(instance: ProgramInstance, held_out: Batch) -> Batch:
+    """Held-out data on the device, checked against the shapes of the data."""
     if len(held_out) != len(instance.inputs):
         names = ", ".join(spec.name for spec in instance.inputs)
         raise ValueError(
             f"held_out must have the {len(instance.inputs)} parts of data ({names}); "
-            f"got {len(held_out)}. Give the observed ones too: it is scored."
+            f"got {len(held_out)}. Include the observed values, which the score needs."
         )
     pairs = zip(instance.inputs, held_out, strict=True)
     return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
 
 
-def _callbacks(callbacks: Any) -> list[Callback]:
+def _callback_list(callbacks: Any) -> list[Callback]:
+    """The callbacks as a list, checked by type."""
     if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
         came = callbacks if not isinstance(callbacks, Sequence) else callbacks[0]
         raise TypeError(
@@ -296,34 +304,36 @@ def _callbacks(callbacks: Any) -> list[Callback]:
     return list(callbacks)
 
 
-def _annealed(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
-    """The buffers that callbacks move."""
+def _annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
+    """The buffer that each `Anneal` callback moves."""
     names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
     buffers = [instance.number(name) for name in names]
     if len({id(x) for x in buffers}) < len(buffers):
-        raise ValueError(f"several callbacks anneal one buffer ({', '.join(names)}). Give each a buffer of its own.")
+        raise ValueError(f"several callbacks anneal the same buffer ({', '.join(names)}). Keep one of them.")
     return buffers
 
 
-def _complete(program: Program, batch: Batch, what: str) -> Batch:
+def _checked_arguments(program: Program, batch: Batch, what: str) -> Batch:
+    """The arguments, if none that the model requires is missing."""
     if len(batch) < program.num_required:
         missing = ", ".join(program.argument_names[len(batch) : program.num_required])
         raise ValueError(
             f"the model takes {', '.join(program.argument_names)}; {what} lacks {missing}. "
-            "Give a tuple in this order, the observed ones included."
+            "Pass a tuple in this order, observed values included."
         )
     return batch
 
 
 def _batch_size(batch_size: int | str | None, num_data: int, program: Program) -> int:
+    """The number of rows per step."""
     if batch_size is None:
         return num_data
     if batch_size == "auto":
-        return min(_DEFAULT_BATCH, num_data) if program.data_name else num_data
+        return min(_DEFAULT_BATCH_SIZE, num_data) if program.data_name else num_data
     size = whole("batch_size", batch_size)
     if size < num_data and not program.data_name:
         raise ValueError(
             f"batch_size={size} is smaller than the data ({num_data} rows), but the program names no data plate, so "
-            "its KL would be weighed wrongly. Name it: Program.of(model, guide, data_plate='data'); or batch_size=None."
+            "its KL would be weighted wrongly. Write Program.of(model, guide, data_plate='data') or batch_size=None."
         )
     return min(size, num_data)

@@ -1,4 +1,4 @@
-"""Fitting: what routines that take gradient steps share."""
+"""Fitting: the parts shared by routines that take gradient steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences of unequal length: batches of similar ones, cut where they end."""
+"""Length buckets: sequences of similar length share batches, which end with their longest sequence."""
 
 from __future__ import annotations
 
@@ -13,39 +13,41 @@ from deepprob.programs.inputs import is_sequence
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
 
-_MOST = 4  # lengths that batches are cut to
-_LEAST_SAVED = 0.03  # of the time steps, by one more length
-_SHORT = 16  # time steps, of which none are worth saving
+_MOST_BUCKETS = 4
+_LEAST_SHARE_SAVED = 0.03  # of the time steps, by one more bucket
+_SHORT = 16  # time steps; cutting sequences this short saves nothing
 _CANDIDATES = 256
 
 
-class Views:
-    r"""The rows of a fit, and its sequences cut to a few lengths.
+class LengthBuckets:
+    r"""All rows of a fit, with sequences cut to the length of each bucket.
 
-    A batch of similar sequences need not be computed to the end of the longest of all. With lengths
-    :math:`\ell_1 < \dots < \ell_K` a row of length :math:`n` belongs to the least :math:`\ell_k \ge n`, and a batch is
-    as long as the longest of its rows; they are chosen to minimise the time steps of all batches.
+    A batch of short sequences need not be computed to the end of the longest sequence in the data. With bucket lengths
+    :math:`\ell_1 < \dots < \ell_K` a row of length :math:`n` belongs to the bucket with the smallest
+    :math:`\ell_k \ge n`, and a batch uses the bucket of its longest row. The bucket lengths minimise the number of time
+    steps over all batches.
 
     Args:
         data: All rows, on the device.
-        lengths: Time steps of each row, ``(N,)``, of sequences that are padded beyond; None if there are no such.
+        lengths: Time steps of each row before its padding, shape ``(N,)``; None for data without sequences of unequal
+            length.
         batch_size: Rows of a batch, B.
-        worth: Time steps of a batch, on average, that one more length must save.
-        roomy: Whether sequences are copied to where there is room for one step more, so that the longest, too, are laid
-            out like a part of something: then one compiled step can serve all lengths.
+        least_saving: Time steps per batch, on average, that one more bucket must save.
+        pad_one_step: Whether to pad sequences by one extra step, so that the longest bucket is also a strided view and
+            one compiled graph can serve all buckets.
 
     Attributes:
-        data: All rows, as they came.
-        lengths: What batches are cut to, ascending; empty if there are no sequences.
-        batches: All rows, cut to each of the lengths.
-        groups: Which of `batches` each row belongs to, ``(N,)``, on the CPU; None if there is one for all.
+        data: All rows, uncut.
+        lengths: The length of each bucket, ascending; empty for data without sequences of unequal length.
+        data_by_bucket: For each bucket all rows, cut to its length.
+        bucket_of_row: The bucket of each row, shape ``(N,)``, on the CPU; None if there is only one bucket.
 
     Examples:
         Half of the sequences are short:
 
         >>> x, lengths = torch.zeros(4, 32, 2), torch.tensor([12, 32, 12, 30])
-        >>> views = Views((x, lengths), lengths)
-        >>> [tuple(x.shape) for x, _ in views.batches], views.groups.tolist()
+        >>> buckets = LengthBuckets((x, lengths), lengths)
+        >>> [tuple(x.shape) for x, _ in buckets.data_by_bucket], buckets.bucket_of_row.tolist()
         ([(4, 12, 2), (4, 32, 2)], [0, 1, 0, 1])
     """
 
@@ -54,90 +56,98 @@ class Views:
         data: Batch,
         lengths: Tensor | None = None,
         batch_size: int = 1,
-        worth: float = 0.0,
-        roomy: bool = False,
+        least_saving: float = 0.0,
+        pad_one_step: bool = False,
     ) -> None:
-        data = _apart(data)
-        self.data, self.batches = data, [data]
+        data = _without_shared_memory(data)
+        self.data, self.data_by_bucket = data, [data]
         self.lengths: list[int] = []
-        self.groups: Tensor | None = None
+        self.bucket_of_row: Tensor | None = None
         if lengths is None or not num_rows(data):
             return
         lengths = lengths.cpu()
-        lengths = lengths.clamp(min=min(UNROLLED + 1, int(lengths.max())))  # up to there, graphs are of another kind
-        self.lengths = best_lengths(longest_of_batches(lengths, batch_size), worth)
+        # Up to UNROLLED steps a recurrence is unrolled, and its graph would differ from that of longer sequences.
+        lengths = lengths.clamp(min=min(UNROLLED + 1, int(lengths.max())))
+        self.lengths = best_lengths(longest_of_batches(lengths, batch_size), least_saving)
         steps = next(x.shape[1] for x in data if is_sequence(x.shape[1:]))
-        cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
-        if roomy and len(self.lengths) > 1:
-            data = tuple(_longer(x) if cuts else x for x, cuts in zip(data, cut, strict=True))
-        self.batches = [
-            tuple(x[:, :end] if cuts else x for x, cuts in zip(data, cut, strict=True)) for end in self.lengths
+        is_cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
+        if pad_one_step and len(self.lengths) > 1:
+            data = tuple(_padded_by_one_step(x) if cut else x for x, cut in zip(data, is_cut, strict=True))
+        self.data_by_bucket = [
+            tuple(x[:, :end] if cut else x for x, cut in zip(data, is_cut, strict=True)) for end in self.lengths
         ]
         if len(self.lengths) > 1:
-            self.groups = torch.bucketize(lengths, torch.tensor(self.lengths))
+            self.bucket_of_row = torch.bucketize(lengths, torch.tensor(self.lengths))
 
-    def fitting(self, view: int) -> Tensor:
-        """The rows whose sequences end within a view."""
-        if self.groups is None:
+    def rows_within(self, bucket: int) -> Tensor:
+        """Indices of the rows that are no longer than a bucket."""
+        if self.bucket_of_row is None:
             return torch.arange(num_rows(self.data))
-        return (self.groups <= view).nonzero().squeeze(1)
+        return (self.bucket_of_row <= bucket).nonzero().squeeze(1)
 
-    def runs(self, rows: Tensor) -> Iterator[tuple[int, int, int]]:
-        """Which view serves which batches: its number, the first batch, and the one after the last.
+    def consecutive(self, rows: Tensor) -> Iterator[tuple[int, int, int]]:
+        """Group consecutive batches that use the same bucket.
 
         Args:
-            rows: The rows of each batch, ``(n, B)``.
+            rows: The rows of each batch, shape ``(n, B)``.
+
+        Yields:
+            The bucket, the first batch of the group, and the batch after its last one.
         """
-        if self.groups is None:
+        if self.bucket_of_row is None:
             yield 0, 0, len(rows)
             return
-        views = self.groups[rows].amax(1).tolist()
+        buckets = self.bucket_of_row[rows].amax(1).tolist()
         first = 0
-        for end in range(1, len(views) + 1):
-            if end == len(views) or views[end] != views[first]:
-                yield views[first], first, end
+        for end in range(1, len(buckets) + 1):
+            if end == len(buckets) or buckets[end] != buckets[first]:
+                yield buckets[first], first, end
                 first = end
 
 
-def _apart(data: Batch) -> Batch:
-    """The data, no two parts of them in one memory: to a compiler, that would be one input."""
+def _without_shared_memory(data: Batch) -> Batch:
+    """Clone tensors that share memory with an earlier one: a compiler would take both for one input."""
     seen: set[int] = set()
     parts = []
     for x in data:
-        place = x.untyped_storage().data_ptr()
-        parts.append(x.clone() if place in seen else x)
-        seen.add(place)
+        address = x.untyped_storage().data_ptr()
+        parts.append(x.clone() if address in seen else x)
+        seen.add(address)
     return tuple(parts)
 
 
-def _longer(x: Tensor) -> Tensor:
-    """Sequences, and room for one step more."""
+def _padded_by_one_step(x: Tensor) -> Tensor:
+    """A view of the sequences, in memory with room for one more step each."""
     longer = x.new_zeros(len(x), x.shape[1] + 1, *x.shape[2:])
     longer[:, :-1] = x
     return longer
 
 
 def sequence_lengths(program: Program, data: Batch) -> Tensor | None:
-    """Time steps of each row, if the program says that they differ.
+    """Time steps of each row, shape ``(N,)``; None if the program does not declare sequences of unequal length.
 
     Raises:
-        ValueError: If what it says are not whole numbers, one a row.
+        ValueError: If ``program.lengths`` does not return one whole number per row.
     """
     lengths = program.lengths(*data) if program.variable_length else None
     if lengths is None:
         return None
+    name = type(program).__name__
     if not any(is_sequence(x.shape[1:]) for x in data):
-        raise ValueError("the program names lengths, but no argument is a sequence, (rows, steps, ...).")
+        raise ValueError(
+            f"{name}.lengths needs an argument that is a sequence, shape (rows, steps, ...); got none. "
+            "Return None for data without sequences."
+        )
     if tuple(lengths.shape) != (len(data[0]),) or bool((lengths != lengths.round()).any()):
         raise ValueError(
-            f"{type(program).__name__}.lengths must return a whole number for each of the {len(data[0])} rows; got "
-            f"shape {tuple(lengths.shape)}. Return the number of time steps that matter."
+            f"{name}.lengths must return a whole number for each of the {len(data[0])} rows; got "
+            f"shape {tuple(lengths.shape)}. Return each row's number of time steps, without its padding."
         )
     return lengths.long()
 
 
 def longest_of_batches(lengths: Tensor, batch_size: int) -> Tensor:
-    """The longest sequence of every batch of an epoch, were the rows sorted.
+    """The longest sequence of each batch of an epoch when rows are sorted by length.
 
     Examples:
         >>> longest_of_batches(torch.tensor([5, 1, 4, 2, 3]), 2)
@@ -148,12 +158,15 @@ def longest_of_batches(lengths: Tensor, batch_size: int) -> Tensor:
     return ascending[ends]
 
 
-def best_lengths(longest: Tensor, worth: float = 0.0) -> list[int]:
-    """At most four lengths, the longest among them, that leave the fewest time steps; ascending.
+def best_lengths(longest: Tensor, least_saving: float = 0.0) -> list[int]:
+    """Choose at most four bucket lengths, the longest among them, that minimise the number of time steps.
 
     Args:
-        longest: Of the sequences of each batch, ``(M,)``.
-        worth: Time steps of a batch, on average, that one more length must save.
+        longest: The longest sequence of each batch, shape ``(M,)``.
+        least_saving: Time steps per batch, on average, that one more bucket must save.
+
+    Returns:
+        The lengths, ascending.
 
     Examples:
         >>> best_lengths(torch.tensor([10, 11, 12, 50, 51, 100]))
@@ -168,15 +181,15 @@ def best_lengths(longest: Tensor, worth: float = 0.0) -> list[int]:
     if ends[-1] <= _SHORT:
         return [int(ends[-1])]
     below = np.concatenate([[0], np.cumsum(counts)]) / len(known)
-    # cost[i, j]: batches of the candidates from i to j, all as long as j
+    # cost[i, j]: time steps of the batches whose lengths are candidates i to j, all padded to candidate j
     cost = np.where(np.tri(len(ends), dtype=bool).T, (below[None, 1:] - below[:-1, None]) * ends, np.inf)
     least, chosen = cost[0], [[end] for end in ends.tolist()]
-    for _ in range(_MOST - 1):
-        # One length more: the batches up to some candidate as before, and the rest as long as the last.
+    for _ in range(_MOST_BUCKETS - 1):
+        # One more bucket: keep the best choice up to some candidate, and pad all longer batches to the last one.
         longer = np.concatenate([[np.inf], least[:-1]])[:, None] + cost
         start = longer.argmin(0)
         new = longer.min(0)
-        if least[-1] - new[-1] <= max(worth, _LEAST_SAVED * least[-1]):
+        if least[-1] - new[-1] <= max(least_saving, _LEAST_SHARE_SAVED * least[-1]):
             break
         chosen = [[*chosen[i - 1], end] if i else [end] for i, end in zip(start.tolist(), ends.tolist(), strict=True)]
         least = new

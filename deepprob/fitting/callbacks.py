@@ -1,4 +1,4 @@
-"""What can be done between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging."""
+"""Callbacks, called between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from deepprob.posteriors.history import History
 
 
 class Fit(Protocol):
-    """What a callback sees of a running fit.
+    """The part of a running fit that callbacks may use.
 
     Attributes:
         epoch: Epochs done.
         step: Steps done.
-        total_steps: Steps planned.
+        total_steps: Planned steps.
         steps_per_epoch: Steps in one epoch.
-        history: All that was recorded so far.
+        history: The history so far.
         stop: Set it to True to end the fit after this epoch.
         warm_up_steps: Steps until every warm-up is over.
     """
@@ -36,62 +36,62 @@ class Fit(Protocol):
     warm_up_steps: int
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of what is trained, by name, as it is now: unconstrained values, detached."""
+        """A detached copy of the trained parameters by name, at their present unconstrained values."""
 
     def save_checkpoint(self, path: Path) -> None:
-        """Write all that is needed to go on from here, bit for bit."""
+        """Write a checkpoint, from which the fit resumes bit for bit."""
 
 
 class Callback:
-    """Does nothing; subclass what you need."""
+    """Base class of callbacks, which does nothing. Override the methods you need."""
 
     def start(self, fit: Fit) -> None:
         """Called once, before the first step (and again when a fit is resumed)."""
 
     def warm_up(self, fit: Fit) -> int:
-        """How many steps this callback changes the objective for; best states and early stopping wait for it."""
+        """Steps for which this callback changes the objective; best states and early stopping wait for their end."""
         return 0
 
     def kl_weight(self, step: int, steps_per_epoch: int) -> float:
-        """What to multiply the KL with at a step."""
+        """The factor of the KL at a step."""
         return 1.0
 
     def interval(self, steps_per_epoch: int) -> int:
-        """Steps between two calls of `step_end`; 0 for none. A compiled fit takes the steps between them at once."""
+        """Steps between two calls of `step_end`; 0 for no calls. A compiled fit takes the steps in between at once."""
         return int(type(self).step_end is not Callback.step_end)
 
     def step_end(self, fit: Fit) -> None:
         """Called after every step whose number is a multiple of `interval`."""
 
     def epoch_end(self, fit: Fit) -> None:
-        """Called after every epoch, when the epoch's row of the history is complete."""
+        """Called after every epoch, when the epoch is in the history."""
 
     def state(self) -> dict[str, Any]:
-        """What a resumed fit needs to know, as JSON."""
+        """The callback's state, as JSON, which a checkpoint stores for a resumed fit."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """Restore a state that `state` returned."""
 
     @property
     def watches_epochs(self) -> bool:
-        """Whether `epoch_end` does anything; if nobody's does, several epochs may pass before the next look."""
+        """Whether `epoch_end` is overridden. If no callback's is, several epochs may run in one call."""
         return type(self).epoch_end is not Callback.epoch_end
 
     @property
     def steers(self) -> bool:
-        """Whether the fit's course depends on it, so that a resumed fit must have it too; a log's does not."""
+        """Whether the callback affects the fit's result. If so, a resumed fit must have it too; a log has no effect."""
         cls = type(self)
         return bool(self.course) or cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
 
     @property
     def course(self) -> dict[str, Any]:
-        """Settings without which a resumed fit would be another one, as JSON."""
+        """The settings that affect the fit's result, as JSON; a resumed fit must have the same."""
         return {}
 
     @property
     def described(self) -> str:
-        """The callback with its `course`, as a checkpoint holds it."""
+        """Name and `course` of the callback, as a checkpoint stores them."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.course.items())})"
 
 
@@ -99,7 +99,7 @@ class KLWarmUp(Callback):
     r"""Raise the weight of the KL linearly from ``start_weight`` to 1.
 
     Args:
-        epochs: Over how many epochs.
+        epochs: Epochs until the weight is 1.
         start_weight: The weight at the first step.
 
     Examples:
@@ -116,7 +116,7 @@ class KLWarmUp(Callback):
         self.epochs, self.start_weight = epochs, start_weight
 
     def start(self, fit: Fit) -> None:
-        _warn_if_longer(self, self.epochs, fit, "the KL never gets its full weight. Shorten the warm-up")
+        _warn_if_longer(self, self.epochs, fit, "the KL never reaches its full weight. Shorten the warm-up")
 
     def warm_up(self, fit: Fit) -> int:
         return math.ceil(self.epochs * fit.steps_per_epoch)
@@ -131,23 +131,23 @@ class KLWarmUp(Callback):
 
 
 class Anneal(Callback):
-    r"""Move a number of the program's from one value to another, the temperature of a relaxed distribution for one.
+    r"""Move a number of the program from one value to another, such as the temperature of a relaxed distribution.
 
     .. math:: \tau_s = \tau_0 \, (\tau_1 / \tau_0)^{r} \quad\text{or}\quad \tau_0 + r (\tau_1 - \tau_0), \qquad
               r = \min\!\big(1, s / (S - 1)\big)
 
-    at step :math:`s`, with :math:`S` the steps of ``epochs``. The number is a buffer of the program, a scalar that it
-    reads as ``self.temperature``; compiled steps take it as an input. Override `value` for another course.
+    at step :math:`s`, with :math:`S` the number of steps in ``epochs``. The number is a scalar buffer of the program,
+    such as ``self.temperature``; compiled steps take it as an input. Override `value` for another schedule.
 
     Args:
-        buffer: Its name; of a buffer in a part of the program the last words of the name are enough.
+        buffer: Name of the buffer. For a buffer of a submodule the end of its dotted name is enough.
         start: The value at the first step.
-        end: The value at the last step of the ``epochs`` and from then on. Best states and early stopping wait for it.
-        epochs: Over how many epochs.
+        end: The value at the last step of ``epochs`` and from then on. Best states and early stopping wait for it.
+        epochs: Epochs until the value is ``end``.
         shape: ``"geometric"`` or ``"linear"``.
 
     Raises:
-        ValueError: If a number is out of range, or the shape unknown.
+        ValueError: If a number is out of range or the shape is unknown.
 
     References:
         Jang, Gu, Poole (2017), Categorical Reparameterization with Gumbel-Softmax.
@@ -157,7 +157,7 @@ class Anneal(Callback):
         >>> [anneal.value(step, steps_per_epoch=3) for step in range(5)]
         [1.0, 0.5, 0.25, 0.25, 0.25]
 
-        A program's own buffer is what moves:
+        The temperature of a program during a fit:
 
         >>> import torch, pyro, pyro.distributions as dist
         >>> from deepprob.inference import svi
@@ -196,7 +196,7 @@ class Anneal(Callback):
         self.buffer, self.begin, self.end, self.epochs, self.shape = buffer, start, end, epochs, shape
 
     def start(self, fit: Fit) -> None:
-        _warn_if_longer(self, self.epochs, fit, f"{self.buffer} never gets to {self.end:g}. Shorten the annealing")
+        _warn_if_longer(self, self.epochs, fit, f"{self.buffer} never reaches {self.end:g}. Shorten the annealing")
 
     def warm_up(self, fit: Fit) -> int:
         return math.ceil(self.epochs * fit.steps_per_epoch)
@@ -226,11 +226,13 @@ def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: st
 
 
 class EarlyStopping(Callback):
-    """End the fit when the ELBO has not improved for a while; waits for any warm-up.
+    """End the fit when the ELBO has not improved for ``patience`` epochs; waits for the end of any warm-up.
+
+    The held-out ELBO counts if there is one, else the ELBO of the epoch.
 
     Args:
-        patience: How many epochs without improvement.
-        min_delta: What counts as one, in nats per datum.
+        patience: Epochs without improvement.
+        min_delta: Smallest increase that counts as an improvement, in nats per datum.
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
@@ -263,15 +265,15 @@ class EarlyStopping(Callback):
 
 
 class Checkpoint(Callback):
-    """Write checkpoints to a folder, and resume from one that is there.
+    """Write checkpoints to a folder, and resume from a checkpoint found there.
 
-    A fit that was killed at any moment and is started again with the same arguments ends with the same parameters,
-    bit for bit on the CPU, as if it had not been.
+    A fit can be killed at any moment. Started again with the same arguments, it ends with the same parameters as an
+    undisturbed fit, bit for bit on the CPU.
 
     Args:
-        path: The folder. It always holds one complete checkpoint, never half a one.
-        every: Epochs between two checkpoints; fractions count steps.
-        resume: Whether to go on from a checkpoint found there; False starts over.
+        path: The folder. From the first checkpoint on it always holds one complete checkpoint.
+        every: Epochs between two checkpoints, rounded to whole steps.
+        resume: Whether to resume from a checkpoint in the folder; False starts over.
     """
 
     def __init__(self, path: str | Path, every: float = 1, *, resume: bool = True) -> None:
@@ -283,7 +285,7 @@ class Checkpoint(Callback):
         return max(1, round(self.every * steps_per_epoch))
 
     def step_end(self, fit: Fit) -> None:
-        # The end of an epoch is written by epoch_end, when its row of the history is there.
+        # At the end of an epoch epoch_end writes the checkpoint, when the epoch is in the history.
         if fit.step % self.interval(fit.steps_per_epoch) == 0 and fit.step % fit.steps_per_epoch:
             fit.save_checkpoint(self.path)
 
@@ -297,7 +299,7 @@ class Log(Callback):
 
     Args:
         every: Epochs between two lines.
-        file: Where to, standard output by default.
+        file: A text file to print to, standard output by default.
     """
 
     def __init__(self, every: int = 1, file: TextIO | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of a running fit: all that is needed to go on, bit for bit."""
+"""Checkpoints of a running fit, from which it resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that the next steps of a fit depend on.
+    """Everything that the next steps of a fit depend on.
 
     Attributes:
-        fit: What must be equal for a resumed fit to be the same fit, as JSON.
+        fit: The settings and digests that identify the fit, as JSON; a resumed fit must have the same.
         step: Steps done.
         epoch: Epochs done.
         stop: Whether a callback ended the fit.
-        bad_in_a_row: Steps in a row, up to now, that were not finite.
-        program: The program's state.
-        carry: What the optimizer remembers, by name.
+        bad_in_a_row: Number of skipped steps in a row up to now.
+        program: The program's parameters and buffers.
+        carry: The optimizer's memory, by name.
         optimizer: State of torch's optimizer, by ``<parameter>.<name>``; tensors and numbers.
         noise: Position of the noise.
         shuffle: State of the shuffle's generator before the current epoch.
         best: The best state so far.
         best_value: Its score.
-        history: The record so far.
-        callbacks: State of each callback that steers the fit, as JSON.
+        history: The history so far.
+        callbacks: The state of each callback that steers the fit, as JSON.
     """
 
     fit: dict[str, Any]
@@ -83,17 +83,17 @@ def read_checkpoint(path: Path, fit: dict[str, Any]) -> Snapshot:
 
     Args:
         path: The folder.
-        fit: What must be equal for a resumed fit to be the same fit.
+        fit: The settings and digests of the fit to resume, see `Snapshot`.
 
     Raises:
-        ValueError: If the checkpoint is of another fit.
+        ValueError: If the checkpoint belongs to another fit.
         StorageError: If the files cannot be trusted.
     """
     tensors, manifest = read(path, kind="checkpoint")
     if (was := manifest["fit"]) != fit:
         changed = ", ".join(f"{k} (was {was.get(k)}, now {fit.get(k)})" for k in fit if was.get(k) != fit.get(k))
         raise ValueError(
-            f"the checkpoint in {path} is of another fit: {changed}. "
+            f"the checkpoint in {path} belongs to another fit: {changed}. "
             "Give the same arguments, another folder, or Checkpoint(..., resume=False)."
         )
     groups: dict[str, Tensors] = {}
@@ -122,7 +122,7 @@ def read_checkpoint(path: Path, fit: dict[str, Any]) -> Snapshot:
 
 
 def digest(batch: Batch) -> str:
-    """A fingerprint of some tensors' content."""
+    """A hash of the content of some tensors."""
     found = hashlib.sha256()
     for x in batch:
         found.update(x.detach().cpu().contiguous().view(torch.uint8).numpy() if x.numel() else b"")
@@ -136,7 +136,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The inverse of `optimizer_state`."""
+    """Load a state that `optimizer_state` returned."""
     entries: dict[int, dict[str, Any]] = {}
     for key, value in state.items():
         index, _, name = key.partition(".")

@@ -1,4 +1,4 @@
-"""An eager step and a loop, compared on the same inputs before the loop is trusted."""
+"""Comparison of an eager step and a loop on the same inputs, before the loop is trusted."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
 
 # Largest relative difference, by the precision of layers. Products in bfloat16 round to 3 digits, and a fused sum
-# rounds at other places; `difference` measures what grows out of that.
+# rounds at other places; `difference` measures how far such rounding grows.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
-_MOST_ROUNDING = 0.25  # beyond which a difference could be anything
+_MOST_ROUNDING = 0.25  # beyond this share, rounding could hide any error
 
 
 class Trial(NamedTuple):
     """The inputs of one step.
 
     Attributes:
-        carry: Where the step starts.
-        data: What it sees of the data.
-        noise: Its random numbers.
-        knobs: Its knobs, shape ``(k,)``.
+        carry: The carry before the step.
+        data: The data of the step.
+        noise: The random numbers of the step.
+        knobs: The knobs of the step, shape ``(k,)``.
     """
 
     carry: Any
@@ -34,11 +34,12 @@ class Trial(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a step's results show.
+    """The results of a step that are compared.
 
     Attributes:
-        groups: Scalars by name; those of one group are compared relative to the largest of them (at least 1).
-        named: Tensors by name, compared relative to their own size (at least a tenth of the largest of all).
+        groups: Groups of scalars by name. Differences are relative to the largest scalar of the group, at least 1.
+        named: Tensors by name. Differences are relative to the tensor's largest entry, at least a tenth of the largest
+            entry of all.
         others: Tensors that are compared entry by entry.
     """
 
@@ -48,7 +49,7 @@ class Reading(NamedTuple):
 
 
 Read = Callable[[Any, dict[str, Tensor]], Reading]
-"""From a step's carry and record to its reading."""
+"""A function ``(carry, record) -> Reading``."""
 
 
 def difference(
@@ -61,81 +62,87 @@ def difference(
     exact: Step | None = None,
     drawing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> str:
-    """What differs between a step as Python takes it and as a loop takes it, in words; empty if nothing does.
+    """Compare one step of a loop with the eager step.
+
+    If the eager step rounds, its distance from `exact` measures the rounding, and the loop may differ by twice as much
+    beyond the tolerance.
 
     Args:
-        trials: Inputs. The first on which the eager step is finite is the one that counts.
-        eager: The step as Python takes it.
+        trials: Inputs to try in turn. The first one on which the eager step is finite is compared.
+        eager: The step run by Python.
         loop: The loop.
-        read: What to compare.
+        read: Selects the results to compare.
         tolerance: Largest relative difference, beyond rounding.
-        exact: The eager step without rounding, if `eager` rounds: it may be off by some rounding, and a loop by twice
-            as much.
-        drawing: Makes the context in which the loop runs, if it draws numbers that its noise does not serve.
+        exact: The eager step in full precision, if `eager` rounds.
+        drawing: Makes the context in which the loop runs, for draws that its noise does not serve.
+
+    Returns:
+        The first difference, as a clause for a message; empty if there is none.
     """
     for trial in trials:
         expected = read(*eager(*trial))
         if all(bool(torch.isfinite(x).all()) for group in expected.groups for x in group.values()):
             break
     else:
-        return "the elbo or its gradient is not finite, so that nothing can be compared"
+        return "the elbo or its gradient is not finite, so compiled and eager steps cannot be compared"
     with drawing():
-        found = read(*_taken(loop, trial))
-    exactly = expected if exact is None else read(*exact(*trial))
-    return _differing(found, expected, exactly, tolerance)
+        found = read(*_one_step(loop, trial))
+    unrounded = expected if exact is None else read(*exact(*trial))
+    return _first_difference(found, expected, unrounded, tolerance)
 
 
-def _taken(loop: Loop, trial: Trial) -> tuple[Any, dict[str, Tensor]]:
-    """One step of a loop."""
+def _one_step(loop: Loop, trial: Trial) -> tuple[Any, dict[str, Tensor]]:
+    """The carry and record of one step of a loop."""
     per_step = PerStep(trial.data.rows.unsqueeze(0), trial.knobs.unsqueeze(0))
     noise = Noise(*(x.unsqueeze(0) for x in trial.noise))
     carry, record = loop(trial.carry, per_step, trial.data.fixed, noise, int(trial.data.number))
     return carry, {name: x[0] for name, x in record.items()}
 
 
-def _differing(found: Reading, expected: Reading, exact: Reading, tolerance: float) -> str:
+def _first_difference(found: Reading, expected: Reading, exact: Reading, tolerance: float) -> str:
     for a, b, c in zip(found.groups, expected.groups, exact.groups, strict=True):
         largest = max(1.0, *(float(x.abs()) for x in b.values()))
-        if name := _far(a, b, c, dict.fromkeys(b, largest), tolerance):
-            return f"the compiled {name} is {float(a[name]):.8g} where it should be {float(b[name]):.8g}"
+        if name := _first_outside(a, b, c, dict.fromkeys(b, largest), tolerance):
+            return f"the compiled {name} is {float(a[name]):.8g} but the eager one is {float(b[name]):.8g}"
     own = {name: float(x.abs().max()) for name, x in expected.named.items() if x.numel()}
     sizes = {name: max(size, 0.1 * max(own.values())) for name, size in own.items()}
-    if name := _far(found.named, expected.named, exact.named, sizes, tolerance):
+    if name := _first_outside(found.named, expected.named, exact.named, sizes, tolerance):
         return f"the compiled {name} differs from the eager one"
     for x, y, z in zip(found.others, expected.others, exact.others, strict=True):
-        rounding = _distance(y, z) if y is not z else 0.0
+        rounding = _largest_difference(y, z) if y is not z else 0.0
         if not torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance + 2 * rounding):
-            return "a buffer changes in another way when compiled"
+            return "a buffer changes differently when compiled"
     return ""
 
 
-def _far(
+def _first_outside(
     found: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     exact: Mapping[str, Tensor],
     sizes: Mapping[str, float],
     tolerance: float,
 ) -> str:
-    """Name of the first tensor outside of the tolerance, or "" if all agree.
+    """Name of the first tensor outside the tolerance, or "" if all agree.
 
     Args:
-        found: By the loop.
-        expected: By the eager step.
-        exact: By an eager step without rounding.
-        sizes: What differences are relative to.
-        tolerance: How large they may be, beyond rounding.
+        found: Results of the loop.
+        expected: Results of the eager step.
+        exact: Results of the eager step in full precision.
+        sizes: The size that each difference is relative to.
+        tolerance: Largest relative difference, beyond rounding.
     """
     rounding = max(
-        (_distance(expected[name], exact[name]) / size if size else 0.0 for name, size in sizes.items()), default=0.0
+        (_largest_difference(expected[name], exact[name]) / size if size else 0.0 for name, size in sizes.items()),
+        default=0.0,
     )
     allowed = tolerance + 2 * rounding
     if allowed > _MOST_ROUNDING:
-        allowed = 0.0  # nothing could be seen
+        allowed = 0.0  # no difference could be told from rounding
     for name, size in sizes.items():
-        if not _distance(found[name], expected[name]) <= allowed * size:
+        if not _largest_difference(found[name], expected[name]) <= allowed * size:
             return name
     return ""
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def _largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

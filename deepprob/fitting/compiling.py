@@ -1,4 +1,4 @@
-"""Whether a fit's steps are compiled, and what is done to compile and check them."""
+"""Compiling the steps of a fit: the decision, the compilation, and the comparison with eager steps."""
 
 from __future__ import annotations
 
@@ -18,93 +18,102 @@ from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import Untraceable
-from deepprob.fitting.buckets import Views
+from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.comparison import TOLERANCE, Reading, Trial, difference
-from deepprob.fitting.cost_model import ANY_LENGTH, COMPILING, COMPILING_AN_OPERATION, FEWEST_STEPS, capacity_of, pays
+from deepprob.fitting.cost_model import (
+    ANY_LENGTH_FACTOR,
+    COMPILE_SECONDS,
+    COMPILE_SECONDS_PER_OPERATION,
+    FEWEST_STEPS,
+    capacity_of,
+    is_worth_compiling,
+)
 from deepprob.fitting.gradients import GradientProgram, trace_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.state import State, gathered, repeated
-from deepprob.fitting.step_loop import GRADIENTS, carried, eager_step, step_loop
+from deepprob.fitting.state import State, gather_rows, repeat_rows
+from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_loop
 from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch, num_rows
 
-# How far parameters are moved for the comparison; less where the bound is not finite there, as for small scales.
+# How far the comparison moves the parameters. The next one is tried if the bound is not finite, as for small scales.
 _SHIFTS = (1e-2, 1e-4, 0.0)
 
 
 def choose_stepper(
     compile: bool | str, eager: EagerStepper, task: CompileTask, *, steps: int, noise: RandomStream
 ) -> Stepper:
-    """Compiled steps where that is wanted, pays and works; else eager ones, with one line that says why.
+    """Choose compiled or eager steps.
 
-    ``"auto"`` decides from the number of steps and the number of operations in one, never by a clock: one seed gives
-    one result. The state's buffers become all those that a step changes.
+    If a step cannot be traced, or its loop differs from the eager step, the steps are eager. If only the compiler
+    fails, the traced graph runs uncompiled. In both cases a warning gives the reason. ``"auto"`` decides by the number
+    of steps and of operations in a step, never by a clock: one seed gives one result. The buffers in the state's carry
+    become all buffers that a step changes.
 
     Args:
         compile: True, False or ``"auto"``.
-        eager: The other choice.
-        task: What would be compiled.
-        steps: How many are planned.
+        eager: The eager stepper.
+        task: The steps to compile.
+        steps: Planned steps.
         noise: The fit's random numbers.
     """
     state = task.state
-    short = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
-    restored = {id(x) for x in state.carry["buffers"]}
-    if short and all(id(x) in restored for x in state.instance.program.buffers()):
+    must_be_eager = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
+    known = {id(x) for x in state.carry["buffers"]}
+    if must_be_eager and all(id(x) in known for x in state.instance.program.buffers()):
         return eager
     state.instance.program.train()
     with state.instance.running(), task.stream.drawing():
-        size, changed = task.program.measure(*task.example(len(task.views.batches) - 1))
-    state.carry["buffers"] = changed  # a step that is skipped changes none of them, however it is taken
-    if short or (compile == "auto" and not pays(steps, size.operations)):
+        size, changed = task.program.measure(*task.example(len(task.buckets.data_by_bucket) - 1))
+    state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
+    if must_be_eager or (compile == "auto" and not is_worth_compiling(steps, size.operations)):
         return eager
     try:
         with without_collector():
-            loops, failure, wrong = task.loops()
+            loops, failure, mismatch = task.loops()
     except Untraceable as error:
         _warn(str(error))
         return eager
     if failure:
-        _warn(failure, "its graph runs uncompiled")
-    if wrong:
-        _warn(wrong)
+        _warn(failure, "the traced graph runs uncompiled")
+    if mismatch:
+        _warn(mismatch)
         return eager
-    return CompiledStepper([x.loop for x in loops], task.views, [x.fixed for x in loops], task.optimizer, noise)
+    return CompiledStepper([x.loop for x in loops], task.buckets, [x.fixed for x in loops], task.optimizer, noise)
 
 
 def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
-    """Compile the held-out score of a compiled fit where that pays; a score that cannot be compiled stays as it is.
+    """Compile the held-out score of a compiled fit if that gains time; if it fails, warn and keep the eager score.
 
     Args:
         held_out: The score.
-        times: How often it will be taken.
-        always: Whether to compile even if it does not pay.
+        times: Planned number of scores.
+        always: Whether to compile even if it gains no time.
     """
-    if not always and not pays(times, held_out.operations):
+    if not always and not is_worth_compiling(times, held_out.operations):
         return
-    if failure := _failure(held_out.compile):
-        _warn(failure, "the held-out score is taken eagerly")
+    if failure := _failure_of(held_out.compile):
+        _warn(failure, "the held-out score is computed eagerly")
 
 
 @dataclass(frozen=True, eq=False)
-class _Traced:
-    """A loop and the program's tensors that its steps read."""
+class _TracedLoop:
+    """A loop, and the program's tensors that its steps only read."""
 
     loop: Loop
     fixed: list[Tensor]
 
 
 class CompileTask:
-    """All that compiling a fit's steps needs.
+    """Compiles the steps of a fit and compares them with eager steps.
 
     Args:
-        state: What the first step starts from.
-        objective: What is maximised.
-        optimizer: How.
-        views: All rows, on the device.
+        state: The state before the first step.
+        objective: The objective to maximise.
+        optimizer: The optimizer.
+        buckets: All rows, on the device.
         batch_size: Rows of a step.
         announce: Whether to print how long compilation will take.
     """
@@ -114,86 +123,91 @@ class CompileTask:
         state: State,
         objective: Objective,
         optimizer: Optimizer,
-        views: Views,
+        buckets: LengthBuckets,
         batch_size: int,
         *,
         announce: bool = True,
     ) -> None:
-        self.state, self.optimizer, self.views = state, optimizer, views
+        self.state, self.optimizer, self.buckets = state, optimizer, buckets
         self.batch_size, self.announce = batch_size, announce
         self.program = GradientProgram(state.instance, objective)
         self.stream = RandomStream(0, state.instance.device)
 
-    def loops(self) -> tuple[list[_Traced], str, str]:
-        """A loop for every view; why compiling failed, and what the loops do otherwise than eager steps.
+    def loops(self) -> tuple[list[_TracedLoop], str, str]:
+        """Trace, compile and compare a loop for every bucket.
 
-        One loop serves all views where that can be and is right; else each has its own.
+        On a CPU one loop serves all buckets if its graph can take any length and it agrees with eager steps; otherwise
+        each bucket has its own.
+
+        Returns:
+            The loop of each bucket, the reason why compiling failed, and the first difference from eager steps; the
+            last two are empty if there is none.
 
         Raises:
-            Untraceable: If there is none.
+            Untraceable: If a step cannot be traced.
         """
-        count = len(self.views.batches)
+        count = len(self.buckets.data_by_bucket)
         if count > 1 and self.state.instance.device.type == "cpu":
-            shortest, longest = self._traced(0), self._traced(count - 1)
+            shortest, longest = self._trace(0), self._trace(count - 1)
             with contextlib.suppress(DifferentGraphs):
                 longest.loop.serve_any_length(shortest.loop)
-                found = self._checked([longest] * count)
+                found = self._compile_and_compare([longest] * count)
                 if not found[2]:
                     return found
-        return self._checked([self._traced(view) for view in range(count)])
+        return self._compile_and_compare([self._trace(bucket) for bucket in range(count)])
 
-    def example(self, view: int) -> tuple[Batch, Tensor]:
-        """A batch that fits a view, and which rows they are."""
-        rows = repeated(self.views.fitting(view), self.batch_size).to(self.state.instance.device)
-        return gathered(self.views.batches[view], rows), rows
+    def example(self, bucket: int) -> tuple[Batch, Tensor]:
+        """A batch of a bucket, and the indices of its rows."""
+        rows = repeat_rows(self.buckets.rows_within(bucket), self.batch_size).to(self.state.instance.device)
+        return gather_rows(self.buckets.data_by_bucket[bucket], rows), rows
 
-    def _checked(self, loops: list[_Traced]) -> tuple[list[_Traced], str, str]:
+    def _compile_and_compare(self, loops: list[_TracedLoop]) -> tuple[list[_TracedLoop], str, str]:
         failure = _compile([x.loop for x in dict.fromkeys(loops)], self.announce)
         return loops, failure, self._first_difference(loops)
 
-    def _traced(self, view: int) -> _Traced:
-        """The loop for one view.
+    def _trace(self, bucket: int) -> _TracedLoop:
+        """Trace the loop of one bucket.
 
         Raises:
-            Untraceable: If there is none.
+            Untraceable: If the step cannot be traced.
         """
         state = self.state
         with state.instance.running(), self.stream.drawing():
-            gradients = trace_gradients(self.program, *self.example(view))
+            gradients = trace_gradients(self.program, *self.example(bucket))
             if {id(x) for x in state.annealed} & {id(x) for x in gradients.buffers}:
-                raise Untraceable("it writes to a buffer that a callback anneals")
-            if view and [id(x) for x in gradients.buffers] != [id(x) for x in state.carry["buffers"]]:
-                raise Untraceable("it changes other buffers when sequences have another length")
+                raise Untraceable("the program writes to a buffer that a callback anneals")
+            if bucket and [id(x) for x in gradients.buffers] != [id(x) for x in state.carry["buffers"]]:
+                raise Untraceable("the program changes different buffers at different sequence lengths")
             state.carry["buffers"] = gradients.buffers
             noise = gradients.noise.normal + gradients.noise.uniform
             capacity = capacity_of(state, self.batch_size, noise) if state.optimizer is None else 1
-            data = self.views.batches[view]
+            data = self.buckets.data_by_bucket[bucket]
             try:
                 loop = step_loop(state, gradients, self.optimizer, data, self.batch_size, capacity)
-            except Exception as error:  # of torch's, on a graph that it made itself
+            except Exception as error:  # torch can fail in many ways on a graph of its own
                 raise Untraceable(f"its graph cannot be looped ({_first_line(error)})") from error
-        return _Traced(loop, gradients.fixed)
+        return _TracedLoop(loop, gradients.fixed)
 
-    def _first_difference(self, loops: Sequence[_Traced]) -> str:
-        """What differs between eager and compiled steps in the first view where something does, in words."""
-        for view, traced in enumerate(loops):
+    def _first_difference(self, loops: Sequence[_TracedLoop]) -> str:
+        """The first difference between compiled and eager steps over all buckets; empty if there is none."""
+        for bucket, traced in enumerate(loops):
             try:
-                found = self._difference(view, traced)
-            except Exception as error:  # what a graph does on rows that it was not made for can be anything
+                found = self._difference(bucket, traced)
+            except Exception as error:  # a graph can fail in any way on rows that it was not traced on
                 found = f"the traced step fails on other rows ({_first_line(error)})"
             if found:
                 return found
         return ""
 
-    def _difference(self, view: int, traced: _Traced) -> str:
-        """Take one step both ways, at other parameters, on other rows and with the same noise."""
+    def _difference(self, bucket: int, traced: _TracedLoop) -> str:
+        """Compare one step run both ways, at other parameters and rows than traced and with the same noise."""
         objective, state, stream = self.program.objective, self.state, self.stream
         layers = getattr(objective, "layers", "float32")
         eager = eager_step(state, self.program, self.optimizer, stream)
         exact = None
         if layers != "float32":
-            precise = replace(cast(Any, objective), layers="float32")
-            exact = eager_step(state, GradientProgram(state.instance, precise), self.optimizer, stream)
+            in_float32 = replace(cast(Any, objective), layers="float32")
+            exact = eager_step(state, GradientProgram(state.instance, in_float32), self.optimizer, stream)
         position = stream.state
 
         @contextlib.contextmanager
@@ -203,25 +217,25 @@ class CompileTask:
                 yield
 
         return difference(
-            self._trials(view, traced),
+            self._trials(bucket, traced),
             eager,
             traced.loop,
-            self._read,
+            self._reading,
             tolerance=TOLERANCE[layers],
             exact=exact,
             drawing=drawing,
         )
 
-    def _trials(self, view: int, traced: _Traced) -> Iterator[Trial]:
-        """Inputs of a step at moved parameters, the larger moves first."""
+    def _trials(self, bucket: int, traced: _TracedLoop) -> Iterator[Trial]:
+        """Inputs of a step at shifted parameters, the largest shift first."""
         state, device = self.state, self.state.instance.device
         packed, annealed = state.carry["packed"], state.annealed
         generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
         shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]
-        data, rows = self.views.batches[view], self.views.fitting(view)
+        data, rows = self.buckets.data_by_bucket[bucket], self.buckets.rows_within(bucket)
         if self.batch_size < num_rows(data):
             order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
-            rows = repeated(rows[order], self.batch_size)
+            rows = repeat_rows(rows[order], self.batch_size)
         fixed = (list(data), traced.fixed)
         noise = Noise(*(x[0] for x in traced.loop.noise_for(fixed).draw(1, generators, device)))
         knobs = torch.ones(2 + len(annealed), dtype=packed[0].dtype, device=device)
@@ -229,13 +243,13 @@ class CompileTask:
             knobs[i] = 0.9 * x + 0.05
         inputs = StepData(fixed, rows.to(device), torch.zeros((), dtype=torch.long, device=device))
         for shift in _SHIFTS:
-            carry = {n: [torch.zeros_like(x) for x in tensors] for n, tensors in carried(state).items()}
+            carry = {n: [torch.zeros_like(x) for x in tensors] for n, tensors in loop_carry(state).items()}
             carry["buffers"] = [x.clone() for x in state.carry["buffers"]]
             carry["packed"] = [p.detach() + shift * direction for p, direction in zip(packed, shifts, strict=True)]
             yield Trial(carry, inputs, noise, knobs)
 
-    def _read(self, carry: Carry, record: Terms) -> Reading:
-        """Terms, gradients as the optimizer's memory shows them, and buffers."""
+    def _reading(self, carry: Carry, record: Terms) -> Reading:
+        """Terms, gradients (as a first step leaves them in the optimizer's memory) and buffers."""
         terms = {name: x for name, x in record.items() if name != "skipped"}
         norm = {"gradient_norm": terms.pop("gradient_norm")}
         key = next(k for k in (GRADIENTS, "accumulated", "first") if k in carry)
@@ -244,31 +258,36 @@ class CompileTask:
 
 
 def _compile(loops: Sequence[Loop], announce: bool) -> str:
-    """Compile loops, and say so before; why it failed, in words."""
-    fresh = [loop for loop in loops if not loop.is_cached()]
-    if fresh and (failure := _failure(compiler)):
+    """Compile loops, after announcing how long that will take.
+
+    Returns:
+        The reason why compiling failed; empty if it did not.
+    """
+    uncached = [loop for loop in loops if not loop.is_cached()]
+    if uncached and (failure := _failure_of(compiler)):
         return failure
-    if announce and fresh:
+    if announce and uncached:
         seconds = sum(
-            (COMPILING + COMPILING_AN_OPERATION * loop.operations) * (ANY_LENGTH if loop.any_length else 1)
-            for loop in fresh
+            (COMPILE_SECONDS + COMPILE_SECONDS_PER_OPERATION * loop.operations)
+            * (ANY_LENGTH_FACTOR if loop.any_length else 1)
+            for loop in uncached
         )
-        what = "the step" if len(loops) == 1 else f"the step for {len(loops)} lengths of sequences"
-        operations = " + ".join(str(loop.operations) for loop in fresh)
+        what = "the step" if len(loops) == 1 else f"the step for {len(loops)} sequence lengths"
+        operations = " + ".join(str(loop.operations) for loop in uncached)
         print(f"compiling {what} ({operations} operations), about {seconds:.0f} s", file=sys.stderr)
-    failures = [_failure(loop.compile) for loop in loops]
+    failures = [_failure_of(loop.compile) for loop in loops]
     return next(filter(None, failures), "")
 
 
-def _failure(compile: Callable[[], object]) -> str:
-    """Compile; why it failed, in words."""
+def _failure_of(compile: Callable[[], object]) -> str:
+    """Call a function that compiles; the reason why it failed, or ""."""
     try:
         compile()
     except DifferentGraphs:
         raise
     except (Untraceable, NoCompiler) as error:
         return str(error)
-    except Exception as error:  # torch's compiler has no error of its own for what it cannot do
+    except Exception as error:  # torch's compiler raises errors of many types
         return f"torch's compiler failed with {type(error).__name__}: {_first_line(error)}"
     return ""
 
@@ -278,5 +297,5 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def _warn(why: str, what: str = "the steps run eagerly, and more slowly") -> None:
-    warnings.warn(f"not compiled: {why}; {what}.", UserWarning, stacklevel=4)
+def _warn(reason: str, consequence: str = "the steps run eagerly, and more slowly") -> None:
+    warnings.warn(f"not compiled: {reason}; {consequence}.", UserWarning, stacklevel=4)

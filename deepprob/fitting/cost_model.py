@@ -1,50 +1,62 @@
-"""What compiling costs and gains, and how many steps go in one call."""
+"""The cost and the gain of compiling a fit, and the number of steps in one call."""
 
 from __future__ import annotations
 
 from pyro.infer.autoguide import AutoGuide
 
-from deepprob.fitting.buckets import Views, sequence_lengths
+from deepprob.fitting.buckets import LengthBuckets, sequence_lengths
 from deepprob.fitting.state import State
 from deepprob.programs.minibatch import Batch
 
-# What a compiled fit costs and gains, in seconds; measured on two cores, see benchmarks/README.md.
-COMPILING, COMPILING_AN_OPERATION = 8.0, 0.02
-ANY_LENGTH = 1.3  # times as much where sequences may be of any length
-_GAINED_AN_OPERATION = 1e-5
-FEWEST_STEPS = 1000  # below which nothing is gained, whatever the program
-_A_LENGTH = 2**38  # multiplications that take about as long as one more compilation
+# Measured on two cores, see benchmarks/README.md.
+COMPILE_SECONDS, COMPILE_SECONDS_PER_OPERATION = 8.0, 0.02
+ANY_LENGTH_FACTOR = 1.3  # a graph for sequences of any length takes this many times as long to compile
+_SECONDS_SAVED_PER_OPERATION = 1e-5  # in one step
+FEWEST_STEPS = 1000  # shorter fits gain nothing from compiling, whatever the program
+_MULTIPLICATIONS_PER_BUCKET = 2**38  # take about as long as compiling for one more bucket
 
-_CAPACITY = 1024
-_NOISE_BYTES = 2**25
-_CALL = 2**35  # multiplications in one call, so that it ends in about a second
+_MOST_STEPS = 1024  # in one call
+_MOST_NOISE_BYTES = 2**25  # in one call
+_MOST_MULTIPLICATIONS = 2**35  # in one call, so that it ends in about a second
 
 
-def views_of(compile: bool | str, state: State, data: Batch, *, batch_size: int, steps: int) -> Views:
-    """The rows of a fit, sequences cut to lengths that save more than they cost.
+def length_buckets(compile: bool | str, state: State, data: Batch, *, batch_size: int, steps: int) -> LengthBuckets:
+    """All rows of a fit, in length buckets that save more than they cost to compile.
+
+    The cost counts only when ``"auto"`` may compile: with True or False every bucket that saves time steps is used.
 
     Args:
-        compile: True, False or ``"auto"``; where a fit compiles in any case or never, savings need no reason.
-        state: What the first step starts from.
+        compile: True, False or ``"auto"``.
+        state: The state before the first step.
         data: All rows, on the device.
         batch_size: Rows of a step.
-        steps: How many are planned.
+        steps: Planned steps.
     """
     instance = state.instance
+    # The parameters that an automatic guide keeps for each row have one length.
     by_row = isinstance(instance.program.current_guide, AutoGuide) and bool(instance.structure.local)
-    lengths = None if by_row else sequence_lengths(instance.program, data)  # a guide's parameters have one length
-    compiled = compile is True or (compile == "auto" and steps >= FEWEST_STEPS)
-    weighed = compiled and compile == "auto"
-    worth = _A_LENGTH / (state.work(batch_size) * steps) if weighed else 0.0
-    return Views(data, lengths, batch_size, worth, roomy=compiled and instance.device.type == "cpu")
+    lengths = None if by_row else sequence_lengths(instance.program, data)
+    may_compile = compile is True or (compile == "auto" and steps >= FEWEST_STEPS)
+    weigh_cost = may_compile and compile == "auto"
+    least_saving = _MULTIPLICATIONS_PER_BUCKET / (state.multiplications(batch_size) * steps) if weigh_cost else 0.0
+    pad_one_step = may_compile and instance.device.type == "cpu"
+    return LengthBuckets(data, lengths, batch_size, least_saving, pad_one_step)
 
 
-def pays(steps: int, operations: int) -> bool:
-    """Whether compiling gains more than it costs."""
-    cost = COMPILING + COMPILING_AN_OPERATION * operations
-    return steps * operations * _GAINED_AN_OPERATION > cost
+def is_worth_compiling(steps: int, operations: int) -> bool:
+    """Whether ``steps`` runs of a graph of ``operations`` gain more time than compiling it takes."""
+    cost = COMPILE_SECONDS + COMPILE_SECONDS_PER_OPERATION * operations
+    return steps * operations * _SECONDS_SAVED_PER_OPERATION > cost
 
 
 def capacity_of(state: State, batch_size: int, numbers: int) -> int:
-    """Steps in one call: few enough for its noise and its time to stay small."""
-    return max(1, min(_CAPACITY, _NOISE_BYTES // (4 * numbers + 1), _CALL // (state.work(batch_size) + 1)))
+    """Most steps in one call, such that its noise fits in memory and it ends in about a second.
+
+    Args:
+        state: The state before the first step.
+        batch_size: Rows of a step.
+        numbers: Random numbers of a step.
+    """
+    by_noise = _MOST_NOISE_BYTES // (4 * numbers + 1)
+    by_time = _MOST_MULTIPLICATIONS // (state.multiplications(batch_size) + 1)
+    return max(1, min(_MOST_STEPS, by_noise, by_time))

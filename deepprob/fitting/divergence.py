@@ -1,4 +1,4 @@
-"""The error of a fit whose steps stopped being finite."""
+"""The error that a diverged fit raises."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class DivergenceError(RuntimeError):
-    """A fit whose steps stopped being finite.
+    """Too many steps of a fit in a row had a loss or gradient that was not finite.
 
     Args:
         message: What became non-finite, where, and what to change.

@@ -1,4 +1,4 @@
-"""The loss and its gradients: one run in Python, or one graph traced from it."""
+"""The loss and its gradients, by a run in Python or by a graph traced from it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from deepprob.programs.tracing import TraceableSites, tensors_of
 class GradientGraph:
     """Loss, terms, gradients and new buffers as a pure function of tensors.
 
-    Called with (parameters, buffers, fixed, batch, rows, normal, uniform, kl_weight), lists where they are several,
-    it returns (loss, terms, gradients, new buffers).
+    Called with ``(parameters, buffers, fixed, batch, rows, normal, uniform, kl_weight)`` it returns
+    ``(loss, terms, gradients, new buffers)``, each a tensor or a list of tensors.
 
     Attributes:
-        function: The function; in-place operations of the program are still among its own.
+        function: The function. It changes none of its inputs, though its graph may still work in place.
         names: Names of the terms.
         buffers: The program's tensors that a run changes.
-        fixed: Those that it only reads.
+        fixed: The program's tensors that a run only reads.
         noise: How much noise a call takes.
-        layers: Precision in which layers multiply.
     """
 
     function: Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]]
@@ -41,7 +40,6 @@ class GradientGraph:
     buffers: list[Tensor]
     fixed: list[Tensor]
     noise: NoiseSize
-    layers: str = "float32"
 
 
 def loss_and_gradients(
@@ -52,7 +50,11 @@ def loss_and_gradients(
     rows: Tensor,
     kl_weight: float | Tensor,
 ) -> tuple[Tensor, Terms, list[Tensor]]:
-    """Run an objective, inside a running program: loss and terms, detached, and a gradient for every parameter."""
+    """Run an objective and differentiate it, inside a running program.
+
+    Returns:
+        The loss and the terms, detached, and a gradient for each of ``params``.
+    """
     batch = instance.program.prepare(*batch)
     run = Run(instance.program, batch, rows, instance.num_data, plates=instance.structure.plates)
     loss, terms = objective(run, kl_weight=kl_weight)
@@ -61,11 +63,11 @@ def loss_and_gradients(
 
 
 class GradientProgram:
-    """One run of an objective and of its gradients, as Python runs it.
+    """The loss and gradients of a program, run by Python.
 
     Args:
         instance: The program.
-        objective: What is maximised.
+        objective: The objective to maximise.
     """
 
     def __init__(self, instance: ProgramInstance, objective: Objective) -> None:
@@ -76,15 +78,19 @@ class GradientProgram:
         """Loss, detached terms, and a gradient for every parameter.
 
         Args:
-            batch: The batch's rows of the data.
-            rows: Which they are, shape ``(B,)``.
+            batch: The rows of the batch.
+            rows: Their indices in the data, shape ``(B,)``.
             kl_weight: Weight of the KL.
         """
         return loss_and_gradients(self.instance, self.objective, self.params, batch, rows, kl_weight)
 
     def measure(self, batch: Batch, rows: Tensor) -> tuple[NoiseSize, list[Tensor]]:
-        """Run once: how much noise that takes, and which of the program's tensors it changes; they are put back."""
-        others = self._others()
+        """Measure one run; the program's tensors are restored.
+
+        Returns:
+            How much noise the run takes, and the tensors of the program that it changes.
+        """
+        others = self._untrained()
         before = [x.clone() for x in others]
         with LiftedNoise() as noise:
             self(batch, rows, 1.0)
@@ -92,31 +98,31 @@ class GradientProgram:
         restore(others, before)
         return noise.size, changed
 
-    def _others(self) -> list[Tensor]:
+    def _untrained(self) -> list[Tensor]:
         """The program's tensors that are not trained."""
         trained = {id(p) for p in self.params}
         return [x for x in tensors_of(self.instance) if id(x) not in trained]
 
 
 def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGraph:
-    """Trace a run of an objective and its gradients; inside a running program.
+    """Trace a run of an objective and its gradients, inside a running program.
 
-    Every tensor that can change from step to step is an input of the graph: parameters, buffers, the batch, its rows,
-    the noise and the weight of the KL. So a value that is asked for while tracing (``.item()``, ``if tensor:``) is an
-    error and not a constant.
+    Every tensor that can change from step to step is an input of the graph: parameters, buffers, the batch, its row
+    indices, the noise and the weight of the KL. A program that reads a tensor's value (``.item()``, ``if tensor:``)
+    therefore raises an error; the value never becomes a constant.
 
     Args:
-        program: What to trace.
-        batch: A batch like those to come.
-        rows: Its rows.
+        program: The program and objective to trace.
+        batch: An example of a batch.
+        rows: The indices of its rows.
 
     Raises:
-        Untraceable: If a run depends on values, or on random numbers that are not torch's.
+        Untraceable: If a run depends on tensor values, or draws random numbers that are not torch's.
     """
-    batch, rows = tuple(x.clone() for x in batch), rows.clone()  # one tensor given twice would become one input
+    batch, rows = tuple(x.clone() for x in batch), rows.clone()  # the same tensor twice would become one input
     size, buffers = program.measure(batch, rows)
     changed = {id(x) for x in buffers}
-    others = program._others()
+    others = program._untrained()
     fixed = [x for x in others if id(x) not in changed]
     names: list[str] = []
 
@@ -162,4 +168,4 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         loss, terms, gradients = graph(params, changing, *rest)
         return loss, terms, gradients, changing
 
-    return GradientGraph(pure, tuple(names), buffers, fixed, size, getattr(program.objective, "layers", "float32"))
+    return GradientGraph(pure, tuple(names), buffers, fixed, size)

@@ -1,4 +1,4 @@
-"""The held-out score of a running fit."""
+"""The score of a running fit on held-out data."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ _SEED = 20_140_410
 
 
 class HeldOut:
-    """Mean held-out ELBO per row, under the same noise every time, so that epochs differ by their parameters alone.
+    """Mean held-out ELBO per row.
+
+    Every call uses the same noise, so that the scores of two epochs differ by their parameters alone.
 
     Args:
         instance: The program that is being fitted.
-        batch: The rows, on the device.
+        batch: The held-out rows, on the device.
 
     Raises:
-        ValueError: If the rows cannot be scored.
+        ValueError: If the program cannot score these rows.
 
     Attributes:
-        batch: The rows.
-        operations: Of one score.
+        batch: The held-out rows.
+        operations: Number of operations in one score.
     """
 
     def __init__(self, instance: ProgramInstance, batch: Batch) -> None:
@@ -38,7 +40,7 @@ class HeldOut:
         self._compiled: dict[int, CompiledQuery] = {}
         self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []
         generators = [torch.Generator(instance.device).manual_seed(_SEED + kind) for kind in range(2)]
-        with self._asking() as posterior:
+        with self._scoring() as posterior:
             for piece in posterior.chunks(batch, 1):
                 with LiftedNoise() as noise:
                     posterior.elbo_of(piece, 1)
@@ -47,12 +49,12 @@ class HeldOut:
 
     @property
     def compiled_graphs(self) -> int:
-        """Compiled graphs: one for every number of rows that is scored at once, at most two."""
+        """Number of compiled graphs: one for each size of a piece of the rows, at most two."""
         return len(self._compiled)
 
     def __call__(self) -> float:
-        """The score with the parameters as they are."""
-        with self._asking() as posterior:
+        """The score at the present parameters."""
+        with self._scoring() as posterior:
             parts = [self._score(posterior, piece, noise) for piece, noise in self._pieces]
             return float(torch.cat(parts).mean())
 
@@ -63,7 +65,7 @@ class HeldOut:
             return posterior.elbo_of(piece, 1)
 
     @contextmanager
-    def _asking(self) -> Iterator[Posterior]:
+    def _scoring(self) -> Iterator[Posterior]:
         instance, training = self.instance, self.instance.program.training
         try:
             with torch.no_grad(), instance.running(), RandomStream(_SEED, instance.device).drawing():
@@ -72,14 +74,14 @@ class HeldOut:
             instance.program.train(training)
 
     def compile(self) -> None:
-        """Score by native code from here on.
+        """Compile the score; later calls run native code.
 
         Raises:
-            Untraceable: If the score depends on values in another way than by tensor operations.
+            Untraceable: If the score depends on tensor values other than through tensor operations.
             NoCompiler: If there is no C++ compiler.
         """
         found: dict[int, CompiledQuery] = {}
-        with self._asking() as posterior:
+        with self._scoring() as posterior:
             for piece, _ in self._pieces:
                 if num_rows(piece) not in found:
                     graph = trace_query(self.instance, lambda x: [posterior.elbo_of(x, 1)], piece)

@@ -11,7 +11,11 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[bool]]:
-    """Within this context the first Ctrl-C is noted in the list given, for a run to end in good order."""
+    """Let a run end in good order on Ctrl-C.
+
+    Within this context the first Ctrl-C only makes the yielded list non-empty; a second one interrupts as usual. In
+    other threads, and where the user has a handler for the signal, nothing changes.
+    """
     seen: list[bool] = []
     if threading.current_thread() is not threading.main_thread():
         yield seen
@@ -22,7 +26,7 @@ def interruptible() -> Iterator[list[bool]]:
         seen.append(True)
         signal.signal(signal.SIGINT, before)
 
-    if before is not signal.default_int_handler:  # somebody else's: leave it alone
+    if before is not signal.default_int_handler:  # the user has set a handler
         yield seen
         return
     signal.signal(signal.SIGINT, note)

@@ -1,4 +1,4 @@
-"""The optimizer as a factory: which one, its learning rate over time, clipping and averaging."""
+"""The optimizer factory: algorithm, learning rate schedule, clipping and averaging."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def constant(step: Any, total: int) -> Any:
 
 
 def cosine(step: Any, total: int) -> Any:
-    """Half a cosine from 1 at the first step to 0.01 after the last.
+    """Half a cosine period, from 1 at the first step to 0.01 after the last.
 
     Examples:
         >>> [round(float(cosine(step, 10)), 3) for step in (0, 5, 10)]
@@ -53,18 +53,18 @@ _SCHEDULES: dict[str, Callable[[Any, int], Any]] = {"constant": constant, "cosin
 
 @dataclass(frozen=True)
 class Optimizer:
-    """How a routine minimises its loss.
+    """The optimizer of a routine, built by the routine over its own copy of the parameters.
 
     Args:
         name: ``"adam"``, ``"adamw"``, ``"sgd"``, ``"rmsprop"``, ``"adagrad"``, ``"nadam"``, or any class of
             ``torch.optim``.
         learning_rate: The peak step size; None takes the program's own.
         schedule: ``"constant"``, ``"cosine"``, ``"linear"``, or a function of (step, number of steps) that returns
-            what to multiply ``learning_rate`` with.
-        clip_norm: Largest Euclidean norm of the whole gradient; None leaves it alone.
+            the factor of ``learning_rate``.
+        clip_norm: Largest Euclidean norm of the whole gradient; None for no clipping.
         average: Decay of an exponential moving average of the parameters, which the posterior then holds; None
-            for the last parameters themselves.
-        accumulate: Steps whose gradients are averaged for one update of the parameters.
+            for no average.
+        accumulate: Number of steps whose gradients are averaged for one update of the parameters.
         options: Further arguments of the optimizer's class.
 
     Raises:
@@ -89,9 +89,9 @@ class Optimizer:
         if isinstance(self.name, str) and self.name not in _CLASSES:
             raise unknown("optimizer", self.name, _CLASSES)
         if not isinstance(self.name, str | type):
-            raise TypeError(f"an optimizer is named by text or by a class of torch.optim; got {self.name!r}.")
+            raise TypeError(f"an optimizer's name must be text or a class of torch.optim; got {self.name!r}.")
         if self.name is torch.optim.LBFGS:
-            raise ValueError("LBFGS evaluates the loss several times a step, which noise would mislead. Choose adam.")
+            raise ValueError("LBFGS evaluates the loss several times per step, and noise misleads it. Choose adam.")
         if isinstance(self.schedule, str) and self.schedule not in _SCHEDULES:
             raise unknown("schedule", self.schedule, _SCHEDULES)
         if self.learning_rate is not None and not (0 < self.learning_rate < math.inf):
@@ -105,18 +105,18 @@ class Optimizer:
 
     @property
     def rule(self) -> tuple[Rule, int] | None:
-        """What an update does, as a pure function, and its moments; None where only ``torch.optim`` has it."""
+        """The update rule and its number of moments; None if only ``torch.optim`` has the optimizer."""
         names = [n for n, cls in _CLASSES.items() if self.name in (n, cls)]
         return rule_named(names[0], self.options) if names else None
 
     def advance(self, carry: Carry, gradients: Sequence[Tensor], finite: Tensor, rate: Tensor, step: Tensor) -> Carry:
-        """One update by the optimizer's own `rule`; see `deepprob.fitting.update_rules.advance`.
+        """Update packed parameters by the optimizer's `rule`; see `deepprob.fitting.update_rules.advance`.
 
         Raises:
-            ValueError: If only ``torch.optim`` has the optimizer.
+            ValueError: If the optimizer has no `rule`.
         """
         if self.rule is None:
-            raise ValueError(f"{self.name} has no rule here: build it, and call its step.")
+            raise ValueError(f"{self.name} has no update rule in deepprob. Use Optimizer.build, and call its step.")
         return advance(
             carry,
             gradients,
@@ -130,17 +130,17 @@ class Optimizer:
         )
 
     def build(self, params: Iterable[Tensor], learning_rate: float) -> torch.optim.Optimizer:
-        """The torch optimizer over some parameters."""
+        """Build torch's optimizer over some parameters."""
         cls: Any = _CLASSES[self.name] if isinstance(self.name, str) else self.name
         built: torch.optim.Optimizer = cls(list(params), lr=learning_rate, **self.options)
         return built
 
     def rate(self, step: int, total: int, peak: float) -> float:
-        """The learning rate of a step, of ``total`` steps in all."""
+        """The learning rate of one of ``total`` steps."""
         return float(self.rates(step, step + 1, total, peak)[0])
 
     def rates(self, first: int, end: int, total: int, peak: float) -> FloatArray:
-        """The learning rates of the steps from ``first`` to before ``end``, of ``total`` steps in all."""
+        """The learning rates of the steps from ``first`` to before ``end``, out of ``total`` steps."""
         if isinstance(self.schedule, str):
             return np.broadcast_to(peak * _SCHEDULES[self.schedule](np.arange(first, end), total), end - first)
         schedule = self.schedule
@@ -162,11 +162,11 @@ class Optimizer:
 
 
 def optimizer_named(optimizer: str | Optimizer | type[torch.optim.Optimizer] | None) -> Optimizer:
-    """The factory that a name or a torch class stands for.
+    """Make an `Optimizer` from a name or a class of ``torch.optim``; None gives the default.
 
     Raises:
-        ValueError: If there is none of that name.
-        TypeError: If it is something else, an optimizer over parameters already built for instance.
+        ValueError: If the name is unknown.
+        TypeError: If it is of another type, such as a torch optimizer that is already built.
     """
     if optimizer is None:
         return Optimizer()

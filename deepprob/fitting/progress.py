@@ -1,4 +1,4 @@
-"""A progress bar for terminal and notebook."""
+"""A progress bar for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tqdm import tqdm
 from deepprob.posteriors.history import History
 
 
-def wanted(progress: bool | str) -> bool:
-    """Whether to show a bar: as asked, or where somebody watches.
+def shows_progress(progress: bool | str) -> bool:
+    """Whether to show a progress bar; ``"auto"`` shows it in a terminal or a notebook.
 
     Raises:
-        ValueError: If it is neither a bool nor ``"auto"``.
+        ValueError: If ``progress`` is neither a bool nor ``"auto"``.
 
     Examples:
-        >>> wanted(False)
+        >>> shows_progress(False)
         False
     """
     if isinstance(progress, bool):
@@ -29,27 +29,27 @@ def wanted(progress: bool | str) -> bool:
 
 
 class ProgressBar:
-    """Steps done of steps planned, with the last epoch's ELBO beside it.
+    """The number of steps done, and the ELBO of the last epoch.
 
     Args:
-        total: Steps planned.
-        done: Steps done already, by a fit that is resumed.
-        progress: See `wanted`.
+        total: Planned steps.
+        done: Steps that a resumed fit has already taken.
+        progress: See `shows_progress`.
     """
 
     def __init__(self, total: int, done: int, progress: bool | str) -> None:
-        # Plain text: it needs no widgets, and a notebook shows it as well.
+        # Plain text needs no widgets, and notebooks show it too.
         self._bar: Any = tqdm(
             total=total,
             initial=done,
-            disable=not wanted(progress),
+            disable=not shows_progress(progress),
             bar_format="{percentage:3.0f} % |{bar:28}| step {n_fmt} of {total_fmt}{postfix}, {remaining} left",
             leave=False,
         )
         self._epochs = 0
 
     def advance(self, steps: int, history: History) -> None:
-        """Some more steps."""
+        """Add steps to the bar, and show the last epoch's ELBO."""
         self._bar.update(steps)
         elbos = history.epochs.get("elbo", [])
         if len(elbos) != self._epochs and not self._bar.disable:

@@ -1,4 +1,4 @@
-"""Which rows the batches of a fit hold, in an order that a resumed fit continues."""
+"""The order of the rows in a fit, which a resumed fit continues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deepprob.data import Shuffle
 
-_SALT = 0x5EED  # the order of the rows has a seed of its own, so that it does not depend on the noise
+_SALT = 0x5EED  # added to the fit's seed, so that the order of the rows does not depend on the noise
 
 
 class RowOrder:
@@ -18,28 +18,28 @@ class RowOrder:
     Args:
         num_data: Number of rows, N.
         batch_size: Rows of a batch, B.
-        groups: Which length bucket each row belongs to, shape ``(N,)``; None if there is one for all.
+        bucket_of_row: The length bucket of each row, shape ``(N,)``; None if there is only one.
         seed: The fit's seed.
     """
 
     class Position(NamedTuple):
-        """Where the order is: the generator's state, its state before the current epoch, the epoch's rows."""
+        """The generator's state, its state before the current epoch, and the rows of that epoch."""
 
         generator: Tensor
         epoch: Tensor
         rows: Tensor | None
 
-    def __init__(self, num_data: int, batch_size: int, groups: Tensor | None, seed: int) -> None:
+    def __init__(self, num_data: int, batch_size: int, bucket_of_row: Tensor | None, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed + _SALT)
-        self._shuffle = Shuffle(num_data, batch_size, self._generator, groups)
+        self._shuffle = Shuffle(num_data, batch_size, self._generator, bucket_of_row)
         self._epoch = self._generator.get_state()
         self._rows: Tensor | None = None  # of the current epoch
         self.steps_per_epoch = self._shuffle.steps_per_epoch
 
     def rows(self, first: int, end: int) -> Tensor:
-        """The rows of the batches from one step to before another, shape ``(n, B)``; ``(1, N)`` if all see all rows.
+        """The rows of each batch from step ``first`` to before step ``end``, shape ``(n, B)``.
 
-        Steps are asked for one after the other.
+        Calls must follow each other: ``first`` is the ``end`` of the previous call.
         """
         if self._shuffle.batch_size == self._shuffle.num_data:
             return torch.arange(self._shuffle.num_data).expand(end - first, -1)  # (n, N), without a copy
@@ -56,22 +56,22 @@ class RowOrder:
 
     @property
     def position(self) -> Position:
-        """The position, to go back to."""
+        """The present position, for `go_back`."""
         return self.Position(self._generator.get_state(), self._epoch, self._rows)
 
     def go_back(self, position: Position) -> None:
-        """Continue from an earlier position."""
+        """Continue from an earlier `position`."""
         generator, self._epoch, self._rows = position
         self._generator.set_state(generator)
 
     @property
     def epoch_state(self) -> Tensor:
-        """State of the generator before the current epoch: all that a checkpoint needs."""
+        """The generator's state before the current epoch, which is enough to resume from a checkpoint."""
         return self._epoch
 
     def resume(self, epoch_state: Tensor, step: int) -> None:
-        """Continue at a step of the epoch that began with a state of the generator."""
+        """Continue before a step of the epoch that began with ``epoch_state``."""
         self._epoch, self._rows = epoch_state, None
         self._generator.set_state(epoch_state)
         if step and step % self.steps_per_epoch == 0:
-            self._shuffle.epoch()  # that epoch is over: the next one draws the next permutation
+            self._shuffle.epoch()  # that epoch is complete; the next one draws the next permutation

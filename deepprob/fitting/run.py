@@ -1,4 +1,4 @@
-"""The loop that gradient-based routines share: epochs, scores, callbacks, interruptions and checkpoints."""
+"""A running fit, shared by gradient-based routines: epochs, scores, callbacks, interruptions and checkpoints."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from deepprob.engine.machine import keep_freed_memory, threads_for
 from deepprob.engine.random import RandomStream
-from deepprob.fitting.best import Best
-from deepprob.fitting.buckets import Views
+from deepprob.fitting.best import BestState
+from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
 from deepprob.fitting.checkpoints import (
     Snapshot,
@@ -42,13 +42,13 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.laplace import finish_guide
 from deepprob.programs.run import first_bad_site
 
-_PATIENCE = 20  # consecutive steps that were not finite, before the fit is given up
-_OWNED = ("packed", "buffers")  # parts of the carry that are the program's own tensors
+_MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
+_IN_PROGRAM = ("packed", "buffers")  # parts of the carry that are the program's own tensors
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a fit runs.
+    """The settings of a fit.
 
     Attributes:
         batch_size: Rows per step.
@@ -56,7 +56,7 @@ class FitSettings:
         optimizer: The factory whose schedule the learning rate follows.
         learning_rate: The peak step size.
         seed: The fit's seed.
-        callbacks: What is done between steps.
+        callbacks: The callbacks of the fit.
         config: The routine and its settings, as JSON.
     """
 
@@ -70,7 +70,7 @@ class FitSettings:
 
 
 class _Position(NamedTuple):
-    """Where a fit was: all that the next steps depend on."""
+    """Everything in memory that the next steps depend on, to go back to after a call with skipped steps."""
 
     carry: Carry
     step: int
@@ -79,53 +79,53 @@ class _Position(NamedTuple):
 
 
 class RunningFit:
-    """A running fit; what callbacks see of it is `deepprob.fitting.callbacks.Fit`.
+    """A running fit. Callbacks may use the part of it that `deepprob.fitting.callbacks.Fit` declares.
 
     Args:
-        state: What the first step starts from.
-        stepper: What takes the steps.
-        views: All rows, on the device.
-        held_out: Rows to score after every epoch, or None.
+        state: The state before the first step.
+        stepper: Takes the steps.
+        buckets: All rows, on the device.
+        held_out: The score to compute after every epoch, or None.
         noise: The fit's random numbers.
-        settings: How the fit runs.
+        settings: The settings of the fit.
     """
 
     def __init__(
         self,
         state: State,
         stepper: Stepper,
-        views: Views,
+        buckets: LengthBuckets,
         held_out: HeldOut | None,
         noise: RandomStream,
         settings: FitSettings,
     ) -> None:
         self.state, self.stepper, self.noise, self.settings = state, stepper, noise, settings
-        self.data, self.held_out, self.callbacks = views.data, held_out, list(settings.callbacks)
-        self.order = RowOrder(state.instance.num_data, settings.batch_size, views.groups, settings.seed)
+        self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
+        self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
         self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
         graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
         self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
-        self.best = Best(state.instance.snapshot(), scored=held_out is not None)
+        self.best = BestState(state.instance.snapshot(), scored=held_out is not None)
         self.bad_in_a_row = 0
-        self.unclosed = 0.0  # seconds spent on the current epoch
+        self.epoch_seconds = 0.0  # spent on the current epoch
         # Stop after every epoch if something watches epochs; otherwise run several in one call.
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of what is trained, by name, as it is now."""
+        """A detached copy of the trained parameters, by name."""
         return {name: p.detach().clone() for name, p in self.state.params.items()}
 
     def run(self, progress: bool | str) -> Posterior:
-        """Take all steps, from a checkpoint on if there is one, and return the posterior.
+        """Take all steps, resuming from a checkpoint if there is one, and return the posterior.
 
         Args:
-            progress: Whether to show a bar.
+            progress: Whether to show a progress bar: True, False or ``"auto"``.
 
         Raises:
-            DivergenceError: If steps stopped being finite; it carries the last good posterior.
+            DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
         """
         saved = next((c for c in self.callbacks if isinstance(c, Checkpoint) and c.resume), None)
         if saved is not None and (saved.path / "manifest.json").exists():
@@ -135,7 +135,7 @@ class RunningFit:
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
             keep_freed_memory()
-            with bar, threads_for(self.state.work(self.settings.batch_size)), interruptible() as interrupted:
+            with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 self.history.interrupted = bool(interrupted)
@@ -143,7 +143,8 @@ class RunningFit:
             self.history.interrupted = True
         if self.history.interrupted:
             warnings.warn(
-                f"the fit was interrupted after {self.step} of {self.total_steps} steps; this is the best so far.",
+                f"the fit was interrupted after {self.step} of {self.total_steps} steps; "
+                "the posterior holds the best state so far.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -151,40 +152,40 @@ class RunningFit:
         return self._posterior()
 
     def save_checkpoint(self, path: Path) -> None:
-        """Write all that is needed to go on from here, bit for bit."""
+        """Write a checkpoint, from which the fit resumes bit for bit."""
         write_checkpoint(path, self._snapshot())
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _advance(self, bar: ProgressBar) -> None:
-        """Take the steps to the next stop."""
+        """Take the steps up to the next stop."""
         began = time.perf_counter()
         first, end = self.step, self._next_stop()
-        several = end - first > self.steps_per_epoch
-        origin = self._position() if several else None
+        several_epochs = end - first > self.steps_per_epoch
+        origin = self._position() if several_epochs else None
         rows, knobs = self.order.rows(first, end), self._knobs(first, end)
         self.state.instance.program.train()
         with self.state.instance.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
         record = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
         if origin is not None and any(record["skipped"]):
-            # Which state is the last good one is seen epoch by epoch: the same steps are taken again, one epoch each.
+            # The last good state must be found epoch by epoch: take the same steps again, one epoch per call.
             self._go_back(origin)
             self.by_epoch = True
             return
         self.step = end
         for name, values in record.items():
             self.history.steps.setdefault(name, []).extend(values)
-        self._watch(first, record["skipped"])
+        self._count_skipped(first, record["skipped"])
         seconds = (time.perf_counter() - began) / (end - first)
         for callback in self.callbacks:
             if (interval := callback.interval(self.steps_per_epoch)) and end % interval == 0:
                 callback.step_end(self)
-        closed = end // self.steps_per_epoch - self.epoch
-        self.unclosed += seconds * (end - first)
-        if closed:
+        completed = end // self.steps_per_epoch - self.epoch
+        self.epoch_seconds += seconds * (end - first)
+        if completed:
             self.state.instance.check_complete()
-            self._close_epochs(closed, knobs)
+            self._record_epochs(completed, knobs)
             for callback in self.callbacks:
                 callback.epoch_end(self)
         bar.advance(end - first, self.history)
@@ -194,7 +195,7 @@ class RunningFit:
         return _Position(carry, self.state.step, self.noise.state, self.order.position)
 
     def _go_back(self, position: _Position) -> None:
-        self.state.take(position.carry)
+        self.state.assign(position.carry)
         self.state.step, self.noise.state = position.step, position.noise
         self.order.go_back(position.order)
 
@@ -211,35 +212,35 @@ class RunningFit:
         return whole if whole > self.step else end
 
     def _knobs(self, first: int, end: int) -> FloatArray:
-        """Learning rate, weight of the KL and values of annealed buffers of some steps, shape ``(n, 2 + k)``."""
+        """Learning rate, weight of the KL and values of annealed buffers of each step, shape ``(n, 2 + k)``."""
         weights = np.ones(end - first)
         for callback in self.callbacks:
             if type(callback).kl_weight is not Callback.kl_weight:
                 weights *= [callback.kl_weight(step, self.steps_per_epoch) for step in range(first, end)]
-        moved = [[c.value(step, self.steps_per_epoch) for step in range(first, end)] for c in self.anneals]
+        annealed = [[c.value(step, self.steps_per_epoch) for step in range(first, end)] for c in self.anneals]
         rates = self.settings.optimizer.rates(first, end, self.total_steps, self.settings.learning_rate)
-        return np.stack([rates, weights, *moved], 1)
+        return np.stack([rates, weights, *annealed], 1)
 
-    def _close_epochs(self, count: int, knobs: FloatArray) -> None:
-        """Sum up the epochs that were completed by the last steps."""
+    def _record_epochs(self, count: int, knobs: FloatArray) -> None:
+        """Add the epochs that the last call completed to the history, and update the best state."""
         size, first = self.steps_per_epoch, self.epoch * self.steps_per_epoch
         self.epoch += count
-        done = slice(first, first + count * size)
-        elbo = np.array(self.history.steps["elbo"][done]).reshape(count, size)
-        skipped = np.array(self.history.steps["skipped"][done]).reshape(count, size)
+        epochs = slice(first, first + count * size)
+        elbo = np.array(self.history.steps["elbo"][epochs]).reshape(count, size)
+        skipped = np.array(self.history.steps["skipped"][epochs]).reshape(count, size)
         kept = np.where(skipped, 0.0, elbo)
         with np.errstate(invalid="ignore"):
             means = kept.sum(1) / np.where(skipped.all(1), np.nan, size - skipped.sum(1))
-        last = knobs[len(knobs) - 1 - (count - 1) * size :: size]  # the last step's of every epoch
+        last = knobs[len(knobs) - 1 - (count - 1) * size :: size]  # of the last step of each epoch
         rows: dict[str, Any] = {
             "elbo": means.tolist(),
             "learning_rate": last[:, 0].tolist(),
             "kl_weight": last[:, 1].tolist(),
             **{f"annealed.{c.buffer}": column.tolist() for c, column in zip(self.anneals, last[:, 2:].T, strict=True)},
             "skipped": skipped.sum(1).tolist(),
-            "seconds": [self.unclosed / count] * count,
+            "seconds": [self.epoch_seconds / count] * count,
         }
-        self.unclosed = 0.0
+        self.epoch_seconds = 0.0
         if self.held_out is not None:
             with self._averaged():
                 rows["held_out_elbo"] = [self.held_out()]
@@ -250,12 +251,13 @@ class RunningFit:
         self.history.best_epoch = self.best.epoch
 
     def _current(self) -> dict[str, Tensor]:
-        """A copy of the parameters as the posterior would hold them: averaged, if that was asked for."""
+        """A copy of the state that the posterior would hold, with averaged parameters if the optimizer averages."""
         with self._averaged():
             return self.state.instance.snapshot()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
+        """Within this context the parameters are their average, if the optimizer keeps one."""
         average = self.state.average
         if average is None:
             yield
@@ -269,39 +271,43 @@ class RunningFit:
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, first: int, skipped: Sequence[float]) -> None:
-        """Count steps that were not applied, and give up after too many in a row."""
+    def _count_skipped(self, first: int, skipped: Sequence[float]) -> None:
+        """Count skipped steps in a row, and raise if there are too many."""
         if not any(skipped):
             self.bad_in_a_row = 0
             self.best.confirm()
             return
-        patience = min(_PATIENCE, self.total_steps)
+        most = min(_MOST_SKIPPED, self.total_steps)
         for index, bad in enumerate(skipped):
             if not bad:
                 self.bad_in_a_row = 0
                 self.best.confirm()
                 continue
             self.bad_in_a_row += 1
-            if self.bad_in_a_row == patience:
-                self._give_up(first + index + 1 - patience)
+            if self.bad_in_a_row == most:
+                self._raise_divergence(first + index + 1 - most)
 
-    def _give_up(self, first: int) -> None:
-        """Say what happened from a step on, and hand over the last good state."""
+    def _raise_divergence(self, first: int) -> None:
+        """Raise the error of a fit whose steps are skipped from step ``first`` on.
+
+        Raises:
+            DivergenceError: Always; it carries the last good posterior.
+        """
         instance = self.state.instance
         with torch.no_grad(), instance.running(), self.noise.drawing():
             batch = instance.program.prepare(*self.data)
             where = first_bad_site(instance.program, batch, instance.num_data)
-        found = self._posterior()
+        posterior = self._posterior()
         epoch = first // self.steps_per_epoch + 1
         rate = float(self._knobs(first, first + 1)[0, 0])
-        kept = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
+        best = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
         value = self.history.steps["elbo"][first]
-        what = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
+        problem = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
         raise DivergenceError(
-            f"{what} at epoch {epoch}, step {first + 1} ({where}). "
-            f"The best state so far ({kept}) is kept. "
+            f"{problem} at epoch {epoch}, step {first + 1} ({where}). "
+            f"The best state so far ({best}) is kept. "
             f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale.",
-            found,
+            posterior,
         )
 
     def _posterior(self) -> Posterior:
@@ -311,19 +317,19 @@ class RunningFit:
             self.best.withdraw()
             self.history.best_epoch = self.best.epoch
         elif self.step % self.steps_per_epoch and unscored:
-            self.best.tensors = self._current()  # stopped within an epoch: every applied step was finite
+            self.best.tensors = self._current()  # the fit stopped within an epoch, and every applied step was finite
         instance.load(self.best.tensors)
         try:
             finish_guide(instance, self.data)
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
-                raise  # of a fit that was cut short the mode so far is what there is
+                raise  # a fit that was cut short returns the mode that it has reached
         return Posterior(instance, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be equal for a resumed fit to be the same fit."""
+        """The settings and digests that identify the fit; a resumed fit must have the same."""
         return {
             **self.settings.config,
             "seed": self.settings.seed,
@@ -342,7 +348,7 @@ class RunningFit:
             stop=self.stop,
             bad_in_a_row=self.bad_in_a_row,
             program=self.state.instance.tensors(),
-            carry={name: group for name, group in self.state.carry.items() if name not in _OWNED},
+            carry={name: group for name, group in self.state.carry.items() if name not in _IN_PROGRAM},
             optimizer=optimizer_state(self.state.optimizer),
             noise=self.noise.state,
             shuffle=self.order.epoch_state,
@@ -353,9 +359,9 @@ class RunningFit:
         )
 
     def _restore(self, snapshot: Snapshot) -> None:
-        """Put a fit that has not begun where a snapshot was."""
+        """Continue from a snapshot, before the first step."""
         self.state.instance.load(snapshot.program)
-        self.state.take(snapshot.carry)
+        self.state.assign(snapshot.carry)
         if self.state.optimizer is not None:
             load_optimizer(self.state.optimizer, snapshot.optimizer)
         self.noise.state = snapshot.noise
@@ -372,6 +378,7 @@ class RunningFit:
 
 
 def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy values into tensors of the same names."""
     with torch.no_grad():
         for name, value in target.items():
             value.copy_(values[name])

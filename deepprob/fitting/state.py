@@ -1,4 +1,4 @@
-"""The state of a fit: what the next step needs."""
+"""The state of a fit, which each step reads and updates."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from deepprob.engine.packing import Packing
 from deepprob.fitting.optimizers import FloatArray, Optimizer
-from deepprob.fitting.update_rules import Carry, counted, due
+from deepprob.fitting.update_rules import Carry, accumulate_and_clip, count_and_average
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 
 
 @dataclass
 class State:
-    """What the next step needs.
+    """Parameters, optimizer memory and step count of a fit.
 
     Attributes:
         instance: The program, whose parameters and buffers are updated in place.
-        params: What is trained, by name; views of ``carry["packed"]``.
-        packing: How parameters lie in the packed tensors.
-        carry: Packed parameters, what the optimizer remembers of them, their average, and the buffers that a run of
+        params: The trained parameters by name; views of ``carry["packed"]``.
+        packing: The layout of the parameters in the packed tensors.
+        carry: Packed parameters, the optimizer's memory, the average of the parameters, and the buffers that a run of
             the program changes.
-        optimizer: Over `params`, where only ``torch.optim`` has it.
+        optimizer: Torch's optimizer over `params`; None if the optimizer has an update rule of ours.
         step: Steps done.
         annealed: Buffers of the program that are set before every step.
     """
@@ -40,13 +40,13 @@ class State:
 
     @property
     def average(self) -> dict[str, Tensor] | None:
-        """The average of the parameters, by name, if one is kept."""
+        """The average of the parameters, by name; None if none is kept."""
         if "average" not in self.carry:
             return None
         return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
 
-    def work(self, batch_size: int) -> int:
-        """Multiplications of a step, roughly; of sequences, of one time step, since those come one after the other."""
+    def multiplications(self, batch_size: int) -> int:
+        """Approximate multiplications of a step; for sequences those of one time step, as time steps run in turn."""
         return sum(p.numel() for p in self.params.values()) * batch_size
 
     def anneal(self, values: Sequence[float]) -> None:
@@ -55,34 +55,34 @@ class State:
             buffer.fill_(value)
 
     def update(self, gradients: Sequence[Tensor], finite: Tensor, rate: float, optimizer: Optimizer) -> None:
-        """One update of the parameters, in place; none where the step was not finite.
+        """Update the parameters in place; a step that is not finite is skipped.
 
         Args:
-            gradients: Packed.
-            finite: Whether loss and gradients are.
+            gradients: Packed gradients of the loss.
+            finite: Whether loss and gradients are finite.
             rate: The learning rate.
             optimizer: The factory that made the state.
         """
         packed = self.carry["packed"]
-        step = torch.full((), self.step, device=packed[0].device)  # a copy from the CPU would wait
+        step = torch.full((), self.step, device=packed[0].device)  # a copy from the CPU would wait for the device
         self.step += 1
         if self.optimizer is None:
             speed = torch.full((), rate, dtype=packed[0].dtype, device=packed[0].device)
-            self.take(optimizer.advance(self.carry, gradients, finite, speed, step))
+            self.assign(optimizer.advance(self.carry, gradients, finite, speed, step))
             return
-        gradients, applied, new = due(
+        gradients, applied, new = accumulate_and_clip(
             self.carry, gradients, finite, step, optimizer.clip_norm, optimizer.accumulate
-        )  # fmt: skip
+        )
         if bool(applied):
             for p, g in zip(self.params.values(), self.packing.unpack(gradients), strict=True):
                 p.grad = g
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
-        self.take(new | counted(self.carry, packed, applied, optimizer.average))
+        self.assign(new | count_and_average(self.carry, packed, applied, optimizer.average))
 
-    def take(self, new: Carry) -> None:
-        """Go on from another carry, in place."""
+    def assign(self, new: Carry) -> None:
+        """Copy tensors of another carry into this state's, in place."""
         with torch.no_grad():
             for name, tensors in new.items():
                 for old, value in zip(self.carry[name], tensors, strict=True):
@@ -91,10 +91,10 @@ class State:
 
 @dataclass(frozen=True)
 class Knobs:
-    """What changes from step to step without changing what the step is.
+    """Numbers that change from step to step.
 
     Attributes:
-        learning_rate: The optimizer's.
+        learning_rate: The optimizer's learning rate.
         kl_weight: Weight of the KL in the loss.
         annealed: Values of the state's annealed buffers.
     """
@@ -105,16 +105,16 @@ class Knobs:
 
     @classmethod
     def of(cls, row: FloatArray) -> Knobs:
-        """One row of many steps' knobs."""
+        """The knobs of one step, from a row of the array that holds the knobs of many steps."""
         learning_rate, kl_weight, *annealed = row.tolist()
         return cls(learning_rate, kl_weight, tuple(annealed))
 
 
-def repeated(rows: Tensor, count: int) -> Tensor:
-    """Rows repeated until there are enough of them."""
+def repeat_rows(rows: Tensor, count: int) -> Tensor:
+    """Repeat row indices until there are ``count`` of them."""
     return rows.repeat(-(-count // len(rows)))[:count]
 
 
-def gathered(data: Batch, rows: Tensor) -> Batch:
-    """The rows of a batch; all of them as they are."""
+def gather_rows(data: Batch, rows: Tensor) -> Batch:
+    """Select the rows of a batch; a full batch is returned without a copy."""
     return data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)

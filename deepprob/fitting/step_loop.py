@@ -1,10 +1,10 @@
-r"""A gradient step as a pure function, taken eagerly or many times in one call.
+r"""A gradient step as a pure function, run eagerly or many times in one call.
 
 .. math:: (\theta_k, m_k) = \mathrm{update}\big(\theta_{k-1}, m_{k-1}, \nabla L(\theta_{k-1}; x_{r_k}, \varepsilon_k,
           \beta_k), \eta_k\big), \qquad k = 1, \dots, n
 
 with parameters :math:`\theta`, the optimizer's memory :math:`m`, rows :math:`r`, noise :math:`\varepsilon`, the weight
-of the KL :math:`\beta` and the learning rate :math:`\eta`. A step whose loss or gradient is not finite changes nothing.
+of the KL :math:`\beta` and the learning rate :math:`\eta`. A step whose loss or gradient is not finite is skipped.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ from deepprob.engine.random import RandomStream
 from deepprob.fitting.gradients import GradientGraph, GradientProgram
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.state import State, gathered
+from deepprob.fitting.state import State, gather_rows
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch
 
 GRADIENTS = "gradients"
 
 
-def carried(state: State) -> Carry:
-    """What a pure step carries: all, or what gradients need where torch's own optimizer updates the parameters."""
+def loop_carry(state: State) -> Carry:
+    """The carry of a pure step.
+
+    It is the state's whole carry. If torch's own optimizer updates the parameters, it is packed parameters, buffers and
+    ``gradients``.
+    """
     if state.optimizer is None:
         return state.carry
     packed = state.carry["packed"]
@@ -39,27 +43,27 @@ def carried(state: State) -> Carry:
 def step_loop(
     state: State, gradients: GradientGraph, optimizer: Optimizer, data: Batch, batch_size: int, capacity: int
 ) -> Loop:
-    """A loop of gradient steps.
+    """Make a loop of gradient steps.
 
     Its knobs are the learning rate, the weight of the KL and the values of the state's annealed buffers. Its record has
-    the objective's terms, ``gradient_norm``, and ``skipped``, 1 where the step was not applied.
+    the objective's terms, ``gradient_norm``, and ``skipped``, which is 1 for a skipped step.
 
     Args:
-        state: An example of what the first step starts from.
+        state: An example of the state before the first step.
         gradients: The traced loss and gradients.
-        optimizer: How parameters are updated; where only ``torch.optim`` knows, the carry has ``gradients`` for it.
-        data: All rows, or rows like them where they are gathered.
+        optimizer: The optimizer. Without an update rule of ours, the carry has ``gradients`` for torch's optimizer.
+        data: All rows; for minibatches, an example of them.
         batch_size: Rows of a step.
         capacity: Most steps in one call.
     """
     packed = state.carry["packed"][0]
-    full = batch_size == (len(data[0]) if data else batch_size)
+    full_batch = batch_size == (len(data[0]) if data else batch_size)
     places = {id(x): i for i, x in enumerate(gradients.fixed)}
     annealed = [places[id(x)] for x in state.annealed]
 
     def step(carry: Carry, inputs: StepData, noise: Noise, knobs: Tensor) -> tuple[Carry, Terms]:
         rows, (whole, fixed) = inputs.rows, inputs.fixed
-        batch = tuple(whole if full else [x.index_select(0, rows) for x in whole])
+        batch = tuple(whole if full_batch else [x.index_select(0, rows) for x in whole])
         rate, weight, *values = knobs.unbind(0)
         fixed = list(fixed)
         for i, value in zip(annealed, values, strict=True):
@@ -70,48 +74,48 @@ def step_loop(
         )
         named = dict(zip(gradients.names, terms, strict=True))
         flat = state.packing.pack(found, in_a_graph=True)
-        return _updated(carry, flat, loss, named, buffers, rate, inputs.number, optimizer)
+        return _new_carry_and_record(carry, flat, loss, named, buffers, rate, inputs.number, optimizer)
 
-    rows = torch.zeros((1 if full else 2), batch_size, dtype=torch.long, device=packed.device)
+    rows = torch.zeros((1 if full_batch else 2), batch_size, dtype=torch.long, device=packed.device)
     knobs = torch.zeros(2, 2 + len(annealed), dtype=packed.dtype, device=packed.device)
     fixed = (list(data), gradients.fixed)
-    return Loop(step, carried(state), PerStep(rows, knobs), fixed, gradients.noise, capacity)
+    return Loop(step, loop_carry(state), PerStep(rows, knobs), fixed, gradients.noise, capacity)
 
 
 def eager_step(state: State, program: GradientProgram, optimizer: Optimizer, stream: RandomStream) -> Step:
-    """The step of `step_loop` as Python takes it, to compare the two.
+    """The step of `step_loop` run by Python, to compare the two.
 
     Args:
-        state: Whose parameters and buffers are used; their values are put back.
+        state: The state whose parameters and buffers the step uses; their values are restored.
         program: The loss and its gradients.
-        optimizer: How parameters are updated.
-        stream: Where draws come from that the noise does not serve; every step begins at its present position.
+        optimizer: The optimizer.
+        stream: The source of draws that the noise does not serve; every step begins at its present position.
     """
-    own = [*state.carry["packed"], *state.carry["buffers"], *state.annealed]
+    used = [*state.carry["packed"], *state.carry["buffers"], *state.annealed]
     position = stream.state
 
     def step(carry: Carry, inputs: StepData, noise: Noise, knobs: Tensor) -> tuple[Carry, Terms]:
-        before = [x.clone() for x in own]
+        before = [x.clone() for x in used]
         try:
-            state.take({name: carry[name] for name in ("packed", "buffers")})
+            state.assign({name: carry[name] for name in ("packed", "buffers")})
             state.anneal(knobs[2:].tolist())
-            batch = gathered(tuple(inputs.fixed[0]), inputs.rows)
+            batch = gather_rows(tuple(inputs.fixed[0]), inputs.rows)
             stream.state = position
             with state.instance.running(), stream.drawing(), LiftedNoise(*noise):
                 loss, terms, found = program(batch, inputs.rows, knobs[1])
             with torch.no_grad():
                 buffers = [x.clone() for x in state.carry["buffers"]]
                 flat = state.packing.pack(found)
-                return _updated(carry, flat, loss, terms, buffers, knobs[0], inputs.number, optimizer)
+                return _new_carry_and_record(carry, flat, loss, terms, buffers, knobs[0], inputs.number, optimizer)
         finally:
             with torch.no_grad():
-                for x, value in zip(own, before, strict=True):
+                for x, value in zip(used, before, strict=True):
                     x.copy_(value)
 
     return step
 
 
-def _updated(
+def _new_carry_and_record(
     carry: Carry,
     gradients: Sequence[Tensor],
     loss: Tensor,
@@ -124,7 +128,7 @@ def _updated(
     """The carry after a step, and the step's record."""
     norm = global_norm(gradients)
     finite = torch.isfinite(loss) & torch.isfinite(norm)
-    if optimizer.rule is None:  # torch's own optimizer takes the gradients from here
+    if optimizer.rule is None:  # torch's own optimizer reads the gradients from the carry
         new = {name: [x.clone() for x in tensors] for name, tensors in carry.items()} | {GRADIENTS: list(gradients)}
     else:
         new = optimizer.advance(carry, gradients, finite, rate, number)

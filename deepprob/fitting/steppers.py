@@ -1,4 +1,4 @@
-"""What takes the steps of a fit: Python one by one, or a loop many at once."""
+"""Steppers take the steps of a fit: eagerly one by one, or many at once in compiled loops."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 from deepprob.engine.loop import Loop, Noise, PerStep
 from deepprob.engine.random import RandomStream
-from deepprob.fitting.buckets import Views
+from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import FloatArray, Optimizer
 from deepprob.fitting.state import Knobs, State
-from deepprob.fitting.step_loop import GRADIENTS, carried
+from deepprob.fitting.step_loop import GRADIENTS, loop_carry
 from deepprob.programs.minibatch import Batch
 
 
@@ -22,55 +22,56 @@ class Stepper(Protocol):
     """Takes the steps of a fit.
 
     Attributes:
-        capacity: Most steps that it takes at once.
-        compiled_graphs: Number of graphs that were compiled for them.
+        capacity: Most steps in one call of `run`.
+        compiled_graphs: Number of compiled graphs.
     """
 
     capacity: int
     compiled_graphs: int
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        """Take some steps, inside a running program.
+        """Take ``n`` steps, inside a running program.
 
         Args:
-            state: Where they start; it is updated in place.
+            state: The state before the first step; it is updated in place.
             rows: The rows of each step's batch, shape ``(n, B)``, on the CPU.
             knobs: Learning rate, weight of the KL and values of annealed buffers of each step, shape ``(n, 2 + k)``.
 
         Returns:
-            The terms of each step, each of shape ``(n,)``.
+            The terms of the objective by name, each of shape ``(n,)``.
         """
 
 
 class EagerStepper:
-    """Steps as Python takes them.
+    """Takes steps one by one in Python.
 
     Args:
-        take: One step, from the state, all rows, those of its batch and its knobs.
-        views: All rows, on the device.
+        step: Takes one step, given the state, all rows, the rows of the batch and the knobs, and returns its terms.
+        buckets: All rows, on the device.
     """
 
     capacity = 1
     compiled_graphs = 0
 
-    def __init__(self, take: Callable[[State, Batch, Tensor, Knobs], Terms], views: Views) -> None:
-        self.take, self.views = take, views
+    def __init__(self, step: Callable[[State, Batch, Tensor, Knobs], Terms], buckets: LengthBuckets) -> None:
+        self.step, self.buckets = step, buckets
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        taken, on_device = [], rows.to(state.instance.device)
-        for view, first, end in self.views.runs(rows):
+        records, on_device = [], rows.to(state.instance.device)
+        for bucket, first, end in self.buckets.consecutive(rows):
+            data = self.buckets.data_by_bucket[bucket]
             for i in range(first, end):
-                taken.append(self.take(state, self.views.batches[view], on_device[i], Knobs.of(knobs[i])))
-        return {name: torch.stack([terms[name] for terms in taken]) for name in taken[0]}
+                records.append(self.step(state, data, on_device[i], Knobs.of(knobs[i])))
+        return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
 
 class CompiledStepper:
-    """Steps taken many at once by loops.
+    """Takes many steps in one call of a loop.
 
     Args:
-        loops: A loop for every view; see `step_loop`.
-        views: All rows, on the device.
-        fixed: The program's tensors that steps read, by view.
+        loops: The loop of each bucket, see `step_loop`; buckets may share one.
+        buckets: All rows, on the device.
+        fixed: For each bucket, the program's tensors that steps only read.
         optimizer: The fit's optimizer.
         noise: The fit's random numbers.
     """
@@ -78,13 +79,13 @@ class CompiledStepper:
     def __init__(
         self,
         loops: Sequence[Loop],
-        views: Views,
+        buckets: LengthBuckets,
         fixed: Sequence[list[Tensor]],
         optimizer: Optimizer,
         noise: RandomStream,
     ) -> None:
-        self.loops, self.views, self.optimizer, self.noise = loops, views, optimizer, noise
-        self.fixed = [(list(data), tensors) for data, tensors in zip(views.batches, fixed, strict=True)]
+        self.loops, self.buckets, self.optimizer, self.noise = loops, buckets, optimizer, noise
+        self.fixed = [(list(data), tensors) for data, tensors in zip(buckets.data_by_bucket, fixed, strict=True)]
         self.capacity = min(loop.capacity for loop in loops)
         self.compiled_graphs = sum(loop.is_compiled for loop in set(loops))
 
@@ -92,16 +93,18 @@ class CompiledStepper:
         like = state.carry["packed"][0]
         rates = torch.from_numpy(knobs).to(like.device, like.dtype)
         records = []
-        for view, first, end in self.views.runs(rows):
-            loop, fixed, steps = self.loops[view], self.fixed[view], slice(first, end)
+        for bucket, first, end in self.buckets.consecutive(rows):
+            loop, fixed, steps = self.loops[bucket], self.fixed[bucket], slice(first, end)
             noise = Noise(*loop.noise_for(fixed).draw(end - first, self.noise.generators, like.device))
-            new, record = loop(carried(state), PerStep(rows[steps], rates[steps]), fixed, noise, state.step)
+            new, record = loop(loop_carry(state), PerStep(rows[steps], rates[steps]), fixed, noise, state.step)
             if state.optimizer is None:
-                state.take(new)
+                state.assign(new)
                 state.step += end - first
-            else:  # one step, whose gradients are compiled and whose update is torch's
+            else:  # one step: the gradients are compiled, torch's optimizer updates the parameters
                 state.update(new[GRADIENTS], record["skipped"][0] == 0, float(knobs[first, 0]), self.optimizer)
-                state.take({"buffers": new["buffers"]})
-            records.append({name: x.clone() for name, x in record.items()})  # the loop's own memory on a GPU
-        state.anneal(knobs[-1, 2:].tolist())  # a callback that looks between calls sees the present values
+                state.assign({"buffers": new["buffers"]})
+            records.append(
+                {name: x.clone() for name, x in record.items()}
+            )  # on a GPU the loop reuses the memory of its record
+        state.anneal(knobs[-1, 2:].tolist())  # callbacks between calls see the values of the last step
         return {name: torch.cat([record[name] for record in records]) for name in records[0]}

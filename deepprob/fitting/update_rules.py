@@ -1,4 +1,4 @@
-"""What an optimizer does to parameters, as a pure function of tensors: it runs eagerly, or inside a graph."""
+"""Optimizer updates as pure functions of tensors, which run eagerly or inside a graph."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from torch import Tensor
 from deepprob.engine.packing import global_norm
 
 Carry = dict[str, list[Tensor]]
-"""What one step hands to the next: ``packed`` parameters, the optimizer's ``first`` and ``second`` moments, their
-``average``, ``accumulated`` gradients, ``buffers``, and the ``count`` of updates that were applied."""
-
+"""The tensors that one step hands to the next: ``packed`` parameters, the optimizer's ``first`` and ``second`` moments,
+the ``average`` of the parameters, ``accumulated`` gradients, ``buffers``, and the ``count`` of applied updates."""
 
 # A rule maps (parameter, gradient, moments, number of this update, learning rate) to the new parameter and moments.
-# `first` is linear in the gradient and starts at zero in every rule, so that a first step shows the gradient.
+# In every rule `first` is linear in the gradient and starts at zero: after one step it shows the gradient.
 Rule = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 
 
@@ -66,11 +65,11 @@ _MOMENTS = ("first", "second")
 
 
 def rule_named(name: str, options: Mapping[str, Any]) -> tuple[Rule, int] | None:
-    """The rule of a name and how many moments it keeps; None where only ``torch.optim`` has it.
+    """Look up an update rule and its number of moments; None for optimizers that only ``torch.optim`` has.
 
     Args:
         name: ``"adam"``, ``"adamw"`` or ``"sgd"``, as ``torch.optim`` defines them.
-        options: Arguments of the class in ``torch.optim``.
+        options: Arguments of the class in ``torch.optim``. Options that the rule does not have give None.
 
     References:
         Kingma, Ba (2015), Adam: A Method for Stochastic Optimization.
@@ -97,9 +96,9 @@ def first_carry(packed: list[Tensor], *, moments: int, averaged: bool, accumulat
 
     Args:
         packed: The parameters.
-        moments: How many moments the optimizer keeps.
-        averaged: Whether an average of the parameters is kept.
-        accumulating: Whether gradients are summed over several steps.
+        moments: Number of moments that the optimizer keeps.
+        averaged: Whether to keep an average of the parameters.
+        accumulating: Whether to accumulate gradients over several steps.
     """
     carry: Carry = {"packed": packed}
     for name in (*_MOMENTS[:moments], *(["accumulated"] if accumulating else [])):
@@ -122,23 +121,23 @@ def advance(
     average: float | None = None,
     accumulate: int = 1,
 ) -> Carry:
-    """One update of packed parameters, without a host sync; the carry that is given stays as it is.
+    """Update packed parameters without a host sync; the given carry does not change.
 
     Args:
-        carry: What the last step left.
-        gradients: Of the loss, packed.
-        finite: Whether loss and gradients are; if not, nothing changes.
+        carry: The carry of the previous step.
+        gradients: Gradients of the loss, packed.
+        finite: Whether loss and gradients are finite; if not, the step is skipped.
         rate: The learning rate.
         step: Number of this step, from 0.
-        rule: The optimizer's.
+        rule: The optimizer's update rule.
         clip_norm: Largest norm of the gradient, or None.
         average: Decay of the average of the parameters, or None.
-        accumulate: Steps whose gradients are averaged for one update.
+        accumulate: Number of steps whose gradients are averaged for one update.
 
     Returns:
         The new carry, without ``buffers``.
     """
-    gradients, applied, new = due(carry, gradients, finite, step, clip_norm, accumulate)
+    gradients, applied, new = accumulate_and_clip(carry, gradients, finite, step, clip_norm, accumulate)
     number = carry["count"][0] + 1
     names = [m for m in _MOMENTS if m in carry]
     new |= {name: [] for name in ("packed", *names)}
@@ -148,18 +147,23 @@ def advance(
         new["packed"].append(torch.where(applied, stepped, p))
         for name, before, after in zip(names, moments, moved, strict=True):
             new[name].append(torch.where(applied, after, before))
-    return new | counted(carry, new["packed"], applied, average)
+    return new | count_and_average(carry, new["packed"], applied, average)
 
 
-def due(
+def accumulate_and_clip(
     carry: Carry, gradients: Sequence[Tensor], finite: Tensor, step: Tensor, clip_norm: float | None, accumulate: int
 ) -> tuple[Sequence[Tensor], Tensor, Carry]:
-    """The gradients to go along in this step, whether to go at all, and what is accumulated for later."""
+    """Accumulate gradients over steps, and clip their norm.
+
+    Returns:
+        The gradients of this update, whether to apply it, and the accumulated gradients of the new carry.
+    """
     new: Carry = {}
     if accumulate > 1:
         pairs = zip(carry["accumulated"], gradients, strict=True)
         gradients = [torch.where(finite, a + g / accumulate, a) for a, g in pairs]
-        # Of steps none of which was finite nothing came together; without this, momentum would move on.
+        # If every accumulated step was skipped there is no gradient; without this test momentum would still move the
+        # parameters.
         finite = ((step + 1) % accumulate == 0) & torch.stack([g.any() for g in gradients]).any()
         new["accumulated"] = [torch.where(finite, torch.zeros_like(g), g) for g in gradients]
     if clip_norm is not None:
@@ -168,8 +172,8 @@ def due(
     return gradients, finite, new
 
 
-def counted(carry: Carry, packed: Sequence[Tensor], applied: Tensor, average: float | None) -> Carry:
-    """The number of updates, and the moving average of the parameters after this one.
+def count_and_average(carry: Carry, packed: Sequence[Tensor], applied: Tensor, average: float | None) -> Carry:
+    """The new count of updates and moving average of the parameters.
 
     Early averages forget the start faster, as in Adam's bias correction.
     """

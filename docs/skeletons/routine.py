@@ -12,7 +12,7 @@ from deepprob.engine.machine import pick_device
 from deepprob.engine.packing import Packing, global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
-from deepprob.fitting.buckets import Views
+from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.objectives import ELBO, Terms
@@ -139,9 +139,9 @@ def map_estimate(
     def take(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return step(state, data, rows, knobs)[1]
 
-    views = Views(tuple(x.to(where) for x in batch))
+    buckets = LengthBuckets(tuple(x.to(where) for x in batch))
     rate = learning_rate or program.learning_rate
     config = {"routine": "map_estimate", "steps": steps, "learning_rate": rate, "device": str(where)}
     settings = FitSettings(num_rows(batch), steps, _ADAM, rate, seed, callbacks, config)
     # Epochs, callbacks, checkpoints, Ctrl-C and the best state are the running fit's.
-    return RunningFit(state, EagerStepper(take, views), views, None, noise, settings).run(progress)
+    return RunningFit(state, EagerStepper(take, buckets), buckets, None, noise, settings).run(progress)

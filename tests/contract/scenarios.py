@@ -1,4 +1,4 @@
-"""Small data for every registered model, and every routine with settings that make it short."""
+"""Small data for every registered model, and settings that make every registered routine short."""
 
 from __future__ import annotations
 

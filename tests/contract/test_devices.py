@@ -1,17 +1,17 @@
-"""Every program of the zoo runs where it is put, though its code names no device; on a GPU its steps are recorded."""
+"""Every program of the zoo runs on the device of the fit, though its code names none; on a GPU it compiles."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from test_zoo import loss_and_gradients, own
+from test_zoo import instance_and_batch, loss_and_gradients
 from zoo import ZOO, Example
 
 from deepprob.inference import svi
 
 CPU = torch.device("cpu")
 META = torch.device("meta")
-"""Tensors without numbers: torch refuses to mix them with others, as it does with those of a GPU."""
+"""Tensors without values. Torch refuses to mix them with CPU tensors, as it does with GPU tensors."""
 
 
 @pytest.fixture(params=[example for example in ZOO if not example.stays], ids=lambda example: example.name)
@@ -20,8 +20,8 @@ def example(request: pytest.FixtureRequest) -> Example:
     return found
 
 
-def test_what_a_program_makes_is_made_where_it_runs(example: Example) -> None:
-    instance, batch, rows = own(example, CPU)
+def test_program_makes_tensors_on_its_device(example: Example) -> None:
+    instance, batch, rows = instance_and_batch(example, CPU)
     instance.device = META
     instance.program.to(META)
     own_tensors = instance.store["params"]
@@ -32,14 +32,14 @@ def test_what_a_program_makes_is_made_where_it_runs(example: Example) -> None:
         )  # fmt: skip
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) or "cannot be called on meta tensors" in str(error):
-            pytest.skip("asks for numbers, or for what torch knows no shape of")
+            pytest.skip("it needs values, or an operation without meta shapes")
         raise
     assert loss.device == META
     assert {g.device for g in gradients.values()} == {META}
 
 
 @pytest.mark.gpu
-def test_a_fit_is_compiled_and_recorded(example: Example, device: torch.device) -> None:
+def test_fit_compiles_on_a_gpu(example: Example, device: torch.device) -> None:
     if example.eager:
         pytest.skip(example.eager)
     program, data = example.make()

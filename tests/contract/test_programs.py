@@ -1,4 +1,4 @@
-"""What holds for every registered model, and for programs of one's own."""
+"""The contract of every registered model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def instance(name: str) -> ProgramInstance:
     return ProgramInstance(program, batch, len(batch[0]))
 
 
-def test_the_config_rebuilds_the_program(name: str) -> None:
+def test_config_rebuilds_the_program(name: str) -> None:
     program = MODEL_SCENARIOS[name].make()
     assert program.config is not None
     assert program.registry_name == name
@@ -62,7 +62,7 @@ def test_the_config_rebuilds_the_program(name: str) -> None:
     assert twin.config == program.config
 
 
-def test_the_guide_covers_every_latent_site(name: str) -> None:
+def test_guide_covers_every_latent_site(name: str) -> None:
     found = instance(name).structure
     assert found.latent
     assert found.observed
@@ -70,14 +70,14 @@ def test_the_guide_covers_every_latent_site(name: str) -> None:
 
 def test_gradients_reach_every_parameter(name: str) -> None:
     scenario = MODEL_SCENARIOS[name]
-    ours = instance(name)
-    batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
-    with torch.random.fork_rng(), ours.running():
+    own = instance(name)
+    batch = own.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
+    with torch.random.fork_rng(), own.running():
         torch.manual_seed(0)
-        totals = {n: torch.zeros_like(p) for n, p in ours.parameters().items()}
-        for _ in range(5):  # a unit that is off for one draw is on for another
-            loss, _ = ELBO()(Run(ours.program, ours.program.prepare(*batch), torch.arange(24), 24))
-            gradients = torch.autograd.grad(loss, list(ours.parameters().values()), allow_unused=True)
+        totals = {n: torch.zeros_like(p) for n, p in own.parameters().items()}
+        for _ in range(5):  # a unit that is inactive in one draw is active in another
+            loss, _ = ELBO()(Run(own.program, own.program.prepare(*batch), torch.arange(24), 24))
+            gradients = torch.autograd.grad(loss, list(own.parameters().values()), allow_unused=True)
             for n, g in zip(totals, gradients, strict=True):
                 assert g is not None, f"no gradient reaches {n}"
                 totals[n] += g.abs()
@@ -85,19 +85,19 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 5, 24])
-def test_the_elbo_is_weighed_right_for_every_batch(name: str, rows: int) -> None:
-    """Per-row parts of a batch are scaled by N / B: the global KL is the same for every batch size."""
-    scenario, ours = MODEL_SCENARIOS[name], instance(name)
-    ours.program.eval()
-    batch = ours.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
+def test_elbo_terms_for_every_batch_size(name: str, rows: int) -> None:
+    """Terms of rows are scaled by N / B, so that the global KL weighs the same for every batch size."""
+    scenario, own = MODEL_SCENARIOS[name], instance(name)
+    own.program.eval()
+    batch = own.program.accept(scenario.data if len(scenario.data) > 1 else scenario.data[0])
     part = tuple(x[:rows] for x in batch)
 
     def terms(data: tuple[torch.Tensor, ...], num_data: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(1)
-        run = Run(ours.program, ours.program.prepare(*data), torch.arange(len(data[0])), num_data)
+        run = Run(own.program, own.program.prepare(*data), torch.arange(len(data[0])), num_data)
         return ELBO()(run)[1]
 
-    with torch.random.fork_rng(), torch.no_grad(), ours.running():
+    with torch.random.fork_rng(), torch.no_grad(), own.running():
         alone, within = terms(part, rows), terms(part, 24)
     assert float(within["likelihood"]) == pytest.approx(float(alone["likelihood"]), rel=1e-4)
     assert float(within["kl_local"]) == pytest.approx(float(alone["kl_local"]), rel=1e-4, abs=1e-6)
@@ -119,7 +119,7 @@ def test_seeded_fits_are_equal_and_independent(name: str, posterior: Posterior) 
     assert all(torch.equal(v, other[n]) for n, v in second.parameters().items())
 
 
-def test_the_callers_random_state_and_pyros_store_are_untouched(name: str, tmp_path: Path) -> None:
+def test_random_state_and_store_are_unchanged(name: str, tmp_path: Path) -> None:
     scenario = MODEL_SCENARIOS[name]
     program, data = scenario.make(), scenario.data if len(scenario.data) > 1 else scenario.data[0]
     pyro.param("theirs", torch.zeros(()))
@@ -135,7 +135,7 @@ def test_the_callers_random_state_and_pyros_store_are_untouched(name: str, tmp_p
     pyro.clear_param_store()
 
 
-def test_two_programs_with_the_same_names_both_train(name: str) -> None:
+def test_programs_with_equal_parameter_names_train_apart(name: str) -> None:
     scenario = MODEL_SCENARIOS[name]
     alone = fit(name, seed=1).parameters()
     fit(name, seed=2)
@@ -146,7 +146,7 @@ def test_two_programs_with_the_same_names_both_train(name: str) -> None:
     assert start.parameters().keys() == alone.keys()
 
 
-def test_queries_have_their_shapes(name: str, posterior: Posterior) -> None:
+def test_query_shapes(name: str, posterior: Posterior) -> None:
     scenario = MODEL_SCENARIOS[name]
     assert posterior.log_likelihood(*scenario.data, draws=3).shape == (3, 24)
     assert posterior.elbo(*scenario.data).shape == (24,)
@@ -158,7 +158,7 @@ def test_queries_have_their_shapes(name: str, posterior: Posterior) -> None:
     assert evidence.shape == (() if "global" in posterior.latent_sites.values() else (24,))
 
 
-def test_arviz_has_its_groups(name: str, posterior: Posterior) -> None:
+def test_to_arviz_groups(name: str, posterior: Posterior) -> None:
     idata = posterior.to_arviz(*MODEL_SCENARIOS[name].data, draws=4)
     groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
     assert groups <= set(idata.groups())
@@ -178,7 +178,7 @@ print(json.dumps(posterior.log_likelihood(*scenario.data, draws=5).double().toli
 """
 
 
-def test_a_fresh_process_finds_the_same_densities(name: str, posterior: Posterior, tmp_path: Path) -> None:
+def test_loads_in_a_fresh_process_with_equal_densities(name: str, posterior: Posterior, tmp_path: Path) -> None:
     posterior.save(tmp_path / "fit")
     code = _FRESH.format(folder=str(Path(__file__).parent), path=str(tmp_path / "fit"), name=name)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -186,7 +186,7 @@ def test_a_fresh_process_finds_the_same_densities(name: str, posterior: Posterio
     assert torch.allclose(torch.tensor(json.loads(done.stdout), dtype=torch.float64), here, rtol=0, atol=1e-6)
 
 
-def test_a_program_is_copied_whole(name: str) -> None:
+def test_copy_shares_no_parameter_or_buffer(name: str) -> None:
     program = MODEL_SCENARIOS[name].make()
     twin: Program = copy.deepcopy(program)
     assert not {id(p) for p in program.parameters()} & {id(p) for p in twin.parameters()}

@@ -1,4 +1,4 @@
-"""Defects of Pyro, shown where that is cheap, that cannot happen here."""
+"""Defects of Pyro, each beside a test that deepprob does not have it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.7
 
 
 @pytest.fixture
-def pyros_own() -> Any:
-    """Pyro's global store, used and emptied."""
+def global_store() -> Any:
+    """Pyro's global store, empty before and after the test."""
     pyro.clear_param_store()
     with torch.random.fork_rng():
         yield
@@ -51,7 +51,7 @@ def forgetful(y: Tensor | None = None) -> None:
 
 
 class Lifted(PyroModule):
-    """A linear regression whose layer is ``nn.Linear`` with random weights."""
+    """A linear regression with an ``nn.Linear`` layer whose weights are latent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,24 +66,24 @@ class Lifted(PyroModule):
         return mean
 
 
-# -- a guide that misses a site -----------------------------------------------------------------------------------
+# -- a guide without a latent site --------------------------------------------------------------------------------
 
 
-def test_pyro_only_warns_of_a_guide_that_misses_a_site(pyros_own: Any) -> None:
+def test_pyro_only_warns_of_a_guide_without_a_latent_site(global_store: Any) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         SVI(two_latents, forgetful, Adam({"lr": 0.01}), Trace_ELBO()).step(Y)
     assert any("Found vars in model but not guide: {'b'}" in str(w.message) for w in seen)
 
 
-def test_a_guide_that_misses_a_site_is_an_error() -> None:
+def test_guide_without_a_latent_site_is_an_error() -> None:
     with pytest.raises(
         ValueError, match=r"the guide has no site 'b' but the model samples it\. Add pyro\.sample\(\"b\""
     ):
         svi(Program.of(two_latents, forgetful), Y)
 
 
-def test_the_name_of_a_program_of_ones_own_is_in_the_message() -> None:
+def test_message_names_the_program_class() -> None:
     class Mixture(Program):
         def model(self, y: Tensor | None = None) -> None:
             two_latents(y)
@@ -98,7 +98,7 @@ def test_the_name_of_a_program_of_ones_own_is_in_the_message() -> None:
 # -- a lazy guide's state -----------------------------------------------------------------------------------------
 
 
-def test_pyro_cannot_load_the_state_of_a_lazy_guide(pyros_own: Any) -> None:
+def test_pyro_cannot_load_the_state_of_a_lazy_guide(global_store: Any) -> None:
     guide = AutoNormal(two_latents)
     guide(Y)
     with pytest.raises(RuntimeError, match="Unexpected key"):
@@ -116,7 +116,7 @@ print(json.dumps(posterior.log_likelihood(Y, draws=4).double().tolist()))
 """
 
 
-def test_a_lazy_guide_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
+def test_lazy_guide_loads_in_a_fresh_process(tmp_path: Path) -> None:
     posterior = svi(Program.of(two_latents, "normal", data_plate="data"), Y, epochs=5)
     posterior.save(tmp_path / "p")
     code = _FRESH.format(folder=str(Path(__file__).parent), path=str(tmp_path / "p"))
@@ -129,7 +129,7 @@ def test_a_lazy_guide_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
 # -- predictions of a lifted layer --------------------------------------------------------------------------------
 
 
-def test_pyro_cannot_predict_a_lifted_layer_in_parallel(pyros_own: Any) -> None:
+def test_pyro_cannot_predict_a_lifted_layer_in_parallel(global_store: Any) -> None:
     model = Lifted()
     guide = AutoNormal(model)
     guide(X, Y)
@@ -138,7 +138,7 @@ def test_pyro_cannot_predict_a_lifted_layer_in_parallel(pyros_own: Any) -> None:
 
 
 @pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank"])
-def test_a_lifted_layer_predicts_over_all_draws_at_once(guide: str) -> None:
+def test_lifted_layer_predicts_all_draws_at_once(guide: str) -> None:
     posterior = svi(
         Program.of(Lifted(), guide, data_plate="data"), (X, Y), epochs=300, optimizer=Optimizer(learning_rate=0.05)
     )
@@ -154,7 +154,7 @@ def test_a_lifted_layer_predicts_over_all_draws_at_once(guide: str) -> None:
 # -- ArviZ --------------------------------------------------------------------------------------------------------
 
 
-def test_arviz_takes_no_svi_from_pyro() -> None:
+def test_arviz_refuses_pyros_svi() -> None:
     fitted = SVI(two_latents, AutoNormal(two_latents), Adam({"lr": 0.01}), Trace_ELBO())
     convert = getattr(arviz, "from_pyro", None)
     if convert is not None:
@@ -162,21 +162,21 @@ def test_arviz_takes_no_svi_from_pyro() -> None:
             convert(fitted)
 
 
-def test_arviz_takes_an_svi_posterior_with_its_log_likelihood() -> None:
+def test_arviz_takes_our_svi_posterior() -> None:
     posterior = svi(Program.of(two_latents, "normal", data_plate="data"), Y, epochs=5)
     idata = posterior.to_arviz(Y, draws=40)
     assert idata.log_likelihood["y"].shape == (1, 40, 30)
     assert idata.posterior["a"].shape == (1, 40)
     assert idata.posterior_predictive["y"].shape == (1, 40, 30)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a model this poor, LOO says so
+        warnings.simplefilter("ignore")  # LOO warns of a model this poor
         assert float(arviz.loo(idata).elpd_loo if hasattr(arviz.loo(idata), "elpd_loo") else 0.0) < 0
 
 
 # -- shapes of scalars --------------------------------------------------------------------------------------------
 
 
-def test_pyro_returns_scalars_with_an_extra_dimension(pyros_own: Any) -> None:
+def test_pyro_returns_scalars_with_an_extra_dimension(global_store: Any) -> None:
     guide = AutoNormal(two_latents)
     guide(Y)
     drawn = Predictive(two_latents, guide=guide, num_samples=6, parallel=True, return_sites=["a"])(Y)

@@ -1,4 +1,4 @@
-"""What holds for every registered routine."""
+"""The contract of every registered routine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(routine: str, **options: object) -> Posterior:
     return ROUTINES[routine](program(), Y, **ROUTINE_SETTINGS[routine] | options)
 
 
-def test_the_signature_is_shared(routine: str) -> None:
+def test_signature(routine: str) -> None:
     parameters = list(inspect.signature(ROUTINES[routine]).parameters.values())
     assert [p.name for p in parameters[:2]] == ["program", "data"]
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
@@ -54,7 +54,7 @@ def test_runs_are_seeded(routine: str) -> None:
     assert not torch.equal(first, other)
 
 
-def test_nothing_of_the_callers_changes(routine: str) -> None:
+def test_caller_state_is_unchanged(routine: str) -> None:
     pyro.param("theirs", torch.zeros(()))
     before = torch.get_rng_state()
     run(routine)
@@ -63,7 +63,7 @@ def test_nothing_of_the_callers_changes(routine: str) -> None:
     pyro.clear_param_store()
 
 
-def test_the_posterior_says_how_it_came_about(routine: str) -> None:
+def test_posterior_has_config_seed_and_versions(routine: str) -> None:
     posterior = run(routine, seed=5)
     assert posterior.config["routine"] == routine
     assert posterior.seed == 5
@@ -71,7 +71,7 @@ def test_the_posterior_says_how_it_came_about(routine: str) -> None:
     assert posterior.sample(draws=7)["loc"].shape == (7,)
 
 
-def test_it_comes_back_from_its_folder(routine: str, tmp_path: Path) -> None:
+def test_save_and_load(routine: str, tmp_path: Path) -> None:
     posterior = run(routine)
     posterior.save(tmp_path / "p")
     again = Posterior.load(tmp_path / "p", program=Program.of(model, data_plate="data"))
@@ -96,8 +96,8 @@ def test_callbacks_are_called(routine: str) -> None:
     assert seen
 
 
-class Own(Program):
-    """A program of one's own, without a guide."""
+class Custom(Program):
+    """A user's program without a guide."""
 
     def model(self, y: Tensor | None = None) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -105,8 +105,8 @@ class Own(Program):
             pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
 
 
-def test_draws_of_a_program_of_ones_own(tmp_path: Path) -> None:
-    posterior = draws_posterior(Own(), Y, {"loc": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))})
+def test_saves_draws_of_a_custom_program(tmp_path: Path) -> None:
+    posterior = draws_posterior(Custom(), Y, {"loc": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))})
     posterior.save(tmp_path / "p")
-    again = Posterior.load(tmp_path / "p", program=Own())
+    again = Posterior.load(tmp_path / "p", program=Custom())
     assert torch.equal(again.log_likelihood(Y, draws=8), posterior.log_likelihood(Y, draws=8))

@@ -1,7 +1,7 @@
-"""Loss and gradients of every program in the zoo, eager, traced and compiled, against Pyro's own with the same noise.
+"""Loss and gradients of every program in the zoo, eager, traced and compiled, against Pyro's with the same noise.
 
-Random numbers of a thousand steps cannot be the same: there, means over eight seeds differ by less than four of their
-standard errors, which of equal programs one in 700 does not. Seeds are fixed.
+Fits of a thousand steps draw other noise than Pyro's: their means over eight seeds must differ by less than four
+standard errors. Equal fits fail that once in 700. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.run import Run
 
-RELATIVE = 1e-5  # of a parameter's largest gradient
+RELATIVE = 1e-5  # relative to a parameter's largest gradient
 
 LossAndGradients = tuple[Tensor, dict[str, Tensor]]
 
@@ -49,15 +49,15 @@ def example(request: pytest.FixtureRequest) -> Example:
 
 @pytest.fixture
 def _doubles() -> Iterator[None]:
-    """Numbers of twice the length: in float32 a gradient whose terms cancel has fewer than five digits."""
+    """Float64, since in float32 a gradient whose terms cancel has fewer than five correct digits."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
 
 
-def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch, Tensor]:
-    """A routine's own copy of a program of the zoo, and a batch: its arguments and which rows they are."""
+def instance_and_batch(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch, Tensor]:
+    """The instance of a zoo program, a batch of its data, and the indices of the batch's rows."""
     if example.stays and device.type != "cpu":
         pytest.skip("it holds tensors on the CPU")
     program, data = example.make()
@@ -72,7 +72,7 @@ def own(example: Example, device: torch.device) -> tuple[ProgramInstance, Batch,
 
 
 def loss_and_gradients(instance: ProgramInstance, objective: Objective, batch: Batch, rows: Tensor) -> LossAndGradients:
-    """Our loss, per datum, and its gradient by parameter, zero where none reaches it."""
+    """Our loss per datum and its gradient by parameter, zero for parameters that it does not depend on."""
     with instance.running():
         batch, plates = instance.program.prepare(*batch), instance.structure.plates
         loss, _ = objective(Run(instance.program, batch, rows, instance.num_data, plates=plates))
@@ -80,18 +80,18 @@ def loss_and_gradients(instance: ProgramInstance, objective: Objective, batch: B
 
 
 def pyros_loss_and_gradients(instance: ProgramInstance, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
-    """The same of one of Pyro's objectives, for all data."""
+    """Loss and gradients of one of Pyro's objectives, for all data."""
     program = instance.program
-    # Pyro would find it out by a run, which draws noise; it counts the plate of particles.
+    # Pyro would find this out by a run, which draws noise. It counts the plate of particles.
     elbo.max_plate_nesting = instance.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
-    # Pyro knows an AutoMessenger by its class: of its one run it makes both traces.
+    # Pyro recognises an AutoMessenger by its class, and makes both traces in one run.
     guide = program.current_guide if isinstance(program.current_guide, GuideMessenger) else program.guide
     forget_values(program)
     with instance.running(), program.bound(rows, instance.num_data):
         batch = program.prepare(*batch)
         if hasattr(elbo, "differentiable_loss"):
             loss = elbo.differentiable_loss(program.model, guide, *batch)
-        else:  # TraceGraph_ELBO keeps to itself what it differentiates
+        else:  # TraceGraph_ELBO has its surrogate loss only in a private method
             bound, loss = elbo._loss_and_surrogate_loss(program.model, guide, batch, {})
             loss = loss - (bound + loss).detach()
         return loss.detach(), _gradients(loss, instance)
@@ -117,8 +117,8 @@ def _size(gradient: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("_doubles")
-def test_loss_and_gradients_are_pyros(example: Example, device: torch.device) -> None:
-    instance, batch, rows = own(example, device)
+def test_loss_and_gradients_equal_pyros(example: Example, device: torch.device) -> None:
+    instance, batch, rows = instance_and_batch(example, device)
     with RandomStream(1, device).drawing():
         loss, gradients = loss_and_gradients(instance, example.objective, batch, rows)
     with RandomStream(1, device).drawing():
@@ -128,7 +128,7 @@ def test_loss_and_gradients_are_pyros(example: Example, device: torch.device) ->
     assert any(bool((g != 0).any()) for g in gradients.values())
 
 
-def test_svi_takes_it(example: Example) -> None:
+def test_svi_fits_every_program(example: Example) -> None:
     program, data = example.make()
     posterior = svi(program, data or None, epochs=2, batch_size=example.batch_size, objective=example.objective)
     assert all(bool(torch.isfinite(p).all()) for p in posterior.parameters().values())
@@ -145,8 +145,8 @@ def named(example: Example) -> str:
 
 
 def trace(example: Example, device: torch.device) -> tuple[GradientProgram, GradientGraph, Batch]:
-    """A program, its traced loss and gradients, and all of its data."""
-    instance, batch, rows = own(example, device)
+    """A program, its traced loss and gradients, and all its data."""
+    instance, batch, rows = instance_and_batch(example, device)
     instance.program.train()
     program = GradientProgram(instance, example.objective)
     with instance.running(), RandomStream(1, device).drawing():
@@ -162,7 +162,7 @@ def move(tensors: list[Tensor], generator: torch.Generator) -> None:
 
 
 def fresh(example: Example, instance: ProgramInstance, seed: int) -> tuple[Tensor, list[torch.Generator]]:
-    """Rows of another batch, and where other noise comes from."""
+    """Rows of another batch, and generators of other noise."""
     generator = torch.Generator().manual_seed(seed)
     size = example.batch_size or instance.num_data
     rows = torch.randperm(instance.num_data, generator=generator)[:size].sort().values
@@ -171,7 +171,7 @@ def fresh(example: Example, instance: ProgramInstance, seed: int) -> tuple[Tenso
 
 @pytest.mark.usefixtures("_doubles")
 @pytest.mark.parametrize("example", TRACEABLE, ids=named)
-def test_the_traced_graph_is_the_eager_run(example: Example, device: torch.device) -> None:
+def test_traced_graph_equals_the_eager_run(example: Example, device: torch.device) -> None:
     program, graph, data = trace(example, device)
     instance, losses = program.instance, set()
     move(program.params, torch.Generator().manual_seed(2))
@@ -207,7 +207,7 @@ def test_what_is_refused_says_why_and_where(example: Example, device: torch.devi
 
 
 @pytest.mark.parametrize("example", EAGER, ids=named)
-def test_what_is_refused_runs_eagerly(example: Example) -> None:
+def test_untraceable_programs_run_eagerly(example: Example) -> None:
     program, data = example.make()
     with pytest.warns(
         UserWarning, match=r"^not compiled: the computation depends on a value .*`.+`; the steps run eagerly"
@@ -234,7 +234,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def by_hand(
+def eager_steps(
     program: GradientProgram,
     state: State,
     optimizer: Optimizer,
@@ -243,7 +243,7 @@ def by_hand(
     noise: tuple[Tensor, Tensor],
     rates: Tensor,
 ) -> tuple[Carry, list[dict[str, Tensor]]]:
-    """Steps as Python takes them, with noise that was drawn before."""
+    """Eager steps, with noise drawn ahead."""
     record = []
     for number, (chosen, normal, uniform, (rate, weight)) in enumerate(zip(rows, *noise, rates, strict=True)):
         batch = tuple(x.index_select(0, chosen) for x in data)
@@ -253,22 +253,22 @@ def by_hand(
             packed = state.packing.pack(gradients)
             norm = global_norm(packed)
             finite = torch.isfinite(loss) & torch.isfinite(norm)
-            state.take(optimizer.advance(state.carry, packed, finite, rate, torch.tensor(number, device=rows.device)))
+            state.assign(optimizer.advance(state.carry, packed, finite, rate, torch.tensor(number, device=rows.device)))
         record.append(terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)})
     return state.carry, record
 
 
-def how_compiled(example: Example) -> Any:
+def slow_unless_compiled(example: Example) -> Any:
     return pytest.param(example, marks=[] if example.name in COMPILED else [pytest.mark.slow])
 
 
 @pytest.mark.usefixtures("_doubles", "_cache")
 @pytest.mark.parametrize(
     "example",
-    [how_compiled(e) for e in TRACEABLE],
+    [slow_unless_compiled(e) for e in TRACEABLE],
     ids=[e.name for e in TRACEABLE],
 )
-def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.device) -> None:
+def test_compiled_steps_equal_eager_steps(example: Example, device: torch.device) -> None:
     program, graph, data = trace(example, device)
     instance, optimizer = program.instance, Optimizer(clip_norm=10.0, average=0.9)
     state = init(instance, optimizer, 0.01)
@@ -290,7 +290,7 @@ def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.devic
     for name, tensors in before.items():
         assert all(torch.equal(a, b) for a, b in zip(tensors, state.carry[name], strict=True))
     with instance.running(), RandomStream(3, device).drawing():
-        expected, by_step = by_hand(program, state, optimizer, data, rows, (normal, uniform), rates)
+        expected, by_step = eager_steps(program, state, optimizer, data, rows, (normal, uniform), rates)
     for i, terms in enumerate(by_step):
         scale = max(1.0, *(float(x.abs()) for x in terms.values()))
         found = {name: float(column[i]) for name, column in record.items()}
@@ -300,10 +300,10 @@ def test_compiled_steps_are_the_eager_ones(example: Example, device: torch.devic
             scale = float(b.abs().max()) if b.numel() and b.is_floating_point() else 1.0
             assert torch.allclose(a, b, rtol=RELATIVE, atol=RELATIVE * max(scale, 1e-6)), name
     if graph.noise.normal + graph.noise.uniform or graph.noise.unserved:
-        _noise_is_fresh(loop, carry, data, rows, Noise(normal, uniform), rates, graph)
+        _assert_fresh_noise(loop, carry, data, rows, Noise(normal, uniform), rates, graph)
 
 
-def _noise_is_fresh(
+def _assert_fresh_noise(
     loop: Loop,
     carry: Carry,
     data: Batch,
@@ -312,12 +312,12 @@ def _noise_is_fresh(
     rates: Tensor,
     graph: GradientGraph,
 ) -> None:
-    """On the same rows, at parameters that stand still, steps differ by their noise, and by nothing else."""
+    """With the same rows and parameters, steps differ by their noise alone."""
     rows, rates = rows[:1].expand_as(rows), torch.ones_like(rates) * rates.new_tensor([0.0, 1.0])
     fixed = (list(data), graph.fixed)
     _, record = loop(carry, PerStep(rows, rates), fixed, noise)
     different = len(set(record["gradient_norm"].tolist()))
-    assert different == STEPS if graph.noise.normal else different > 1  # coins may fall alike
+    assert different == STEPS if graph.noise.normal else different > 1  # coins may fall equal
     if not graph.noise.unserved and not graph.buffers:
         same = Noise(*(x[:1].expand_as(x) for x in noise))
         _, record = loop(carry, PerStep(rows, rates), fixed, same)
@@ -326,8 +326,8 @@ def _noise_is_fresh(
 
 # -- a thousand steps -----------------------------------------------------------------------------------------------
 
-# Without noise there is no Monte Carlo error, and at the knots of a spline the gradient jumps: rounding grows from
-# 1e-15 at step 100 to 1e-2 at step 300. Our own eager steps part from Pyro's in the same way.
+# Without noise there is no Monte Carlo error, and the gradient jumps at the knots of a spline: rounding grows from
+# 1e-15 at step 100 to 1e-2 at step 300. Our eager steps diverge from Pyro's in the same way.
 CHAOTIC = ("spline-in-the-model",)
 LONG = ("AutoNormal", "minibatches-of-codes", "gamma", "mixture-summed", "score-of-rows")
 SEEDS = 8
@@ -335,7 +335,7 @@ RATE = 0.02
 
 
 def final_elbo(instance: ProgramInstance, example: Example, data: Batch) -> float:
-    """Pyro's ELBO per datum on all data, a mean of 200 with the same noise for all."""
+    """Pyro's ELBO per datum on all data: the mean of 200 evaluations, with the same noise in every call."""
     objective = dataclasses.replace(example, batch_size=None).pyro()
     rows = torch.arange(instance.num_data, device=instance.device)
     with torch.no_grad(), instance.running(), RandomStream(99, instance.device).drawing():
@@ -366,7 +366,7 @@ def pyros_fit(example: Example, seed: int, device: torch.device) -> float:
     return final_elbo(instance, example, batch)
 
 
-def of_pyro(
+def pyros_elbos(
     example: Example,
     instance: ProgramInstance,
     state: State,
@@ -375,7 +375,7 @@ def of_pyro(
     noise: tuple[Tensor, Tensor],
     rates: Tensor,
 ) -> list[float]:
-    """The ELBO of Pyro's own steps, with noise that was drawn before."""
+    """The ELBO of each of Pyro's steps, with noise drawn ahead."""
     elbos, optimizer = [], Optimizer()
     for number, (chosen, normal, uniform, (rate, _)) in enumerate(zip(rows, *noise, rates, strict=True)):
         with LiftedNoise(normal, uniform):
@@ -386,7 +386,7 @@ def of_pyro(
             packed = state.packing.pack([g / instance.num_data for g in gradients.values()])
             finite = torch.isfinite(loss) & torch.isfinite(global_norm(packed))
             step = torch.tensor(number, device=rows.device)
-            state.take(optimizer.advance(state.carry, packed, finite, rate, step))
+            state.assign(optimizer.advance(state.carry, packed, finite, rate, step))
         elbos.append(-float(loss) / instance.num_data)
     return elbos
 
@@ -394,10 +394,8 @@ def of_pyro(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_doubles", "_cache")
 @pytest.mark.parametrize("example", TRACEABLE, ids=named)
-def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
-    example: Example, device: torch.device
-) -> None:
-    """Rounding grows until the paths part; where they end differs by less than a path's own Monte Carlo error."""
+def test_thousand_compiled_steps_match_pyro_with_the_same_noise(example: Example, device: torch.device) -> None:
+    """Rounding grows until the paths separate; their ends differ by less than the Monte Carlo error of one path."""
     program, graph, data = trace(example, device)
     instance, count = program.instance, 1000
     size, generators = example.batch_size or instance.num_data, fresh(example, instance, 30)[1]
@@ -413,7 +411,7 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
         loop.compile()
         _, record = loop(state.carry, PerStep(rows, rates), (list(data), graph.fixed), Noise(*noise))
     with RandomStream(3, device).drawing():
-        theirs = of_pyro(example, instance, state, data, rows, noise, rates)
+        theirs = pyros_elbos(example, instance, state, data, rows, noise, rates)
     ours = record["elbo"].tolist()
     if example.name in CHAOTIC:
         assert ours[:100] == pytest.approx(theirs[:100], rel=1e-9)
@@ -426,7 +424,7 @@ def test_a_thousand_compiled_steps_are_as_good_as_pyros_with_the_same_noise(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_cache")
 @pytest.mark.parametrize("example", [e for e in ZOO if e.name in LONG], ids=named)
-def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: torch.device) -> None:
+def test_thousand_compiled_steps_match_pyro_on_average(example: Example, device: torch.device) -> None:
     data = tuple(x.to(device) for x in example.make()[0].accept(example.make()[1]))
     epochs = 1000 * (example.batch_size or num_rows(data)) // num_rows(data)
     ours, theirs = [], []
@@ -444,7 +442,7 @@ def test_a_thousand_compiled_steps_end_where_pyros_do(example: Example, device: 
     assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 1e-6
 
 
-def test_the_zoo_is_as_large_and_as_traceable_as_it_must_be() -> None:
+def test_zoo_is_large_and_nearly_all_traceable() -> None:
     names = [example.name for example in ZOO]
     assert len(names) == len(set(names)) >= 50
     assert sum(bool(example.eager) for example in ZOO) <= 3

@@ -1,6 +1,6 @@
-"""Small programs of every kind, each with Pyro's objective that it must agree with.
+"""Small Pyro programs, each with the objective of Pyro that ours must agree with.
 
-Each shows one thing that a Pyro program may do. To add one, write it among its like and put a line into `ZOO`.
+Each shows one feature of Pyro. To add a program, write it in its section and add a line to `ZOO`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from deepprob.fitting.objectives import ELBO, Objective
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
-SAMPLED = ELBO(analytic_kl=False)  # as Trace_ELBO does, log q - log p is averaged
+SAMPLED = ELBO(analytic_kl=False)  # averages log q - log p, as Trace_ELBO does
 FOUR = ELBO(particles=4, analytic_kl=False)
 
 trace_of_four = partial(Trace_ELBO, num_particles=4, vectorize_particles=True)
@@ -45,17 +45,17 @@ trace_of_four = partial(Trace_ELBO, num_particles=4, vectorize_particles=True)
 
 @dataclass(frozen=True)
 class Example:
-    """A program, its data, and what its loss and gradients must equal.
+    """A program, its data, and two objectives that must agree.
 
     Attributes:
-        name: What it shows.
-        program: Builds it.
-        data: Draws its arguments.
-        objective: Ours.
-        pyro: Makes Pyro's objective that ours equals with the same noise, N times.
-        batch_size: Rows of a minibatch; None for all of them.
-        eager: Why it cannot be traced, if it cannot.
-        stays: Whether it holds tensors that are no part of a module, which keep it on the CPU.
+        name: The feature that the program shows.
+        program: Builds the program.
+        data: Draws the program's arguments.
+        objective: Our objective.
+        pyro: Makes Pyro's objective; with the same noise its loss is N times ours.
+        batch_size: Rows of a minibatch; None for all rows.
+        eager: The reason why the program cannot be traced; empty if it can.
+        stays: Whether it holds tensors outside any module, which keep it on the CPU.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Example:
     stays: bool = False
 
     def make(self) -> tuple[Program, Batch]:
-        """A fresh program and its data, the same ones at every call."""
+        """A fresh program and its data, equal in every call."""
         with RandomStream(0).drawing():
             data = self.data()
             return self.program(), data
@@ -78,7 +78,7 @@ class Example:
 
 
 def table() -> Batch:
-    """Rows of three numbers, and their sums with noise."""
+    """Rows of three numbers, and their noisy sums."""
     x = torch.randn(32, 3)
     return x, x.sum(-1) + 0.3 * torch.randn(32)
 
@@ -116,7 +116,7 @@ def series() -> Batch:
 
 
 def sequences() -> Batch:
-    """Sequences of two numbers a step."""
+    """Sequences with two numbers per time step."""
     return (torch.randn(16, 5, 2),)
 
 
@@ -130,7 +130,7 @@ def ragged() -> Batch:
 
 
 def incomplete() -> Batch:
-    """Numbers, and whether they were seen: 1 or 0."""
+    """Numbers, and whether each was observed: 1 or 0."""
     return torch.randn(24), (torch.rand(24) < 0.7).float()
 
 
@@ -143,7 +143,7 @@ def nothing() -> Batch:
     return ()
 
 
-# -- guides that Pyro makes -----------------------------------------------------------------------------------------
+# -- automatic guides -----------------------------------------------------------------------------------------------
 
 
 def no_guide(*batch: Tensor) -> None:
@@ -166,7 +166,7 @@ def eight_schools(y: Tensor, sd: Tensor) -> None:
 
 
 def guided(guide: Callable[..., Any], model: Callable[..., Any] = regression, **options: Any) -> Callable[[], Program]:
-    """A model with a guide of Pyro's."""
+    """A model with one of Pyro's automatic guides."""
     return lambda: Program.of(model, guide(model, **options))
 
 
@@ -181,7 +181,7 @@ def structured_guide(model: Callable[..., Any]) -> auto.AutoGuide:
 
 
 def guide_list(model: Callable[..., Any]) -> auto.AutoGuide:
-    """A posterior for the weights, one number for the noise."""
+    """A normal guide for the weights, and a point estimate of the noise."""
     guide = auto.AutoGuideList(model)
     guide.append(auto.AutoMultivariateNormal(poutine.block(model, expose=["weights"])))
     guide.append(auto.AutoDelta(poutine.block(model, expose=["noise"])))
@@ -205,7 +205,7 @@ def pyros_subsample(x: Tensor, y: Tensor) -> None:
 
 
 def effect_of_each_row(y: Tensor) -> None:
-    """A latent number for every row, with parameters of its own in the guide."""
+    """A latent number per row, whose guide has parameters per row."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 24):
         effect = pyro.sample("effect", dist.Normal(mean, 1.0))
@@ -220,7 +220,7 @@ def parameter_of_each_row(y: Tensor) -> None:
 
 
 def factor_analysis() -> Program:
-    """Codes of rows, read by a network."""
+    """A code per row, with an encoder network as guide."""
     encoder, decoder = nn.Linear(6, 4), nn.Linear(2, 6)
 
     def model(x: Tensor) -> None:
@@ -249,7 +249,7 @@ def groups_and_members(x: Tensor) -> None:
 
 
 def item_response(x: Tensor) -> None:
-    """Two plates that cross: 24 pupils answer six questions."""
+    """Two crossed plates: 24 pupils answer six questions."""
     pupils, questions = pyro.plate("pupils", 24, dim=-2), pyro.plate("questions", 6, dim=-1)
     with pupils:
         skill = pyro.sample("skill", dist.Normal(0.0, 1.0))
@@ -284,7 +284,7 @@ def scaled_likelihood(x: Tensor, y: Tensor) -> None:
 
 
 def annealed() -> Program:
-    """A prior that weighs less than its posterior does: log q and log p make no KL in closed form."""
+    """A prior scaled down unlike its guide, so that the KL has no closed form."""
 
     def model(y: Tensor) -> None:
         with poutine.scale(scale=0.3):
@@ -296,7 +296,7 @@ def annealed() -> Program:
 
 
 def normal_mean(*batch: Tensor) -> None:
-    """The guide N(loc, sd) of a number called mean."""
+    """The guide N(loc, sd) of a site named mean."""
     sd = pyro.param("sd", torch.tensor(0.5), constraint=constraints.positive)
     pyro.sample("mean", dist.Normal(pyro.param("loc", torch.tensor(0.3)), sd))
 
@@ -308,7 +308,7 @@ def masked_likelihood(y: Tensor, seen: Tensor) -> None:
 
 
 def missing_values() -> Program:
-    """What was not seen is latent; what was seen is masked in the guide, which would draw it too."""
+    """Unobserved values are latent; the guide masks its draws of the observed ones."""
 
     def model(y: Tensor, seen: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -324,7 +324,7 @@ def missing_values() -> Program:
 
 
 def padded_walks() -> Program:
-    """Random walks of unequal length, in a markov loop, masked beyond their ends in model and guide."""
+    """Random walks of unequal length in a markov loop, masked after their ends in model and guide."""
 
     def model(y: Tensor, lengths: Tensor) -> None:
         state = torch.zeros(())
@@ -345,7 +345,7 @@ def padded_walks() -> Program:
 
 
 def jittered_inputs(x: Tensor, y: Tensor) -> None:
-    """Noise that augments the data, hidden from inference."""
+    """Noise that augments the data, blocked from inference."""
     weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
     with pyro.plate("rows", len(x)):
         with poutine.block():
@@ -359,7 +359,7 @@ def known_noise() -> Program:
 
 
 def lifted_parameters() -> Program:
-    """Parameters of a maximum likelihood program, given priors."""
+    """A maximum likelihood program whose parameters are given priors."""
 
     def model(x: Tensor, y: Tensor) -> None:
         weights = pyro.param("weights", torch.zeros(3))
@@ -371,7 +371,7 @@ def lifted_parameters() -> Program:
 
 
 def reparameterised(model: Callable[..., Any], config: Callable[[], Any]) -> Callable[[], Program]:
-    """A model with sites rewritten, and a normal guide for what is latent then."""
+    """A reparameterised model, with a normal guide for its new latent sites."""
 
     def program() -> Program:
         rewritten = poutine.reparam(model, config=config())
@@ -381,7 +381,7 @@ def reparameterised(model: Callable[..., Any], config: Callable[[], Any]) -> Cal
 
 
 def scaled_walk(y: Tensor) -> None:
-    """Latent numbers that are transforms of standard ones."""
+    """Latent numbers that are transforms of standard normal ones."""
     scale = pyro.sample("scale", dist.TransformedDistribution(dist.Normal(0.0, 1.0), [T.ExpTransform()]))
     with pyro.plate("rows", len(y)):
         step = dist.TransformedDistribution(dist.Normal(torch.zeros(()), 1.0), [T.AffineTransform(0.0, scale)])
@@ -389,13 +389,13 @@ def scaled_walk(y: Tensor) -> None:
 
 
 def smooth_path(y: Tensor) -> None:
-    """A random walk, of which neighbours are all but equal."""
+    """A random walk with highly correlated neighbours."""
     steps = pyro.sample("steps", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
     pyro.sample("y", dist.Normal(steps.cumsum(-1), 0.5).to_event(1), obs=y)
 
 
 def energy_based(y: Tensor) -> None:
-    """A factor: a log-density without a value."""
+    """A factor, which adds a log-density without a site's value."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     pyro.factor("wells", -((mean**2 - 1.0) ** 2))
     with pyro.plate("rows", len(y)):
@@ -413,7 +413,7 @@ def derived_quantity(y: Tensor) -> None:
 
 
 def number(prior: Callable[[], Any], posterior: Callable[[Tensor, Tensor], Any]) -> Callable[[], Program]:
-    """The unknown mean of rows, with a posterior of two positive parameters."""
+    """The unknown mean of rows, with a guide of two positive parameters."""
 
     def model(y: Tensor) -> None:
         z = pyro.sample("z", prior())
@@ -444,7 +444,7 @@ def proportions() -> Program:
 
 
 def plane(model_prior: Callable[[], Any], posterior: Callable[[], Any]) -> Program:
-    """Two latent numbers, the centre of points in the plane."""
+    """The latent centre of points in the plane."""
 
     def model(x: Tensor) -> None:
         centre = pyro.sample("centre", model_prior())
@@ -504,7 +504,7 @@ def spline_likelihood() -> Program:
 
 
 def correlated_numbers(x: Tensor) -> None:
-    """A correlation matrix: its unconstrained form has one dimension, its value two."""
+    """A latent correlation matrix: its unconstrained form has one dimension, its value two."""
     sd = pyro.sample("sd", dist.HalfNormal(1.0).expand([2]).to_event(1))
     root = pyro.sample("root", dist.LKJCholesky(2, 2.0))
     with pyro.plate("rows", len(x)):
@@ -532,7 +532,7 @@ def too_many_zeros(y: Tensor) -> None:
 
 
 def mixture_likelihood(y: Tensor) -> None:
-    """A mixture whose components torch sums out."""
+    """A mixture whose distribution sums out its components."""
     share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
     loc = pyro.sample("loc", dist.Normal(0.0, 2.0).expand([3]).to_event(1))
     with pyro.plate("rows", len(y)):
@@ -567,7 +567,7 @@ def one_coin() -> Program:
 
 
 def regimes() -> Program:
-    """A discrete latent for every row, and a continuous one for all: gradients of both kinds at once."""
+    """A discrete latent per row and a continuous global one: score-function and pathwise gradients at once."""
 
     def model(y: Tensor) -> None:
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
@@ -599,7 +599,7 @@ def hidden_counts() -> Program:
 
 
 def straight_through() -> Program:
-    """A one-hot draw whose gradient is that of a relaxed one."""
+    """A one-hot draw with the gradient of a relaxed one."""
 
     def model(y: Tensor) -> None:
         with pyro.plate("rows", len(y)):
@@ -620,7 +620,7 @@ def straight_through() -> Program:
 
 @config_enumerate
 def mixture(y: Tensor) -> None:
-    """The component of a row is summed out in the model."""
+    """A mixture whose components are summed out in the model."""
     share = pyro.param("share", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
     loc = pyro.sample("loc", dist.Normal(0.0, 2.0).expand([2]).to_event(1))
     with pyro.plate("data", len(y)):
@@ -629,7 +629,7 @@ def mixture(y: Tensor) -> None:
 
 
 def one_hot_inputs(label: Tensor) -> None:
-    """Classes as inputs, of a code and of what is seen again: torch's own function looks at their values."""
+    """Classes as inputs of ``one_hot``, which reads their values."""
     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pyro.plate("data", 24, subsample=label):
         code = pyro.sample("code", dist.Normal((one_hot(label, 3).float() * w).sum(-1), 1.0))
@@ -660,7 +660,7 @@ def hidden_markov_chain(y: Tensor) -> None:
 
 @config_enumerate
 def many_markov_chains(y: Tensor) -> None:
-    """A chain for each sequence, in a plate."""
+    """One chain per sequence, in a plate."""
     move = pyro.param("move", 0.5 * torch.eye(3) + 1 / 6, constraint=constraints.simplex)
     loc = pyro.param("loc", torch.tensor([-1.0, 0.0, 1.0]))
     with pyro.plate("chains", len(y)):
@@ -671,12 +671,12 @@ def many_markov_chains(y: Tensor) -> None:
 
 
 def summed_coins() -> Program:
-    """The guide's probabilities are summed over, instead of drawn from."""
+    """The guide sums over its discrete site instead of drawing it."""
     return Program.of(coins, config_enumerate(seen_coins), data_plate="data")
 
 
 def coins_one_by_one() -> Program:
-    """As many runs of the program as three coins have outcomes."""
+    """Sequential enumeration: one run of the program per outcome of three coins."""
 
     def model(y: Tensor) -> None:
         heads = torch.zeros(())
@@ -694,7 +694,7 @@ def coins_one_by_one() -> Program:
 
 
 def semi_supervised() -> Program:
-    """A digit's label, summed over in the guide, beside a continuous code."""
+    """A label that the guide sums over, beside a continuous code."""
     encoder, labeller, decoder = nn.Linear(6 + 3, 4), nn.Linear(6, 3), nn.Linear(2 + 3, 6)
 
     def model(x: Tensor) -> None:
@@ -718,7 +718,7 @@ def semi_supervised() -> Program:
 
 
 def monte_carlo_em() -> Program:
-    """Components drawn from their exact posterior, by infer_discrete, at every step."""
+    """Components drawn from their exact posterior by infer_discrete at every step."""
 
     def model(y: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
@@ -752,10 +752,10 @@ def norm_and_dropout() -> Program:
 
 
 def lazy_layer() -> Program:
-    """A layer that learns its size from the first rows it sees."""
+    """A layer that takes its size from its first input."""
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1))
 
-    def model(x: Tensor, y: Tensor) -> None:  # pyro.module would ask for parameters that are not there yet
+    def model(x: Tensor, y: Tensor) -> None:  # pyro.module would read parameters that do not exist yet
         with pyro.plate("rows", len(x)):
             pyro.sample("y", dist.Normal(net(x).squeeze(-1), 1.0), obs=y)
 
@@ -763,7 +763,7 @@ def lazy_layer() -> Program:
 
 
 def lazy_parameters(x: Tensor, y: Tensor) -> None:
-    """Parameters made by functions when they are first met."""
+    """Parameters with a function as initial value."""
     weights = pyro.param("weights", lambda: torch.zeros(x.shape[1]))
     noise = pyro.param("noise", lambda: torch.ones(()), constraint=constraints.positive)
     with pyro.plate("rows", len(x)):
@@ -780,7 +780,7 @@ def constrained_parameters(x: Tensor) -> None:
 
 
 class Trend(PyroModule):
-    """A line whose slope, a parameter of the module, is positive."""
+    """A line whose slope is a positive parameter of the module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -813,7 +813,7 @@ def random_layer() -> Program:
 
 
 class Survival(Program):
-    """A program as a class, with a plate that the routine tells of minibatches."""
+    """A `Program` class with a data plate."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -832,7 +832,7 @@ class Survival(Program):
 
 
 def random_walk(y: Tensor) -> None:
-    """A latent state for every step, without enumeration."""
+    """A continuous latent state per time step."""
     drift = pyro.sample("drift", dist.Normal(0.0, 0.1))
     state = torch.zeros(())
     for t in pyro.markov(range(8)):
@@ -841,7 +841,7 @@ def random_walk(y: Tensor) -> None:
 
 
 def kalman_filter(y: Tensor) -> None:
-    """A linear-Gaussian chain summed out by its distribution."""
+    """A linear-Gaussian chain, marginalised by its distribution."""
     noise = pyro.param("noise", torch.tensor([0.5, 0.8]), constraint=constraints.positive)
     matrix = pyro.param("matrix", torch.tensor([[0.9, 0.1], [0.0, 0.8]]))
     start = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
@@ -853,7 +853,7 @@ def kalman_filter(y: Tensor) -> None:
 
 
 def forward_algorithm(y: Tensor) -> None:
-    """A discrete chain summed out by its distribution."""
+    """A discrete chain, marginalised by its distribution."""
     start = pyro.param("start", torch.tensor([0.1, -0.1]))
     move = pyro.param("move", torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     loc = pyro.param("loc", torch.tensor([[-1.0, 0.0], [1.0, 0.5]]))
@@ -862,7 +862,7 @@ def forward_algorithm(y: Tensor) -> None:
 
 
 def sparse_gaussian_process() -> Program:
-    """A module that holds its data and takes none."""
+    """A module that holds its data and takes no arguments."""
     x = torch.linspace(-2.0, 2.0, 24)
     kernel, likelihood = gp.kernels.RBF(1), gp.likelihoods.Gaussian()
     process = gp.models.VariationalSparseGP(x, x.sin(), kernel, x[::4].clone(), likelihood, whiten=True)
@@ -870,7 +870,7 @@ def sparse_gaussian_process() -> Program:
 
 
 def length_scale_with_prior() -> Program:
-    """A covariance between rows, summed out by the likelihood; its length is drawn."""
+    """A Gaussian process, marginalised by the likelihood, with a latent length scale."""
 
     def model(x: Tensor, y: Tensor) -> None:
         length = pyro.sample("length", dist.LogNormal(0.0, 1.0))
@@ -881,7 +881,7 @@ def length_scale_with_prior() -> Program:
     return Program.of(model, auto.AutoNormal(model))
 
 
-# -- what cannot be traced ------------------------------------------------------------------------------------------
+# -- untraceable programs -------------------------------------------------------------------------------------------
 
 
 def branch_on_a_draw(y: Tensor) -> None:
@@ -907,7 +907,7 @@ def wind(y: Tensor) -> None:
 
 
 def turning_guide() -> Program:
-    """Draws that are rejected until one is accepted."""
+    """A guide with rejection sampling."""
 
     def guide(y: Tensor) -> None:
         concentration = pyro.param("concentration", torch.tensor(3.0), constraint=constraints.positive)
@@ -919,7 +919,7 @@ def turning_guide() -> Program:
 def summed(
     name: str, program: Callable[[], Program], data: Callable[[], Batch], batch_size: int | None = None
 ) -> Example:
-    """A program some of whose sites are summed out."""
+    """A program with sites that are summed out."""
     return Example(name, program, data, pyro=TraceEnum_ELBO, batch_size=batch_size)
 
 
@@ -940,7 +940,7 @@ ZOO: list[Example] = [
     Example("AutoRegressiveMessenger", guided(auto.AutoRegressiveMessenger), table),
     Example("eight-schools", guided(auto.AutoNormal, eight_schools), schools_data),
     Example("several-particles", guided(auto.AutoNormal), table, FOUR, trace_of_four),
-    # Pyro draws the particles of a loop one after the other; of a single number that is the same noise.
+    # Pyro draws the particles of a loop in turn; for a single number that is the same noise.
     Example(
         "particles-in-a-loop",
         lambda: Program.of(derived_quantity, normal_mean),
@@ -1058,7 +1058,7 @@ ZOO: list[Example] = [
     ),
 ]
 
-# Of these `make test` compiles the step, of the others the slow tests do.
+# `make test` compiles the steps of these; the slow tests compile all others.
 COMPILED: tuple[str, ...] = (
     "AutoMultivariateNormal",
     "several-particles",

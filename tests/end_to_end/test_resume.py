@@ -1,4 +1,4 @@
-"""A fit that is killed at random moments and started again ends where it would have ended."""
+"""A fit that is killed at random moments and resumed ends with the parameters of an undisturbed fit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def killed_and_resumed(tmp_path: Path, kills: int, epochs: int) -> None:
     done = 0
     while done < kills:
         process = start(tmp_path / "b", pieces, epochs)
-        # Some die while importing, some between two checkpoints, some while one is written.
+        # Some kills hit the imports, some the time between two checkpoints, some a write.
         began = time.monotonic()
         while process.poll() is None and not (tmp_path / "b" / "manifest.json").exists():
             if time.monotonic() - began > 120:

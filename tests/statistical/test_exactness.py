@@ -1,4 +1,4 @@
-"""Fits against answers that are known in closed form. Seeds are fixed; no threshold is a coin toss."""
+"""Fits against answers that are known in closed form. Seeds are fixed, and thresholds are wide."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_mean_field_sd_is_the_optimum_at_every_batch_size(batch_size: int | None
         seed=1,
     )
     fitted = torch.nn.functional.softplus(next(v for n, v in posterior.parameters().items() if "scales" in n))
-    optimum = (1 + (x**2).sum(0) / SIGMA**2).rsqrt()  # of a mean-field Gaussian: the precision's diagonal
+    optimum = (1 + (x**2).sum(0) / SIGMA**2).rsqrt()  # the diagonal of the precision determines a mean-field Gaussian
     assert ((fitted / optimum - 1).abs() < 0.03).all(), fitted / optimum
 
 

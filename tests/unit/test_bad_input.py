@@ -1,4 +1,4 @@
-"""What users give by mistake, through the public doors: a message that helps, before any training.
+"""Mistaken input to the public API raises a helpful message before the first step.
 
 Every message says what was expected in the user's names, what came, and one thing to do.
 """
@@ -90,7 +90,7 @@ def with_value(data: Tensor, value: float, row: int = 200) -> Tensor:
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 @pytest.mark.parametrize("size", [None, 20])
-def test_nan_inf_and_nothing(program: Callable[[], Program], size: int | None) -> None:
+def test_nan_infinite_and_empty_data(program: Callable[[], Program], size: int | None) -> None:
     refuse(
         r"'x' of data has 3 NaN values, the first in row 200\. Drop these rows or fill them in\.",
         program(),
@@ -109,7 +109,7 @@ def test_nan_inf_and_nothing(program: Callable[[], Program], size: int | None) -
     refuse(r"'x' of data is one number, not rows\. Give it a leading axis of rows\.", program(), (torch.tensor(1.0), Y))
 
 
-def test_what_is_no_number() -> None:
+def test_data_that_are_not_numbers() -> None:
     refuse(r"'x' of data must be numbers; got dtype <U1\. Encode text", of(regression), (np.array(["a"]), Y), TypeError)
     refuse(
         r"'iris' of data must be numbers in a tensor.*got DataSet\. Pass one of its parts",
@@ -121,7 +121,7 @@ def test_what_is_no_number() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_one_row_is_data(rows: int) -> None:
+def test_data_of_one_row(rows: int) -> None:
     for program, data in (
         (of(regression), (X[:rows], Y[:rows])),
         (bnn(), (X[:rows], Y[:rows])),
@@ -147,7 +147,7 @@ def test_one_row_is_data(rows: int) -> None:
     ],
     ids=["int32", "bool", "float64", "float16", "transposed", "negative strides", "fortran", "big endian", "lists"],
 )
-def test_every_kind_of_array_is_taken_at_fit_and_at_prediction(kind: Callable[[Tensor], Any]) -> None:
+def test_every_kind_of_array_is_accepted_at_fit_and_prediction(kind: Callable[[Tensor], Any]) -> None:
     x = kind(X[:20])
     for program in (of(regression), bnn()):
         posterior = svi(program, (x, Y[:20]), epochs=2)
@@ -156,7 +156,7 @@ def test_every_kind_of_array_is_taken_at_fit_and_at_prediction(kind: Callable[[T
     assert fitted.predict(x, draws=3).mean.shape == (20,)
 
 
-def test_whole_numbers_where_a_network_wants_fractions() -> None:
+def test_integers_where_a_network_expects_floats() -> None:
     net = nn.Linear(3, 1)
 
     def model(x: Tensor, y: Tensor | None = None) -> None:
@@ -175,7 +175,7 @@ def test_whole_numbers_where_a_network_wants_fractions() -> None:
 
 
 @pytest.mark.parametrize("size", [None, 20])
-def test_one_dimension_where_two_are_meant(size: int | None) -> None:
+def test_missing_dimensions(size: int | None) -> None:
     refuse(
         r"rows must have shape \(3,\), as in VAE\(\(3,\)\); got \(\)\. Reshape them: x\.reshape\(-1, 3\)\.",
         vae(),
@@ -201,19 +201,19 @@ def test_one_dimension_where_two_are_meant(size: int | None) -> None:
     )
 
 
-def test_arguments_that_lack_or_abound() -> None:
+def test_missing_and_surplus_arguments() -> None:
     def needs_both(x: Tensor, y: Tensor) -> None:
         regression(x, y)
 
-    refuse(r"the model takes x, y; data lacks y\. Give a tuple in this order, the observed ones", of(needs_both), X)
-    refuse(r"the model takes x, y; data lacks x\. Give a tuple in this order", of(regression), None)
+    refuse(r"the model takes x, y; data lacks y\. Pass a tuple in this order, observed values", of(needs_both), X)
+    refuse(r"the model takes x, y; data lacks x\. Pass a tuple in this order", of(regression), None)
     refuse(
         r"nothing is observed, so there is nothing to learn from\. Give the observed arguments too", of(regression), X
     )
     refuse(r"nothing is observed, so there is nothing to learn from", bnn(), X)
     refuse(r"the model takes 2 argument\(s\) \(x, y\); data has 3 parts", of(regression), (X, Y, Y))
     refuse(
-        r"held_out must have the 2 parts of data \(x, y\); got 1\. Give the observed ones",
+        r"held_out must have the 2 parts of data \(x, y\); got 1\. Include the observed values",
         of(regression),
         (X, Y),
         held_out=X,
@@ -247,7 +247,7 @@ def test_features_at_prediction(fits: dict[str, Posterior], name: str) -> None:
         svi(of(regression), (X, Y), held_out=(X[:, :2], Y), callbacks=[NeverTrains()])
 
 
-def test_one_row_at_prediction_must_look_like_one(fits: dict[str, Posterior]) -> None:
+def test_single_row_at_prediction_needs_a_row_axis(fits: dict[str, Posterior]) -> None:
     with pytest.raises(
         ValueError, match=r"x must have rows of shape \(3,\) as in the fit; got \(\)\. Reshape one row to"
     ):
@@ -285,13 +285,13 @@ def test_one_row_at_prediction_must_look_like_one(fits: dict[str, Posterior]) ->
         ),
     ],
 )
-def test_values_outside_of_a_support(model: Any, y: Tensor, message: str, size: int | None) -> None:
-    """The wrong value is in row 200: it must be found though the first minibatch is fine."""
+def test_values_outside_a_support(model: Any, y: Tensor, message: str, size: int | None) -> None:
+    """The wrong value is in row 200: it must be found although the first minibatch is valid."""
     refuse(message, of(model), (X, y), batch_size=size)
     refuse(message, of(model), (X, y.round().clamp(0, 1)), held_out=(X, y), batch_size=size)
 
 
-def test_values_outside_of_a_models_likelihood() -> None:
+def test_values_outside_the_likelihood_of_a_model() -> None:
     grey = 255 * torch.rand(20, 3).round()
     refuse(r"images must be in \[0, 1\] for a Bernoulli likelihood; got values from 0 to 255\. Divide", vae(), grey)
     refuse(
@@ -320,7 +320,7 @@ def test_values_outside_of_a_models_likelihood() -> None:
     )
 
 
-def test_supports_at_scoring(fits: dict[str, Posterior]) -> None:
+def test_values_outside_a_support_at_scoring(fits: dict[str, Posterior]) -> None:
     labels = (Y > 0).long()
     with pytest.raises(ValueError, match=r"labels y must be in 0\.\.2 for num_classes=3; got 7 in row 200\."):
         fits["classes"].log_likelihood(X, with_value(labels, 7))
@@ -333,7 +333,7 @@ def test_supports_at_scoring(fits: dict[str, Posterior]) -> None:
         fits["vae"].log_evidence(255 * torch.rand(4, 3))
 
 
-def test_rows_behind_a_mask_may_be_anything() -> None:
+def test_masked_rows_may_hold_any_value() -> None:
     seen = torch.arange(300) < 250
 
     def model(y: Tensor) -> None:
@@ -380,17 +380,17 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         ),
         ({"callbacks": [print]}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"optimizer": 0.1}, r"optimizer must be a name, a class of torch\.optim, or .*got float\."),
-        ({"objective": 1}, r"objective must be a name or an ELBO; got int\."),
+        ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or an object .*; got int\."),
         ({"guide": 1}, r"guide must be a name, an AutoGuide class or a callable; got int\."),
     ],
 )
-def test_options_of_another_type(options: dict[str, Any], message: str) -> None:
+def test_options_of_wrong_type(options: dict[str, Any], message: str) -> None:
     refuse(message, of(regression), (X, Y), TypeError, **options)
 
 
-def test_what_is_no_program() -> None:
+def test_refuses_functions_and_minibatches_without_a_plate() -> None:
     refuse(
-        r"svi fits a Program; got function\. Make one of a Pyro model: Program\.of\(model, guide\)\.",
+        r"svi expects a Program; got function\. Wrap a Pyro model: Program\.of\(model, guide\)\.",
         regression,
         (X, Y),
         TypeError,
@@ -414,7 +414,7 @@ def test_nothing_to_train() -> None:
     )
 
 
-def test_names_that_do_not_exist() -> None:
+def test_unknown_names() -> None:
     with pytest.raises(ValueError, match=r"unknown data set 'digit'\. Did you mean 'digits'\?"):
         load_data("digit")
     with pytest.raises(
@@ -500,7 +500,7 @@ def test_files_that_cannot_be_trusted(
     assert Posterior.load(tmp_path / "good").latent_sites == {"z": "local"}
 
 
-def test_a_save_that_fails_keeps_the_last_one(saved: Path, fits: dict[str, Posterior]) -> None:
+def test_failed_save_keeps_the_last_one(saved: Path, fits: dict[str, Posterior]) -> None:
     with pytest.raises(TypeError):
         broken = svi(vae(), torch.rand(20, 3), epochs=1)
         broken.config["bad"] = object()
@@ -508,7 +508,7 @@ def test_a_save_that_fails_keeps_the_last_one(saved: Path, fits: dict[str, Poste
     assert Posterior.load(saved).history == fits["vae"].history
 
 
-def test_messages_end_with_what_to_do() -> None:
+def test_messages_end_with_a_remedy() -> None:
     with pytest.raises(ValueError, match=r"\. [A-Z][^.]+.*\.$") as caught:
         svi(vae(), 255 * torch.ones(4, 3))
     assert "\n" not in str(caught.value)

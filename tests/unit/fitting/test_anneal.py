@@ -1,4 +1,4 @@
-"""Numbers of a program that move during a fit: at every step the right one, however the step is taken."""
+"""Annealed numbers of a program: every step has its value, eagerly and compiled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 12
 
 
 class Heated(Program):
-    """Its ELBO is ``-temperature * (loc - 1)^2``: without noise, and flat where the temperature is 0."""
+    """A program with the ELBO ``-temperature * (loc - 1)^2``, without noise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Heated(Program):
 
 
 class Relaxed(Program):
-    """A relaxed coin a row, whose temperature is in a part of the program."""
+    """A relaxed coin per row, whose temperature is a buffer of a submodule."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = nn.BatchNorm1d(1)  # changes a buffer of its own
+        self.part = nn.BatchNorm1d(1)  # changes its own buffers
         self.part.register_buffer("temperature", torch.tensor(1.0))
 
     def model(self, x: Tensor) -> None:
@@ -72,12 +72,12 @@ def fitted(program: Program | None = None, data: Any = None, **options: Any) -> 
 
 @pytest.fixture(params=["eager", "traced"])
 def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """How steps are taken."""
+    """Whether steps are compiled."""
     replace_compiler(monkeypatch)
     return bool(request.param == "traced")
 
 
-def test_every_step_has_its_own_value(compile: bool) -> None:
+def test_every_step_has_its_annealed_value(compile: bool) -> None:
     posterior = fitted(compile=compile)
     expected = [2.0 * 0.25 ** (min(step, 7) / 7) for step in range(STEPS)]
     assert posterior.history.steps["elbo"] == pytest.approx([-x for x in expected], rel=1e-5)
@@ -86,13 +86,13 @@ def test_every_step_has_its_own_value(compile: bool) -> None:
 
 
 @pytest.mark.slow
-def test_native_code_takes_them_as_well() -> None:
+def test_native_code_anneals() -> None:
     taken = fitted(compile=True).history
     assert taken.compiled_graphs == 1
     assert taken.steps["elbo"] == pytest.approx(fitted(compile=False).history.steps["elbo"], rel=1e-5)
 
 
-def test_the_posterior_holds_the_last_one_and_the_program_its_own(compile: bool, tmp_path: Path) -> None:
+def test_posterior_holds_the_last_annealed_value(compile: bool, tmp_path: Path) -> None:
     program = Heated()
     posterior = fitted(program, compile=compile)
     assert float(program.temperature) == 3.0
@@ -101,7 +101,7 @@ def test_the_posterior_holds_the_last_one_and_the_program_its_own(compile: bool,
     assert float(Posterior.load(tmp_path / "fit", program=Heated()).program.temperature) == pytest.approx(0.5)
 
 
-def test_who_looks_between_steps_sees_it(compile: bool) -> None:
+def test_callbacks_see_the_annealed_value(compile: bool) -> None:
     seen: list[float] = []
 
     class Watch(Callback):
@@ -115,7 +115,7 @@ def test_who_looks_between_steps_sees_it(compile: bool) -> None:
     assert seen == pytest.approx([4 - 4 * step / 11 for step in (2, 5, 8, 11)])
 
 
-def test_a_number_of_a_part_moves_beside_buffers_that_the_program_changes(compile: bool) -> None:
+def test_anneals_a_submodule_buffer_beside_buffers_that_the_program_changes(compile: bool) -> None:
     x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
     posterior = fitted(Relaxed(), x, batch_size=5, compile=compile)
     assert posterior.history.compiled_graphs == int(compile)
@@ -127,7 +127,7 @@ def test_a_number_of_a_part_moves_beside_buffers_that_the_program_changes(compil
     assert all(math.isfinite(x) for x in posterior.history.steps["elbo"])
 
 
-def test_a_resumed_fit_goes_on_as_it_was(compile: bool, tmp_path: Path) -> None:
+def test_resumed_fit_equals_the_undisturbed_one(compile: bool, tmp_path: Path) -> None:
     x = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
 
     class Killed(BaseException):
@@ -146,12 +146,12 @@ def test_a_resumed_fit_goes_on_as_it_was(compile: bool, tmp_path: Path) -> None:
     resumed = fitted(Relaxed(), x, callbacks=[anneal, Checkpoint(tmp_path / "b")], **options)
     assert resumed.history.steps == whole.history.steps
     for other in ([], [Anneal("temperature", 2.0, 0.4, epochs=8)]):
-        with pytest.raises(ValueError, match="is of another fit: callbacks"):
+        with pytest.raises(ValueError, match="belongs to another fit: callbacks"):
             fitted(Relaxed(), x, callbacks=[*other, Checkpoint(tmp_path / "b")], **options)
 
 
 class Scaled(Program):
-    """A normal whose scale is annealed: without noise, but for its data."""
+    """A normal with an annealed scale and no latent site."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Scaled(Program):
 
 
 @pytest.mark.parametrize("optimizer", [Optimizer(average=0.9), Optimizer("rmsprop"), Optimizer(accumulate=2)], ids=repr)
-def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_steps_equal_eager_steps(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_compiler(monkeypatch)
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     options: dict[str, Any] = {"batch_size": 5, "optimizer": optimizer, "callbacks": [Anneal("scale", 0.1, 0.5, 8)]}
@@ -178,8 +178,8 @@ def test_compiled_steps_are_the_eager_ones(optimizer: Optimizer, monkeypatch: py
 
 
 @pytest.mark.parametrize("steps_per_epoch", [1, 4])
-def test_best_states_wait_for_the_last_value(compile: bool, steps_per_epoch: int) -> None:
-    """At the start the scale is that of the data: later epochs score worse, and are kept all the same."""
+def test_best_state_waits_for_the_end_of_annealing(compile: bool, steps_per_epoch: int) -> None:
+    """At the start the scale is that of the data. Later epochs score worse, and are kept all the same."""
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     posterior = fitted(
         Scaled(), x, batch_size=20 // steps_per_epoch, compile=compile, held_out=x,
@@ -191,23 +191,25 @@ def test_best_states_wait_for_the_last_value(compile: bool, steps_per_epoch: int
     assert float(posterior.program.scale) == pytest.approx(3.0)
 
 
-def test_convergence_is_judged_of_what_comes_after() -> None:
+def test_convergence_check_ignores_annealed_epochs() -> None:
     history = fitted(compile=False).history
     assert settled(history).tolist() == pytest.approx([-0.5] * 5)
 
 
-def test_annealing_that_the_fit_does_not_see_the_end_of_warns() -> None:
+def test_warns_of_annealing_longer_than_the_fit() -> None:
     with pytest.warns(UserWarning, match=r"Anneal\(epochs=13\) is longer than the fit \(12 epochs\): temp"):
         fitted(callbacks=[Anneal("temperature", 2.0, 0.5, epochs=13)], compile=False)
 
 
-def test_one_buffer_has_one_course() -> None:
+def test_refuses_two_anneals_of_one_buffer() -> None:
     callbacks = [Anneal("part.temperature", 2.0, 1.0, 3), Anneal("temperature", 9.0, 5.0, 3)]
-    with pytest.raises(ValueError, match=r"several callbacks anneal one buffer \(part\.temperature, temperature\)"):
+    with pytest.raises(
+        ValueError, match=r"several callbacks anneal the same buffer \(part\.temperature, temperature\)"
+    ):
         fitted(Relaxed(), torch.zeros(4, 1), callbacks=callbacks)
 
 
-def test_a_shared_buffer_has_all_of_its_names() -> None:
+def test_anneals_a_shared_buffer_under_any_of_its_names() -> None:
     program = Heated()
     program.part = nn.Module()
     program.part.register_buffer("heat", program.temperature)
@@ -216,7 +218,7 @@ def test_a_shared_buffer_has_all_of_its_names() -> None:
 
 
 class Writes(Heated):
-    """A program that moves the number itself."""
+    """A program that writes to its annealed buffer."""
 
     def model(self) -> None:
         super().model()
@@ -224,8 +226,8 @@ class Writes(Heated):
 
 
 @pytest.mark.usefixtures("compile")
-def test_a_number_that_the_program_moves_itself_is_not_compiled() -> None:
-    with pytest.warns(UserWarning, match="not compiled: it writes to a buffer that a callback anneals"):
+def test_refuses_to_compile_if_the_program_writes_to_an_annealed_buffer() -> None:
+    with pytest.warns(UserWarning, match="not compiled: the program writes to a buffer that a callback anneals"):
         fitted(Writes(), compile=True)
 
 
@@ -281,7 +283,7 @@ def of_shape(value: Tensor, persistent: bool = True) -> Program:
         (of_shape(torch.tensor(1)), r"must be one real number; got shape \(\), torch\.int64"),
     ],
 )
-def test_what_cannot_be_annealed(program: Program, message: str) -> None:
+def test_refuses_buffers_that_cannot_be_annealed(program: Program, message: str) -> None:
     data = None if isinstance(program, Heated) else torch.zeros(4, 1)
     with pytest.raises(ValueError, match=message):
         fitted(program, data)

@@ -1,4 +1,4 @@
-"""Sequences of unequal length: where they are cut, how they are batched, and that a cut changes no loss."""
+"""Length buckets: their lengths, their batches, and that cutting sequences keeps the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uncompiled import replace_compiler, run_uncompiled
 
 from deepprob.data import Shuffle
 from deepprob.engine.dynamic_length import DifferentGraphs
-from deepprob.fitting.buckets import Views, best_lengths, longest_of_batches
+from deepprob.fitting.buckets import LengthBuckets, best_lengths, longest_of_batches
 from deepprob.fitting.callbacks import Callback, Checkpoint
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
@@ -31,9 +31,10 @@ X = torch.where((torch.arange(T) < LENGTHS.unsqueeze(-1)).unsqueeze(-1), torch.r
 
 
 class Levels(Program):
-    """Sequences around one level, from which a small network moves them; without noise, fits can be compared.
+    """Sequences around one level, which a small network shifts. Without noise, fits can be compared.
 
-    Torch unrolls its recurrent network over time, so that graphs of two lengths are not alike; a linear map's are.
+    Torch unrolls its recurrent network over time, so that graphs of two lengths differ; with a linear map they are
+    alike.
     """
 
     variable_length = True
@@ -59,7 +60,7 @@ class Levels(Program):
             pyro.sample("x", steps, obs=x)
 
     def guide(self, x: Tensor, lengths: Tensor) -> None:
-        """Nothing is latent, but for as much noise as there are steps where that is asked for."""
+        """Draw one latent number per time step if the program is noisy; otherwise nothing is latent."""
         if self.noisy:
             with self.data_plate(x):
                 pyro.sample(
@@ -68,19 +69,19 @@ class Levels(Program):
 
 
 def cost(lengths: list[int], ends: tuple[int, ...]) -> int:
-    """Time steps when every sequence is as long as the least end that it does not pass."""
+    """Time steps if every sequence is padded to the smallest end that it does not exceed."""
     return sum(min(end for end in ends if end >= n) for n in lengths)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_lengths_are_the_best_four(seed: int) -> None:
+def test_chooses_the_best_four_lengths(seed: int) -> None:
     lengths = torch.randint(1, 60, (12,), generator=torch.Generator().manual_seed(seed)).tolist()
     others = sorted({n for n in lengths if n < max(lengths)})
     best = min(cost(lengths, (*some, max(lengths))) for some in itertools.combinations(others, 3))
     assert cost(lengths, tuple(best_lengths(torch.tensor(lengths)))) == best
 
 
-def test_of_many_lengths_nearly_the_best_are_found() -> None:
+def test_nearly_the_best_buckets_for_many_lengths() -> None:
     lengths = torch.randint(1, 5000, (20_000,), generator=torch.Generator().manual_seed(0))
     ends = best_lengths(lengths)
     assert ends[-1] == int(lengths.max())
@@ -88,60 +89,60 @@ def test_of_many_lengths_nearly_the_best_are_found() -> None:
     assert cost(lengths.tolist(), tuple(ends)) == pytest.approx(least, rel=0.01)
 
 
-def test_a_length_that_saves_too_little_is_not_worth_it() -> None:
+def test_no_bucket_that_saves_too_little() -> None:
     lengths = torch.tensor([20] * 50 + [100] * 50)
     assert best_lengths(lengths) == [20, 100]
-    assert best_lengths(lengths, worth=39) == [20, 100]
-    assert best_lengths(lengths, worth=41) == [100]
+    assert best_lengths(lengths, least_saving=39) == [20, 100]
+    assert best_lengths(lengths, least_saving=41) == [100]
     assert best_lengths(torch.tensor([96] * 50 + [100] * 50)) == [100]
-    assert best_lengths(torch.tensor([1] * 50 + [16] * 50)) == [16]  # short ones are computed to the end
+    assert best_lengths(torch.tensor([1] * 50 + [16] * 50)) == [16]  # short sequences are not cut
 
 
-def test_a_view_cuts_sequences_and_nothing_else() -> None:
+def test_buckets_cut_sequences_and_nothing_else() -> None:
     flat = torch.randn(N, T)  # as wide as the sequences are long, but no sequence
     other = torch.randn(N, T + 1, 2)
-    views = Views((X, LENGTHS, flat, other), LENGTHS)
-    for view, (x, lengths, features, images) in enumerate(views.batches):
-        fitting, end = views.fitting(view), x.shape[1]
+    buckets = LengthBuckets((X, LENGTHS, flat, other), LENGTHS)
+    for bucket, (x, lengths, features, images) in enumerate(buckets.data_by_bucket):
+        within, end = buckets.rows_within(bucket), x.shape[1]
         assert torch.equal(x, X[:, :end])
-        assert bool((LENGTHS[fitting] <= end).all())
-        assert len(fitting) == sum(n <= end for n in LENGTHS.tolist())
+        assert bool((LENGTHS[within] <= end).all())
+        assert len(within) == sum(n <= end for n in LENGTHS.tolist())
         assert features.shape == flat.shape
         assert images.shape == other.shape
         assert torch.equal(lengths, LENGTHS)
-    assert [x.shape[1] for x, *_ in views.batches] == best_lengths(LENGTHS.clamp(min=9))
+    assert [x.shape[1] for x, *_ in buckets.data_by_bucket] == best_lengths(LENGTHS.clamp(min=9))
 
 
-def test_no_length_is_so_short_that_a_recurrence_is_unrolled_there_alone() -> None:
+def test_no_bucket_is_short_enough_to_unroll_a_recurrence() -> None:
     lengths = torch.tensor([5] * 20 + [30] * 20 + [60] * 20)
-    assert Views((torch.zeros(60, 60, 1), lengths), lengths, 10).lengths == [9, 30, 60]
-    assert Views((torch.zeros(60, 60, 1), lengths), lengths.clamp(max=5), 10).lengths == [5]
+    assert LengthBuckets((torch.zeros(60, 60, 1), lengths), lengths, 10).lengths == [9, 30, 60]
+    assert LengthBuckets((torch.zeros(60, 60, 1), lengths), lengths.clamp(max=5), 10).lengths == [5]
 
 
-def test_room_for_one_step_more_changes_no_number() -> None:
-    roomy, tight = (Views((X, LENGTHS), LENGTHS, roomy=roomy).batches for roomy in (True, False))
-    for (a, _), (b, _) in zip(roomy, tight, strict=True):
+def test_padding_by_one_step_changes_no_value() -> None:
+    padded, plain = (LengthBuckets((X, LENGTHS), LENGTHS, pad_one_step=pad).data_by_bucket for pad in (True, False))
+    for (a, _), (b, _) in zip(padded, plain, strict=True):
         assert torch.equal(a, b)
         assert a.stride() == ((T + 1) * 2, 2, 1)
 
 
-def test_padding_that_no_row_needs_is_cut() -> None:
-    (x, _), = Views((X, torch.full((N,), 7)), torch.full((N,), 7)).batches  # fmt: skip
+def test_cuts_padding_that_no_row_needs() -> None:
+    (x, _), = LengthBuckets((X, torch.full((N,), 7)), torch.full((N,), 7)).data_by_bucket  # fmt: skip
     assert x.shape == (N, 7, 2)
 
 
-def test_runs_serve_every_batch_by_the_view_of_its_longest_row() -> None:
-    views = Views((X, LENGTHS), LENGTHS)
+def test_every_batch_uses_the_bucket_of_its_longest_row() -> None:
+    buckets = LengthBuckets((X, LENGTHS), LENGTHS)
     rows = torch.stack([torch.randperm(N, generator=G)[:2] for _ in range(40)])
-    served = [(view, i) for view, first, end in views.runs(rows) for i in range(first, end)]
-    ends = [x.shape[1] for x, _ in views.batches]
-    assert [i for _, i in served] == list(range(40))
-    for view, i in served:
-        assert ends[view] == min(end for end in ends if end >= int(LENGTHS[rows[i]].max()))
-    assert list(Views((X, LENGTHS)).runs(rows)) == [(0, 0, 40)]
+    used = [(bucket, i) for bucket, first, end in buckets.consecutive(rows) for i in range(first, end)]
+    ends = [x.shape[1] for x, _ in buckets.data_by_bucket]
+    assert [i for _, i in used] == list(range(40))
+    for bucket, i in used:
+        assert ends[bucket] == min(end for end in ends if end >= int(LENGTHS[rows[i]].max()))
+    assert list(LengthBuckets((X, LENGTHS)).consecutive(rows)) == [(0, 0, 40)]
 
 
-def test_batches_hold_one_group_but_for_the_borders() -> None:
+def test_batches_mix_groups_only_at_their_borders() -> None:
     groups = torch.tensor([0] * 17 + [1] * 21 + [2] * 15)
     shuffle = Shuffle(53, 5, torch.Generator().manual_seed(0), groups)
     first, second = shuffle.epoch(), shuffle.epoch()
@@ -153,8 +154,8 @@ def test_batches_hold_one_group_but_for_the_borders() -> None:
     assert order != sorted(order)  # batches come in random order
 
 
-def test_every_row_is_as_likely_to_come_twice() -> None:
-    # 2 of 10 rows twice in each of 4000 epochs: 800 each, sd 25; five of them in ten rows is one failure in 200 000.
+def test_every_row_is_equally_likely_to_be_repeated() -> None:
+    # Two of ten rows are repeated in each of 4000 epochs: 800 times each, sd 25. Five sd fail once in 200 000 runs.
     groups = torch.tensor([0] * 3 + [1] * 7)
     shuffle = Shuffle(10, 4, torch.Generator().manual_seed(0), groups)
     counts = sum(torch.bincount(shuffle.epoch().flatten(), minlength=10) - 1 for _ in range(4000))
@@ -188,38 +189,34 @@ def assert_same_steps(a: Posterior, b: Posterior, rel: float) -> None:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they are."""
+    """Run graphs uncompiled."""
     replace_compiler(monkeypatch)
 
 
 class EveryStep(Callback):
-    """Looks at every step, so that each is a call of its own."""
+    """Watches every step, so that each is a separate call."""
 
     def interval(self, steps_per_epoch: int) -> int:
         return 1
 
 
-def test_a_cut_changes_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_sequences_keeps_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     cut = fitted(False)
     assert cut.config["lengths"] == ENDS
-    make = Views.__init__
+    make = LengthBuckets.__init__
 
-    def uncut(views: Views, *arguments: Any, **options: Any) -> None:
-        make(views, *arguments, **options)
-        views.batches = [views.data] * len(views.batches)
+    def uncut(buckets: LengthBuckets, *arguments: Any, **options: Any) -> None:
+        make(buckets, *arguments, **options)
+        buckets.data_by_bucket = [buckets.data] * len(buckets.data_by_bucket)
 
-    monkeypatch.setattr(Views, "__init__", uncut)
+    monkeypatch.setattr(LengthBuckets, "__init__", uncut)
     assert_same_steps(cut, fitted(False), 1e-4)
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize(
-    "optimizer", [None, Optimizer(torch.optim.RMSprop, learning_rate=0.01)], ids=["adam", "foreign"]
-)
+@pytest.mark.parametrize("optimizer", [None, Optimizer(torch.optim.RMSprop, learning_rate=0.01)], ids=["adam", "torch"])
 @pytest.mark.parametrize("alike", [False, True])
-def test_compiled_steps_have_one_specialisation_for_all_lengths_or_each(
-    alike: bool, optimizer: Optimizer | None
-) -> None:
+def test_one_graph_for_all_buckets_or_one_for_each(alike: bool, optimizer: Optimizer | None) -> None:
     eager, compiled = (fitted(compile, optimizer=optimizer, alike=alike) for compile in (False, True))
     one = alike and not torch.cuda.is_available()
     assert (eager.history.compiled_graphs, compiled.history.compiled_graphs) == (0, 1 if one else len(ENDS))
@@ -227,7 +224,7 @@ def test_compiled_steps_have_one_specialisation_for_all_lengths_or_each(
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_length_with_a_way_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_that_is_wrong_at_one_length_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Levels.model
 
     def other(self: Levels, x: Tensor, lengths: Tensor) -> None:
@@ -235,11 +232,11 @@ def test_a_length_with_a_way_of_its_own_is_found(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Levels, "model", other)
     compiled = fitted(True, alike=True)
-    assert compiled.history.compiled_graphs == len(ENDS)  # a loop each, as one for all was seen to be wrong
+    assert compiled.history.compiled_graphs == len(ENDS)  # the shared loop failed the comparison
     assert_same_steps(fitted(False, alike=True), compiled, 1e-4)
 
 
-def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_bucket_has_its_graph_if_torch_refuses_dynamic_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(module: Any, inputs: Any, lengths: Any) -> Any:
         if lengths:
             raise DifferentGraphs("torch says that a shape is fixed")
@@ -253,19 +250,19 @@ def test_where_torch_takes_no_length_but_one_each_has_its_own(monkeypatch: pytes
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("alike", [False, True])
-def test_noise_of_several_lengths_does_not_depend_on_who_looks(alike: bool) -> None:
+def test_noise_with_several_buckets_does_not_depend_on_callbacks(alike: bool) -> None:
     free = fitted(True, noisy=True, alike=alike)
     watched = fitted(True, noisy=True, alike=alike, callbacks=[EveryStep()])
     assert free.history.steps == watched.history.steps
     assert len(set(free.history.steps["elbo"])) == len(free.history.steps["elbo"])
-    eager = fitted(False, noisy=True, alike=alike)  # other noise, the same batches: means over the fit are alike
+    eager = fitted(False, noisy=True, alike=alike)  # other noise, the same batches: means over the fit are close
     means = [sum(p.history.steps["elbo"]) / len(p.history.steps["elbo"]) for p in (free, eager)]
     assert means[0] == pytest.approx(means[1], rel=0.05)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_fit_of_several_lengths_resumes_bit_for_bit(compile: bool, tmp_path: Path) -> None:
+def test_fit_with_several_buckets_resumes_bit_for_bit(compile: bool, tmp_path: Path) -> None:
     whole = fitted(compile, noisy=True, epochs=4)
 
     class Stop(Callback):
@@ -284,7 +281,9 @@ def test_a_fit_of_several_lengths_resumes_bit_for_bit(compile: bool, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alike", [False, True])
-def test_native_code_takes_the_cut_sequences(alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_code_equals_eager_steps_in_every_bucket(
+    alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     eager, compiled = fitted(False, alike=alike), fitted(True, alike=alike)
     one = alike and not torch.cuda.is_available()
@@ -292,20 +291,20 @@ def test_native_code_takes_the_cut_sequences(alike: bool, tmp_path: Path, monkey
     assert_same_steps(eager, compiled, 1e-4)
 
 
-def test_a_full_batch_has_one_length_and_no_more_padding_than_it_needs() -> None:
+def test_full_batch_has_one_bucket_without_extra_padding() -> None:
     posterior = fitted(False, batch_size=None)
     assert posterior.config["lengths"] == [T]
-    views = Views((torch.cat([X, X.new_zeros(N, 5, 2)], 1), LENGTHS), LENGTHS, N)
-    assert [x.shape[1] for x, _ in views.batches] == [T]
+    buckets = LengthBuckets((torch.cat([X, X.new_zeros(N, 5, 2)], 1), LENGTHS), LENGTHS, N)
+    assert [x.shape[1] for x, _ in buckets.data_by_bucket] == [T]
 
 
-def test_a_batch_that_can_never_be_short_has_no_length_of_its_own() -> None:
+def test_lengths_that_no_batch_can_use_get_no_bucket() -> None:
     lengths = torch.cat([torch.full((20,), 20), torch.full((180,), 100)])
-    assert Views((torch.zeros(200, 100, 1), lengths), lengths, 128).lengths == [100]
-    assert Views((torch.zeros(200, 100, 1), lengths), lengths, 10).lengths == [20, 100]
+    assert LengthBuckets((torch.zeros(200, 100, 1), lengths), lengths, 128).lengths == [100]
+    assert LengthBuckets((torch.zeros(200, 100, 1), lengths), lengths, 10).lengths == [20, 100]
 
 
-def test_a_guide_with_parameters_for_every_row_sees_all_steps() -> None:
+def test_guide_with_parameters_per_row_uses_no_buckets() -> None:
     lengths = torch.tensor([20] * 8 + [60] * 8)
     x = (torch.arange(60) < lengths.unsqueeze(-1)).float().unsqueeze(-1).expand(16, 60, 3)
     dmm = DeepMarkovModel(3, latent_dim=2, hidden_dim=4, recurrent_dim=4)
@@ -317,15 +316,15 @@ def test_a_guide_with_parameters_for_every_row_sees_all_steps() -> None:
     ("found", "message"),
     [
         (LENGTHS + 0.5, r"Levels\.lengths must return a whole number for each of the 60 rows; got shape \(60,\)"),
-        (LENGTHS.unsqueeze(1), r"got shape \(60, 1\)\. Return the number of time steps that matter"),
+        (LENGTHS.unsqueeze(1), r"got shape \(60, 1\)\. Return each row\'s number of time steps"),
     ],
 )
-def test_lengths_that_are_none_are_refused(found: Tensor, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refuses_invalid_lengths(found: Tensor, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Levels, "lengths", lambda self, *batch: found)
     with pytest.raises(ValueError, match=message):
         fitted(False)
 
 
-def test_lengths_with_a_fraction_of_zero_are_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepts_whole_lengths_as_floats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Levels, "lengths", lambda self, *batch: batch[1].float())
     assert fitted(False).config["lengths"] == ENDS

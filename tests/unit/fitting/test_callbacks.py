@@ -1,4 +1,4 @@
-"""Callbacks: warm-up, early stopping, checkpoints, logging, each on a scripted fit."""
+"""Callbacks: warm-up, early stopping, checkpoints and logging, each on a scripted fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from deepprob.programs.program import Program
 
 
 class Scripted:
-    """A fit that never ran."""
+    """A fit without steps, whose epochs a test ends by hand."""
 
     def __init__(self, epochs: int = 10, steps_per_epoch: int = 4) -> None:
         self.epoch, self.step, self.stop = 0, 0, False
@@ -67,13 +67,13 @@ def test_warm_up_is_linear_and_ends_at_one() -> None:
     assert Callback().warm_up(Scripted()) == 0
 
 
-def test_warm_up_longer_than_the_fit_warns() -> None:
+def test_warns_of_warm_up_longer_than_the_fit() -> None:
     with pytest.warns(UserWarning, match=r"KLWarmUp\(epochs=20\) is longer than the fit \(10 epochs\): the KL never"):
         KLWarmUp(20).start(Scripted(epochs=10))
     KLWarmUp(10).start(Scripted(epochs=10))
 
 
-def test_early_stopping_waits_for_the_warm_up_and_then_for_its_patience() -> None:
+def test_early_stopping_waits_for_warm_up_and_patience() -> None:
     fit, stopping = Scripted(), EarlyStopping(patience=2, min_delta=0.1)
     fit.warm_up_steps = 12
     stopping.start(fit)
@@ -85,7 +85,7 @@ def test_early_stopping_waits_for_the_warm_up_and_then_for_its_patience() -> Non
     assert stopped == [False] * 5 + [True]
 
 
-def test_early_stopping_reads_the_training_elbo_where_there_is_no_other_and_counts_nan() -> None:
+def test_early_stopping_without_held_out_data_and_with_nan() -> None:
     fit, stopping = Scripted(), EarlyStopping(patience=1)
     stopping.start(fit)
     for value, stop in ((1.0, False), (math.nan, True)):
@@ -94,7 +94,7 @@ def test_early_stopping_reads_the_training_elbo_where_there_is_no_other_and_coun
         assert fit.stop is stop
 
 
-def test_early_stopping_state_is_what_a_resumed_fit_needs_and_a_new_fit_forgets() -> None:
+def test_early_stopping_restores_its_state_only_in_a_resumed_fit() -> None:
     stopping = EarlyStopping()
     stopping.best, stopping.waited = -3.0, 4
     twin = EarlyStopping()
@@ -110,7 +110,7 @@ def test_early_stopping_state_is_what_a_resumed_fit_needs_and_a_new_fit_forgets(
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [4, 8, 12]), (0.5, [2, 4, 6, 8, 10, 12]), (2, [8, 12])])
-def test_checkpoints_come_at_their_steps_and_at_the_end(every: float, expected: list[int]) -> None:
+def test_checkpoints_at_the_interval_and_at_the_end(every: float, expected: list[int]) -> None:
     fit, checkpoint = Scripted(epochs=3), Checkpoint("unused", every)
     for _ in range(3):
         for _ in range(4):
@@ -120,14 +120,14 @@ def test_checkpoints_come_at_their_steps_and_at_the_end(every: float, expected: 
     assert fit.saved == expected
 
 
-def test_a_stop_is_saved() -> None:
+def test_checkpoint_when_the_fit_stops() -> None:
     fit, checkpoint = Scripted(), Checkpoint("unused", every=5)
     fit.step, fit.stop = 4, True
     checkpoint.epoch_end(fit)
     assert fit.saved == [4]
 
 
-def test_log_prints_one_line_every_so_often(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_prints_at_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
     fit, file = Scripted(), io.StringIO()
     for _ in range(3):
         fit.end_epoch(elbo=-1.5, seconds=0.25)
@@ -138,7 +138,7 @@ def test_log_prints_one_line_every_so_often(capsys: pytest.CaptureFixture[str]) 
 
 
 class Averaged(Callback):
-    """The mean of the parameters at every third step, as stochastic weight averaging takes it."""
+    """The mean of the parameters over every third step, as in stochastic weight averaging."""
 
     def __init__(self) -> None:
         self.count, self.mean = 0, {}  # type: ignore[var-annotated]
@@ -154,8 +154,8 @@ class Averaged(Callback):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_callback_averages_the_parameters_along_a_run(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradient descent on a quadratic: after k steps the mode is 2 (1 - 0.8^k) of the way."""
+def test_callback_averages_the_parameters_of_a_fit(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradient descent on a quadratic: after k steps the mode is 2 (1 - 0.8^k)."""
     replace_compiler(monkeypatch)
 
     def model(y: Tensor) -> None:

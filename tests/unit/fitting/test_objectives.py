@@ -1,4 +1,4 @@
-"""The ELBO's terms, their weights, and when a closed form is allowed."""
+"""The ELBO's terms, their weights, and the condition for a closed-form KL."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def terms_of(program: Program, y: Tensor, num_data: int, **options: Any) -> dict
 
 
 @pytest.mark.parametrize("particles", [0, -1, 1.5])
-def test_particles_are_whole_and_positive(particles: Any) -> None:
+def test_refuses_invalid_particles(particles: Any) -> None:
     with pytest.raises(ValueError, match=r"particles must be a whole number of at least 1; got"):
         ELBO(particles=particles)
 
 
-def test_precision_of_layers_is_known() -> None:
+def test_refuses_unknown_precision() -> None:
     with pytest.raises(ValueError, match=r"unknown precision of layers 'float16'\. .*Choose from: bfloat16, float32\."):
         ELBO(layers="float16")
 
@@ -65,7 +65,7 @@ def test_names_and_objects() -> None:
 
 
 @pytest.mark.parametrize("batch", [2, 10])
-def test_terms_are_per_datum_whatever_the_batch(batch: int) -> None:
+def test_terms_are_per_datum_for_every_batch_size(batch: int) -> None:
     terms = terms_of(Program.of(model, guide, data_plate="data"), torch.full((batch,), 1.0), 10)
     kl_w = torch.distributions.kl_divergence(dist.Normal(0.5, 0.5), dist.Normal(0.0, 1.0))
     kl_z = torch.distributions.kl_divergence(dist.Normal(0.5, 0.5), dist.Normal(0.0, 1.0))
@@ -77,13 +77,13 @@ def test_terms_are_per_datum_whatever_the_batch(batch: int) -> None:
     assert not any(t.requires_grad for t in terms.values())
 
 
-def test_without_a_data_plate_all_is_global() -> None:
+def test_every_kl_is_global_without_a_data_plate() -> None:
     terms = terms_of(Program.of(model, guide), torch.ones(10), 10)
     assert float(terms["kl_local"]) == 0.0
     assert float(terms["kl_global"]) > 0.0
 
 
-def test_scale_and_mask_weigh_the_closed_form_too() -> None:
+def test_scale_and_mask_apply_to_the_closed_form() -> None:
     y = torch.ones(4)
     plain = terms_of(Program.of(model, guide, data_plate="data"), y, 4)
     scaled = Program.of(poutine.scale(model, 3.0), poutine.scale(guide, 3.0), data_plate="data")
@@ -92,7 +92,7 @@ def test_scale_and_mask_weigh_the_closed_form_too() -> None:
     assert float(terms_of(masked, y, 4)["elbo"]) == 0.0
 
 
-def test_factors_count_and_deterministic_values_do_not() -> None:
+def test_elbo_counts_factors_but_not_deterministic_values() -> None:
     def with_factor(y: Tensor) -> None:
         pyro.deterministic("twice", 2 * y)
         pyro.factor("bonus", torch.tensor(7.0))
@@ -107,7 +107,7 @@ def test_factors_count_and_deterministic_values_do_not() -> None:
     assert float(more["likelihood"] - plain["likelihood"]) == pytest.approx(7.0 / 4, rel=1e-4)
 
 
-def test_closed_forms_need_the_guides_past_to_hold_the_models() -> None:
+def test_closed_form_needs_the_models_earlier_sites_drawn_earlier_in_the_guide() -> None:
     def chain(y: Tensor) -> None:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         b = pyro.sample("b", dist.Normal(a, 1.0))
@@ -127,7 +127,7 @@ def test_closed_forms_need_the_guides_past_to_hold_the_models() -> None:
     assert set(closed_form_kls(*run_program(Run(Program.of(chain, backward), batch, rows, 1)))) == {"a"}
 
 
-def test_families_without_a_closed_form_are_sampled() -> None:
+def test_kl_without_a_closed_form_is_sampled() -> None:
     def student(y: Tensor) -> None:
         pyro.sample("w", dist.StudentT(3.0, 0.0, 1.0))
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
@@ -139,7 +139,7 @@ def test_families_without_a_closed_form_are_sampled() -> None:
     assert closed_form_kls(*run_program(run)) == {}
 
 
-def test_a_score_function_changes_the_gradient_of_the_loss_and_not_its_value() -> None:
+def test_score_function_changes_the_gradient_but_not_the_loss() -> None:
     logit = torch.tensor(0.4, requires_grad=True)
 
     def coin(y: Tensor) -> None:

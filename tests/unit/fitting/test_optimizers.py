@@ -1,4 +1,4 @@
-"""Optimizer: a factory that knows its schedule and describes itself."""
+"""The `Optimizer` factory: settings, schedules, building and description."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from deepprob.fitting.optimizers import Optimizer, constant, cosine, linear, opt
         ({"learning_rate": math.nan}, r"learning_rate must be positive; got nan\."),
         ({"clip_norm": -1.0}, r"clip_norm must be positive, or None; got -1\.0\."),
         ({"average": 1.0}, r"average must lie between 0 and 1, or be None; got 1\.0\."),
-        ({"name": torch.optim.LBFGS}, r"LBFGS evaluates the loss several times a step, .* Choose adam"),
+        ({"name": torch.optim.LBFGS}, r"LBFGS evaluates the loss several times per step, .* Choose adam"),
     ],
 )
-def test_what_is_out_of_range(options: dict[str, Any], message: str) -> None:
+def test_settings_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Optimizer(**options)
 
@@ -39,7 +39,7 @@ def test_names_classes_and_factories() -> None:
     built = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     with pytest.raises(TypeError, match=r"optimizer must be a name, a class of torch\.optim, or .*; got SGD\."):
         optimizer_named(built)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"an optimizer is named by text or by a class of torch\.optim; got 3\."):
+    with pytest.raises(TypeError, match=r"an optimizer's name must be text or a class of torch\.optim; got 3\."):
         Optimizer(3)  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
-"""Compiled fits: complete, reproducible, resumable, watched; and eager ones where compiling is not to be had.
+"""Compiled fits are reproducible, resumable and observable; fits that cannot be compiled are eager.
 
-One program is compiled twice: with Adam, and with all that an optimizer can do besides. What is not about native
-code runs the same graph uncompiled.
+One program is compiled twice: with Adam, and with every option of an optimizer. Tests that do not need native code run
+the same graph uncompiled.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from uncompiled import replace_compiler, run_uncompiled
 from deepprob.engine.loop import Loop
 from deepprob.engine.native.cache import NoCompiler
 from deepprob.engine.random import RandomStream
-from deepprob.fitting.buckets import Views
+from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
 from deepprob.fitting.compiling import CompileTask, choose_stepper
-from deepprob.fitting.cost_model import pays as pays_off
+from deepprob.fitting.cost_model import is_worth_compiling
 from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
 from deepprob.fitting.objectives import ELBO
@@ -53,7 +53,7 @@ EVERYTHING = Optimizer(learning_rate=0.05, clip_norm=1.0, average=0.9, accumulat
 
 
 class Regression(Program):
-    """Weights, and a scale that nothing keeps from reaching zero."""
+    """A linear regression with random weights, and a scale without a lower bound."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run as they are."""
+    """Run graphs uncompiled."""
     replace_compiler(monkeypatch)
 
 
@@ -120,7 +120,7 @@ def assert_same_fit(a: Posterior, b: Posterior) -> None:
     [Optimizer(learning_rate=0.05), pytest.param(EVERYTHING, marks=pytest.mark.slow)],
     ids=["adam", "everything"],
 )
-def test_a_compiled_fit_is_its_graph_run_step_by_step(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_native_code_equals_the_graph_run_step_by_step(optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch) -> None:
     callbacks = [KLWarmUp(2)]
     compiled = fitted(optimizer=optimizer, callbacks=callbacks)
     assert compiled.config["compiled"]
@@ -129,8 +129,8 @@ def test_a_compiled_fit_is_its_graph_run_step_by_step(optimizer: Optimizer, monk
     assert not any(compiled.history.steps["skipped"])
 
 
-def test_a_compiled_fit_learns_what_an_eager_one_does() -> None:
-    """From other noise: the means of the weights agree within a tenth of their spread."""
+def test_compiled_and_eager_fits_agree() -> None:
+    """The noise differs: the means of the weights agree within a tenth of their spread."""
     compiled, eager = (fitted(epochs=200, compile=how) for how in (True, False))
     assert (compiled.config["compiled"], eager.config["compiled"]) == (True, False)
     assert compiled.history.steps.keys() == eager.history.steps.keys()
@@ -148,7 +148,7 @@ def test_seeds_reproduce_bit_for_bit() -> None:
     assert not same(first, other)
 
 
-def test_fits_in_two_threads_are_the_fits_alone() -> None:
+def test_fits_in_two_threads_equal_separate_fits() -> None:
     alone = [fitted(epochs=30, seed=s) for s in (0, 1)]
     found: dict[int, Posterior] = {}
 
@@ -177,13 +177,13 @@ def killed_and_resumed(at: int, folder: Path, *steering: Callback, **options: An
 
 
 @pytest.mark.parametrize("at", [9])
-def test_a_killed_fit_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
+def test_killed_fit_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
     killed_and_resumed(at, tmp_path, KLWarmUp(2))
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("at", [9, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_killed_fit_of_every_kind_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
+def test_killed_fit_with_all_options_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
     killed_and_resumed(at, tmp_path, KLWarmUp(2), EarlyStopping(9), optimizer=EVERYTHING, held_out=(X, Y))
 
 
@@ -192,7 +192,7 @@ class Killed(RuntimeError):
 
 
 class Kill(Callback):
-    """Looks at one step only, so that those before it are taken at once."""
+    """Watches one step only, so that the steps before it are one call."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -204,7 +204,7 @@ class Kill(Callback):
         raise Killed
 
 
-def test_the_cache_is_the_users_alone(cache: Path) -> None:
+def test_cache_is_private(cache: Path) -> None:
     fitted(epochs=1)
     folder = cache / "deepprob" / "compiled"
     loop = stepper_of(True).loops[0]
@@ -213,7 +213,7 @@ def test_the_cache_is_the_users_alone(cache: Path) -> None:
     try:
         for mode in (0o777, 0o770, 0o707, 0o755):
             folder.chmod(mode)
-            with warnings.catch_warnings():  # said once a process, see test_toolchain
+            with warnings.catch_warnings():  # warned once per process, see test_toolchain
                 warnings.simplefilter("ignore")
                 assert not loop.is_cached()
     finally:
@@ -222,7 +222,7 @@ def test_the_cache_is_the_users_alone(cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_open_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_that_others_can_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = fitted()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = tmp_path / "deepprob" / "compiled"
@@ -233,7 +233,7 @@ def test_an_open_cache_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list(folder.iterdir()) == []
 
 
-def test_a_spoilt_file_in_the_cache_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_cache_file_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     path = tmp_path / "deepprob" / "compiled"
     path.mkdir(parents=True, mode=0o700)
@@ -255,7 +255,7 @@ print(json.dumps([posterior.history.steps, [str(w.message) for w in caught], pos
 """
 
 
-def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
+def test_graph_runs_uncompiled_without_a_compiler(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("CXX", None)
     done = subprocess.run(
@@ -263,7 +263,7 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=300, check=True, env=environment,
     )  # fmt: skip
     steps, messages, _ = json.loads(done.stdout)
-    assert messages == [f"not compiled: {NO_COMPILER}; its graph runs uncompiled."]
+    assert messages == [f"not compiled: {NO_COMPILER}; the traced graph runs uncompiled."]
     for name, column in fitted().history.steps.items():
         assert steps[name] == pytest.approx(column, rel=1e-5, abs=1e-5)
 
@@ -271,11 +271,11 @@ def test_without_a_compiler_the_graph_runs_as_it_is(tmp_path: Path) -> None:
 NO_COMPILER = "no C++ compiler was found (on Debian: apt-get install g++)"
 
 
-# -- who watches ----------------------------------------------------------------------------------------------------
+# -- callbacks ------------------------------------------------------------------------------------------------------
 
 
 class Watch(Callback):
-    """Writes down what it sees, every few steps."""
+    """Records the steps and epochs at which it is called."""
 
     def __init__(self, every: int = 1) -> None:
         self.every = every
@@ -304,7 +304,7 @@ class EveryStep(Callback):
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("every", [3, 4, 7, 100])
-def test_a_callback_sees_its_steps_and_every_epoch(every: int) -> None:
+def test_callback_is_called_at_its_interval_and_every_epoch(every: int) -> None:
     watch = Watch(every)
     posterior = fitted(callbacks=[watch])
     assert watch.steps == watch.recorded == list(range(every, 25, every))
@@ -313,7 +313,7 @@ def test_a_callback_sees_its_steps_and_every_epoch(every: int) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_step_end_of_the_users_is_called_after_every_step() -> None:
+def test_step_end_without_interval_is_called_after_every_step() -> None:
     watch, other = EveryStep(), Watch(5)
     posterior = fitted(callbacks=[watch, other])
     assert watch.steps == list(range(1, 25))
@@ -323,8 +323,8 @@ def test_step_end_of_the_users_is_called_after_every_step() -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("epochs", [1, 256, 258])
-def test_epochs_that_pass_in_one_call_are_recorded_as_others(epochs: int) -> None:
-    """1 024 steps, 256 epochs, pass in a call."""
+def test_several_epochs_in_one_call_have_the_same_history(epochs: int) -> None:
+    """A call takes up to 1 024 steps, 256 epochs."""
     free, watched = fitted(epochs=epochs), fitted(epochs=epochs, callbacks=[Watch(10**6)])
     assert_same_fit(free, watched)
     assert free.history.best_epoch == watched.history.best_epoch == epochs
@@ -339,7 +339,7 @@ def test_epochs_that_pass_in_one_call_are_recorded_as_others(epochs: int) -> Non
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_warm_up_is_seen_by_every_step() -> None:
+def test_every_step_has_its_warm_up_weight() -> None:
     warm, plain = fitted(callbacks=[KLWarmUp(3)]), fitted()
     assert warm.history.epochs["kl_weight"] == pytest.approx([3 / 12, 7 / 12, 11 / 12, 1.0, 1.0, 1.0])
     assert plain.history.epochs["kl_weight"] == [1.0] * 6
@@ -348,7 +348,7 @@ def test_a_warm_up_is_seen_by_every_step() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_the_best_epoch_on_held_out_data_is_kept() -> None:
+def test_keeps_the_best_epoch_on_held_out_data() -> None:
     held = X[:9], Y[:9]
     found = fitted(epochs=40, held_out=held, callbacks=[EarlyStopping(2)], optimizer=Optimizer(learning_rate=0.5))
     curve = found.history.epochs["held_out_elbo"]
@@ -368,7 +368,7 @@ class _StopAfter(Callback):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_checkpoint_every_half_epoch(tmp_path: Path) -> None:
+def test_checkpoint_every_half_epoch(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Count(Checkpoint):
@@ -381,7 +381,7 @@ def test_a_checkpoint_every_half_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_an_interrupt_keeps_what_was_learnt() -> None:
+def test_interrupt_keeps_finished_steps() -> None:
     class Interrupt(Watch):
         def step_end(self, fit: Fit) -> None:
             raise KeyboardInterrupt
@@ -394,7 +394,7 @@ def test_an_interrupt_keeps_what_was_learnt() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_fit_inside_a_fit() -> None:
+def test_fit_inside_a_fit() -> None:
     class Inner(Callback):
         def epoch_end(self, fit: Fit) -> None:
             fitted(epochs=1, seed=9)
@@ -407,7 +407,7 @@ def test_a_fit_inside_a_fit() -> None:
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimizer", [Optimizer(learning_rate=0.05), EVERYTHING], ids=["adam", "everything"])
-def test_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) -> None:
+def test_steps_with_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) -> None:
     y = Y.clone()
     y[7] = 1e30  # its square is infinite
     found = fitted((X, y), epochs=8, optimizer=optimizer)
@@ -423,7 +423,7 @@ def test_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) 
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_fit_whose_last_step_was_skipped_keeps_what_it_learnt() -> None:
+def test_skipped_last_step_keeps_the_parameters() -> None:
     y = Y.clone()
     y[7] = 1e30
     found = fitted((X, y), epochs=9)
@@ -433,18 +433,18 @@ def test_a_fit_whose_last_step_was_skipped_keeps_what_it_learnt() -> None:
 
 
 def diverging(**options: Any) -> DivergenceError:
-    """A scale that is driven through zero, by data without any spread."""
-    nothing = torch.zeros(N, 3), torch.zeros(N)
+    """The error of a fit to constant data, which drives the scale through zero."""
+    constant = torch.zeros(N, 3), torch.zeros(N)
     with pytest.raises(
         DivergenceError,
         match=r"elbo became nan at epoch \d+, step \d+ \(site 'y': scale reached 0\)\. The best state so far",
     ) as caught:
-        fitted(nothing, epochs=100, optimizer=Optimizer(learning_rate=0.1, schedule="constant"), **options)
+        fitted(constant, epochs=100, optimizer=Optimizer(learning_rate=0.1, schedule="constant"), **options)
     return caught.value
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_divergence_is_found_where_it_began() -> None:
+def test_divergence_names_its_first_step() -> None:
     error = diverging()
     assert error.posterior is not None
     steps = error.posterior.history.steps
@@ -465,7 +465,7 @@ def test_divergence_carries_the_last_good_posterior() -> None:
     assert bool(torch.isfinite(together.posterior.log_likelihood(X, Y, draws=3)).all())
 
 
-# -- which of the two -----------------------------------------------------------------------------------------------
+# -- eager or compiled ----------------------------------------------------------------------------------------------
 
 
 def chosen(
@@ -474,8 +474,8 @@ def chosen(
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
     instance = ProgramInstance(program or Regression(), data, N, full_batch=False)
     state = init(instance, optimizer, 0.05)
-    eager = EagerStepper(lambda *_: {}, Views(data))
-    task = CompileTask(state, ELBO(), optimizer, eager.views, B, announce=announce)
+    eager = EagerStepper(lambda *_: {}, LengthBuckets(data))
+    task = CompileTask(state, ELBO(), optimizer, eager.buckets, B, announce=announce)
     return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
 
 
@@ -488,7 +488,7 @@ def stepper_of(compile: bool | str) -> CompiledStepper:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_depends_on_step_and_operation_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def pays(steps: int, program: Program | None = None) -> bool:
         return isinstance(chosen("auto", steps=steps, program=program), CompiledStepper)
 
@@ -500,7 +500,7 @@ def test_auto_decides_by_the_steps_and_their_size_alone(monkeypatch: pytest.Monk
 
     assert not pays(999)
     assert pays(10**6)
-    border = next(steps for steps in range(1000, 10**6, 1000) if pays_off(steps, operations_of(Regression())))
+    border = next(steps for steps in range(1000, 10**6, 1000) if is_worth_compiling(steps, operations_of(Regression())))
     assert (pays(border - 1000), pays(border)) == (False, True)
     assert pays(border - 1000, Larger())  # more operations, more to gain
     ticks = iter(range(10**9))
@@ -514,14 +514,14 @@ def operations_of(program: Program) -> int:
         return GradientProgram(instance, ELBO()).measure((X[:B], Y[:B]), torch.arange(B))[0].operations
 
 
-def test_short_fits_are_eager_and_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_fits_are_eager_without_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     found = svi(Regression(), (X, Y), epochs=3)
     assert not found.config["compiled"]
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_compiling_says_so_in_one_line(
+def test_announces_compiling_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -534,19 +534,19 @@ def test_compiling_says_so_in_one_line(
 
 
 @pytest.mark.parametrize("value", ["yes", "True", None, 2])
-def test_compile_is_one_of_three(value: Any) -> None:
+def test_refuses_unknown_compile_options(value: Any) -> None:
     with pytest.raises(ValueError, match=rf"compile must be True, False or 'auto'; got {value!r}\."):
         fitted(compile=value)
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("value", [0, np.False_])
-def test_what_equals_false_does_not_compile(value: Any) -> None:
+def test_values_equal_to_false_do_not_compile(value: Any) -> None:
     assert not fitted(epochs=1, compile=value).config["compiled"]
 
 
-class Odd(Regression):
-    """Something that the trace would freeze, or cannot hold."""
+class Untraced(Regression):
+    """A regression with one thing that a trace would freeze or cannot contain."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -592,22 +592,22 @@ class Odd(Regression):
         ("slow counter", "the program changes 'runs' in Python from run to run, which would be frozen"),
         ("noise", "the program changes 'runs' in Python from run to run, which would be frozen"),
         ("numpy generator", "the program changes 'generator' in Python from run to run, which would be frozen"),
-        ("iterator", r"the compiled elbo is -[\d.]+ where it should be -[\d.]+"),
+        ("iterator", r"the compiled elbo is -[\d.]+ but the eager one is -[\d.]+"),
         ("list", r"the computation depends on a value of a tensor \(.*\), at test_steppers\.py:\d+ `mean = mean"),
         ("rows", r"the computation depends on a value of a tensor \(.*\), at test_steppers\.py:\d+ `mean = mean"),
         ("selected rows", r"the shape of a result depends on values"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compiled_runs_eagerly_and_says_why(kind: str, message: str) -> None:
+def test_runs_eagerly_and_gives_the_reason(kind: str, message: str) -> None:
     with pytest.warns(
         UserWarning, match=rf"^not compiled: {message}.*; the steps run eagerly, and more slowly\.$"
     ) as caught:
-        found = fitted(program=Odd(kind))
+        found = fitted(program=Untraced(kind))
     assert len(caught) == 1
     assert not found.config["compiled"]
     assert len(found.history.steps["elbo"]) == 24
     if kind in ("branch", "item", "list", "rows"):
-        assert_same_fit(found, fitted(program=Odd(kind), compile=False))
+        assert_same_fit(found, fitted(program=Untraced(kind), compile=False))
 
 
 class Normalised(Regression):
@@ -626,10 +626,10 @@ class Normalised(Regression):
     ("key", "message"),
     [
         ("first", r"the compiled gradient of \S+ differs from the eager one"),
-        ("buffers", r"a buffer changes in another way when compiled"),
+        ("buffers", r"a buffer changes differently when compiled"),
     ],
 )
-def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_native_code_is_not_used(key: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Loop.__call__
 
     def wrong(self: Loop, *arguments: Any) -> Any:
@@ -644,7 +644,7 @@ def test_native_code_that_is_wrong_is_not_used(key: str, message: str, monkeypat
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_buffers_that_are_infinite_are_as_they_should_be() -> None:
+def test_comparison_accepts_infinite_buffers() -> None:
     class Least(Regression):
         def __init__(self) -> None:
             super().__init__()
@@ -663,7 +663,7 @@ def test_buffers_that_are_infinite_are_as_they_should_be() -> None:
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("layers", ["float32", "bfloat16"])
 @pytest.mark.filterwarnings("ignore:not compiled")
-def test_gradients_of_zero_are_not_taken_for_rounding(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_gradients_are_not_taken_for_rounding(layers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     call = Loop.__call__
 
     def zero(self: Loop, *arguments: Any) -> Any:
@@ -671,12 +671,12 @@ def test_gradients_of_zero_are_not_taken_for_rounding(layers: str, monkeypatch: 
         return new | {"first": [torch.zeros_like(x) for x in new["first"]]}, record
 
     monkeypatch.setattr(Loop, "__call__", zero)
-    for strength in (1.5, 3.0):  # at 3 rounding grows until it hides everything
+    for strength in (1.5, 3.0):  # at 3 rounding grows until it could hide any error
         assert not fitted(program=Chained(strength), objective=ELBO(layers=layers), epochs=1).config["compiled"]
 
 
 class Chained(Regression):
-    """A regression on inputs that pass many layers, each of which rounds in its precision."""
+    """A regression on inputs that pass through many layers, each of which rounds in its precision."""
 
     def __init__(self, strength: float = 1.5) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -695,10 +695,10 @@ class Chained(Regression):
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize(("factor", "used"), [(1 + 2**-9, True), (1.5, False)], ids=["rounding", "wrong"])
 @pytest.mark.filterwarnings("ignore:not compiled")
-def test_layers_that_round_may_round_otherwise_but_no_more(
+def test_bfloat16_layers_may_differ_by_rounding_only(
     factor: float, used: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One rounding elsewhere grows beyond any fixed tolerance; the same step in float32 shows how much that is."""
+    """One changed rounding grows beyond any fixed tolerance; the same step in float32 measures how far."""
     call = Loop.__call__
 
     def off(self: Loop, carry: Any, *rest: Any) -> Any:
@@ -709,10 +709,10 @@ def test_layers_that_round_may_round_otherwise_but_no_more(
     program = Chained()
     found = fitted(program=program, objective=ELBO(layers="bfloat16"), epochs=1)
     assert found.config["compiled"] is used
-    assert not fitted(program=Chained(), epochs=1).config["compiled"]  # in float32 neither is right
+    assert not fitted(program=Chained(), epochs=1).config["compiled"]  # in float32 both factors are wrong
 
 
-def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_runs_uncompiled_if_the_compiler_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(error: Exception) -> Callable[[Loop], None]:
         def fail(self: Loop) -> None:
             raise error
@@ -720,13 +720,13 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
         return fail
 
     found = []
-    for error, said in (
+    for error, message in (
         (NoCompiler("nothing compiles"), "nothing compiles"),
         (RuntimeError("strange\nand long"), r"torch's compiler failed with RuntimeError: strange"),
         (AssertionError(), r"torch's compiler failed with AssertionError"),
     ):
         monkeypatch.setattr(Loop, "compile", failing(error))
-        with pytest.warns(UserWarning, match=rf"^not compiled: {said}.*; its graph runs uncompiled\.$"):
+        with pytest.warns(UserWarning, match=rf"^not compiled: {message}.*; the traced graph runs uncompiled\.$"):
             found.append(fitted())
     assert same(found[0], found[1])
     assert same(found[0], found[2])
@@ -736,14 +736,11 @@ def test_other_failures_of_the_compiler_leave_the_graph(monkeypatch: pytest.Monk
     "error",
     [
         NoCompiler("no C++ compiler was found"),
-        pytest.param(
-            RuntimeError("strange"),
-            marks=(),
-        ),
+        RuntimeError("strange"),
     ],
     ids=repr,
 )
-def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_score_is_eager_if_the_compiler_fails(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(module: Any, inputs: Any, lengths: Any = None) -> None:
         raise error
 
@@ -754,7 +751,7 @@ def test_failures_of_the_compiler_leave_the_held_out_score(error: Exception, mon
     assert all(map(math.isfinite, found.history.epochs["held_out_elbo"]))
 
 
-def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_are_compiled_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[int] = []
     most = 0
 
@@ -775,11 +772,11 @@ def test_one_program_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> N
     assert most == 1
 
 
-# -- of every kind --------------------------------------------------------------------------------------------------
+# -- kinds of fits --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_program_without_data() -> None:
+def test_program_without_data() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
@@ -815,7 +812,7 @@ def test_optimizers(optimizer: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_the_statistics_of_a_batch_norm_move_and_skip() -> None:
+def test_batch_norm_statistics_move_except_in_skipped_steps() -> None:
     class Normed(Regression):
         def __init__(self) -> None:
             super().__init__()
@@ -834,7 +831,7 @@ def test_the_statistics_of_a_batch_norm_move_and_skip() -> None:
 
 
 class Averaged(Regression):
-    """A regression that keeps a running mean of what it sees, in a buffer of its own."""
+    """A regression that keeps a running mean of its inputs in a buffer."""
 
     mean: Tensor
 
@@ -850,7 +847,7 @@ class Averaged(Regression):
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_skipped_step_leaves_every_buffer_as_it_was(compile: bool) -> None:
+def test_skipped_step_restores_every_buffer(compile: bool) -> None:
     y = Y.clone()
     y[7] = 1e30
     found = fitted((X, y), program=Averaged(), compile=compile)
@@ -860,7 +857,7 @@ def test_a_skipped_step_leaves_every_buffer_as_it_was(compile: bool) -> None:
 
 
 class Narrow(Regression):
-    """A regression whose scale is a small number without a constraint."""
+    """A regression with a small scale parameter and no constraint on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -872,12 +869,12 @@ class Narrow(Regression):
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_a_bound_that_ends_near_the_start_is_compared_at_the_start() -> None:
+def test_comparison_moves_less_if_the_bound_is_not_finite() -> None:
     assert fitted(program=Narrow(), epochs=1).config["compiled"]
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_random_numbers_of_samplers_inside_go_on_after_a_resume(tmp_path: Path) -> None:
+def test_draws_inside_a_step_continue_after_a_resume(tmp_path: Path) -> None:
     def model(y: Tensor) -> None:
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         with pyro.plate("data", len(y)):
@@ -899,7 +896,7 @@ def test_random_numbers_of_samplers_inside_go_on_after_a_resume(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_the_callers_program_store_and_random_states_are_untouched() -> None:
+def test_program_store_and_random_state_are_unchanged() -> None:
     pyro.param("theirs", torch.zeros(()))
     before = torch.get_rng_state()
     program = Regression()
@@ -915,14 +912,11 @@ def test_the_callers_program_store_and_random_states_are_untouched() -> None:
     "data",
     [
         (X[:, :2], X[:, 1:]),
-        pytest.param(
-            (X, X),
-            marks=(),
-        ),
+        (X, X),
     ],
     ids=["overlapping", "the same"],
 )
-def test_data_that_share_their_memory_compile(data: Batch) -> None:
+def test_compiles_with_data_that_share_memory(data: Batch) -> None:
     class Sum(Program):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Updates of packed parameters: against torch.optim, clipped, accumulated, averaged, and left out."""
+"""Updates of packed parameters against torch.optim: clipped, accumulated, averaged and skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deepprob.programs.program import Program
 from deepprob.programs.run import Run
 
 SHAPES: list[tuple[int, ...]] = [(), (3,), (0,), (17, 2), (1, 1, 5), (16,), (2**14,)]
-# In float32, of the worst of 16 000 parameters: Adam divides by gradients that are all but zero.
+# In float32, for the worst of 16 000 parameters: Adam divides by gradients close to zero.
 ROUNDING = 2e-6
 RULES: list[tuple[str, dict[str, Any]]] = [
     ("adam", {}),
@@ -43,11 +43,11 @@ def tensors(shapes: list[tuple[int, ...]], seed: int, **options: Any) -> list[Te
     return [torch.randn(shape, generator=generator, **options) for shape in shapes]
 
 
-# -- packing ------------------------------------------------------------------------------------------------------
+# -- packing --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, [()], [(0,)], [(2**14,)], [(2**14 - 1,), (1,)]], ids=str)
-def test_what_is_packed_comes_out_again(shapes: list[tuple[int, ...]]) -> None:
+def test_unpack_inverts_pack(shapes: list[tuple[int, ...]]) -> None:
     params = tensors(shapes, 0)
     packing = Packing(params)
     groups = packing.pack(params)
@@ -55,14 +55,14 @@ def test_what_is_packed_comes_out_again(shapes: list[tuple[int, ...]]) -> None:
     assert all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(packing.unpack(groups), params, strict=True))
 
 
-def test_small_parameters_share_a_tensor_and_large_ones_do_not() -> None:
+def test_only_small_parameters_share_a_tensor() -> None:
     large, small = torch.zeros(2**14), torch.zeros(5)
     assert Packing([small] * 100).groups == 1
     assert Packing([large, small, large, small]).groups == 3
     assert Packing([large]).pack([large])[0] is large
 
 
-def test_types_are_not_mixed() -> None:
+def test_dtypes_are_packed_separately() -> None:
     params = [torch.ones(3), torch.ones(2, dtype=torch.float64), torch.ones(4), torch.ones(1, dtype=torch.float16)]
     packing = Packing(params)
     groups = packing.pack(params)
@@ -72,14 +72,14 @@ def test_types_are_not_mixed() -> None:
     assert [x.dtype for x in packing.unpack(groups)] == [p.dtype for p in params]
 
 
-def test_views_write_through() -> None:
+def test_unpacked_views_write_through() -> None:
     packing = Packing(params := tensors(SHAPES, 0))
     groups = packing.pack([p.clone() for p in params])
     for view in packing.unpack(groups):
         view.fill_(7.0)
     again = packing.unpack(groups)
     assert all(bool((x == 7.0).all()) for x in again)
-    assert float(groups[0].sum()) == 7.0 * sum(p.numel() for p in params[:-1])  # the gaps are left alone
+    assert float(groups[0].sum()) == 7.0 * sum(p.numel() for p in params[:-1])  # the gaps do not change
 
 
 def test_gaps_are_zero_and_no_parameter_shares_a_register() -> None:
@@ -90,13 +90,13 @@ def test_gaps_are_zero_and_no_parameter_shares_a_register() -> None:
     assert [x.storage_offset() for x in packing.unpack([group])] == [0, 16, 48]
 
 
-def test_parameters_in_another_layout_are_packed_by_value() -> None:
+def test_packs_transposed_parameters_by_value() -> None:
     params = [torch.arange(6.0).reshape(2, 3).T, torch.arange(2.0**14).reshape(2**7, 2**7).T]
     packing = Packing(params)
     assert all(torch.equal(a, b) for a, b in zip(packing.unpack(packing.pack(params)), params, strict=True))
 
 
-# -- rules --------------------------------------------------------------------------------------------------------
+# -- rules ----------------------------------------------------------------------------------------------------------
 
 
 def curvature(shapes: list[tuple[int, ...]]) -> list[Tensor]:
@@ -104,7 +104,7 @@ def curvature(shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def gradients_at(params: list[Tensor], number: int) -> list[Tensor]:
-    """Of a quadratic, with noise that depends on the step."""
+    """Gradients of a quadratic, with noise that depends on the step."""
     noise = tensors([tuple(p.shape) for p in params], 1000 + number, dtype=params[0].dtype)
     curves = curvature([tuple(p.shape) for p in params])
     return [c.to(p.dtype) * p + n for p, c, n in zip(params, curves, noise, strict=True)]
@@ -120,7 +120,7 @@ def ours(
     rate: float = 0.01,
     **more: Any,
 ) -> tuple[Packing, Carry]:
-    """Steps from some parameters; the rate falls as 1 / (1 + step / 10)."""
+    """Take steps by our rule; the learning rate falls as 1 / (1 + step / 10)."""
     found = rule_named(name, options)
     assert found is not None
     rule, moments = found
@@ -162,7 +162,7 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float = 1e
 
 @pytest.mark.parametrize(("name", "options"), RULES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_rules_are_those_of_torch(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
+def test_rules_equal_torch(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     start = tensors(SHAPES, 0, dtype=dtype)
     packing, carry = ours(name, options, start, 50)
     assert_close(
@@ -171,7 +171,7 @@ def test_rules_are_those_of_torch(name: str, options: dict[str, Any], dtype: tor
     assert int(carry["count"][0]) == 50
 
 
-def test_rules_serve_types_side_by_side() -> None:
+def test_rules_with_mixed_dtypes() -> None:
     start = [*tensors([(3,), (4, 2)], 0, dtype=torch.float32), *tensors([(5,)], 1, dtype=torch.float64)]
 
     def mixed(p: list[Tensor]) -> list[Tensor]:
@@ -194,22 +194,24 @@ def test_rules_serve_types_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("name", ["rmsprop", "adagrad", "nadam"])
-def test_what_only_torch_has_has_no_rule(name: str) -> None:
+def test_optimizers_of_torch_alone_have_no_rule(name: str) -> None:
     assert rule_named(name, {}) is None
     assert Optimizer(name).rule is None
 
 
 @pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"foreach": False}])
-def test_an_option_that_a_rule_does_not_know_leaves_it_to_torch(options: dict[str, Any]) -> None:
+def test_unknown_options_leave_the_update_to_torch(options: dict[str, Any]) -> None:
     assert rule_named("adam", options) is None
     assert Optimizer(torch.optim.Adam, options=options).rule is None
     assert Optimizer(torch.optim.Adam).rule is not None
 
 
-def test_an_optimizer_of_torchs_takes_no_update_of_ours() -> None:
+def test_advance_refuses_optimizers_without_a_rule() -> None:
     carry = first_carry([torch.zeros(3)], moments=0, averaged=False, accumulating=False)
     ones = torch.ones(())
-    with pytest.raises(ValueError, match=r"rmsprop has no rule here: build it, and call its step\."):
+    with pytest.raises(
+        ValueError, match=r"rmsprop has no update rule in deepprob\. Use Optimizer\.build, and call its step\."
+    ):
         Optimizer("rmsprop").advance(carry, [torch.zeros(3)], ones > 0, ones, ones)
 
 
@@ -218,13 +220,13 @@ def test_an_optimizer_of_torchs_takes_no_update_of_ours() -> None:
 
 @pytest.mark.parametrize("clip_norm", [1e-3, 1.0, 1e9])
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_clipping_is_that_of_torch(name: str, clip_norm: float) -> None:
+def test_clipping_equals_torch(name: str, clip_norm: float) -> None:
     start = tensors(SHAPES, 0)
     packing, carry = ours(name, {}, start, 50, clip_norm=clip_norm)
     assert_close(packing.unpack(carry["packed"]), torchs(name, {}, start, 50, clip_norm), ROUNDING)
 
 
-def test_the_norm_is_that_of_all_gradients() -> None:
+def test_norm_of_all_gradients() -> None:
     gradients = tensors([(), (3, 2), (5,)], 0)
     assert float(global_norm(gradients)) == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-6)
     assert float(global_norm(gradients[1:2])) == pytest.approx(float(gradients[1].norm()), rel=1e-6)
@@ -232,7 +234,7 @@ def test_the_norm_is_that_of_all_gradients() -> None:
 
 @pytest.mark.parametrize("every", [2, 3, 5])
 @pytest.mark.parametrize("clip_norm", [None, 0.1])
-def test_accumulation_is_one_step_along_the_mean(every: int, clip_norm: float | None) -> None:
+def test_accumulation_equals_one_step_along_the_mean_gradient(every: int, clip_norm: float | None) -> None:
     start, (rule, moments) = tensors(SHAPES, 0), rule_named("adam", {}) or pytest.fail()
     packing = Packing(start)
     many = first_carry(packing.pack(start), moments=moments, averaged=True, accumulating=True)
@@ -252,7 +254,7 @@ def test_accumulation_is_one_step_along_the_mean(every: int, clip_norm: float | 
         assert not any(bool(x.any()) for x in many["accumulated"])
 
 
-def test_an_average_forgets_the_start_faster_at_first() -> None:
+def test_early_averages_forget_the_start_faster() -> None:
     start, decay = [torch.zeros(3)], 0.9
     (rule, moments), packing = rule_named("sgd", {}) or pytest.fail(), Packing(start)
     carry = first_carry(packing.pack(start), moments=moments, averaged=True, accumulating=False)
@@ -268,7 +270,7 @@ def test_an_average_forgets_the_start_faster_at_first() -> None:
     assert 0 < float(p[0] - found[0]) == pytest.approx(0.1 * decay / (1 - decay), rel=1e-2)
 
 
-def test_the_carry_that_is_given_stays_as_it_is() -> None:
+def test_advance_does_not_change_its_carry() -> None:
     start = tensors(SHAPES, 0)
     packing, carry = ours("adam", {}, start, 3, accumulate=2, average=0.9, clip_norm=1.0)
     before = copy.deepcopy(carry)
@@ -285,7 +287,7 @@ def test_the_carry_that_is_given_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(("name", "options"), RULES, ids=str)
-def test_a_step_that_is_not_finite_changes_nothing(name: str, options: dict[str, Any], bad: float) -> None:
+def test_step_that_is_not_finite_is_skipped(name: str, options: dict[str, Any], bad: float) -> None:
     packing, carry = ours(name, options, tensors(SHAPES, 0), 3, average=0.9, clip_norm=1.0)
     gradients = packing.pack([torch.full(shape, bad) for shape in SHAPES])
     rule = (rule_named(name, options) or pytest.fail())[0]
@@ -297,7 +299,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name: str, options: dict[str,
 
 
 @pytest.mark.parametrize("bad_at", [0, 1, 2])
-def test_accumulation_goes_along_what_was_finite(bad_at: int) -> None:
+def test_accumulation_leaves_out_skipped_steps(bad_at: int) -> None:
     start, (rule, moments) = tensors(SHAPES, 0), rule_named("sgd", {}) or pytest.fail()
     packing = Packing(start)
     carry = first_carry(packing.pack(start), moments=moments, averaged=False, accumulating=True)
@@ -309,7 +311,7 @@ def test_accumulation_goes_along_what_was_finite(bad_at: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), RULES, ids=str)
-def test_accumulated_steps_none_of_which_was_finite_change_nothing(name: str, options: dict[str, Any]) -> None:
+def test_no_update_if_every_accumulated_step_was_skipped(name: str, options: dict[str, Any]) -> None:
     packing, carry = ours(name, options, tensors(SHAPES, 0), 4, accumulate=2, average=0.9)
     rule, new = (rule_named(name, options) or pytest.fail())[0], carry
     gradients = packing.pack([torch.full(shape, math.nan) for shape in SHAPES])
@@ -354,8 +356,8 @@ EXTRAS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("extra", EXTRAS, ids=str)
 @pytest.mark.parametrize(("name", "options"), OPTIMIZERS, ids=str)
-def test_steps_are_those_of_torch(name: Any, options: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Every optimizer, ours or torch's, against torch's own step, clipping and mean of gradients by hand."""
+def test_steps_equal_torch(name: Any, options: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Every optimizer against torch's step, with clipping and the mean of gradients by hand."""
     (x, y), objective = rows(), ELBO()
     optimizer = Optimizer(name, learning_rate=0.05, options=options, **extra)
     instance, twin = (

@@ -66,7 +66,7 @@ def test_the_schedule_ends_at_the_last_step() -> None:
 
 def test_a_checkpoint_of_fewer_steps_is_of_another_fit(tmp_path: Path) -> None:
     fitted(steps=6, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])
-    with pytest.raises(ValueError, match=r"is of another fit: steps \(was 6, now 9\)"):
+    with pytest.raises(ValueError, match=r"belongs to another fit: steps \(was 6, now 9\)"):
         fitted(steps=9, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])
 
 

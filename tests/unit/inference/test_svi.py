@@ -46,7 +46,7 @@ def regression(x: Tensor, y: Tensor | None = None) -> None:
 
 
 def shrinking(y: Tensor) -> None:
-    """A scale that gradient ascent drives through zero."""
+    """A model whose scale gradient ascent drives through zero."""
     pyro.sample("z", dist.Normal(0.0, 1.0))
     scale = pyro.param("scale", torch.tensor(1.0))
     with pyro.plate("data", len(y)):
@@ -65,7 +65,7 @@ def same(a: Posterior, b: Posterior) -> bool:
 # -- steps --------------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_can_be_written_by_hand() -> None:
+def test_init_and_step_by_hand() -> None:
     instance = ProgramInstance(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
     state = init(instance, optimizer := Optimizer(), 0.05)
     noise, objective = RandomStream(0), ELBO()
@@ -83,7 +83,7 @@ def test_seeds() -> None:
     assert not same(fitted(seed=3), fitted(seed=4))
 
 
-def test_the_callers_random_state_and_store_are_untouched() -> None:
+def test_random_state_and_store_are_unchanged() -> None:
     pyro.param("theirs", torch.zeros(()))
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     fitted(guide="laplace", epochs=100)
@@ -106,7 +106,7 @@ def test_clipping_bounds_the_step_and_averaging_smooths_it() -> None:
     assert 0 < moved(average=0.99) < moved()
 
 
-def test_history_has_a_value_for_every_step_and_epoch() -> None:
+def test_history_has_every_step_and_epoch() -> None:
     history = fitted(epochs=3, held_out=(X, Y), callbacks=[KLWarmUp(1)]).history
     assert {len(v) for v in history.steps.values()} == {12}
     assert {len(v) for v in history.epochs.values()} == {3}
@@ -138,7 +138,7 @@ def test_fresh_and_kept_weights() -> None:
     assert torch.allclose(fresh["program.old.weight"], program.old.weight)
 
 
-def test_a_program_without_data() -> None:
+def test_program_without_data() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
@@ -164,11 +164,11 @@ def test_a_program_without_data() -> None:
     ],
     ids=["dict", "list", "float64 and numpy", "negative strides", "transposed", "pandas", "dataset", "loader"],
 )
-def test_the_same_numbers_give_the_same_fit(data: Any) -> None:
+def test_equal_data_in_other_containers_give_equal_fits(data: Any) -> None:
     assert same(fitted(data), fitted())
 
 
-# -- what stops a fit ---------------------------------------------------------------------------------------------
+# -- ends of a fit ------------------------------------------------------------------------------------------------
 
 
 class Interrupt(Callback):
@@ -182,9 +182,11 @@ class Interrupt(Callback):
 
 @pytest.mark.parametrize("at", [7, 8])  # within an epoch, and at its end
 @pytest.mark.parametrize("options", [{}, {"held_out": (X, Y)}, {"guide": "laplace"}, {"callbacks": [KLWarmUp(20)]}])
-def test_an_interrupt_returns_what_was_learnt(at: int, options: dict[str, Any]) -> None:
+def test_interrupt_returns_the_posterior_so_far(at: int, options: dict[str, Any]) -> None:
     callbacks = [Interrupt(at), *options.get("callbacks", [])]
-    with pytest.warns(UserWarning, match=rf"the fit was interrupted after {at} of 120 steps; this is the best so far"):
+    with pytest.warns(
+        UserWarning, match=rf"the fit was interrupted after {at} of 120 steps; the posterior holds the best state"
+    ):
         posterior = fitted(epochs=30, **options | {"callbacks": callbacks})
     assert posterior.history.interrupted
     assert len(posterior.history.steps["elbo"]) == at
@@ -194,7 +196,7 @@ def test_an_interrupt_returns_what_was_learnt(at: int, options: dict[str, Any]) 
     assert posterior.predict(X, draws=3).mean.shape == (40,)
 
 
-def test_ctrl_c_in_a_process_of_its_own() -> None:
+def test_ctrl_c_in_a_separate_process() -> None:
     program = """
 import os, signal, warnings, torch, pyro, pyro.distributions as dist
 from deepprob.programs.program import Program
@@ -217,7 +219,7 @@ print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
     assert "the fit was interrupted after 50 of 100000 steps" in done.stderr
 
 
-def test_somebody_elses_handler_is_left_alone() -> None:
+def test_custom_signal_handler_is_kept() -> None:
     def theirs(signum: int, frame: Any) -> None:
         raise AssertionError
 
@@ -249,7 +251,7 @@ def test_divergence_names_the_site_and_carries_the_last_good_posterior(options: 
     assert posterior.history.steps["skipped"][-20:] == [1.0] * 20
 
 
-def test_a_step_that_is_not_finite_is_not_applied_and_is_counted() -> None:
+def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     def sometimes(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with pyro.plate("data", 8) as rows:
@@ -277,7 +279,7 @@ def test_a_step_that_is_not_finite_is_not_applied_and_is_counted() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in posterior.parameters().values())
 
 
-def test_a_skipped_step_leaves_the_statistics_of_a_batch_norm() -> None:
+def test_skipped_step_restores_batch_norm_statistics() -> None:
     class Normed(Program):
         def __init__(self) -> None:
             super().__init__()
@@ -296,7 +298,7 @@ def test_a_skipped_step_leaves_the_statistics_of_a_batch_norm() -> None:
     assert float(statistics["program.norm.num_batches_tracked"]) == 6
 
 
-def test_parameters_met_late_are_an_error() -> None:
+def test_parameters_created_late_are_an_error() -> None:
     calls = []
 
     def model(y: Tensor) -> None:
@@ -316,7 +318,7 @@ def test_parameters_met_late_are_an_error() -> None:
 
 
 class Spoil(Callback):
-    """Make the fit worse after some epoch."""
+    """Shift the parameters after every epoch from ``after`` on."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -327,7 +329,7 @@ class Spoil(Callback):
                 value.data += 10.0
 
 
-def test_the_best_epoch_is_kept() -> None:
+def test_keeps_the_best_epoch() -> None:
     posterior = fitted(epochs=8, held_out=(X, Y), callbacks=[Spoil(5)])
     curve = posterior.history.epochs["held_out_elbo"]
     assert posterior.history.best_epoch == int(np.argmax(curve)) + 1 == 5
@@ -350,7 +352,7 @@ def test_early_stopping_ends_the_fit_after_the_warm_up() -> None:
     assert posterior.history.best_epoch == 6
 
 
-def test_a_stop_during_the_warm_up_keeps_what_was_learnt() -> None:
+def test_stop_during_warm_up_keeps_the_last_state() -> None:
     posterior = fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(3)])
     assert posterior.history.best_epoch == 3
     assert not same(posterior, fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(1)]))
@@ -374,7 +376,7 @@ class Kill(Callback):
 
 @pytest.mark.parametrize("at", [1, 6, 9, 12, 17])
 @pytest.mark.parametrize("options", [{}, {"held_out": (X, Y), "optimizer": Optimizer("sgd", average=0.9)}])
-def test_a_killed_fit_resumes_bit_for_bit(at: int, options: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_fit_resumes_bit_for_bit(at: int, options: dict[str, Any], tmp_path: Path) -> None:
     def run(*more: Callback, folder: str = "run") -> Posterior:
         checkpoint = Checkpoint(tmp_path / folder, every=0.5)
         return fitted(epochs=5, callbacks=[KLWarmUp(2), EarlyStopping(9), checkpoint, *more], **options)
@@ -389,30 +391,30 @@ def test_a_killed_fit_resumes_bit_for_bit(at: int, options: dict[str, Any], tmp_
     assert without_clock[0] == without_clock[1]
 
 
-def test_a_finished_fit_resumes_as_finished(tmp_path: Path) -> None:
+def test_resuming_a_finished_fit_changes_nothing(tmp_path: Path) -> None:
     first = fitted(callbacks=[Checkpoint(tmp_path / "c")])
     assert same(first, fitted(callbacks=[Checkpoint(tmp_path / "c")]))
 
 
-def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+def test_refuses_checkpoint_of_another_fit(tmp_path: Path) -> None:
     fitted(callbacks=[Checkpoint(tmp_path / "c")])
     with pytest.raises(
-        ValueError, match=r"is of another fit: seed \(was 0, now 1\)\. Give the same arguments, another"
+        ValueError, match=r"belongs to another fit: seed \(was 0, now 1\)\. Give the same arguments, another"
     ):
         fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c")])
     assert same(fitted(seed=1, callbacks=[Checkpoint(tmp_path / "c", resume=False)]), fitted(seed=1))
 
 
-def test_a_checkpoint_knows_its_data_and_what_steered_it(tmp_path: Path) -> None:
+def test_checkpoint_refuses_other_data_and_other_callbacks(tmp_path: Path) -> None:
     fitted(callbacks=[Checkpoint(tmp_path / "c")])
-    with pytest.raises(ValueError, match=r"is of another fit: held_out \(was None, now \w+\)"):
+    with pytest.raises(ValueError, match=r"belongs to another fit: held_out \(was None, now \w+\)"):
         fitted(held_out=(X, Y), callbacks=[Checkpoint(tmp_path / "c")])
     with pytest.raises(ValueError, match=r"callbacks \(was \[\], now \['KLWarmUp\(epochs=1, start_weight=0.0\)'\]\)"):
         fitted(callbacks=[KLWarmUp(1), Checkpoint(tmp_path / "c")])
     fitted(callbacks=[Log(every=1, file=io.StringIO()), Checkpoint(tmp_path / "c")])
 
 
-def test_a_short_fit_that_never_took_a_step_is_no_posterior() -> None:
+def test_short_fit_without_an_applied_step_diverges() -> None:
     def model(y: Tensor) -> None:
         loc = pyro.param("loc", torch.zeros(()))
         with pyro.plate("data", len(y)):
@@ -422,16 +424,16 @@ def test_a_short_fit_that_never_took_a_step_is_no_posterior() -> None:
         svi(Program.of(model, lambda y: None), torch.ones(4), epochs=5)
 
 
-def test_a_posterior_is_no_checkpoint(tmp_path: Path) -> None:
+def test_refuses_a_posterior_as_checkpoint(tmp_path: Path) -> None:
     fitted().save(tmp_path / "p")
     with pytest.raises(StorageError, match=r"posterior"):
         fitted(callbacks=[Checkpoint(tmp_path / "p")])
 
 
-# -- company ------------------------------------------------------------------------------------------------------
+# -- threads ------------------------------------------------------------------------------------------------------
 
 
-def test_fits_in_two_threads_are_the_fits_alone() -> None:
+def test_fits_in_two_threads_equal_separate_fits() -> None:
     alone = [fitted(epochs=10, seed=s) for s in (0, 1)]
     found: dict[int, Posterior] = {}
 
@@ -448,7 +450,7 @@ def test_fits_in_two_threads_are_the_fits_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_fit_inside_a_fit() -> None:
+def test_fit_inside_a_fit() -> None:
     class Inner(Callback):
         def epoch_end(self, fit: Fit) -> None:
             fitted(epochs=1, seed=9)
@@ -463,8 +465,8 @@ def test_logging_shows_every_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     assert "of 8" in captured.err
 
 
-def test_a_short_fit_does_not_wait_for_torchs_compiler() -> None:
-    """Its half second of imports would be most of the time to the first step."""
+def test_short_fit_does_not_import_the_compiler() -> None:
+    """Importing torch's compiler takes half a second, most of the time to the first step."""
     code = """
 import sys, torch, pyro, pyro.distributions as dist
 from deepprob.inference import svi
