@@ -184,8 +184,7 @@ def svi(
     device = pick_device(device)
     batch, held_out_batch = _batches(program, data, held_out)
     size = _batch_size(batch_size, num_rows(batch), program)
-    per_epoch = math.ceil(num_rows(batch) / size)
-    total = _total_steps(epochs, steps, per_epoch)
+    per_epoch, total = _num_steps(epochs, steps, num_rows(batch), size)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = _instance(program, batch, guide, device, size, weights != "keep")
@@ -261,13 +260,14 @@ def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch |
     return batch, _checked_arguments(program, program.accept(held_out, what="held_out"), "held_out")
 
 
-def _total_steps(epochs: int | None, steps: int | None, steps_per_epoch: int) -> int:
-    """The number of steps of the whole fit."""
+def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size: int) -> tuple[int, int]:
+    """Steps in an epoch, and steps of the whole fit."""
+    per_epoch = math.ceil(num_data / batch_size)
     if steps is None:
-        return whole("epochs", _DEFAULT_EPOCHS if epochs is None else epochs) * steps_per_epoch
+        return per_epoch, per_epoch * whole("epochs", _DEFAULT_EPOCHS if epochs is None else epochs)
     if epochs is not None:
         raise ValueError(f"give epochs or steps, not both; got epochs={epochs!r} and steps={steps!r}. Leave one out.")
-    return whole("steps", steps)
+    return per_epoch, whole("steps", steps)
 
 
 def _instance(
