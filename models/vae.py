@@ -164,7 +164,7 @@ class VAE(Program):
         self.centre.copy_(batch[0].to(self.centre.dtype).mean(0))
 
     def prepare(self, *batch: Any) -> Batch:
-        """Draw binary pixels from grey ones; what is binary stays as it is."""
+        """Draw binary pixels from grey ones; binary pixels stay unchanged."""
         return (self.observation.prepare(batch[0]),) if batch else batch
 
     def validate(self, *batch: Any) -> Batch:

@@ -114,7 +114,7 @@ def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | Non
         folder: Where local sets are; by default what ``DEEPPROB_DATA`` names.
 
     Returns:
-        Its train, valid and test rows, with what is known of it.
+        Its train, valid and test rows, with its description.
 
     Raises:
         TypeError: If ``name`` is not text.

@@ -43,7 +43,7 @@ def fetch(source: Source) -> Path:
         The folder in the cache that holds its files.
 
     Raises:
-        ConnectionError: If a file cannot be had or breaks off.
+        ConnectionError: If a file cannot be downloaded or is incomplete.
         StorageError: If what came is not what was published.
     """
     home = cache_folder() / source.name

@@ -1,4 +1,4 @@
-"""as_split: whatever data a user has, as named tensors that are safe to fit."""
+"""as_split: a user's data of any supported type, as named tensors that are safe to fit."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def as_split(data: Any, *, what: str = "data") -> Split:
 
 
 def _fields(data: Any, what: str) -> Mapping[str, Any]:
-    """Take the container apart; the values are still whatever the user had."""
+    """Take the container apart; the values keep the user's types."""
     if isinstance(data, Split):
         return dict(zip(data.names, data.tensors, strict=True))
     if isinstance(data, Mapping):

@@ -24,7 +24,7 @@ class Split:
         ValueError: If there is no field, a field has no axis, or two fields differ in length.
 
     Examples:
-        Rows stay together, whatever is done to them:
+        Rows of all tensors stay together in every operation:
 
         >>> data = Split({"x": torch.arange(6.0).reshape(3, 2), "y": torch.arange(3)})
         >>> data

@@ -73,7 +73,7 @@ class GaussianPath(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         steps, size = self.event_shape
         shape = (*sample_shape, *self.batch_shape, size)
-        # Time leads: what is drawn for a step does not depend on how much padding follows.
+        # Time leads: a step's draw does not depend on the padding after it.
         noise = torch.randn((steps, *shape), dtype=self.initial.dtype, device=self.initial.device)
         kernel, params = _functional(self.kernel)
 

@@ -54,7 +54,7 @@ class ELBO:
         Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
 
     Examples:
-        With the exact posterior as guide the bound is the log evidence, whatever the noise:
+        With the exact posterior as guide the bound is the log evidence for any noise:
 
         >>> import pyro, pyro.distributions as dist
         >>> from deepprob.programs.program import Program

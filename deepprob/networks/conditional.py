@@ -67,8 +67,8 @@ class Conditional(nn.Module):
 
     Raises:
         TypeError: If the network, family or event_shape is of another type.
-        ValueError: If the family is unknown or cannot be had by name, an option is missing or out of range, or the
-            network's output has another size.
+        ValueError: If the family is unknown or cannot be built from its name, an option is missing or out of range, or
+            the network's output has another size.
 
     Examples:
         Leading axes of the context are the batch, and the event is the event:
@@ -249,7 +249,7 @@ def _by_class(family: type, name: str, event_shape: torch.Size, num_classes: int
 def _parameter(
     constraint: Any, event_shape: torch.Size, event_dim: int, num_classes: int | None, name: str, floor: float
 ) -> _Parameter | None:
-    """How a parameter under a constraint is had from real numbers; None if it cannot be."""
+    """The transform from real numbers to a constraint; None if there is none."""
     if constraint is None or constraint.is_discrete:
         return None
     own = constraint.event_dim
@@ -368,6 +368,6 @@ def _class_named(name: str) -> type:
 
 def _needs_function(name: str, why: str) -> ValueError:
     return ValueError(
-        f"family {name!r} cannot be had by name: {why}. Give a function of its real parameters instead, "
+        f"family {name!r} cannot be built from its name: {why}. Give a function of its real parameters instead, "
         "such as lambda logits: dist.Binomial(10, logits=logits)."
     )

@@ -75,7 +75,7 @@ class _LowPrecision(TorchFunctionMode):
 def layers_in(precision: str) -> Iterator[None]:
     """Within this context linear and convolutional layers multiply in some precision; all else stays as it is.
 
-    Inputs and weights are rounded to bfloat16, the product is handed on in float32, and so are its gradients: what a
+    Inputs and weights are rounded to bfloat16, the product is returned in float32, and so are its gradients: what a
     layer feeds, log-probabilities above all, is computed in float32. Parameters stay in float32.
 
     Args:

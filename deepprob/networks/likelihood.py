@@ -160,7 +160,7 @@ class Likelihood:
         return x
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Draw binary observations from grey ones (dynamic binarisation); what is binary stays as it is."""
+        """Draw binary observations from grey ones (dynamic binarisation); binary values stay unchanged."""
         return (torch.rand_like(x) < x).to(x.dtype) if self.grey else x
 
     def features(self, x: Tensor) -> Tensor:

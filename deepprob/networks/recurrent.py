@@ -41,7 +41,7 @@ class Recurrent(Network):
 
     Raises:
         ValueError: If a size is not a whole number of at least 1, the kind is unknown, both directions
-            are asked for twice, or the shapes of an input do not match.
+            are set twice, or the shapes of an input do not match.
 
     Examples:
         What follows a sequence's end makes no difference:
@@ -66,7 +66,7 @@ class Recurrent(Network):
             raise unknown("kind of recurrent network", kind, _CELLS)
         if reverse and bidirectional:
             raise ValueError(
-                "reverse and bidirectional were both asked for, but a bidirectional network "
+                "reverse and bidirectional are both set, but a bidirectional network "
                 "already runs backwards. Choose one."
             )
         self.in_features = whole("in_features", in_features)

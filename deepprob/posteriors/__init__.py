@@ -1,4 +1,4 @@
-"""Posteriors: what every routine returns."""
+"""Posteriors: the result of every routine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A posterior as ArviZ keeps it."""
+"""A posterior as an ArviZ container."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def latents_to_arviz(fitted: FittedProgram, latents: Mapping[str, Tensor]) -> An
 
 
 def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
-    """The posterior and what it says of some rows, as a container.
+    """The posterior and its predictions for some rows, as a container.
 
     Every group is of the same draws from the guide, or of all stored ones.
 
@@ -45,7 +45,7 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in structure.latent}
     latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed}
     with fitted.querying(seed):
-        if structure.summed:  # of all observed sites together: what is summed out ties them
+        if structure.summed:  # of all observed sites together: the summed sites tie them
             likelihoods = {"+".join(seen): log_likelihood(fitted, batch, draws)}
         else:
             likelihoods = {n: layout.log_prob(s) for n, s in seen.items()}

@@ -93,7 +93,7 @@ class FittedProgram:
         return tuple(x.to(self.instance.device) for x in (*known, *batch[len(known) :]))
 
     def example(self) -> Batch:
-        """Rows to run a guide on that does not look at them: one that does would say nan."""
+        """Rows for a guide that does not read them; a guide that does would return nan."""
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
         rows = self.instance.num_data if whole else 1
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
@@ -114,7 +114,7 @@ class FittedProgram:
     # -- runs ----------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
-        """Guide and model; what is summed out of the bound is drawn, given the data unless they are to be predicted."""
+        """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
         run = self._prepared(batch, draws, predict=predict)
         traces = draw_summed(run) if self.structure.summed and not predict else run_program(run)
         check_stacked(self.structure, traces[1], self.program.data_name, draws)
@@ -131,7 +131,7 @@ class FittedProgram:
         return run_prior(Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates))
 
     def terms(self, batch: Batch, draws: int, *, bound: bool = False) -> list[Term]:
-        """The terms of the bound under draws, with what is marked summed out.
+        """The terms of the bound under draws; enumerated sites are summed out.
 
         Args:
             batch: The program's arguments.

@@ -1,4 +1,4 @@
-"""A posterior that holds draws, whoever made them."""
+"""A posterior that holds draws of any origin."""
 
 from __future__ import annotations
 

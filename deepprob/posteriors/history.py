@@ -1,4 +1,4 @@
-"""What happened during a fit, step by step and epoch by epoch."""
+"""The record of a fit, by step and by epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The noun `Posterior`: what every routine returns, to sample, predict, score, save and hand to ArviZ."""
+"""The noun `Posterior`: the result of every routine, to sample, predict, score, save and export to ArviZ."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deepprob.programs.structure import Structure
 
 
 class Posterior(Content):
-    """The posterior over a program's latent sites, whatever the routine that found it.
+    """The posterior over a program's latent sites, from any routine.
 
     Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
     same questions. Every query takes a ``seed`` and leaves the caller's random state alone; none loops over draws.
@@ -51,7 +51,7 @@ class Posterior(Content):
         self._fitted = FittedProgram(self.instance, self.chains)
         self.instance.program.eval()
 
-    # -- what it is ----------------------------------------------------------------------------------------------
+    # -- properties ----------------------------------------------------------------------------------------------
 
     @property
     def program(self) -> Program:
@@ -121,7 +121,7 @@ class Posterior(Content):
         """The posterior predictive distribution of the rows given.
 
         Args:
-            data: The program's arguments; what is observed may be left out.
+            data: The program's arguments; observed ones may be left out.
             draws: How many draws from the posterior, K.
             seed: Of the draws.
             site: Which observed site, if there are several.
@@ -137,7 +137,7 @@ class Posterior(Content):
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
     ) -> Prediction:
-        """The prior predictive distribution: what the model says before it sees a row, with the fitted parameters.
+        """The prior predictive distribution: the model's prediction before it sees a row, at the fitted parameters.
 
         Args:
             rows: How many rows, B.
@@ -184,7 +184,7 @@ class Posterior(Content):
             return self._fitted.run_prior(batch, rows, draws)
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
-        """Log-likelihood of every row under every draw, in nats; what is marked for it is summed out of the model.
+        """Log-likelihood of every row under every draw, in nats; sites marked for enumeration are summed out.
 
         Args:
             data: The program's arguments, observed ones included.
@@ -283,10 +283,10 @@ class Posterior(Content):
         with self._fitted.querying(seed):
             return self._fitted.run(batch, draws, predict=predict)
 
-    # -- handing on ----------------------------------------------------------------------------------------------
+    # -- export --------------------------------------------------------------------------------------------------
 
     def to_arviz(self, *data: Any, draws: int = 1000, seed: int = 0) -> Any:
-        """The posterior as ArviZ keeps it: InferenceData on ArviZ 0.23, a DataTree on 1.x.
+        """The posterior as an ArviZ container: InferenceData on ArviZ 0.23, a DataTree on 1.x.
 
         Groups: posterior, and with data posterior_predictive, log_likelihood, observed_data, and (of a guide)
         sample_stats with ``lp`` and ``log_q`` of global latents.
@@ -333,7 +333,7 @@ class Posterior(Content):
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior to a folder: safetensors and JSON, never a pickle; atomic, the last good one survives.
+        """Write the posterior to a folder: safetensors and JSON, never a pickle. The write is atomic.
 
         Args:
             path: The folder; made if need be.

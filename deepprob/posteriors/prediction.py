@@ -1,4 +1,4 @@
-"""The noun `Prediction`: what a posterior says about data, with its uncertainty split in two."""
+"""The noun `Prediction`: a posterior predictive distribution, with its uncertainty split in two."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Prediction:
         """Mean over draws of the conditional means, shape ``(B, ..., *event)``; of classes, the probabilities."""
         if self.kind == "classes":
             return self.probs
-        # The whole's moments can be had from the draws where a member's are not known.
+        # The mixture's moments come from draws where a member's are unknown.
         return self._moment("mean").mean(0) if self._known else self.draws.mean(0)
 
     @property
@@ -74,7 +74,7 @@ class Prediction:
         """Class probabilities, shape ``(B, C)``, or the probability of a one, shape as `mean`.
 
         Raises:
-            ValueError: If what is predicted is neither classes nor binary.
+            ValueError: If the predicted site is neither categorical nor binary.
         """
         if self.kind not in ("classes", "binary"):
             raise ValueError(f"probs are for classes; {self.site!r} is {self.kind}. Use mean, sd or interval.")

@@ -1,4 +1,4 @@
-"""Posteriors on disk: what is written, and how the program is made again."""
+"""Posteriors on disk: the files, and the way back to a program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass(eq=False, kw_only=True)
 class Content:
-    """What a posterior consists of, and what is saved of it.
+    """The parts of a posterior, and those that are saved.
 
     Attributes:
         instance: The fitted program.

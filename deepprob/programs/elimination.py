@@ -2,8 +2,8 @@ r"""Discrete sites summed out instead of drawn, without a host sync.
 
 A site marked ``infer={"enumerate": "parallel"}`` takes all of its values at once, along a dimension of its own to the
 left of all plates; one marked ``"sequential"`` in the guide takes them one run after the other. Pyro lays out these
-dimensions and contracts the model's factors; what it asks the host for (whether a mask is all true, what a scale's
-value is) is not asked here, so that the bound is a pure function of tensors and can be traced.
+dimensions and contracts the model's factors. Pyro's own bound reads masks and scales on the host; this one does not,
+so that it is a pure function of tensors and can be traced.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def terms(
         model_trace: Trace of the model replayed on it.
         plate: Name of the data plate.
         closed: KLs in closed form by site, of the sites' batch shape; they take the place of ``log q - log p``, but
-            for sites whose prior depends on what is summed out.
+            for sites whose prior depends on a site summed out.
         compare_scales: Whether to compare scales that are tensors, which asks the device for their values.
         average: Whether to average over the guide's enumerated sites, with DiCE factors. Without, the terms are the
             log-probabilities as they are, of a guide that enumerates nothing.
@@ -181,7 +181,7 @@ class _Named:
         return "kl_local" if self.symbols.get(self.plate) in plates else "kl_global"
 
     def without_summed(self, closed: Mapping[str, Tensor]) -> dict[str, Packed]:
-        """Closed-form KLs, packed, of the sites whose prior does not depend on what is summed out."""
+        """Closed-form KLs, packed, of the sites whose prior depends on no site summed out."""
         found = {n: _pack(n, self.model.nodes[n], kl) for n, kl in closed.items() if n in self.model.nodes}
         kept = {n: kl for n, kl in found.items() if self.summed.keys().isdisjoint(kl._pyro_dims)}
         helpers = {n: kl for n, kl in closed.items() if n not in found and n.removesuffix("_unconstrained") in kept}
@@ -198,7 +198,7 @@ class _Named:
         return costs
 
     def model_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
-        """What the model adds: its sites' log-probabilities, and the factors that are left of what is summed out."""
+        """The model's terms: log-probabilities of its sites, and the factors that remain after the sums."""
         costs, factors = [], []
         for name, site in sample_sites(self.model):
             plates = self.ordinals[name]
@@ -232,7 +232,7 @@ class _Named:
     def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_Cost]:
         """One connected component, its sites summed out.
 
-        Where the guide drew a site whose prior depends on what is summed out, the sum of the prior's factors alone is
+        Where the guide drew a site whose prior depends on a site summed out, the sum of the prior's factors alone is
         that prior, and what observed sites add to it is the likelihood.
         """
         scale = self._common_scale(factors)

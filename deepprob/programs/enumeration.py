@@ -69,7 +69,7 @@ def any_enumerated(traces: Iterable[tuple[Trace, Trace]]) -> bool:
 
 
 def draw_summed(run: Run) -> tuple[Trace, Trace]:
-    r"""Run the guide, and the model with what is summed out drawn from :math:`p(k \mid x, z)`, exactly.
+    r"""Run the guide, and the model with its summed sites drawn exactly, from :math:`p(k \mid x, z)`.
 
     Forward filtering and backward sampling over the same sums as the bound's.
 

@@ -36,7 +36,7 @@ GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
 
 
 def attach_guide(program: Program, guide: GuideSpec) -> str | None:
-    """Give a program (one's own copy) the guide that was asked for.
+    """Give a program (one's own copy) the guide of some name.
 
     Args:
         program: The copy to change.

@@ -1,4 +1,4 @@
-"""What a fit's data looked like, so that later data can be compared and the program run again without them."""
+"""Types and shapes of a fit's data, to check later data and to run the program again without data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class InputSpec:
     fill: float
 
     def conform(self, value: Tensor, variable_length: bool = False) -> Tensor:
-        """A later value in the type that the fit's had.
+        """A later value, converted to the type of the fit's.
 
         Raises:
             ValueError: If its rows have another shape, or are not whole numbers where the fit's were.

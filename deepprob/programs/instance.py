@@ -76,14 +76,14 @@ class ProgramInstance:
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.materialise(probe, check=check)
         if not self.program.data_name and self.structure.data_plate:
-            # An unnamed plate around all data says what is local, though every step must see all of its rows.
+            # An unnamed plate around all data marks the local sites, though every step must see all of its rows.
             self.program.adopt_plate(self.structure.data_plate)
             self.structure = self.materialise(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
         self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
 
     def materialise(self, batch: Batch, *, check: bool = True) -> Structure:
-        """Run the program once with checks on, so that every parameter exists; what was in the store is dropped.
+        """Run the program once with checks on, so that every parameter exists; the store's old entries are dropped.
 
         Args:
             batch: The data, or rows like them.
@@ -142,7 +142,7 @@ class ProgramInstance:
         self._registered = frozenset(self.store["params"])
 
     def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
-        """Run the program, and say on what it failed if it fails."""
+        """Run the program; an error in it is raised again with its cause."""
         try:
             return run_program(Run(self.program, batch, rows, self.num_data))
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -160,7 +160,7 @@ class ProgramInstance:
             ) from error
 
     def _try_sums(self, found: Structure, batch: Batch, rows: Tensor) -> None:
-        """Run the program with what is marked for enumeration taking all of its values, and say if that fails."""
+        """Run the program with all values of its enumerated sites; an error in it is raised again with its cause."""
         plate = self.program.data_name
         try:
             run = Run(self.program, batch, rows, self.num_data, plates=found.plates)

@@ -11,7 +11,7 @@ from deepprob.programs.minibatch import Batch, num_rows
 
 
 def finish_guide(instance: ProgramInstance, batch: Batch) -> None:
-    """Do what a guide needs at the end of a fit: ``guide="laplace"`` turns a mode into a Gaussian; others need nothing.
+    """Finish a guide at the end of a fit: ``guide="laplace"`` turns a mode into a Gaussian; others stay as they are.
 
     Args:
         instance: The fitted program.
@@ -38,7 +38,7 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
     """
     program = instance.program
     rows = torch.arange(num_rows(batch), device=instance.device)
-    # The curvature is exact: what is drawn on the way must not come from the caller's random state.
+    # The curvature is exact: draws made on the way must not advance the caller's random state.
     with RandomStream(0, instance.device).drawing(), instance.running(), program.bound(rows, instance.num_data):
         prepared = program.prepare(*batch)
         try:

@@ -1,4 +1,4 @@
-"""Which rows of the data a batch holds, and how the data plate learns of them."""
+"""The rows of a batch, and the handler that passes them to the data plate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Batch = tuple[Any, ...]
 
 @dataclass
 class Binding:
-    """Which rows of which data a batch holds.
+    """The rows of the data that a batch holds.
 
     Attributes:
         plate: Name of the data plate.
@@ -29,7 +29,7 @@ class Binding:
 
 
 class Minibatch(Messenger):
-    """Tells the data plate which rows of the data a batch holds.
+    """A handler that passes a batch's rows to the data plate.
 
     Pyro asks for the indices of every plate by a message; this handler answers for the data plate, in the model
     and in the guide alike. So the plate's scale is ``num_data / len(rows)``, and parameters of a row belong to
@@ -75,7 +75,7 @@ def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
 
 
 def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
-    """Run a program's part with its data plate told of the rows at hand, whatever hides it from outer handlers."""
+    """Run a model or guide whose data plate takes the batch's rows, also where the program blocks outer handlers."""
     if binding.rows is None or binding.num_data is None:
         return call_sampling(fn, *batch)
     with Minibatch(binding.plate, binding.rows, binding.num_data):

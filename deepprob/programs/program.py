@@ -238,18 +238,18 @@ class Program(PyroModule):
         return batch
 
     def adapt(self, *batch: Any) -> None:
-        """Set what depends on the training data as a whole (means and scales) before a fit; by default nothing."""
+        """Set constants of the whole training data (means and scales) before a fit; the default sets none."""
 
     def prepare(self, *batch: Any) -> Batch:
-        """What is drawn anew whenever a batch is used (dynamic binarization); by default the batch as it is."""
+        """The batch with parts drawn anew at every use (dynamic binarization); the default returns it unchanged."""
         return batch
 
     def lengths(self, *batch: Any) -> Tensor | None:
         """How many time steps of each row matter, shape ``(B,)``; None if rows are no sequences, or all of one length.
 
-        A program of ``variable_length`` that says so is fitted on batches of similar sequences, cut where they end:
-        what is beyond a row's length must have no influence. Cut are the arguments of shape ``(B, T, ...)`` that have
-        as many steps T as the first of them, but none of shape ``(B, T)``: write a mask as ``(B, T, 1)``.
+        A program of ``variable_length`` that returns lengths is fitted on batches of similar sequences, cut where they
+        end: steps beyond a row's length must have no influence. Arguments of shape ``(B, T, ...)`` are cut if they have
+        as many steps T as the first of them. Arguments of shape ``(B, T)`` are not: write a mask as ``(B, T, 1)``.
         """
         return None
 

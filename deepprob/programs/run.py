@@ -24,7 +24,7 @@ DRAWS = "_draws"
 
 
 class _Unobserve(UnconditionMessenger):
-    """Draws data anew, but neither what is deterministic, which Pyro also keeps as observed, nor factors."""
+    """Draws data anew, except for factors and deterministic sites, which Pyro also stores as observed."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_deterministic(msg) and not is_factor(msg):
@@ -60,7 +60,7 @@ class Run:
         return self.program.bound(self.rows, self.num_data)
 
     def stacked(self) -> AbstractContextManager[None]:
-        """Within this context a leading plate of draws surrounds what is run, if there are any."""
+        """A context in which a leading plate of draws surrounds the program, if there are draws."""
         return _stacked(self.draws, self.plates)
 
 
@@ -79,7 +79,7 @@ def run_program(run: Run) -> tuple[Trace, Trace]:
 
 
 def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
-    """Mask the guide's sites as the model's: what the model leaves out has no posterior, and so no entropy."""
+    """Mask the guide's sites as the model's: an entry that the model masks has no posterior, and so no entropy."""
     for name, site in sample_sites(guide_trace):
         prior = model_trace.nodes.get(name.removesuffix("_unconstrained") if is_auxiliary(site) else name)
         if prior is not None and prior["mask"] is not None:
@@ -103,7 +103,7 @@ def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
 
 @contextmanager
 def _stacked(draws: int | None, plates: int) -> Iterator[None]:
-    """Surround a program with a leading plate of draws, and say what is wrong where it cannot take one."""
+    """Surround a program with a leading plate of draws; a program that cannot take one is refused with the cause."""
     if draws is None:
         yield
         return

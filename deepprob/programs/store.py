@@ -24,7 +24,7 @@ def private_store(state: StoreState, *, validate: bool = False, device: torch.de
     """Run Pyro on parameters of one's own, one thread at a time.
 
     Args:
-        state: The store's content; what is registered inside is found in it afterwards.
+        state: The store's content; parameters registered inside are added to it.
         validate: Whether Pyro and torch check arguments and supports (slow; once per fit is enough).
         device: Where tensors are made that are given no place; see `placed_on`.
 

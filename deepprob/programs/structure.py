@@ -1,4 +1,4 @@
-"""The structure of a program, read off one run, and what is refused."""
+"""The structure of a program, read from one run, and the checks that refuse a program."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from deepprob.programs.sites import Site, observed_sites
 def check_observed(trace: Trace) -> None:
     """Compare the data of a run with the distributions that observe them.
 
-    Torch checks neither while it is told not to validate, and a shape that broadcasts is never an error to it.
+    Torch checks neither while validation is off, and it accepts every shape that broadcasts.
 
     Args:
         trace: Trace of a model.

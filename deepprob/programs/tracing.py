@@ -32,7 +32,7 @@ from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
 def tensors_of(instance: ProgramInstance) -> list[Tensor]:
-    """All that a program holds: parameters, buffers and what is in its store, each once."""
+    """All tensors of a program: parameters, buffers and the entries of its store, each once."""
     everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
     return list({id(x): x for x in everything}.values())
 

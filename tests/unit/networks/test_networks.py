@@ -276,7 +276,7 @@ def test_what_is_pretrained_or_has_no_start_stays() -> None:
         (
             lambda: Recurrent(2, 3, reverse=True, bidirectional=True),
             ValueError,
-            "reverse and bidirectional were both asked for.* Choose one",
+            "reverse and bidirectional are both set.* Choose one",
         ),
         (lambda: network_from_config({"network": "mpl"}), ValueError, "unknown network 'mpl'"),
         (lambda: network_from_config({}), ValueError, "unknown network None"),
