@@ -32,13 +32,23 @@ def test_links_lead_somewhere(path: Path) -> None:
 @every_document
 def test_named_files_exist(path: Path) -> None:
     """A file named without its folder stands beside the one named before it."""
-    missing, folder = [], ROOT
-    for name in CODE.findall(path.read_text()):
-        if not FILE.fullmatch(name) or name.startswith(MADE):
+    assert missing([name for name in CODE.findall(path.read_text()) if FILE.fullmatch(name)]) == []
+
+
+def test_the_picture_names_files_that_exist() -> None:
+    names = re.findall(r"[\w/]+\.py", (ROOT / "docs" / "images" / "how-a-fit-flows.svg").read_text())
+    assert len(names) > 20
+    assert missing(names) == []
+
+
+def missing(names: list[str]) -> list[str]:
+    lost, folder = [], ROOT
+    for name in names:
+        if name.startswith(MADE):
             continue
         found = next((base / name for base in (ROOT, folder, ROOT / "deepprob") if (base / name).exists()), None)
         if found is None:
-            missing.append(name)
+            lost.append(name)
         elif found.is_relative_to(ROOT / "deepprob"):
             folder = found if found.is_dir() else found.parent
-    assert missing == []
+    return lost
