@@ -13,6 +13,26 @@ class StorageError(ValueError):
     """A file that cannot be trusted or read: truncated, altered, newer, or not ours."""
 
 
+def shown(value: object) -> str:
+    """A value as a message prints it: its ``repr``, or type and shape if that is long.
+
+    Args:
+        value: What the user wrote.
+
+    Examples:
+        >>> shown("fresh")
+        "'fresh'"
+        >>> import torch
+        >>> shown(torch.zeros(300))
+        'a Tensor of shape (300,)'
+    """
+    text = repr(value)
+    if len(text) <= 100:
+        return text
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
     """The error for a name that is not among the known ones, with the nearest one suggested.
 
@@ -29,9 +49,9 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
         unknown likelihood 'bernouli'. Did you mean 'bernoulli'? Choose from: bernoulli, normal.
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(str(name), known, n=1)
+    near = difflib.get_close_matches(name, known, n=1) if isinstance(name, str) else []
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"unknown {kind} {name!r}.{hint} Choose from: {', '.join(known)}.")
+    return ValueError(f"unknown {kind} {shown(name)}.{hint} Choose from: {', '.join(known)}.")
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
@@ -63,7 +83,7 @@ def whole(name: str, value: object, least: int = 1) -> int:
     except TypeError:
         number = None
     if number is None or number < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}; got {value!r}.")
+        raise ValueError(f"{name} must be a whole number of at least {least}; got {shown(value)}.")
     return number
 
 
@@ -89,7 +109,7 @@ def positive(name: str, value: object) -> float:
     scalar = isinstance(value, SupportsFloat) and getattr(value, "shape", ()) == () and not _is_bool(value)
     number = float(value) if scalar else math.nan  # type: ignore[arg-type]
     if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a positive number; got {value!r}.")
+        raise ValueError(f"{name} must be a positive number; got {shown(value)}.")
     return number
 
 

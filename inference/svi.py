@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import Packing, global_norm
 from deepprob.engine.random import RandomStream
-from deepprob.errors import whole
+from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import length_buckets
@@ -249,7 +249,7 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
     if compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
     if weights not in ("auto", "fresh", "keep"):
-        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {weights!r}.")
+        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
 
 
 def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch | None]:

@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved posterior.", show_default=False)]
+_Data = Annotated[
+    str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
+]
+_Ood = Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")]
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Draws = Annotated[int, typer.Option(min=25, help="Number of posterior draws, and of importance samples per row.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
@@ -112,10 +116,8 @@ def fit(
 @app.command()
 def check(
     folder: _Folder,
-    data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
-    ] = None,
-    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")] = None,
+    data: _Data = None,
+    ood: _Ood = None,
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",
@@ -131,13 +133,11 @@ def check(
 @app.command()
 def report(
     folder: _Folder,
-    data: Annotated[
-        str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
-    ] = None,
+    data: _Data = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Output file; by default report.html in DIR.")
     ] = None,
-    ood: Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")] = None,
+    ood: _Ood = None,
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
@@ -28,7 +28,7 @@ from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
-from deepprob.engine.trace import same_values, trace_graph
+from deepprob.engine.trace import lift_constants, same_values, trace_graph
 
 _SMALL_SUM = 2**12  # table entries times added numbers
 
@@ -205,7 +205,7 @@ class Loop:
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*self._carried, *self._captured)
-        self._captured += lift_constants(body)
+        self._captured += [x.detach().clone() for x in lift_constants(body)]
         return body
 
     @property
@@ -364,27 +364,3 @@ def index_put_as_sum(base: Tensor, indices: list[Tensor | None], values: Tensor,
     here = index == torch.arange(len(base), device=base.device).unsqueeze(1)  # (rows, count)
     added = values.expand(*indices[0].shape, *row).reshape(1, count, math.prod(row))  # type: ignore[union-attr]
     return base + torch.where(here.unsqueeze(-1), added, 0).sum(1, dtype=base.dtype).reshape(base.shape)
-
-
-def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turn a graph's constants into its last inputs, and return their values.
-
-    Graphs that differ only in their constants then share compiled code.
-    """
-    constants: dict[str, Node] = {}
-    found: list[Tensor] = []
-    for node in list(graph.graph.find_nodes(op="get_attr")):
-        value = getattr(graph, node.target)
-        if not isinstance(value, Tensor):
-            continue
-        if node.target not in constants:
-            found.append(value.detach().clone())
-            last = graph.graph.find_nodes(op="placeholder")[-1]
-            with graph.graph.inserting_after(last):
-                constants[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
-            constants[node.target].meta = {"val": value, **node.meta}
-        node.replace_all_uses_with(constants[node.target])
-        graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return found

@@ -195,6 +195,30 @@ def _check_shape(node: Node, varying: set[Node]) -> None:
         raise Untraceable("the shape of a result depends on values (x[mask], nonzero): use torch.where")
 
 
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Turn a graph's constants into its last inputs, and return the constants themselves.
+
+    Graphs that differ only in their constants then share compiled code.
+    """
+    constants: dict[str, Node] = {}
+    found: list[Tensor] = []
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        value = getattr(graph, node.target)
+        if not isinstance(value, Tensor):
+            continue
+        if node.target not in constants:
+            found.append(value)
+            last = graph.graph.find_nodes(op="placeholder")[-1]
+            with graph.graph.inserting_after(last):
+                constants[node.target] = graph.graph.placeholder(f"constant_{len(constants)}")
+            constants[node.target].meta = {"val": value, **node.meta}
+        node.replace_all_uses_with(constants[node.target])
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return found
+
+
 def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape hold the same numbers; nan equals nan."""
     return bool(torch.equal(a, b)) or bool((a.isnan() & b.isnan() | (a == b)).all())

@@ -249,7 +249,7 @@ def _by_class(family: type, name: str, event_shape: torch.Size, num_classes: int
 def _parameter(
     constraint: Any, event_shape: torch.Size, event_dim: int, num_classes: int | None, name: str, floor: float
 ) -> _Parameter | None:
-    """The transform from real numbers to a constraint; None if there is none."""
+    """Raw shape and link of a parameter under a constraint; None if no link exists."""
     if constraint is None or constraint.is_discrete:
         return None
     own = constraint.event_dim

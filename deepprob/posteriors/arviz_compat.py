@@ -23,7 +23,7 @@ ROUNDING = 64 * float(np.finfo(np.float32).eps)
 
 @functools.cache
 def arviz() -> ModuleType:
-    """The installed ArviZ, imported without its notice that a new major version is coming."""
+    """The installed ArviZ, imported without its announcement of a new major version."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         import arviz as az
@@ -45,7 +45,7 @@ def rhat(draws: ArrayLike, *, method: str = "rank") -> float:
 
     Args:
         draws: Shape ``(chains, draws)``.
-        method: ``"rank"`` (rank-normalised and folded), ``"split"``, or another of ArviZ's.
+        method: ``"rank"`` (rank-normalised and folded), ``"split"``, or another method of ArviZ.
 
     Returns:
         R-hat.
@@ -54,7 +54,7 @@ def rhat(draws: ArrayLike, *, method: str = "rank") -> float:
         Vehtari et al. (2021), Rank-normalization, folding, and localization: an improved R-hat.
 
     Examples:
-        Chains that sit at different places do not agree:
+        Chains with different means do not agree:
 
         >>> noise = np.random.default_rng(0).normal(size=(4, 100))
         >>> rhat(noise) < 1.05 < rhat(noise + 3 * np.arange(4)[:, None])
@@ -68,11 +68,11 @@ def ess(draws: ArrayLike, *, method: str = "bulk", prob: float | Sequence[float]
 
     Args:
         draws: Shape ``(chains, draws)``.
-        method: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"``, ``"quantile"`` or another of ArviZ's.
+        method: ``"bulk"``, ``"tail"``, ``"mean"``, ``"sd"``, ``"quantile"`` or another method of ArviZ.
         prob: The quantiles of ``"tail"`` (by default 5 % and 95 %) or ``"quantile"``.
 
     Returns:
-        The number of independent draws that would be worth as much.
+        The number of independent draws that would give the same precision.
 
     Examples:
         >>> noise = np.random.default_rng(0).normal(size=(4, 500))
@@ -80,7 +80,7 @@ def ess(draws: ArrayLike, *, method: str = "bulk", prob: float | Sequence[float]
         True
     """
     if method == "tail" and prob is None:
-        prob = (0.05, 0.95)  # 1.x has no default, and the two majors differ in theirs
+        prob = (0.05, 0.95)  # the default differs between the major versions, and 1.x has none
     options = {} if prob is None else {"prob": prob}
     return float(arviz().ess(_chains(draws), method=method, **options))
 
@@ -100,7 +100,7 @@ def mcse(draws: ArrayLike, *, method: str = "mean") -> float:
         method: ``"mean"`` or ``"sd"``.
 
     Raises:
-        ValueError: If the method is another one.
+        ValueError: If the method is neither of the two.
 
     Examples:
         >>> noise = np.random.default_rng(0).normal(size=(4, 2500))
@@ -121,7 +121,8 @@ def mcse(draws: ArrayLike, *, method: str = "mean") -> float:
 def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     """Pareto-smoothed importance sampling of each row of log weights.
 
-    Weights that are all equal to 0.1 %, or to the rounding of single precision, have no tail: their k-hat is 0.
+    If all weights of a row agree to within 0.1 %, or to within single-precision rounding, there is no tail and k-hat
+    is 0.
 
     Args:
         log_weights: Shape ``(*batch, K)``, up to a constant per row.
@@ -131,7 +132,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
         ``batch``.
 
     Raises:
-        ValueError: If there are fewer than 25 weights per row: no tail can be fitted.
+        ValueError: If there are fewer than 25 weights per row, too few to fit a tail.
 
     References:
         Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling.
@@ -146,7 +147,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
         raise ValueError(f"psis needs at least 25 weights; got {weights.shape[-1]}. Draw more particles.")
     flat = weights.reshape(-1, weights.shape[-1])
     smoothed, khat = np.empty_like(flat), np.zeros(len(flat))
-    for i, row in enumerate(flat):  # ArviZ loops over rows as well
+    for i, row in enumerate(flat):  # ArviZ itself loops over rows, so this costs no speed
         if np.ptp(row) < max(1e-3, ROUNDING * float(np.abs(row).max())):
             smoothed[i] = -np.log(row.size)
         else:
@@ -166,9 +167,9 @@ def from_dict(
     Args:
         groups: Group name to variable name to array; sampled groups have leading ``(chain, draw)``
             axes, the ``observed_data`` and ``constant_data`` groups have none.
-        dims: Names of the further axes of a variable.
+        dims: Names of a variable's other axes.
         coords: Labels along named axes.
-        attrs: What to note on the ``posterior`` group (or the first one, if there is none).
+        attrs: Attributes of the ``posterior`` group (of the first group, if there is no ``posterior``).
 
     Returns:
         The container; ``container["posterior"]`` works on both.
@@ -183,8 +184,7 @@ def from_dict(
     arrays = {group: {k: np.asarray(v) for k, v in values.items()} for group, values in groups.items()}
     labels = dict(coords or {})
     with warnings.catch_warnings():
-        # ArviZ 0.23 guesses that more chains than draws are a mistake; these axes are as they were
-        # drawn.
+        # ArviZ 0.23 warns of swapped axes if there are more chains than draws; here the order is known.
         warnings.simplefilter("ignore", UserWarning)
         if "data" in inspect.signature(az.from_dict).parameters:
             container = az.from_dict(arrays, dims=named, coords=labels)
@@ -210,6 +210,6 @@ def _psis_row(row: Array) -> tuple[Array, float]:
     else:
         from arviz_stats.base import array_stats  # type: ignore[import-not-found,unused-ignore]
 
-        # 1.x takes log likelihoods, whose negatives are the log weights of leave-one-out.
+        # 1.x takes log-likelihoods; their negatives are the log weights of leave-one-out.
         smoothed, khat = array_stats.psislw(-row)
     return np.asarray(smoothed, dtype=np.float64), float(khat)

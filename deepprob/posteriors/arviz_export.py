@@ -19,7 +19,7 @@ def latents_to_arviz(fitted: FittedProgram, latents: Mapping[str, Tensor]) -> An
     """Draws of latent sites as a container with one group, ``posterior``.
 
     Args:
-        fitted: The program.
+        fitted: The fitted program.
         latents: Draws by site, shape ``(K, *site)``.
     """
     return from_dict({"posterior": _by_chain(fitted, latents)})

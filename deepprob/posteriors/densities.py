@@ -1,7 +1,7 @@
 """Densities under draws from a posterior: log-likelihoods, importance weights and bounds, by draw and by row.
 
-Where a program has sites to sum out, a score is a sum of the bound's terms; elsewhere it is read off the sites of one
-run.
+If a program has sites that are summed out, a density is a sum of the bound's terms; otherwise it is computed from the
+sites of one run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     """Log-likelihood by draw and row: ``(K, B)``.
 
     Raises:
-        ValueError: If nothing was observed, or a sum goes over all rows at once.
+        ValueError: If nothing was observed, or a site that all rows share is summed out.
     """
     layout = fitted.layout(draws)
     if fitted.structure.summed:
@@ -33,7 +33,7 @@ def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
 
 
 def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` by draw and row, where every latent belongs to a row: ``(K, B)``."""
+    """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, for a program whose latents are all local."""
     layout = fitted.layout(draws)
     if fitted.structure.summed:
         return _by_row(layout, fitted.terms(batch, draws))
@@ -47,7 +47,7 @@ def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
 
 
 def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` by draw, of the data as a whole: ``(K,)``."""
+    """``log p(x, z) - log q(z)`` of all rows together, by draw: ``(K,)``."""
     layout = fitted.layout(draws)
     if fitted.structure.summed:
         parts = [_rows_of(layout, term).sum(1) for term in fitted.terms(batch, draws)]
@@ -62,10 +62,10 @@ def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
 def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     """The evidence lower bound of every row without the KL of global latents, averaged over draws: ``(B,)``.
 
-    Sites that are marked for enumeration take all of their values, in the guide too.
+    Sites marked for enumeration are enumerated in the model and in the guide.
 
     Raises:
-        ValueError: If rows have no bound of their own.
+        ValueError: If the bound does not split into rows.
     """
     structure, layout = fitted.structure, fitted.layout(draws)
     _check_by_row(structure)
@@ -92,7 +92,7 @@ def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
 def _check_by_row(structure: Structure) -> None:
     if structure.local and not structure.by_row:
         raise ValueError(
-            "the guide is one distribution over the latents of all rows, so that no row has a bound of its own. "
+            "the guide is one distribution over the latents of all rows, so the bound does not split into rows. "
             "Use log_evidence, the bound of all rows together, or guide='normal'."
         )
 

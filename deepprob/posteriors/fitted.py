@@ -26,15 +26,15 @@ from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.structure import Structure, check_stacked
 from deepprob.programs.support import check_data
 
-# So many numbers of one kind of activation are held at a time; more rows than that go in several calls.
+# Most numbers that one layer's activations may hold at a time; more rows are split into several calls.
 _CHUNK = 2**24
 
 
 class FittedProgram:
-    """A fitted program, run under a leading plate of draws from its posterior: those of its guide, or stored ones.
+    """A fitted program, run under a leading plate of draws, which come from its guide or are stored.
 
     Args:
-        instance: The program.
+        instance: The program instance.
         chains: Stored draws by site, shape ``(chains, draws, *site)``; None to draw from the guide.
     """
 
@@ -43,7 +43,7 @@ class FittedProgram:
 
     @property
     def program(self) -> Program:
-        """The program itself."""
+        """The program."""
         return self.instance.program
 
     @property
@@ -53,37 +53,37 @@ class FittedProgram:
 
     @property
     def keeps_rows(self) -> bool:
-        """Whether the guide has parameters for every row of the fit."""
+        """Whether the guide holds parameters for every row of the fit."""
         return isinstance(self.program.current_guide, AutoGuide) and bool(self.structure.local)
 
     @property
     def amortized(self) -> bool:
-        """Whether rows are independent of each other given the parameters."""
+        """Whether all latents are local and the rows are independent given the parameters."""
         found = self.structure
         return bool(found.local + found.summed) and found.all_local(found.latent + found.summed) and found.by_row
 
     def layout(self, draws: int) -> Layout:
-        """Where draws, rows and events stand in the values of a run."""
+        """The positions of draws, rows and events in the values of a run."""
         return Layout(self.program.data_name, self.structure.plates, draws)
 
     @contextmanager
     def querying(self, seed: int) -> Iterator[None]:
-        """The context of one query: no gradient, the program's own store, a random stream of its own."""
+        """The context of one query: no gradients, the instance's store, and a separate random stream."""
         with torch.no_grad(), self.instance.running(), RandomStream(seed, self.instance.device).drawing():
             yield
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
     def accept(self, data: tuple[Any, ...]) -> Batch:
-        """The program's arguments from what the user gave, compared with the fit's, on the device.
+        """Check the user's data against those of the fit and return the program's arguments, on the device.
 
         Raises:
-            ValueError: If arguments are missing, or are not like those of the fit.
+            ValueError: If arguments are missing, or do not match those of the fit.
         """
         if not data and self.program.num_required:
             raise ValueError(
                 f"the program needs rows of {', '.join(self.program.argument_names)}; got none. "
-                "Give them as in the fit; only what is observed may be left out."
+                "Give them as in the fit; only observed arguments may be left out."
             )
         if not data:
             return ()
@@ -100,7 +100,7 @@ class FittedProgram:
         return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
 
     def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
-        """Pieces of a batch that was accepted, few enough rows each that K draws of them fit in memory."""
+        """Split an accepted batch into chunks of rows that fit in memory with K draws each."""
         size, found = num_rows(batch), self.structure
         if self.program.data_name and found.all_local(found.observed + found.summed) and not self.keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
@@ -121,11 +121,11 @@ class FittedProgram:
         return traces
 
     def run_guide(self, batch: Batch, draws: int) -> Trace:
-        """The guide alone."""
+        """Run the guide alone."""
         return run_guide(self._prepared(batch, draws))
 
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
-        """The model alone, its observed sites drawn."""
+        """Run the model alone and draw its observed sites."""
         size = num_rows(batch) if batch else rows
         plates = self.structure.plates
         return run_prior(Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates))
@@ -139,7 +139,7 @@ class FittedProgram:
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
         """
         run, plate = self._prepared(batch, draws), self.program.data_name
-        with RandomStream(0, self.instance.device).drawing():  # a look must not cost draws
+        with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             _, look = run_program(replace(run, draws=2, guide=self._stored(2)))
         check_stacked(self.structure, look, plate, draws)
         check_data(look)

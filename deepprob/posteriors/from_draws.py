@@ -23,17 +23,17 @@ def draws_posterior(
     config: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Posterior:
-    """A posterior that holds draws, for routines that sample (and for draws made elsewhere).
+    """Build a posterior that holds draws, from a sampling routine or from other software.
 
     Args:
-        program: The program they belong to; it is copied.
+        program: The program whose latent sites were drawn; it is copied.
         data: The data, or rows like them.
         chains: Values by latent site, shape ``(chains, draws, *site)``.
         config: The routine and its settings, as JSON.
         seed: The routine's seed.
 
     Raises:
-        ValueError: If a global latent site is missing, or shapes disagree.
+        ValueError: If a global latent site is missing, or the shapes disagree.
 
     Examples:
         >>> import pyro, pyro.distributions as dist, torch

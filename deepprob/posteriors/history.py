@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_RENAMED = {"specialisations": "compiled_graphs"}  # what facts were called before
+_RENAMED = {"specialisations": "compiled_graphs"}  # earlier names of facts
 
 
 @dataclass
@@ -20,14 +20,14 @@ class History:
             the objective; `ELBO` adds its parts ``likelihood``, ``kl_local``, ``kl_global``, and `IWAE` the tighter
             ``iwae`` too), ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
         epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
-            ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` of what a callback moved.
+            ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` for each buffer that a callback anneals.
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
-        interrupted: Whether the fit was stopped from outside.
+        interrupted: Whether the fit was interrupted from outside.
         stopped_early: Whether a callback ended the fit.
-        compiled_graphs: Graphs that were compiled for the fit: one for its steps (one for each length that sequences
-            are cut to if their graphs are not alike, and on a GPU), and one for every number of held-out rows that is
-            scored at once; 0 if it ran eagerly.
+        compiled_graphs: Number of graphs compiled for the fit, 0 if it ran eagerly: one for its steps (one for each
+            length bucket if the graph depends on the length, and on a GPU), and one for each batch size at which
+            held-out rows are scored.
     """
 
     steps: dict[str, list[float]] = field(default_factory=dict)
@@ -39,17 +39,17 @@ class History:
     compiled_graphs: int = 0
 
     def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Record some epochs."""
+        """Append the values of one or more epochs."""
         for name, column in values.items():
             self.epochs.setdefault(name, []).extend(column)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The record as tensors to save, by ``steps.<name>`` and ``epochs.<name>``."""
+        """The record as tensors to save, named ``steps.<name>`` and ``epochs.<name>``."""
         rows = {f"steps.{n}": v for n, v in self.steps.items()} | {f"epochs.{n}": v for n, v in self.epochs.items()}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
     def facts(self) -> dict[str, int | bool]:
-        """All but the curves, as JSON."""
+        """Everything except the curves, as JSON."""
         return {
             "steps_per_epoch": self.steps_per_epoch,
             "best_epoch": self.best_epoch,
@@ -60,7 +60,7 @@ class History:
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, int | bool]) -> History:
-        """The inverse of `to_tensors` and `facts`, also for files that an earlier version saved.
+        """The inverse of `to_tensors` and `facts`; it also reads files that an earlier version saved.
 
         Examples:
             >>> past = History(steps={"elbo": [1.0, 2.0]}, best_epoch=3)

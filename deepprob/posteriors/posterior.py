@@ -70,7 +70,7 @@ class Posterior(Content):
 
     @property
     def latent_sites(self) -> dict[str, str]:
-        """``"global"`` or ``"local"`` by latent site."""
+        """The latent sites by name, each ``"global"`` or ``"local"``."""
         found = dict.fromkeys(self.structure.global_, "global")
         return found | dict.fromkeys(self.structure.local, "local")
 
@@ -83,16 +83,16 @@ class Posterior(Content):
     def sample(self, *data: Any, draws: int = 100, seed: int = 0) -> dict[str, Tensor]:
         """Draw latent sites from the posterior.
 
-        Sites that are summed out of the bound are drawn from their exact posterior given the others and the data.
+        Sites that are summed out of the bound are drawn from their exact posterior given the other sites and the data.
 
         Args:
-            data: The program's arguments; without them only global sites are drawn, none that is summed out.
-            draws: How many, K.
-            seed: Of the draws.
+            data: The program's arguments. Without them only global sites are drawn, except those summed out.
+            draws: Number of draws, K.
+            seed: Random seed of the draws.
 
         Returns:
-            Values by site: ``(K, *site)`` for global sites, a scalar site's being ``(K,)``; ``(K, B, *site)`` for
-            local ones.
+            Values by site: ``(K, *site)`` for global sites (``(K,)`` for a scalar site), ``(K, B, *site)`` for local
+            sites.
         """
         draws, fitted = whole("draws", draws), self._fitted
         if data:
@@ -166,13 +166,13 @@ class Posterior(Content):
         """Ancestral samples of every site from the model alone, with the fitted parameters.
 
         Args:
-            rows: How many rows, B.
-            data: The program's arguments where the model needs them (inputs of a regression).
-            draws: How many draws of everything, K.
-            seed: Of the draws.
+            rows: Number of rows, B.
+            data: The program's arguments, if the model needs them (inputs of a regression).
+            draws: Number of draws of every site, K.
+            seed: Random seed of the draws.
 
         Returns:
-            Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global ones.
+            Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global sites.
         """
         trace, layout = self._prior_trace(rows, data, draws, seed), self._fitted.layout(draws)
         return {n: layout.draws_first(s) for n, s in sample_sites(trace) if not is_deterministic(s)}
@@ -205,15 +205,15 @@ class Posterior(Content):
         r"""Log importance weights ``log p(x, z_k) - log q(z_k | x)``.
 
         Args:
-            data: The program's arguments, observed ones included.
-            particles: How many, K.
-            seed: Of the draws.
+            data: The program's arguments, including the observed ones.
+            particles: Number of particles, K.
+            seed: Random seed of the draws.
 
         Returns:
-            Shape ``(K, B)`` where every latent belongs to a row, else ``(K,)`` for the data as a whole.
+            Shape ``(K, B)`` if all latents are local, else ``(K,)`` for all rows together.
 
         Raises:
-            ValueError: If the posterior holds draws: their density is not known.
+            ValueError: If the posterior holds draws, whose density is unknown.
         """
         particles, fitted = whole("particles", particles), self._fitted
         if self.chains is not None:
@@ -232,12 +232,12 @@ class Posterior(Content):
         .. math:: \log \hat p(x) = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)
 
         Args:
-            data: The program's arguments, observed ones included.
-            particles: How many, K; with one it is an ELBO, and it tightens as they grow.
-            seed: Of the draws.
+            data: The program's arguments, including the observed ones.
+            particles: Number of particles, K. With one the bound is the ELBO; it tightens in expectation as K grows.
+            seed: Random seed of the draws.
 
         Returns:
-            One value per row, shape ``(B,)``, where every latent belongs to a row; one number otherwise.
+            One value per row, shape ``(B,)``, if all latents are local; otherwise one number for all rows.
 
         References:
             Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
@@ -249,9 +249,9 @@ class Posterior(Content):
         """Evidence lower bound of every row, in nats, without the KL of global latents.
 
         Args:
-            data: The program's arguments, observed ones included.
-            particles: Draws to average over, K.
-            seed: Of the draws.
+            data: The program's arguments, including the observed ones.
+            particles: Number of draws to average over, K.
+            seed: Random seed of the draws.
 
         Returns:
             Shape ``(B,)``.
@@ -262,11 +262,11 @@ class Posterior(Content):
             return self.elbo_of(batch, particles)
 
     def elbo_of(self, batch: Batch, particles: int) -> Tensor:
-        """`elbo` of a batch that was accepted already, inside a running program; routines use it for held-out data."""
+        """`elbo` of an accepted batch, inside a running program; routines score held-out data with it."""
         return torch.cat([local_elbo(self._fitted, chunk, particles) for chunk in self.chunks(batch, particles)])
 
     def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
-        """Pieces of a batch that was accepted, few enough rows each that K draws of them fit in memory."""
+        """Split an accepted batch into chunks of rows that fit in memory with K draws each."""
         return self._fitted.chunks(batch, draws)
 
     def trace(self, *data: Any, draws: int = 100, seed: int = 0, predict: bool = False) -> tuple[Trace, Trace]:
@@ -274,9 +274,9 @@ class Posterior(Content):
 
         Args:
             data: The program's arguments.
-            draws: How many, K; values have shape ``(K, B, *site)`` for local sites, ``(K, 1, *site)`` for global ones.
-            seed: Of the draws.
-            predict: Draw the observed sites anew.
+            draws: Number of draws, K. Values have shape ``(K, B, *site)`` (local) or ``(K, 1, *site)`` (global).
+            seed: Random seed of the draws.
+            predict: Whether to draw the observed sites from the model.
         """
         draws = whole("draws", draws)
         batch = self._fitted.accept(data)
@@ -305,7 +305,7 @@ class Posterior(Content):
         return to_arviz(self._fitted, self._fitted.accept(data), draws, seed)
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
-        """A table of the global sites: mean, sd and central 90 % interval of every entry (of large sites, the norm)."""
+        """A table of the global sites: mean, sd and central 90 % interval of every entry (large sites: the norm)."""
         lines = [f"{'site':28s} {'mean':>10s} {'sd':>10s} {'5 %':>10s} {'95 %':>10s}"]
         known = self.structure.global_ or self._fitted.keeps_rows
         found = self.sample(draws=draws, seed=seed) if known else {}
@@ -346,11 +346,11 @@ class Posterior(Content):
 
         Args:
             path: The folder.
-            program: The program that was fitted, if it is not one of the package's own (which are rebuilt from their
-                name and configuration). It is copied.
-            device: Where to put it.
+            program: The program that was fitted; it is copied. A registered program, such as the package's models, can
+                be left out: it is rebuilt from its name and configuration.
+            device: The device to load the posterior to.
 
         Raises:
-            StorageError: If the file cannot be trusted, or a program of one's own is needed and was not given.
+            StorageError: If the save is damaged, or ``program`` is needed and was not given.
         """
         return cls(**vars(read_posterior(path, program, device)))

@@ -26,7 +26,7 @@ class Prediction:
         kind: ``"classes"``, ``"binary"``, ``"count"`` or ``"real"``.
 
     Examples:
-        Certain members that disagree are epistemic uncertainty, and nothing else:
+        If each component is certain and they disagree, all uncertainty is epistemic:
 
         >>> import pyro.distributions as dist
         >>> d = dist.Normal(torch.tensor([[-1.0], [1.0]]), torch.tensor(1e-6))
@@ -37,7 +37,7 @@ class Prediction:
 
     def __init__(self, distribution: Any, draws: Tensor, site: str = "y", *, unused: tuple[int, ...] = ()) -> None:
         self.distribution, self.draws, self.site = distribution, draws, site
-        # Counted from the left, where a draw comes first: events and classes are to the right of the batch.
+        # Counted from the left, because events and classes add dimensions on the right.
         self._unused = tuple(len(distribution.batch_shape) + dim for dim in unused)
         base = _base(distribution)
         name = type(base).__name__
@@ -52,7 +52,7 @@ class Prediction:
     @property
     @torch.no_grad()
     def mean(self) -> Tensor:
-        """Mean over draws of the conditional means, shape ``(B, ..., *event)``; of classes, the probabilities."""
+        """Mean of the mixture, shape ``(B, ..., *event)``; for classes, their probabilities."""
         if self.kind == "classes":
             return self.probs
         # The mixture's moments come from draws where a member's are unknown.
@@ -61,7 +61,7 @@ class Prediction:
     @property
     @torch.no_grad()
     def sd(self) -> Tensor:
-        """Standard deviation of the mixture, shape as `mean`."""
+        """Standard deviation of the mixture, with the shape of `mean`."""
         if self.kind == "classes":
             return (self.probs * (1 - self.probs)).sqrt()
         if not self._known:
@@ -85,11 +85,11 @@ class Prediction:
     def aleatoric(self) -> Tensor:
         """Uncertainty that more data would not remove.
 
-        In nats for classes, the mean entropy of the members; else in the target's units, the root of the mean
-        conditional variance. Shape ``(B,)`` for classes, else as `mean`.
+        For classes and binary sites it is the mean entropy of the components, in nats. Otherwise it is the square root
+        of the mean conditional variance, in the target's units. Shape ``(B,)`` for classes, else that of `mean`.
 
         Raises:
-            ValueError: If the family's mean and variance are not known in closed form.
+            ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
             return _entropy(self._probs).mean(0)
@@ -100,11 +100,13 @@ class Prediction:
     @property
     @torch.no_grad()
     def epistemic(self) -> Tensor:
-        """Uncertainty about the parameters and latents: in nats for classes the mutual information, else the standard
-        deviation over draws of the conditional mean, in the target's units.
+        """Uncertainty about the parameters and latents.
+
+        For classes and binary sites it is the mutual information, in nats. Otherwise it is the standard deviation over
+        draws of the conditional mean, in the target's units.
 
         Raises:
-            ValueError: If the family's mean and variance are not known in closed form.
+            ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
             return (_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
@@ -113,16 +115,16 @@ class Prediction:
         return self._between().sqrt()
 
     def interval(self, mass: float = 0.9) -> tuple[Tensor, Tensor]:
-        """The central interval that holds some probability mass, from the draws.
+        """The central interval of a given probability mass, from quantiles of the draws.
 
         Args:
-            mass: Probability inside, between 0 and 1.
+            mass: Probability inside the interval, between 0 and 1.
 
         Returns:
-            Lower and upper ends, each shape ``(B, ..., *event)``.
+            Lower and upper ends, each of shape ``(B, ..., *event)``.
 
         Raises:
-            ValueError: If the mass is out of range, or classes are predicted.
+            ValueError: If ``mass`` is out of range, or the site is of classes.
         """
         if not 0 < mass < 1:
             raise ValueError(f"mass must lie between 0 and 1; got {mass}. For nine tenths, interval(0.9).")
@@ -144,10 +146,10 @@ class Prediction:
             One value per row, shape ``(B, ...)``.
 
         Raises:
-            ValueError: If the shape is not that of the rows predicted.
+            ValueError: If the shape is not that of the predicted rows, or a label is not one of the fitted classes.
         """
         value = torch.as_tensor(y, device=self.draws.device)
-        if self.kind != "classes":  # labels stay whole numbers; all else is compared as numbers of the draws' type
+        if self.kind != "classes":  # labels stay whole numbers; other values take the dtype of the draws
             value = value.to(self.draws.dtype)
         if self.kind == "classes" and value.is_floating_point():
             if bool((value != value.round()).any()):
@@ -163,7 +165,7 @@ class Prediction:
             if bool(((value < 0) | (value >= count)).any()):
                 raise ValueError(
                     f"labels must be in 0..{count - 1}; got {int(value.min())} to {int(value.max())}. "
-                    "Give labels of the classes that were fitted."
+                    "Give labels of the fitted classes."
                 )
         for place in self._unused:
             value = value.unsqueeze(place - 1)  # the truth has no dimension of draws
@@ -179,7 +181,7 @@ class Prediction:
     def _moment(self, name: str) -> Tensor:
         if not self._known:
             raise ValueError(
-                f"the mean and variance of {type(self._base).__name__} are not known in closed form, so {self.site!r} "
+                f"the mean and variance of {type(self._base).__name__} have no closed form, so {self.site!r} "
                 "cannot be split into aleatoric and epistemic parts. Use mean, sd or interval."
             )
         value: Tensor = getattr(self.distribution, name)

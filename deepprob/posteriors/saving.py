@@ -37,9 +37,9 @@ class Content:
         history: The record of the fit.
         config: The routine and its settings, as JSON.
         seed: The fit's seed.
-        chains: Draws by site, shape ``(chains, draws, *site)``; None where there is a guide.
+        chains: Draws by site, shape ``(chains, draws, *site)``; None if the posterior holds a guide.
         exact: Whether the evidence is a closed form.
-        versions: Of Python and the packages that made it.
+        versions: Versions of Python and of the packages used in the fit.
     """
 
     instance: ProgramInstance = field(kw_only=False)
@@ -64,7 +64,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
     tensors = {f"state.{n}": t for n, t in instance.tensors().items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
-    # A subclass inherits its parent's name, but is another program.
+    # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
     name = type(program).__dict__.get("registry_name") if program.config is not None else None
     manifest = {
         "program": name,
@@ -84,15 +84,15 @@ def write_posterior(path: str | Path, content: Content) -> None:
 
 
 def read_posterior(path: str | Path, program: Program | None, device: str | torch.device) -> Content:
-    """Read what `write_posterior` wrote.
+    """Read a posterior that `write_posterior` wrote.
 
     Raises:
-        StorageError: If the file cannot be trusted, or does not fit the program.
+        StorageError: If the save is damaged, or does not fit the program.
     """
     if program is not None and not isinstance(program, Program):
         raise TypeError(
             f"program must be a Program; got {type(program).__name__}. "
-            "Make one of a Pyro model: Program.of(model, guide)."
+            "Make one from a Pyro model: Program.of(model, guide)."
         )
     tensors, manifest = read(path, kind="posterior")
     stream = RandomStream(0, pick_device(device))

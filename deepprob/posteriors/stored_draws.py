@@ -14,7 +14,7 @@ from deepprob.programs.structure import Structure
 
 
 def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
-    """A guide that hands out stored draws, spread evenly over all chains."""
+    """A guide that returns stored draws, spread evenly over all chains."""
 
     def guide(*batch: Any) -> None:
         for name, value in chains.items():
@@ -27,7 +27,7 @@ def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: i
             chosen = flat[index]
             batch_dims = chosen.dim() - 1 - event_dim
             plate_dims, batch_shape = found.sites[name].plate_dims, [1] * plates
-            # A site has no dimension for the plates that it is not in.
+            # A site's values have no dimension for plates that it is outside of.
             dims = plate_dims if len(plate_dims) == batch_dims else range(-batch_dims, 0)
             for dim, size in zip(dims, chosen.shape[1:], strict=False):
                 batch_shape[dim] = size

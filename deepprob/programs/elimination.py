@@ -4,6 +4,15 @@ A site marked ``infer={"enumerate": "parallel"}`` takes all of its values at onc
 left of all plates; one marked ``"sequential"`` in the guide takes them one run after the other. Pyro lays out these
 dimensions and contracts the model's factors. Pyro's own bound reads masks and scales on the host; this one does not,
 so that it is a pure function of tensors and can be traced.
+
+Example: a mixture of three components over two rows, ``k ~ Categorical(probs)`` (marked in the model) and
+``x ~ Normal(locs[k], 1)`` (observed), both inside ``pyro.plate("data", 2)``.
+
+1. The plate has dimension -1 and symbol ``a``; the values of ``k`` have dimension -2 and symbol ``b``.
+2. The factors ``log p(k)`` and ``log p(x | k)`` are both packed as ``ba``, shape ``(3, 2)``. They share ``b``, so they
+   form one component.
+3. The factors are added and summed over ``b`` by logsumexp. One ``likelihood`` term remains, packed as ``a``, shape
+   ``(2,)``: ``log p(x)`` of every row.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
 
 
 def attach_guide(program: Program, guide: GuideSpec) -> str | None:
-    """Give a program (one's own copy) the guide of some name.
+    """Attach a guide to a program, which must be a copy of the caller's.
 
     Args:
         program: The copy to change.

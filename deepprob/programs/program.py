@@ -118,7 +118,7 @@ class Program(PyroModule):
         return "guide" in self.__dict__ or type(self).guide is not Program.guide
 
     def attach(self, guide: Callable[..., Any]) -> None:
-        """Put another guide in the place of the program's own (on one's own copy)."""
+        """Replace the program's guide. Call it on a copy of the program."""
         if isinstance(guide, nn.Module):
             # Past PyroModule's add_module: under a context shared with the model, sites would be drawn only once.
             nn.Module.add_module(self, "attached_guide", guide)
@@ -158,7 +158,7 @@ class Program(PyroModule):
         return found
 
     def adopt_plate(self, name: str) -> None:
-        """Take a plate of the model's as the data plate (on one's own copy)."""
+        """Use a plate of the model as the data plate. Call it on a copy of the program."""
         self.data_name = self.binding.plate = name
         self.adopted = True
 

@@ -113,8 +113,9 @@ def _stacked(draws: int | None, plates: int) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError) as error:
         if isinstance(error, ValueError) and "Shape mismatch inside plate" not in str(error):
             raise
+        reason = str(error).splitlines()[0].removesuffix(".")
         raise ValueError(
-            f"the program failed when {draws} draws were stacked in a leading dimension: {str(error).splitlines()[0]} "
+            f"the program failed when {draws} draws were stacked in a leading dimension: {reason}. "
             "Write its shapes from the right (x[..., 0], sum(-1), mean @ w.unsqueeze(-1)) so that they broadcast."
         ) from error
 

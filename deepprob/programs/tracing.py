@@ -1,4 +1,4 @@
-"""What is asked of a program as one graph of tensor operations: a query, or the log-density of its latents."""
+"""A query to a program, or the log-density of its latents, as one graph of tensor operations."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import DeferredErrors
-from deepprob.engine.loop import lift_constants
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import compile_module
 from deepprob.engine.noise import LiftedNoise, NoiseSize
-from deepprob.engine.trace import SkipValueChecks, Untraceable, functionalise, reason_of, trace_graph
+from deepprob.engine.trace import (
+    SkipValueChecks,
+    Untraceable,
+    functionalise,
+    lift_constants,
+    reason_of,
+    trace_graph,
+)
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
@@ -93,7 +99,7 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
 
 
 class _Indices(Tensor):
-    """The indices of a whole plate, which are numbers to who loops over them."""
+    """The indices of a whole plate; a Python loop over them yields integers."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -102,7 +108,7 @@ class _Indices(Tensor):
 
 
 class TraceableSites(Messenger):
-    """Spares a program what would ask for values though the answer is known."""
+    """Skips code that reads tensor values although the result is known: plate indices, argument validation."""
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
@@ -150,7 +156,7 @@ class CompiledQuery:
 
         with ONE_AT_A_TIME, torch.no_grad():
             graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
-            self._constants = lift_constants(graph)
+            self._constants = [x.detach().clone() for x in lift_constants(graph)]
             self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from deepprob.engine.trace import lift_constants
 
 _aten = torch.ops.aten
 Tensors = tuple[Tensor, ...]
@@ -202,7 +204,8 @@ def _trace(
             returned = run(*flat)
             cotangents = [torch.zeros_like(y) for y in returned] if gradient else []
             graph = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*flat, *cotangents)
-            values = _lift_constants(graph)
+            _check_constants(graph)
+            values = lift_constants(graph)
             with torch.no_grad():
                 graph = make_fx(torch.func.functionalize(graph))(*flat, *cotangents, *values)
     except Unsplittable:
@@ -214,22 +217,12 @@ def _trace(
     return graph, values, len(returned)
 
 
-def _lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Turn a graph's constants into its last inputs, and return their values."""
-    values: list[Tensor] = []
-    placed: dict[Any, Node] = {}
+def _check_constants(graph: GraphModule) -> None:
+    """Refuse a cell that closes over trained tensors, or over objects that are no tensors."""
     for node in graph.graph.find_nodes(op="get_attr"):
         value = getattr(graph, node.target)
         if not isinstance(value, Tensor) or value.requires_grad:
             raise Unsplittable("the cell has trained tensors of its own")
-        if node.target not in placed:
-            values.append(value)
-            with graph.graph.inserting_after(graph.graph.find_nodes(op="placeholder")[-1]):
-                placed[node.target] = graph.graph.placeholder(f"constant_{len(values)}")
-        node.replace_all_uses_with(placed[node.target])
-        graph.graph.erase_node(node)
-    graph.recompile()
-    return values
 
 
 def _check_pure(graph: GraphModule) -> None:
