@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deepprob.errors import shown
 from deepprob.posteriors.history import History
 
 
@@ -24,7 +25,7 @@ def shows_progress(progress: bool | str) -> bool:
     if isinstance(progress, bool):
         return progress
     if progress != "auto":
-        raise ValueError(f"progress must be True, False or 'auto'; got {progress!r}.")
+        raise ValueError(f"progress must be True, False or 'auto'; got {shown(progress)}.")
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
