@@ -1,8 +1,7 @@
-"""Does an installed deepprob work? Run from an empty folder: python smoke.py [ROOT].
+"""Smoke test of an installed deepprob. Run from an empty folder: python smoke.py [ROOT].
 
-It imports every part, then fits, checks, saves and loads on a little data, first from Python and then by the
-command. With ROOT, the package must also have been imported from somewhere below it, so that a checkout or another
-environment cannot stand in for the one that is meant.
+The script imports the packages, then fits, checks, saves and loads on little data, first from Python and then by the
+command. With ROOT, the packages must come from below that folder, which excludes a checkout or another environment.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ def main(arguments: list[str]) -> int:
         where = Path(str(module.__file__)).resolve()
         print(f"{name}: {where}")
         if root is not None and not where.is_relative_to(root):
-            print(f"smoke test failed: {name} should come from below {root}", file=sys.stderr)
+            print(f"smoke test failed: {name} must come from below {root}", file=sys.stderr)
             return 1
     with tempfile.TemporaryDirectory() as folder:
-        wrong = from_python(Path(folder)) or by_command(Path(folder))
-    if wrong:
-        print(f"smoke test failed: {wrong}", file=sys.stderr)
-    return bool(wrong)
+        failure = from_python(Path(folder)) or by_command(Path(folder))
+    if failure:
+        print(f"smoke test failed: {failure}", file=sys.stderr)
+    return bool(failure)
 
 
 def from_python(folder: Path) -> str | None:
-    """Fit, check, save and load; what went wrong, if anything did."""
+    """Fit, check, save and load from Python; return a message if something fails."""
     from deepprob.data import load_data
     from deepprob.diagnostics.report import check
     from deepprob.inference import svi
@@ -46,16 +45,16 @@ def from_python(folder: Path) -> str | None:
     report = check(posterior, unseen, draws=30, particles=30)
     page = report.save(folder / "report.html")
     posterior.save(folder / "posterior")
-    again = Posterior.load(folder / "posterior")
-    gap = (posterior.log_evidence(unseen) - again.log_evidence(unseen)).abs().max().item()
-    print(f"from Python: verdict {report.verdict}, log-evidence after loading off by {gap:g}")
+    loaded = Posterior.load(folder / "posterior")
+    gap = (posterior.log_evidence(unseen) - loaded.log_evidence(unseen)).abs().max().item()
+    print(f"from Python: verdict {report.verdict}, log evidence differs by {gap:g} after loading")
     if gap > 1e-6:
-        return f"a loaded posterior gives another log-evidence, off by {gap:g}"
+        return f"the log evidence of the loaded posterior differs by {gap:g}"
     return None if "<img" in Path(page).read_text() else "the report has no picture"
 
 
 def by_command(folder: Path) -> str | None:
-    """The same by the installed script; what went wrong, if anything did."""
+    """Fit and check by the installed command; return a message if something fails."""
     script, run = str(Path(sys.executable).with_name("deepprob")), str(folder / "run")
     fit = ["fit", "vae", "digits", "--epochs", "1", "--latent-dim", "2", "--hidden", "8", "--out", run]
     for arguments, codes in ((fit, (0, 1)), (["check", run], (0, 1)), (["check", str(folder)], (2,))):

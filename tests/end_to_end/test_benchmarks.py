@@ -1,4 +1,4 @@
-"""The benchmarks run: one short round, in their own process, as a reader would start them."""
+"""Every benchmark runs for one short round, in a subprocess, as a user would start it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def run(script: str, *arguments: str) -> str:
-    """What a benchmark prints."""
+    """Run a benchmark and return its output."""
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), *arguments],
         capture_output=True,
@@ -26,7 +26,7 @@ def run(script: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_svi_is_timed_beside_its_peers_and_all_reach_one_bound() -> None:
+def test_svi_and_its_peers_reach_the_same_bound() -> None:
     printed = run("svi.py", "--quick", "--program", "schools", "--threads", "1")
     assert "without a result" not in printed
     table = printed[printed.rindex("variant ") :].split("\n\n")[0].splitlines()[1:]
@@ -37,7 +37,7 @@ def test_svi_is_timed_beside_its_peers_and_all_reach_one_bound() -> None:
 
 
 @pytest.mark.slow
-def test_memory_of_a_fit_is_measured_and_no_copy_of_the_data() -> None:
+def test_a_fit_keeps_no_copy_of_the_data() -> None:
     printed = run("memory.py", "--quick", "--scenario", "logistic")
     table = printed[printed.rindex("fit ") :].split("\n\n")[0].splitlines()[1:]
     kept = {line[:60]: (float(line.split()[-2]), float(line.split()[-1])) for line in table}
@@ -45,7 +45,7 @@ def test_memory_of_a_fit_is_measured_and_no_copy_of_the_data() -> None:
     assert all(per_row < of_data for per_row, of_data in kept.values()), kept
 
 
-def test_the_gpu_script_parses_and_refuses_a_machine_without_a_gpu() -> None:
+def test_the_gpu_script_parses_and_needs_a_gpu() -> None:
     script = BENCHMARKS / "run_gpu.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)
     hidden = os.environ | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}

@@ -1,4 +1,4 @@
-"""Every notebook of the course runs as it is stored, in this interpreter, and its own asserts hold."""
+"""Every tutorial notebook runs as stored, in this interpreter, and its asserts hold."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+ALLOWED_IMPORTS = {"deepprob", "deepprob.models", "deepprob.inference"}
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
 class ThisPython(AsyncKernelManager):
-    """A kernel of the interpreter that runs the tests, whatever is or is not registered on the machine."""
+    """A kernel of the interpreter that runs the tests, independent of the kernels registered on the machine."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -33,7 +34,7 @@ class ThisPython(AsyncKernelManager):
 
 
 def execute(notebook: NotebookNode, folder: Path, *, smoke: bool = True) -> NotebookNode:
-    """Run a notebook in an empty folder; the first error in it is raised."""
+    """Run a notebook in an empty folder and raise its first error."""
     work, state = folder / "work", folder / "jupyter"
     work.mkdir()
     own = {"JUPYTER_RUNTIME_DIR": state, "JUPYTER_CONFIG_DIR": state, "IPYTHONDIR": state, "MPLCONFIGDIR": state}
@@ -42,7 +43,7 @@ def execute(notebook: NotebookNode, folder: Path, *, smoke: bool = True) -> Note
         notebook, kernel_manager_class=ThisPython, timeout=600, resources={"metadata": {"path": str(work)}}
     )
     done: NotebookNode = client.execute(env=env)
-    assert not list(work.iterdir()), "a notebook leaves nothing behind"
+    assert not list(work.iterdir()), "a notebook must not leave files behind"
     return done
 
 
@@ -55,14 +56,48 @@ def printed(notebook: NotebookNode, stream: str) -> str:
     return "".join(out.text for out in outputs if out.output_type == "stream" and out.name == stream)
 
 
-def test_the_course_is_there() -> None:
+def parsed(notebook: NotebookNode) -> ast.Module:
+    """The syntax tree of all code cells, without IPython magics."""
+    lines = [line for cell in code_cells(notebook) for line in cell.source.splitlines() if line[:1] != "%"]
+    return ast.parse("\n".join(lines))
+
+
+def deepprob_imports(tree: ast.Module) -> set[str]:
+    """The modules of deepprob that a program imports."""
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            # "from deepprob import models" imports deepprob.models; a lower-case name is a module.
+            inside = [alias.name for alias in node.names if node.module == "deepprob" and alias.name.islower()]
+            names += [f"deepprob.{name}" for name in inside] or [str(node.module)]
+    return {name for name in names if name.partition(".")[0] == "deepprob"}
+
+
+def test_readme_lists_every_notebook() -> None:
     assert NOTEBOOKS
-    named = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [path.name for path in NOTEBOOKS if path.name not in named] == []
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS if path.name not in text] == []
 
 
 @every_notebook
-def test_it_is_stored_without_traces_of_a_run(path: Path) -> None:
+def test_imports_only_the_public_modules(path: Path) -> None:
+    assert deepprob_imports(parsed(nbformat.read(path, as_version=4))) <= ALLOWED_IMPORTS
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import deepprob.networks.dense",
+        "from deepprob.fitting.optimizers import Optimizer",
+        "from deepprob import diagnostics",
+    ],
+)
+def test_an_internal_import_is_found(source: str) -> None:
+    assert deepprob_imports(ast.parse(source)) - ALLOWED_IMPORTS
+
+
+@every_notebook
+def test_is_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
@@ -75,28 +110,27 @@ def test_it_is_stored_without_traces_of_a_run(path: Path) -> None:
 
 
 @every_notebook
-def test_it_asserts_what_it_claims(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    source = "\n".join(line for cell in code_cells(notebook) for line in cell.source.splitlines() if line[:1] != "%")
-    asserts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+def test_contains_asserts(path: Path) -> None:
+    tree = parsed(nbformat.read(path, as_version=4))
+    asserts = [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     assert len(asserts) >= 5
 
 
 @every_notebook
-def test_it_runs(path: Path, tmp_path: Path) -> None:
+def test_runs_with_short_fits(path: Path, tmp_path: Path) -> None:
     done = execute(nbformat.read(path, as_version=4), tmp_path)
     assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
 
 
 @pytest.mark.slow
 @every_notebook
-def test_it_runs_in_full(path: Path, tmp_path: Path) -> None:
+def test_runs_in_full(path: Path, tmp_path: Path) -> None:
     done = execute(nbformat.read(path, as_version=4), tmp_path, smoke=False)
     assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
 
 
 def test_a_failing_assert_fails_the_run(tmp_path: Path) -> None:
-    """Or the tests above would prove nothing."""
+    """Without this the tests above would prove nothing."""
     cells = [nbformat.v4.new_code_cell("import os, sys; print(sys.executable, os.environ['DEEPPROB_SMOKE'])")]
     cells.append(nbformat.v4.new_code_cell("assert 1 == 2, 'numbers differ'"))
     notebook = nbformat.v4.new_notebook(cells=cells)
