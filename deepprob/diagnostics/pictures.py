@@ -22,6 +22,7 @@ from deepprob.diagnostics.plots import (
     render,
     training_curve,
 )
+from deepprob.networks.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ def _training(case: Case) -> Iterator[Picture]:
 
 def image_shape(case: Case) -> tuple[int, ...] | None:
     """Shape of one image; None if the rows are not images."""
-    declared = getattr(case.program, "image_shape", None)
     if case.supervised or case.ragged:
         return None
-    shape = tuple(declared) if declared is not None else tuple(case.batch[0].shape[1:])
-    return shape if len(shape) in (2, 3) and int(np.prod(shape)) == case.batch[0][0].numel() else None
+    observation = getattr(case.program, "observation", None)
+    if isinstance(observation, Likelihood) and observation.picture != "image":
+        return None
+    shape = tuple(case.batch[0].shape[1:])
+    return shape if len(shape) in (2, 3) else None
 
 
 def _images(case: Case, count: int = 10) -> Iterator[Picture]:

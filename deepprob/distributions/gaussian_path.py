@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints, register_kl
 from torch.func import functional_call
 
-from deepprob.engine.scan.recur import Tensors, is_tracing, recur
+from deepprob.engine.scan.operator import Tensors
+from deepprob.engine.scan.recur import is_tracing, recur
 
 Kernel = Callable[..., tuple[Tensor, Tensor]]
 
@@ -62,6 +63,15 @@ class GaussianPath(TorchDistribution):
         self.inside = (torch.arange(steps, device=lengths.device) < lengths.unsqueeze(-1)).unsqueeze(-1)  # (*, T, 1)
         self._drawn: tuple[Tensor, Tensor, Tensor] | None = None
         super().__init__(lengths.shape, torch.Size([steps, initial.shape[-1]]), validate_args=False)
+
+    @classmethod
+    def example(cls) -> GaussianPath:
+        """Three small paths, for the tests that every distribution passes."""
+
+        def kernel(z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+            return 0.8 * z + context, torch.full_like(z, 0.5)
+
+        return cls(kernel, torch.ones(2), torch.tensor([2, 2, 2]), 2, [torch.linspace(-1.0, 1.0, 6).reshape(3, 2, 1)])
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GaussianPath:
         new: GaussianPath = self._get_checked_instance(GaussianPath, _instance)  # type: ignore[no-untyped-call]

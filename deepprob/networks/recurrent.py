@@ -10,7 +10,8 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from deepprob.engine.scan.recur import Tensors, is_tracing, recur
+from deepprob.engine.scan.operator import Tensors
+from deepprob.engine.scan.recur import is_tracing, recur
 from deepprob.errors import unknown, whole
 from deepprob.networks.initialisation import fill_orthogonal, fill_uniform, is_pretrained
 from deepprob.networks.network import Network, check_trailing

@@ -34,7 +34,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import _disable_current_modes
 
-from deepprob.engine.scan.joint import Cell, JointGraph, Tensors, value_of
+from deepprob.engine.scan.joint import Cell, JointGraph, value_of
+from deepprob.engine.scan.operator import Tensors
 from deepprob.engine.scan.sums import ParameterSums
 
 RunLoop = Callable[[GraphModule, Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], Tensors]

@@ -12,10 +12,10 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from deepprob.engine.scan.operator import Tensors
 from deepprob.engine.trace import lift_constants
 
 _aten = torch.ops.aten
-Tensors = tuple[Tensor, ...]
 Nodes = list[Node]
 Cell = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 

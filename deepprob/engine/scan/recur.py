@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from deepprob.engine.scan.gradient import CellGradient
-from deepprob.engine.scan.joint import Unsplittable
-from deepprob.engine.scan.operator import run_loop
-
-Tensors = tuple[Tensor, ...]
-Cell = Callable[[Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+from deepprob.engine.scan.joint import Cell, Unsplittable
+from deepprob.engine.scan.operator import Tensors, run_loop
 
 UNROLLED = 8  # steps: up to here, unrolling costs less than a loop
 
