@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
 
 from deepprob.engine.machine import pick_device, threads_for
-from deepprob.engine.packing import Packing, global_norm
+from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
@@ -28,7 +27,6 @@ from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
-from deepprob.fitting.update_rules import first_carry
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
@@ -55,24 +53,7 @@ def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) 
     Raises:
         ValueError: If neither model nor guide has a parameter.
     """
-    params = instance.parameters()
-    if not params:
-        raise ValueError("nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit.")
-    packing = Packing(list(params.values()))
-    packed = packing.pack([p.detach().clone() for p in params.values()])
-    for p, view in zip(params.values(), packing.unpack(packed), strict=True):
-        p.data = view
-    found = optimizer.rule
-    carry = first_carry(
-        packed,
-        moments=found[1] if found else 0,
-        averaged=optimizer.average is not None,
-        accumulating=optimizer.accumulate > 1,
-    )
-    torch_optimizer = None if found else optimizer.build(params.values(), learning_rate)
-    norms = (m for m in instance.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
-    carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-    return State(instance, params, packing, carry, torch_optimizer)
+    return State.start(instance, optimizer, learning_rate)
 
 
 def step(

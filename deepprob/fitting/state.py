@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from deepprob.engine.packing import Packing
 from deepprob.fitting.optimizers import FloatArray, Optimizer
-from deepprob.fitting.update_rules import Carry, accumulate_and_clip, count_and_average
+from deepprob.fitting.update_rules import Carry, accumulate_and_clip, count_and_average, first_carry
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 
@@ -37,6 +38,39 @@ class State:
     optimizer: torch.optim.Optimizer | None = None
     step: int = 0
     annealed: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
+        """The state before the first step.
+
+        Args:
+            instance: The program to fit; steps update its parameters in place.
+            optimizer: The optimizer.
+            learning_rate: The peak step size.
+
+        Raises:
+            ValueError: If neither model nor guide has a parameter.
+        """
+        params = instance.parameters()
+        if not params:
+            raise ValueError(
+                "nothing to train: neither the model nor the guide has a parameter. Add one, or skip the fit."
+            )
+        packing = Packing(list(params.values()))
+        packed = packing.pack([p.detach().clone() for p in params.values()])
+        for p, view in zip(params.values(), packing.unpack(packed), strict=True):
+            p.data = view
+        found = optimizer.rule
+        carry = first_carry(
+            packed,
+            moments=found[1] if found else 0,
+            averaged=optimizer.average is not None,
+            accumulating=optimizer.accumulate > 1,
+        )
+        norms = (m for m in instance.program.modules() if isinstance(m, _NormBase) and m.track_running_stats)
+        carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        torch_optimizer = None if found else optimizer.build(params.values(), learning_rate)
+        return cls(instance, params, packing, carry, torch_optimizer)
 
     @property
     def average(self) -> dict[str, Tensor] | None:

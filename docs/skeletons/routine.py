@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.machine import pick_device
-from deepprob.engine.packing import Packing, global_norm
+from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.buckets import LengthBuckets
@@ -20,7 +20,6 @@ from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State
 from deepprob.fitting.steppers import EagerStepper
-from deepprob.fitting.update_rules import first_carry
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -32,24 +31,17 @@ QUICK: dict[str, Any] = {"steps": 3}  # settings of the contract tests: all that
 _ADAM = Optimizer("adam", schedule="cosine")
 
 
-def init(instance: ProgramInstance) -> State:
+def init(instance: ProgramInstance, learning_rate: float) -> State:
     """The state before the first step.
 
     Args:
-        instance: The routine's copy of a program; the state takes it over.
+        instance: The routine's copy of a program; steps update its parameters in place.
+        learning_rate: The peak step size.
 
     Raises:
         ValueError: If the program has no parameter.
     """
-    params = instance.parameters()
-    if not params:
-        raise ValueError("nothing to train: the program has no latent site and no parameter. Add one, or skip the fit.")
-    packing = Packing(list(params.values()))
-    packed = packing.pack([p.detach().clone() for p in params.values()])
-    for p, view in zip(params.values(), packing.unpack(packed), strict=True):
-        p.data = view  # an update of the packed tensors is one of the program's parameters
-    carry = first_carry(packed, moments=2, averaged=False, accumulating=False)  # Adam has two moments
-    return State(instance, params, packing, carry | {"buffers": []})
+    return State.start(instance, _ADAM, learning_rate)
 
 
 def step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> tuple[State, Terms]:
@@ -133,14 +125,14 @@ def map_estimate(
     batch, noise = program.accept(data), RandomStream(seed, where)
     with noise.drawing():
         instance = ProgramInstance(program, batch, num_rows(batch), guide="map", device=where, fresh=True)
-    state = init(instance)
+    rate = learning_rate or program.learning_rate
+    state = init(instance, rate)
     state.annealed = [instance.number(c.buffer) for c in callbacks if isinstance(c, Anneal)]
 
     def take(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return step(state, data, rows, knobs)[1]
 
     buckets = LengthBuckets(tuple(x.to(where) for x in batch))
-    rate = learning_rate or program.learning_rate
     config = {"routine": "map_estimate", "steps": steps, "learning_rate": rate, "device": str(where)}
     settings = FitSettings(num_rows(batch), steps, _ADAM, rate, seed, callbacks, config)
     # Epochs, callbacks, checkpoints, Ctrl-C and the best state are the running fit's.

@@ -112,7 +112,7 @@ def test_the_routine_finds_the_mode_of_a_conjugate_model(routine: ModuleType) ->
 
 def test_the_steps_of_the_routine_can_be_written_out(routine: ModuleType) -> None:
     instance = ProgramInstance(Program.of(regression), (X, Y), 4, guide="map")
-    state, elbos = routine.init(instance), []
+    state, elbos = routine.init(instance, 0.05), []
     with instance.running():
         for _ in range(50):
             state, terms = routine.step(state, (X, Y), torch.arange(4), routine.Knobs(0.05))
@@ -122,7 +122,7 @@ def test_the_steps_of_the_routine_can_be_written_out(routine: ModuleType) -> Non
 
 def test_a_step_of_the_routine_that_is_not_finite_is_skipped(routine: ModuleType) -> None:
     instance = ProgramInstance(Program.of(regression), (X, Y), 4, guide="map")
-    state = routine.init(instance)
+    state = routine.init(instance, 0.05)
     before = {name: p.detach().clone() for name, p in state.params.items()}
     with instance.running():
         _, terms = routine.step(state, (X, Y * float("inf")), torch.arange(4), routine.Knobs(0.05))
