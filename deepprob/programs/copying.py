@@ -44,7 +44,7 @@ def forget_values(module: nn.Module) -> None:
                     part.__dict__[name] = None
 
 
-def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
+def copy_with_modules(fns: Any, memo: dict[int, Any] | None = None) -> Any:
     """A copy of a callable, or of a tuple of them, with its own copy of every module captured.
 
     What two callables share, their copies share.
@@ -57,13 +57,13 @@ def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
         >>> net = nn.Linear(1, 1)
         >>> def f(x):
         ...     return net(x)
-        >>> g = own_copy(f)
+        >>> g = copy_with_modules(f)
         >>> captured_modules(g)[0] is net, captured_modules(f)[0] is net
         (False, True)
     """
     memo = {} if memo is None else memo
     if isinstance(fns, tuple):
-        return tuple(own_copy(fn, memo) for fn in fns)
+        return tuple(copy_with_modules(fn, memo) for fn in fns)
     return _copy(fns, memo)
 
 

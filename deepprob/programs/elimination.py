@@ -121,24 +121,24 @@ def terms(
         >>> term.part, torch.allclose(term.value, evidence - math.log(2))
         ('likelihood', True)
     """
-    named = _Named(guide_trace, model_trace, plate, compare_scales)
-    kls = named.without_summed(closed)
-    costs = [*named.model_costs(kls), *named.guide_costs(kls)]
+    traces = _SymbolicTraces(guide_trace, model_trace, plate, compare_scales)
+    kls = traces.without_summed(closed)
+    found = [*traces.model_terms(kls), *traces.guide_terms(kls)]
     if not average:
-        return [Term(c.part, packed.unpack(c.value, named.symbol_to_dim), named.frames(c.plates)) for c in costs]
-    dice = Dice(named.guide, named.ordinals)
-    by_plates: dict[Plates, list[_Cost]] = {}
-    for cost in costs:
-        by_plates.setdefault(cost.plates, []).append(cost)
+        return [Term(c.part, packed.unpack(c.value, traces.symbol_to_dim), traces.frames(c.plates)) for c in found]
+    dice = Dice(traces.guide, traces.site_plates)
+    by_plates: dict[Plates, list[_PackedTerm]] = {}
+    for term in found:
+        by_plates.setdefault(term.plates, []).append(term)
     return [
-        Term(cost.part, packed.unpack(value, named.symbol_to_dim), named.frames(plates))
+        Term(term.part, packed.unpack(value, traces.symbol_to_dim), traces.frames(plates))
         for plates, group in by_plates.items()
-        for cost, value in zip(group, _average(dice, plates, [c.value for c in group]), strict=True)
+        for term, value in zip(group, _average(dice, plates, [c.value for c in group]), strict=True)
     ]
 
 
 @dataclass(frozen=True)
-class _Cost:
+class _PackedTerm:
     part: Part
     plates: Plates
     value: Packed
@@ -152,7 +152,7 @@ class _Factor:
     summed: bool
 
 
-class _Named:
+class _SymbolicTraces:
     """A pair of traces whose plates and enumerated dimensions have symbols."""
 
     def __init__(self, guide_trace: Trace, model_trace: Trace, plate: str, compare_scales: bool) -> None:
@@ -170,7 +170,7 @@ class _Named:
         self.model.symbolize_dims(self.guide.plate_to_symbol)
         self.symbols: dict[str, str] = self.model.plate_to_symbol
         self.symbol_to_dim: dict[str, int] = self.guide.symbol_to_dim | self.model.symbol_to_dim
-        self.ordinals = {n: self._plates(s) for t in (self.model, self.guide) for n, s in sample_sites(t)}
+        self.site_plates = {n: self._plates(s) for t in (self.model, self.guide) for n, s in sample_sites(t)}
         self.summed = {
             site["infer"]["_enumerate_symbol"]: name
             for name, site in sample_sites(self.model)
@@ -196,21 +196,21 @@ class _Named:
         helpers = {n: kl for n, kl in closed.items() if n not in found and n.removesuffix("_unconstrained") in kept}
         return kept | helpers
 
-    def guide_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
+    def guide_terms(self, closed: Mapping[str, Packed]) -> list[_PackedTerm]:
         """``log q`` of every site of the guide, or its KL."""
-        costs = []
+        found = []
         for name, site in sample_sites(self.guide):
             helper = name in closed and name not in self.model.nodes  # its KL counts under the site that it serves
             if not helper and not (site["is_observed"] and is_deterministic(site)):
                 value = closed[name] if name in closed else site["packed"]["log_prob"]
-                costs.append(_Cost(self._kl(self.ordinals[name]), self.ordinals[name], value))
-        return costs
+                found.append(_PackedTerm(self._kl(self.site_plates[name]), self.site_plates[name], value))
+        return found
 
-    def model_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
+    def model_terms(self, closed: Mapping[str, Packed]) -> list[_PackedTerm]:
         """The model's terms: log-probabilities of its sites, and the factors that remain after the sums."""
-        costs, factors = [], []
+        found, factors = [], []
         for name, site in sample_sites(self.model):
-            plates = self.ordinals[name]
+            plates = self.site_plates[name]
             if name in closed or (site["is_observed"] and is_deterministic(site)):
                 continue
             summed = name in self.summed.values()
@@ -226,19 +226,19 @@ class _Named:
                 value = _pack(name, site, scale_and_mask(raw, site["scale"], site["mask"]))
                 observed = bool(site["is_observed"])
                 part = "likelihood" if observed else self._kl(plates)
-                costs.append(_Cost(part, plates, value if observed else packed.neg(value)))
-        return costs + self._sum_out(factors)
+                found.append(_PackedTerm(part, plates, value if observed else packed.neg(value)))
+        return found + self._sum_out(factors)
 
-    def _sum_out(self, factors: list[_Factor]) -> list[_Cost]:
+    def _sum_out(self, factors: list[_Factor]) -> list[_PackedTerm]:
         by_value = {f.value: f for f in factors}
-        costs = []
+        found = []
         with shared_intermediates() as cache:
             ring = LogRing(cache=cache)
             for values, dims in _partition_terms(ring, list(by_value), set(self.summed)):
-                costs += self._marginals([f for v, f in by_value.items() if any(v is w for w in values)], dims, ring)
-        return costs
+                found += self._marginals([f for v, f in by_value.items() if any(v is w for w in values)], dims, ring)
+        return found
 
-    def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_Cost]:
+    def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_PackedTerm]:
         """One connected component, its sites summed out.
 
         Where the guide drew a site whose prior depends on a site summed out, the sum of the prior's factors alone is
@@ -250,12 +250,12 @@ class _Named:
             prior = self._contract([f for f in factors if not f.site["is_observed"]], dims, ring, scale)
         if any(f.site["is_observed"] for f in factors):
             joint = self._contract(factors, dims, ring, scale)
-        costs = [_Cost("likelihood", plates, value) for plates, value in joint]
+        found = [_PackedTerm("likelihood", plates, value) for plates, value in joint]
         for plates, value in prior:
-            costs.append(_Cost(self._kl(plates), plates, packed.neg(value)))
+            found.append(_PackedTerm(self._kl(plates), plates, packed.neg(value)))
             if joint:
-                costs.append(_Cost("likelihood", plates, packed.neg(value)))
-        return costs
+                found.append(_PackedTerm("likelihood", plates, packed.neg(value)))
+        return found
 
     def _contract(
         self, factors: list[_Factor], dims: set[str], ring: LogRing, scale: Any
@@ -281,7 +281,7 @@ class _Named:
         """Refuse a product over a plate inside of which the guide's choices were to be averaged first."""
         inside = frozenset().union(*(f.plates for f in factors))
         for name, site in sample_sites(self.guide):
-            own = self.ordinals[name]
+            own = self.site_plates[name]
             if own <= plates or not own <= inside:
                 continue
             chosen = is_enumerated(site) and (

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 
 from deepprob.errors import unknown
-from deepprob.programs.copying import own_copy
+from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.minibatch import run_bound
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import Site
@@ -86,7 +86,7 @@ def _tell_rows(guide: AutoGuide, program: Program) -> None:
     """Let an AutoGuide that was made elsewhere know the rows at hand when it first runs its model."""
     for part in guide.modules():
         if isinstance(part, AutoGuide) and part.prototype_trace is None:
-            part.__dict__["_model"] = (functools.partial(run_bound, program.binding, part.model),)
+            part.__dict__["_model"] = (functools.partial(run_bound, program.bound_rows, part.model),)
 
 
 def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
@@ -136,7 +136,7 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
 
 def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
     """A copy whose guide draws some sites from the prior: all that a dry run needs."""
-    twin: Program = own_copy(program)
+    twin: Program = copy_with_modules(program)
     twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
     return twin
 

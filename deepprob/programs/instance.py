@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
-from deepprob.programs.copying import own_copy
+from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
@@ -23,7 +23,7 @@ from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
 from deepprob.programs.store import StoreState, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
-from deepprob.programs.support import check_observed
+from deepprob.programs.support import check_observations
 
 _PROBE_ROWS = 4
 
@@ -64,25 +64,25 @@ class ProgramInstance:
         check: bool = True,
     ) -> None:
         memo: dict[int, Any] = {}  # what program and guide share, their copies share
-        self.program: Program = own_copy(program, memo)
+        self.program: Program = copy_with_modules(program, memo)
         self.store: StoreState = empty_store()
         self.num_data = num_data
         self.device = torch.device(device)
-        self.guide_name = attach_guide(self.program, own_copy(guide, memo))
+        self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
         self.program.to(self.device)
         if fresh:
             init_weights(self.program)
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
-        self.structure = self.materialise(probe, check=check)
+        self.structure = self.dry_run(probe, check=check)
         if not self.program.data_name and self.structure.data_plate:
             # An unnamed plate around all data marks the local sites, though every step must see all of its rows.
             self.program.adopt_plate(self.structure.data_plate)
-            self.structure = self.materialise(probe, check=check)
+            self.structure = self.dry_run(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
         self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
 
-    def materialise(self, batch: Batch, *, check: bool = True) -> Structure:
+    def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
         """Run the program once with checks on, so that every parameter exists; the store's old entries are dropped.
 
         Args:
@@ -97,7 +97,7 @@ class ProgramInstance:
         with private_store(self.store, validate=True, device=self.device):
             batch = self.program.prepare(*batch)
             with torch.no_grad():
-                traces = self._try(batch, rows)
+                traces = self._run_or_explain(batch, rows)
             if check:
                 self._check_evidence(traces[1])
             found = structure(self.program, *traces)
@@ -109,12 +109,12 @@ class ProgramInstance:
                 )
             if self.program.enumerates:
                 with torch.no_grad():
-                    self._try_sums(found, batch, rows)
-        self._take_over()
+                    self._check_enumeration(found, batch, rows)
+        self._copy_store_parameters()
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
-                traces = self._try(batch, rows)
-                check_observed(traces[1])
+                traces = self._run_or_explain(batch, rows)
+                check_observations(traces[1])
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
         return found
@@ -131,7 +131,7 @@ class ProgramInstance:
                 "Let every run of the program register all of its parameters, whatever the batch."
             )
 
-    def _take_over(self) -> None:
+    def _copy_store_parameters(self) -> None:
         """Make the store's parameters our own: ``pyro.param("loc", tensor)`` would train the caller's in place."""
         own = {id(p) for p in self.program.parameters()}
         for name, value in self.store["params"].items():
@@ -141,7 +141,7 @@ class ProgramInstance:
                     value.requires_grad_(False)  # as it was before Pyro met it
         self._registered = frozenset(self.store["params"])
 
-    def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
+    def _run_or_explain(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
         """Run the program; an error in it is raised again with its cause."""
         try:
             return run_program(Run(self.program, batch, rows, self.num_data))
@@ -159,7 +159,7 @@ class ProgramInstance:
                 "Check the shapes and types of the data, or the program."
             ) from error
 
-    def _try_sums(self, found: Structure, batch: Batch, rows: Tensor) -> None:
+    def _check_enumeration(self, found: Structure, batch: Batch, rows: Tensor) -> None:
         """Run the program with all values of its enumerated sites; an error in it is raised again with its cause."""
         plate = self.program.data_name
         try:
@@ -195,7 +195,7 @@ class ProgramInstance:
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
                 _, trace = run_program(Run(self.program, piece, rows, self.num_data))
-                check_observed(trace)
+                check_observations(trace)
                 self._check_plate(piece, trace)
         self.program.train(training)
 

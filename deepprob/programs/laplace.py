@@ -52,11 +52,11 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
     location, scale = gaussian.loc.detach(), covariance_root.diagonal()
     instance.guide_name = attach_guide(program, "multivariate_normal")
     with RandomStream(0, instance.device).drawing():
-        instance.materialise(batch)
+        instance.dry_run(batch)
     guide = program.current_guide
     with torch.no_grad():
         guide.loc.copy_(location)
         guide.scale = scale
         guide.scale_tril = covariance_root / scale.unsqueeze(-1)
     with RandomStream(0, instance.device).drawing():
-        instance.materialise(batch)  # the store still holds the values from before
+        instance.dry_run(batch)  # the store still holds the values from before

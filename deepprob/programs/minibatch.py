@@ -14,7 +14,7 @@ Batch = tuple[Any, ...]
 
 
 @dataclass
-class Binding:
+class BoundRows:
     """The rows of the data that a batch holds.
 
     Attributes:
@@ -74,11 +74,11 @@ def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
     )
 
 
-def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
+def run_bound(bound: BoundRows, fn: Callable[..., Any], *batch: Any) -> Any:
     """Run a model or guide whose data plate takes the batch's rows, also where the program blocks outer handlers."""
-    if binding.rows is None or binding.num_data is None:
+    if bound.rows is None or bound.num_data is None:
         return call_sampling(fn, *batch)
-    with Minibatch(binding.plate, binding.rows, binding.num_data):
+    with Minibatch(bound.plate, bound.rows, bound.num_data):
         return call_sampling(fn, *batch)
 
 

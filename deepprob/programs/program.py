@@ -16,8 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet, Split, as_split
-from deepprob.programs.copying import captured_modules, own_copy
-from deepprob.programs.minibatch import Batch, Binding, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.programs.copying import captured_modules, copy_with_modules
+from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
 from deepprob.programs.registry import register
 
 
@@ -136,35 +136,35 @@ class Program(PyroModule):
         Args:
             batch: The program's arguments; the first tensor gives the number of rows where no routine does.
         """
-        size = self.binding.num_data if self.binding.num_data is not None else num_rows(batch)
+        size = self.bound_rows.num_data if self.bound_rows.num_data is not None else num_rows(batch)
         return pyro.plate(self.data_name, size, dim=-1)
 
     @contextmanager
     def bound(self, rows: Tensor, num_data: int) -> Iterator[None]:
         """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``."""
-        binding = self.binding
-        before = binding.rows, binding.num_data
-        binding.rows, binding.num_data = rows, num_data
+        bound = self.bound_rows
+        before = bound.rows, bound.num_data
+        bound.rows, bound.num_data = rows, num_data
         try:
-            with Minibatch(binding.plate, rows, num_data):
+            with Minibatch(bound.plate, rows, num_data):
                 yield
         finally:
-            binding.rows, binding.num_data = before
+            bound.rows, bound.num_data = before
 
     @property
-    def binding(self) -> Binding:
+    def bound_rows(self) -> BoundRows:
         """Which rows the data plate holds at the moment."""
-        found: Binding = self.__dict__.setdefault("_binding", Binding(self.data_name))
+        found: BoundRows = self.__dict__.setdefault("_bound_rows", BoundRows(self.data_name))
         return found
 
     def adopt_plate(self, name: str) -> None:
         """Use a plate of the model as the data plate. Call it on a copy of the program."""
-        self.data_name = self.binding.plate = name
+        self.data_name = self.bound_rows.plate = name
         self.adopted = True
 
     def bound_model(self) -> Callable[..., Any]:
         """The model as an AutoGuide must run it: its data plate told of the rows, though handlers are hidden."""
-        return functools.partial(run_bound, self.binding, self.model)
+        return functools.partial(run_bound, self.bound_rows, self.model)
 
     @property
     def argument_names(self) -> list[str]:
@@ -304,7 +304,7 @@ class FunctionProgram(Program):
         if not isinstance(data_plate, str | None):
             raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
         self.data_name = data_plate or ""
-        self.__dict__["_binding"] = Binding(self.data_name)
+        self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
     def _hold(self, model: Any, guide: Any) -> None:
@@ -313,9 +313,10 @@ class FunctionProgram(Program):
         self.parts = nn.ModuleList(captured_modules((model, guide)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
-        model, guide, binding = own_copy((self.__dict__["_model"], self.__dict__["_guide"], self.binding), memo)
+        parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
+        model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
-        twin.__dict__["_binding"] = binding
+        twin.__dict__["_bound_rows"] = bound_rows
         memo[id(self)] = twin
         return twin
 
@@ -323,7 +324,7 @@ class FunctionProgram(Program):
         self._hold(self.__dict__["_model"], guide)
 
     def bound_model(self) -> Callable[..., Any]:
-        return functools.partial(run_bound, self.binding, self.__dict__["_model"])
+        return functools.partial(run_bound, self.bound_rows, self.__dict__["_model"])
 
     def model(self, *batch: Any) -> Any:
         return call_sampling(self.__dict__["_model"], *batch)

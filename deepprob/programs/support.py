@@ -14,7 +14,7 @@ from deepprob.engine.deferred_errors import defer_error
 from deepprob.programs.sites import Site, observed_sites
 
 
-def check_observed(trace: Trace) -> None:
+def check_observations(trace: Trace) -> None:
     """Compare the data of a run with the distributions that observe them.
 
     Torch checks neither while validation is off, and it accepts every shape that broadcasts.
@@ -38,7 +38,7 @@ def check_data(model_trace: Trace) -> None:
     """
     if not observed_sites(model_trace):
         raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
-    check_observed(model_trace)
+    check_observations(model_trace)
 
 
 def _check_shape(name: str, site: Site) -> None:

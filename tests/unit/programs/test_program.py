@@ -302,7 +302,7 @@ def test_data_plate_has_the_rows_of_the_batch() -> None:
         with plate as rows:
             assert rows.tolist() == [5, 2]
         assert plate.size == 40
-    assert program.binding.rows is None
+    assert program.bound_rows.rows is None
 
 
 @pytest.mark.parametrize("length", ["N", "len(x)"])

@@ -67,7 +67,7 @@ def test_draws_are_a_leading_plate() -> None:
 
 def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
     program = Program.of(hierarchical, data_plate="data")
-    assert run_bound(program.binding, lambda: 3) == 3
+    assert run_bound(program.bound_rows, lambda: 3) == 3
     trace = pyro.poutine.trace(program.bound_model()).get_trace(Y)
     assert trace.nodes["data"]["value"].tolist() == list(range(6))
 

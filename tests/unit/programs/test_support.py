@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.programs.support import check_observed
+from deepprob.programs.support import check_observations
 
 
 def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) -> None:
@@ -20,7 +20,7 @@ def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) ->
             pyro.sample("y", fn, obs=value)
 
     with pyro.validation_enabled(False):
-        check_observed(poutine.trace(model).get_trace())
+        check_observations(poutine.trace(model).get_trace())
 
 
 SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
@@ -97,7 +97,7 @@ def test_shapes_that_are_right() -> None:
     def without_a_plate() -> None:
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(5))
 
-    check_observed(poutine.trace(without_a_plate).get_trace())
+    check_observations(poutine.trace(without_a_plate).get_trace())
 
 
 def test_without_a_support_nothing_is_said() -> None:
