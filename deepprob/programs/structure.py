@@ -179,8 +179,8 @@ def _check_summed(name: str, site: Site) -> None:
         )
     if draws is not None:
         raise ValueError(
-            f"site {name!r} is to be drawn {draws} times for a sum in the model, whose gradient would be biased. "
-            "Leave num_samples out to sum over all values, or sample it in the guide."
+            f"site {name!r} has num_samples={draws}, but the gradient of a sum over draws in the model would be "
+            "biased. Leave num_samples out to sum over all values, or sample the site in the guide."
         )
 
 

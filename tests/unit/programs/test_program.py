@@ -201,9 +201,7 @@ def test_a_plate_that_is_not_there() -> None:
         def model(self, x: Tensor, y: Tensor | None = None) -> None:
             elsewhere(x, y)
 
-    message = (
-        r"the program has no plate named 'data', so that minibatches would be weighed wrongly; its plates are: rows"
-    )
+    message = r"the program has no plate named 'data', so minibatches would be weighted wrongly; its plates are: rows"
     for program in (Program.of(elsewhere, data_plate="data"), Mine()):
         with pytest.raises(ValueError, match=message):
             fitted(program, guide="normal")
@@ -218,7 +216,7 @@ def test_rows_observed_outside_of_the_plate() -> None:
         pyro.sample("y", dist.Normal(w, 0.5), obs=y)
 
     with pytest.raises(
-        ValueError, match=r"site 'y' observes rows outside of plate 'data': minibatches would be weighed"
+        ValueError, match=r"site 'y' observes rows outside of plate 'data': minibatches would be weighted"
     ):
         fitted(Program.of(model, "normal", data_plate="data"))
 
