@@ -48,7 +48,7 @@ class ProgramInstance:
 
     Attributes:
         program: The copy.
-        store: The parameters registered by ``pyro.param``.
+        store: The parameters registered by ``pyro.param`` and AutoGuides.
         structure: Its sites and plates.
         inputs: Types and shapes of the data.
         guide_name: The guide's name if it has one.

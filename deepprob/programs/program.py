@@ -131,7 +131,7 @@ class Program(PyroModule):
         return self.guide
 
     def data_plate(self, *batch: Any) -> pyro.plate:
-        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the batch at hand.
+        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.
 
         Args:
             batch: The program's arguments; outside of a routine the first tensor gives the number of rows.
