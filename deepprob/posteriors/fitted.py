@@ -20,7 +20,7 @@ from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
-from deepprob.programs.minibatch import Batch, num_rows, rows_of_the_fit
+from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.structure import Structure, check_stacked
@@ -151,7 +151,7 @@ class FittedProgram:
         batch = self.program.pad(self.program.prepare(*batch))
         size, fitted = num_rows(batch), self.instance.num_data
         if self.chains is None and self.keeps_rows and size != fitted:
-            raise ValueError(rows_of_the_fit(self.program.data_name, fitted, size))
+            raise ValueError(unknown_rows_message(self.program.data_name, fitted, size))
         rows = torch.arange(size, device=self.instance.device)
         return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, self._stored(draws))
 

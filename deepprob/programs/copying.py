@@ -1,4 +1,4 @@
-"""Copies of callables that own what they captured.
+"""Copies of callables, together with the modules that they capture.
 
 A model is often a function that reaches its networks through a closure or a global name. A fit must not train the
 caller's networks in place, so the function is copied together with the modules that it captured.
@@ -22,7 +22,7 @@ from torch.distributions import Transform
 
 
 def captured_modules(fn: Any) -> list[nn.Module]:
-    """The modules a callable is, is bound to, or reaches through its closure and globals, each once."""
+    """The modules that a callable is, is bound to, or reaches through its closure and globals, each once."""
     found: dict[int, nn.Module] = {}
     for value in _walk(fn, set()):
         if isinstance(value, nn.Module):
@@ -31,9 +31,10 @@ def captured_modules(fn: Any) -> list[nn.Module]:
 
 
 def forget_values(module: nn.Module) -> None:
-    """Let flows forget the value that they last mapped.
+    """Clear the caches of a module's transforms.
 
-    They know it by identity: met again, the same data would be mapped by the parameters of the step before.
+    A transform recognizes its last input by identity, so after an update of its parameters it would return the old
+    result for the same data.
     """
     for part in module.modules():
         if isinstance(part, Transform):
@@ -44,10 +45,10 @@ def forget_values(module: nn.Module) -> None:
                     part.__dict__[name] = None
 
 
-def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
-    """A copy of a callable, or of a tuple of them, with its own copy of every module captured.
+def copy_with_modules(fns: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Copy a callable, or a tuple of callables, together with every module that it captures.
 
-    What two callables share, their copies share.
+    The copies share a module if the originals do.
 
     Args:
         fns: A callable or a tuple of callables (other values are returned as they are).
@@ -57,13 +58,13 @@ def own_copy(fns: Any, memo: dict[int, Any] | None = None) -> Any:
         >>> net = nn.Linear(1, 1)
         >>> def f(x):
         ...     return net(x)
-        >>> g = own_copy(f)
+        >>> g = copy_with_modules(f)
         >>> captured_modules(g)[0] is net, captured_modules(f)[0] is net
         (False, True)
     """
     memo = {} if memo is None else memo
     if isinstance(fns, tuple):
-        return tuple(own_copy(fn, memo) for fn in fns)
+        return tuple(copy_with_modules(fn, memo) for fn in fns)
     return _copy(fns, memo)
 
 
@@ -80,20 +81,20 @@ def _globals_used(fn: types.FunctionType) -> dict[str, Any]:
 
 
 def _partial_parts(value: functools.partial[Any]) -> tuple[Any, ...]:
-    # Pyro's handlers wrap functions in a subclass whose own .func repeats the arguments: read the slot beneath it.
+    # Pyro's handlers use a subclass whose own .func already contains the arguments: read the slot of the base class.
     return (functools.partial.func.__get__(value), *value.args)
 
 
 def _cell(cell: types.CellType) -> Any:
-    """What a closure's cell holds; None where the name is not bound yet."""
+    """The content of a closure's cell, or None if the name is not bound yet."""
     try:
         return cell.cell_contents
     except ValueError:
         return None
 
 
-def _is_users(value: Any, fn: types.FunctionType) -> bool:
-    """Whether a global is worth following: a module object, or a function of the same file."""
+def _is_followed(value: Any, fn: types.FunctionType) -> bool:
+    """Whether to follow a global: a module object, or a function of the same file."""
     if isinstance(value, nn.Module):
         return True
     return isinstance(value, types.FunctionType) and value.__module__ == fn.__module__
@@ -117,7 +118,7 @@ def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
         for cell in value.__closure__ or ():
             yield from _walk(_cell(cell), seen)
         for part in _globals_used(value).values():
-            if _is_users(part, value):
+            if _is_followed(part, value):
                 yield from _walk(part, seen)
     elif isinstance(value, list | tuple):
         for part in value:
@@ -172,7 +173,7 @@ def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     forget_values(module)
-    # An AutoGuide forgets its model, and its place among others, whenever it is copied; so does the original.
+    # Copying an AutoGuide clears its model and its master, in the original as well.
     guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
     kept = [(g.__dict__["_model"], g.__dict__["master"]) for g in guides]
     try:
@@ -198,6 +199,6 @@ def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.Functi
         with suppress(ValueError):  # a name that is not bound yet
             cell.cell_contents = _copy(original.cell_contents, memo)
     for name, part in _globals_used(fn).items():
-        if _is_users(part, fn):
+        if _is_followed(part, fn):
             scope[name] = _copy(part, memo)
     return twin

@@ -1,9 +1,9 @@
-r"""Discrete sites summed out instead of drawn, without a host sync.
+r"""Summing out discrete sites instead of drawing them, without a host sync.
 
 A site marked ``infer={"enumerate": "parallel"}`` takes all of its values at once, along a dimension of its own to the
-left of all plates; one marked ``"sequential"`` in the guide takes them one run after the other. Pyro lays out these
-dimensions and contracts the model's factors. Pyro's own bound reads masks and scales on the host; this one does not,
-so that it is a pure function of tensors and can be traced.
+left of all plates. A site of the guide marked ``"sequential"`` takes one value per run. Pyro lays out these dimensions
+and contracts the model's factors. Pyro's own bound reads masks and scales on the host; this one does not, so it is a
+pure function of tensors and can be traced.
 
 Example: a mixture of three components over two rows, ``k ~ Categorical(probs)`` (marked in the model) and
 ``x ~ Normal(locs[k], 1)`` (observed), both inside ``pyro.plate("data", 2)``.
@@ -51,8 +51,8 @@ class Term:
 
     Attributes:
         part: Which named term it adds to: ``likelihood``, or (with the sign of a KL) ``kl_local``, ``kl_global``.
-        value: Shape ``(draws, *plates)``, without leading dimensions that it does not have.
-        frames: The plates that it is inside of.
+        value: Shape ``(draws, *plates)``, without leading dimensions on which it does not depend.
+        frames: The plates around it.
     """
 
     part: Part
@@ -69,7 +69,7 @@ def terms(
     compare_scales: bool = False,
     average: bool = True,
 ) -> list[Term]:
-    r"""The bound's terms, with marked sites summed out.
+    r"""The terms of the bound, with marked sites summed out.
 
     With :math:`y` enumerated in the guide, :math:`k` in the model only, and :math:`z` drawn by the guide:
 
@@ -78,32 +78,33 @@ def terms(
         \big( \underbrace{\log q(y, z \mid x) - \log p(y, z)}_\text{kl} \big) \Big],
         \qquad p(x \mid y, z) = \frac{\sum_k p(x, k, y, z)}{\sum_k p(k, y, z)}
 
-    The sums over :math:`k` are done by tensor variable elimination, one connected component of factors at a time; a
-    mask goes inside of the logarithm, a scale outside. A term of a plate is averaged over what its own and
-    surrounding plates enumerate, and carries the DiCE factor of what they drew without a reparameterised gradient.
+    Tensor variable elimination computes the sums over :math:`k`, one connected component of factors at a time. A mask
+    applies inside the logarithm, a scale outside. A term is averaged over the guide's enumerated sites in its own and
+    surrounding plates. It carries the DiCE factor of sites drawn there without a reparameterized gradient.
 
     Args:
         guide_trace: Trace of the guide, from `run_enumerated`.
         model_trace: Trace of the model replayed on it.
         plate: Name of the data plate.
-        closed: KLs in closed form by site, of the sites' batch shape; they take the place of ``log q - log p``, but
-            for sites whose prior depends on a site summed out.
-        compare_scales: Whether to compare scales that are tensors, which asks the device for their values.
-        average: Whether to average over the guide's enumerated sites, with DiCE factors. Without, the terms are the
-            log-probabilities as they are, of a guide that enumerates nothing.
+        closed: Closed-form KLs by site, each of the site's batch shape. They replace ``log q - log p``, except for
+            sites whose prior depends on a summed-out site.
+        compare_scales: Whether to compare scales that are tensors, which reads their values from the device.
+        average: Whether to average over the guide's enumerated sites, with DiCE factors. If False, the guide must
+            not enumerate, and the terms are plain log-probabilities.
 
     Returns:
-        The terms. Summed over their entries, likelihood less KL is the bound of these rows.
+        The terms. The sum of the likelihood's entries minus the sum of the KL's is the bound of these rows.
 
     Raises:
-        ValueError: If the sums would be exponential in a plate's size or a component's scales differ.
+        ValueError: If a sum would be exponential in the size of a plate or would include an average of the guide, if
+            a component's scales differ, or if a site has dimensions outside of its plates.
 
     References:
         Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
         Foerster et al. (2018), DiCE: The Infinitely Differentiable Monte-Carlo Estimator.
 
     Examples:
-        Where nothing is left to the guide, the likelihood is the evidence:
+        If the guide draws nothing, the likelihood is the evidence:
 
         >>> import pyro, pyro.distributions as dist
         >>> from deepprob.programs.enumeration import run_enumerated
@@ -121,24 +122,24 @@ def terms(
         >>> term.part, torch.allclose(term.value, evidence - math.log(2))
         ('likelihood', True)
     """
-    named = _Named(guide_trace, model_trace, plate, compare_scales)
-    kls = named.without_summed(closed)
-    costs = [*named.model_costs(kls), *named.guide_costs(kls)]
+    traces = _SymbolicTraces(guide_trace, model_trace, plate, compare_scales)
+    kls = traces.without_summed(closed)
+    found = [*traces.model_terms(kls), *traces.guide_terms(kls)]
     if not average:
-        return [Term(c.part, packed.unpack(c.value, named.symbol_to_dim), named.frames(c.plates)) for c in costs]
-    dice = Dice(named.guide, named.ordinals)
-    by_plates: dict[Plates, list[_Cost]] = {}
-    for cost in costs:
-        by_plates.setdefault(cost.plates, []).append(cost)
+        return [Term(c.part, packed.unpack(c.value, traces.symbol_to_dim), traces.frames(c.plates)) for c in found]
+    dice = Dice(traces.guide, traces.site_plates)
+    by_plates: dict[Plates, list[_PackedTerm]] = {}
+    for term in found:
+        by_plates.setdefault(term.plates, []).append(term)
     return [
-        Term(cost.part, packed.unpack(value, named.symbol_to_dim), named.frames(plates))
+        Term(term.part, packed.unpack(value, traces.symbol_to_dim), traces.frames(plates))
         for plates, group in by_plates.items()
-        for cost, value in zip(group, _average(dice, plates, [c.value for c in group]), strict=True)
+        for term, value in zip(group, _average(dice, plates, [c.value for c in group]), strict=True)
     ]
 
 
 @dataclass(frozen=True)
-class _Cost:
+class _PackedTerm:
     part: Part
     plates: Plates
     value: Packed
@@ -152,8 +153,8 @@ class _Factor:
     summed: bool
 
 
-class _Named:
-    """A pair of traces whose plates and enumerated dimensions have symbols."""
+class _SymbolicTraces:
+    """Traces of guide and model in which a symbol names every plate and every enumerated dimension."""
 
     def __init__(self, guide_trace: Trace, model_trace: Trace, plate: str, compare_scales: bool) -> None:
         self.guide, self.model = prune_subsample_sites(guide_trace), prune_subsample_sites(model_trace)
@@ -162,15 +163,15 @@ class _Named:
         for name, site in sample_sites(self.guide):
             parts = site["fn"].score_parts(site["value"])
             site["packed"] = {
-                # What is drawn from q is weighed by 1, with the gradient of log q: neither scaled nor masked.
+                # A draw from q has weight 1 and the gradient of log q, whatever its scale and mask.
                 "score_parts": parts._replace(score_function=_pack(name, site, parts.score_function)),
                 "log_prob": _pack(name, site, scale_and_mask(parts.log_prob, site["scale"], site["mask"])),
             }
-        # The model's dimensions may go on from the guide's, and a replayed site has those of both.
+        # The model's dimensions may continue the guide's, and a replayed site has both.
         self.model.symbolize_dims(self.guide.plate_to_symbol)
         self.symbols: dict[str, str] = self.model.plate_to_symbol
         self.symbol_to_dim: dict[str, int] = self.guide.symbol_to_dim | self.model.symbol_to_dim
-        self.ordinals = {n: self._plates(s) for t in (self.model, self.guide) for n, s in sample_sites(t)}
+        self.site_plates = {n: self._plates(s) for t in (self.model, self.guide) for n, s in sample_sites(t)}
         self.summed = {
             site["infer"]["_enumerate_symbol"]: name
             for name, site in sample_sites(self.model)
@@ -181,7 +182,7 @@ class _Named:
         return frozenset(self.symbols[f.name] for f in site["cond_indep_stack"] if f.vectorized)
 
     def frames(self, plates: Plates) -> tuple[Any, ...]:
-        """The plates that some symbols stand for."""
+        """The plates of some symbols."""
         sites = (s for t in (self.model, self.guide) for _, s in sample_sites(t))
         found = {self.symbols[f.name]: f for s in sites for f in s["cond_indep_stack"] if f.vectorized}
         return tuple(found[symbol] for symbol in sorted(plates))
@@ -190,27 +191,27 @@ class _Named:
         return "kl_local" if self.symbols.get(self.plate) in plates else "kl_global"
 
     def without_summed(self, closed: Mapping[str, Tensor]) -> dict[str, Packed]:
-        """Closed-form KLs, packed, of the sites whose prior depends on no site summed out."""
+        """The closed-form KLs, packed, of the sites whose prior does not depend on a summed-out site."""
         found = {n: _pack(n, self.model.nodes[n], kl) for n, kl in closed.items() if n in self.model.nodes}
         kept = {n: kl for n, kl in found.items() if self.summed.keys().isdisjoint(kl._pyro_dims)}
         helpers = {n: kl for n, kl in closed.items() if n not in found and n.removesuffix("_unconstrained") in kept}
         return kept | helpers
 
-    def guide_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
-        """``log q`` of every site of the guide, or its KL."""
-        costs = []
+    def guide_terms(self, closed: Mapping[str, Packed]) -> list[_PackedTerm]:
+        """The guide's terms: ``log q`` of its sites, or their closed-form KL."""
+        found = []
         for name, site in sample_sites(self.guide):
-            helper = name in closed and name not in self.model.nodes  # its KL counts under the site that it serves
+            helper = name in closed and name not in self.model.nodes  # its KL is counted under the site that it serves
             if not helper and not (site["is_observed"] and is_deterministic(site)):
                 value = closed[name] if name in closed else site["packed"]["log_prob"]
-                costs.append(_Cost(self._kl(self.ordinals[name]), self.ordinals[name], value))
-        return costs
+                found.append(_PackedTerm(self._kl(self.site_plates[name]), self.site_plates[name], value))
+        return found
 
-    def model_costs(self, closed: Mapping[str, Packed]) -> list[_Cost]:
+    def model_terms(self, closed: Mapping[str, Packed]) -> list[_PackedTerm]:
         """The model's terms: log-probabilities of its sites, and the factors that remain after the sums."""
-        costs, factors = [], []
+        found, factors = [], []
         for name, site in sample_sites(self.model):
-            plates = self.ordinals[name]
+            plates = self.site_plates[name]
             if name in closed or (site["is_observed"] and is_deterministic(site)):
                 continue
             summed = name in self.summed.values()
@@ -226,23 +227,23 @@ class _Named:
                 value = _pack(name, site, scale_and_mask(raw, site["scale"], site["mask"]))
                 observed = bool(site["is_observed"])
                 part = "likelihood" if observed else self._kl(plates)
-                costs.append(_Cost(part, plates, value if observed else packed.neg(value)))
-        return costs + self._sum_out(factors)
+                found.append(_PackedTerm(part, plates, value if observed else packed.neg(value)))
+        return found + self._sum_out(factors)
 
-    def _sum_out(self, factors: list[_Factor]) -> list[_Cost]:
+    def _sum_out(self, factors: list[_Factor]) -> list[_PackedTerm]:
         by_value = {f.value: f for f in factors}
-        costs = []
+        found = []
         with shared_intermediates() as cache:
             ring = LogRing(cache=cache)
             for values, dims in _partition_terms(ring, list(by_value), set(self.summed)):
-                costs += self._marginals([f for v, f in by_value.items() if any(v is w for w in values)], dims, ring)
-        return costs
+                found += self._marginals([f for v, f in by_value.items() if any(v is w for w in values)], dims, ring)
+        return found
 
-    def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_Cost]:
-        """One connected component, its sites summed out.
+    def _marginals(self, factors: list[_Factor], dims: set[str], ring: LogRing) -> list[_PackedTerm]:
+        """Sum out the sites of one connected component.
 
-        Where the guide drew a site whose prior depends on a site summed out, the sum of the prior's factors alone is
-        that prior, and what observed sites add to it is the likelihood.
+        If the guide drew a site whose prior depends on a summed-out site, the latent factors are also summed alone:
+        this sum is the prior. The log-likelihood is then the logarithm of the whole sum minus the log-prior.
         """
         scale = self._common_scale(factors)
         prior, joint = [], []
@@ -250,12 +251,12 @@ class _Named:
             prior = self._contract([f for f in factors if not f.site["is_observed"]], dims, ring, scale)
         if any(f.site["is_observed"] for f in factors):
             joint = self._contract(factors, dims, ring, scale)
-        costs = [_Cost("likelihood", plates, value) for plates, value in joint]
+        found = [_PackedTerm("likelihood", plates, value) for plates, value in joint]
         for plates, value in prior:
-            costs.append(_Cost(self._kl(plates), plates, packed.neg(value)))
+            found.append(_PackedTerm(self._kl(plates), plates, packed.neg(value)))
             if joint:
-                costs.append(_Cost("likelihood", plates, packed.neg(value)))
-        return costs
+                found.append(_PackedTerm("likelihood", plates, packed.neg(value)))
+        return found
 
     def _contract(
         self, factors: list[_Factor], dims: set[str], ring: LogRing, scale: Any
@@ -268,8 +269,8 @@ class _Named:
             contracted = contract_tensor_tree(tree, dims & used, ring=ring)
         except NotImplementedError as error:
             raise ValueError(
-                f"summing out {self._names(dims)} is exponential in the size of its plates: a site depends on what is "
-                "summed out in two plates of which neither is inside of the other. Sample it in the guide, or write "
+                f"summing out {self._names(dims)} is exponential in the size of a plate: a site depends on summed-out "
+                f"sites of two plates, neither inside the other. Sample {self._names(dims)} in the guide, or write "
                 "one of the plates as a loop."
             ) from error
         left = [(plates, value) for plates, values in contracted.items() for value in values]
@@ -278,10 +279,10 @@ class _Named:
         return [(plates, packed.scale_and_mask(value, scale=scale)) for plates, value in left]
 
     def _check_order(self, factors: list[_Factor], dims: set[str], plates: Plates, value: Packed) -> None:
-        """Refuse a product over a plate inside of which the guide's choices were to be averaged first."""
+        """Refuse a sum outside of a plate if the guide's choices inside the plate must be averaged first."""
         inside = frozenset().union(*(f.plates for f in factors))
         for name, site in sample_sites(self.guide):
-            own = self.ordinals[name]
+            own = self.site_plates[name]
             if own <= plates or not own <= inside:
                 continue
             chosen = is_enumerated(site) and (
@@ -291,9 +292,9 @@ class _Named:
             if chosen or (rough and not is_enumerated(site)):
                 within = ", ".join(sorted(repr(f.name) for f in self.frames(own - plates)))
                 raise ValueError(
-                    f"site {self._names(dims)} is summed out in the model outside of plate {within}, inside of which "
-                    f"the guide chooses {name!r}: the average over {name!r} cannot be taken before the sum. Sample "
-                    f"{self._names(dims)} in the guide too, or leave {name!r} out of the guide, marked for enumeration."
+                    f"the model sums out {self._names(dims)} outside of plate {within}, but the guide chooses {name!r} "
+                    f"inside it: the average over {name!r} cannot be taken before the sum. Sample {self._names(dims)} "
+                    f"in the guide too, or leave {name!r} out of the guide and mark it for enumeration in the model."
                 )
 
     def _names(self, dims: Iterable[str]) -> str:
@@ -325,16 +326,16 @@ def _pack(name: str, site: Site, value: Any) -> Any:
         return packed.pack(value, site["infer"]["_dim_to_symbol"])
     except ValueError as error:
         raise ValueError(
-            f"site {name!r} has batch shape {tuple(value.shape)}, with dimensions outside of its plates, where "
-            "enumerated values go. Add .to_event(1) to its distribution, or a plate, and write its shapes from the "
-            "right (Vindex for tables)."
+            f"site {name!r} has batch shape {tuple(value.shape)}, with dimensions outside of its plates, which are "
+            "reserved for enumerated values. Add .to_event(1) to its distribution, or a plate, and write its shapes "
+            "from the right (Vindex for tables)."
         ) from error
 
 
 def _average(dice: Dice, plates: Plates, values: list[Packed]) -> list[Packed]:
-    """Average terms of the same plates over what the guide enumerated there, with DiCE factors; plates are kept.
+    """Average terms of the same plates over the guide's enumerated sites there, with DiCE factors.
 
-    Pyro's ``Dice.compute_expectation`` without its question to the host, and term by term.
+    This is Pyro's ``Dice.compute_expectation`` without the host sync, and with one result per term and plate entry.
     """
     parts: list[Packed] = dice._get_log_factors(plates)
     weight = math.exp(sum(x for x in parts if not isinstance(x, Tensor)))
@@ -358,14 +359,14 @@ def _average(dice: Dice, plates: Plates, values: list[Packed]) -> list[Packed]:
             query = queries[frozenset(value._pyro_dims)]
             probability = query._pyro_backward_result.exp()
             probability._pyro_dims = query._pyro_dims
-            averaged.append(_weighed_sum(probability, value, plates, weight))
+            averaged.append(_weighted_sum(probability, value, plates, weight))
     return averaged
 
 
-def _weighed_sum(probability: Packed, value: Packed, plates: Plates, weight: float) -> Packed:
+def _weighted_sum(probability: Packed, value: Packed, plates: Plates, weight: float) -> Packed:
     value, probability = packed.broadcast_all(value, probability)
     dims: str = value._pyro_dims
-    # What has no probability may have a log-probability of -inf.
+    # A term may be -inf where the probability is zero.
     product = weight * probability * torch.where(probability > 0, value, torch.zeros_like(value))
     chosen = [i for i, d in enumerate(dims) if d not in plates]
     result = product.sum(chosen) if chosen else product

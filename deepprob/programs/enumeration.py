@@ -21,14 +21,14 @@ def run_enumerated(run: Run, *, enumerate_guide: bool = True) -> list[tuple[Trac
     """Run guide and model with all values of the sites that are marked for enumeration.
 
     Args:
-        run: What to run; enumerated dimensions go to the left of its plates and of the draws.
-        enumerate_guide: Whether the guide's marked sites are enumerated too, or drawn.
+        run: The run; enumerated dimensions go to the left of its plates and of the draws.
+        enumerate_guide: Whether to enumerate the guide's marked sites, too, instead of drawing them.
 
     Returns:
-        Pairs of the guide's trace and the model's: one, or one for every combination of sequential values.
+        Pairs of the guide's trace and the model's: one pair for every combination of sequential values.
     """
     ours = _stacked_call(run, run.guide or run.program.guide)
-    model = EnumMessenger()(_stacked_call(run, run.program.model))  # goes on where the guide's dimensions end
+    model = EnumMessenger()(_stacked_call(run, run.program.model))  # its dimensions continue the guide's
     if not enumerate_guide:
         ours = poutine.infer_config(ours, config_fn=_unmark)
     pending: LifoQueue[Trace] = LifoQueue()
@@ -69,12 +69,12 @@ def any_enumerated(traces: Iterable[tuple[Trace, Trace]]) -> bool:
 
 
 def draw_summed(run: Run) -> tuple[Trace, Trace]:
-    r"""Run the guide, and the model with its summed sites drawn exactly, from :math:`p(k \mid x, z)`.
+    r"""Run the guide, and the model with its summed-out sites drawn exactly, from :math:`p(k \mid x, z)`.
 
-    Forward filtering and backward sampling over the same sums as the bound's.
+    The method is forward filtering and backward sampling, over the same sums as in the bound.
 
     Args:
-        run: What to run: observed arguments too, and draws.
+        run: The run; its batch includes the observed arguments.
 
     Returns:
         The guide's trace and the model's.

@@ -11,15 +11,15 @@ from deepprob.programs.program import Program
 
 @dataclass(frozen=True)
 class Example:
-    """A small program with data, by which every model shows itself and is tested.
+    """A small program with data, which demonstrates a model and tests it.
 
-    A model's ``example()`` makes a new program at every call, with the same data: 24 rows or so, on which a fit takes
+    A model's ``example()`` returns a new program at every call, with the same data: about 24 rows, so that a fit takes
     a second.
 
     Attributes:
         program: The program, not yet fitted.
-        data: Its arguments, the observed ones included.
-        inputs: How many of them `predict` needs.
+        data: Its arguments, including the observed ones.
+        inputs: Number of arguments that `predict` needs.
 
     Examples:
         >>> from deepprob.models import VAE

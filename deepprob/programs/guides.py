@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 
 from deepprob.errors import unknown
-from deepprob.programs.copying import own_copy
+from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.minibatch import run_bound
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import Site
@@ -47,13 +47,14 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
         The name under which the guide can be built again, or None if it came as a callable.
 
     Raises:
-        ValueError: If there is no guide of that name, or none at all.
+        TypeError: If the guide is not a name, a class or a callable.
+        ValueError: If no guide has that name, or the program has no guide.
     """
     spec: Any = guide
     if spec is None and isinstance(program, FunctionProgram) and not program.has_guide:
         spec = program.current_guide
     if isinstance(program, FunctionProgram) and spec is None and isinstance(program.current_guide, AutoGuide):
-        _tell_rows(program.current_guide, program)
+        _bind_rows(program.current_guide, program)
     if spec is None:
         if not program.has_guide:
             raise ValueError(f"the program has no guide. Name one: guide={'|'.join(map(repr, GUIDES))}.")
@@ -70,7 +71,7 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
     elif callable(spec):
         built = spec
         if isinstance(built, AutoGuide):
-            _tell_rows(built, program)
+            _bind_rows(built, program)
     else:
         raise TypeError(f"guide must be a name, an AutoGuide class or a callable; got {type(spec).__name__}.")
     program.attach(built)
@@ -78,36 +79,36 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
 
 
 def is_summed_out(site: Site) -> bool:
-    """Whether a model's site is left to the objective to sum over, so that a named guide has no part in it."""
+    """Whether the objective sums over a site of the model, so that a named guide leaves it out."""
     return bool(site["type"] == "sample" and site["infer"].get("enumerate") == "parallel")
 
 
-def _tell_rows(guide: AutoGuide, program: Program) -> None:
-    """Let an AutoGuide that was made elsewhere know the rows at hand when it first runs its model."""
+def _bind_rows(guide: AutoGuide, program: Program) -> None:
+    """Bind the model of a user's AutoGuide to the rows of a batch, if the guide has not run it yet."""
     for part in guide.modules():
         if isinstance(part, AutoGuide) and part.prototype_trace is None:
-            part.__dict__["_model"] = (functools.partial(run_bound, program.binding, part.model),)
+            part.__dict__["_model"] = (functools.partial(run_bound, program.bound_rows, part.model),)
 
 
 def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
-    """Refuse guides whose per-row parameters would belong to places in a batch instead of rows.
+    """Refuse guides whose per-row parameters would belong to positions in a batch instead of rows.
 
-    An AutoGuide that keeps parameters for every row is freed from the batch size that it first ran on.
+    An AutoGuide with parameters for every row also forgets the batch size of its first run.
 
     Raises:
-        ValueError: If there is no data plate, or the guide is one joint distribution over latents of the rows at hand,
-            or knows only these rows.
+        ValueError: If no observed site is in the data plate, or the guide is one joint distribution over the rows of
+            a batch, or has parameters for these rows only.
     """
     plate, named = program.data_name, isinstance(program, FunctionProgram) and program.data_name
     if plate not in found.plate_names and (named or not full_batch):
         raise ValueError(
-            f"the program has no plate named {plate!r}, so that minibatches would be weighed wrongly; its plates are: "
-            f"{', '.join(found.plate_names) or 'none'}. Name the one over rows, or write it."
+            f"the program has no plate named {plate!r}, so minibatches would be weighted wrongly; its plates are: "
+            f"{', '.join(found.plate_names) or 'none'}. Name the plate over rows, or add one."
         )
     if not full_batch and not any(found.sites[name].local for name in found.observed):
         plates = ", ".join(map(repr, found.plate_names)) or "none"
         raise ValueError(
-            f"no observed site is inside plate {program.data_name!r}, so that minibatches would be weighed wrongly; "
+            f"no observed site is inside plate {program.data_name!r}, so minibatches would be weighted wrongly; "
             f"the model's plates: {plates}. Name the data plate (self.data_plate(x), or Program.of(..., "
             "data_plate=...)), or use batch_size=None."
         )
@@ -135,8 +136,8 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
 
 
 def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
-    """A copy whose guide draws some sites from the prior: all that a dry run needs."""
-    twin: Program = own_copy(program)
+    """A copy of the program whose guide draws some sites from the prior, which suffices for a dry run."""
+    twin: Program = copy_with_modules(program)
     twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
     return twin
 

@@ -18,7 +18,7 @@ class InputSpec:
         name: The argument's name.
         shape: Shape of one row.
         dtype: Name of the type, without ``torch.``.
-        fill: A value that occurred; the program can be run on rows made of it.
+        fill: A value that occurred in the fit, for rows that the program can run on.
     """
 
     name: str
@@ -27,7 +27,7 @@ class InputSpec:
     fill: float
 
     def conform(self, value: Tensor, variable_length: bool = False) -> Tensor:
-        """A later value, converted to the type of the fit's.
+        """Check a later value, and convert it to the type used in the fit.
 
         Raises:
             ValueError: If its rows have another shape, or are not whole numbers where the fit's were.
@@ -63,12 +63,12 @@ class InputSpec:
         raise ValueError(f"{self.name} must have rows of shape {fitted} as in the fit; got {came}.{hint}")
 
     def example(self, rows: int) -> Tensor:
-        """Some rows that the program can be run on."""
+        """Some rows that the program can run on."""
         return torch.full((rows, *self.shape), self.fill, dtype=getattr(torch, self.dtype))
 
 
 def is_sequence(row: Sequence[int]) -> bool:
-    """Whether a row of such a shape, of a program of variable length, is a sequence: ``(T, ...)``, more than a vector.
+    """Whether a row of this shape is a sequence ``(T, ...)`` in a program of variable length; a vector is not.
 
     Examples:
         >>> is_sequence((129, 88)), is_sequence((129,))

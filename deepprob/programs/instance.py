@@ -1,4 +1,4 @@
-"""A routine's own copy of a program: with its guide, its private store and all of its parameters in existence."""
+"""A routine's own copy of a program, with its guide, its private store and all of its parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
-from deepprob.programs.copying import own_copy
+from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
@@ -23,31 +23,34 @@ from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
 from deepprob.programs.store import StoreState, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
-from deepprob.programs.support import check_observed
+from deepprob.programs.support import check_observations
 
 _PROBE_ROWS = 4
 
 
 class ProgramInstance:
-    """A program copied, given its guide, and run once, so that every parameter exists.
+    """A copy of a program with its guide, run once so that every parameter exists.
 
     Args:
         program: The caller's program; it is not changed.
         batch: The data, or rows like them.
         num_data: Number of rows of the whole data.
-        guide: Which guide, see `attach_guide`.
-        device: Where to work.
+        guide: The guide, see `attach_guide`.
+        device: Device to run on.
         full_batch: Whether every step will see all rows.
         fresh: Whether to draw new weights, except where marked by `deepprob.networks.initialisation.pretrained`.
+        check: Whether to require observed data within the supports of their sites, and to refuse parameters that
+            were not copied with the program.
 
     Raises:
-        ValueError: If the guide lacks a latent site of the model, or cannot be fitted on minibatches.
+        ValueError: If the program cannot run on the data, the guide lacks a latent site of the model, or the guide
+            cannot be fitted on minibatches.
 
     Attributes:
         program: The copy.
-        store: What ``pyro.param`` and AutoGuides registered.
-        structure: Its sites.
-        inputs: What the data looked like.
+        store: The parameters registered by ``pyro.param`` and AutoGuides.
+        structure: Its sites and plates.
+        inputs: Types and shapes of the data.
         guide_name: The guide's name if it has one.
     """
 
@@ -63,86 +66,86 @@ class ProgramInstance:
         fresh: bool = False,
         check: bool = True,
     ) -> None:
-        memo: dict[int, Any] = {}  # what program and guide share, their copies share
-        self.program: Program = own_copy(program, memo)
+        memo: dict[int, Any] = {}  # one memo: program and guide may share modules
+        self.program: Program = copy_with_modules(program, memo)
         self.store: StoreState = empty_store()
         self.num_data = num_data
         self.device = torch.device(device)
-        self.guide_name = attach_guide(self.program, own_copy(guide, memo))
+        self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
         self.program.to(self.device)
         if fresh:
             init_weights(self.program)
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
-        self.structure = self.materialise(probe, check=check)
+        self.structure = self.dry_run(probe, check=check)
         if not self.program.data_name and self.structure.data_plate:
-            # An unnamed plate around all data marks the local sites, though every step must see all of its rows.
+            # An unnamed plate around all data makes sites local, but every step must see all of its rows.
             self.program.adopt_plate(self.structure.data_plate)
-            self.structure = self.materialise(probe, check=check)
+            self.structure = self.dry_run(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
         self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
 
-    def materialise(self, batch: Batch, *, check: bool = True) -> Structure:
-        """Run the program once with checks on, so that every parameter exists; the store's old entries are dropped.
+    def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
+        """Run the program once with validation on, which registers every parameter in the emptied store.
 
         Args:
             batch: The data, or rows like them.
-            check: Whether to compare the values with the supports, and look for parameters that are not its own.
+            check: As for the class.
         """
         self.store.update(empty_store())
         batch = tuple(x.to(self.device) for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
-        self.program.eval()  # a look must not move the statistics of a batch norm
+        self.program.eval()  # a dry run must not update the statistics of a batch norm
         with private_store(self.store, validate=True, device=self.device):
             batch = self.program.prepare(*batch)
             with torch.no_grad():
-                traces = self._try(batch, rows)
+                traces = self._run_or_explain(batch, rows)
             if check:
-                self._check_evidence(traces[1])
+                self._check_observed_sites(traces[1])
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
             if found.summed and self.guide_name == "laplace":
                 raise ValueError(
-                    f"guide='laplace' takes the curvature of the model as drawn, not with {found.summed[0]!r} summed "
-                    "out. Use guide='multivariate_normal', or 'map'."
+                    f"guide='laplace' cannot sum out {found.summed[0]!r}: it needs the curvature with every site "
+                    "drawn. Use guide='multivariate_normal', or 'map'."
                 )
             if self.program.enumerates:
                 with torch.no_grad():
-                    self._try_sums(found, batch, rows)
-        self._take_over()
+                    self._check_enumeration(found, batch, rows)
+        self._copy_store_parameters()
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
-                traces = self._try(batch, rows)
-                check_observed(traces[1])
+                traces = self._run_or_explain(batch, rows)
+                check_observations(traces[1])
                 self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
         self.program.train(training)
         return found
 
     def check_complete(self) -> None:
-        """Refuse parameters that a later run registered: a routine trains those that the first one did.
+        """Refuse parameters that a later run registered: a routine trains only those of the first run.
 
         Raises:
             ValueError: If there are any.
         """
         if late := sorted(self.store["params"].keys() - self._registered):
             raise ValueError(
-                f"parameter {late[0]!r} was first met after the fit had begun, so it was not trained. "
+                f"parameter {late[0]!r} was first registered after the fit had begun, so it was not trained. "
                 "Let every run of the program register all of its parameters, whatever the batch."
             )
 
-    def _take_over(self) -> None:
-        """Make the store's parameters our own: ``pyro.param("loc", tensor)`` would train the caller's in place."""
+    def _copy_store_parameters(self) -> None:
+        """Copy the store's parameters: ``pyro.param("loc", tensor)`` would train the caller's tensor in place."""
         own = {id(p) for p in self.program.parameters()}
         for name, value in self.store["params"].items():
             if id(value) not in own:
                 self.store["params"][name] = value.detach().to(self.device, copy=True).requires_grad_()
                 if not isinstance(value, nn.Parameter):
-                    value.requires_grad_(False)  # as it was before Pyro met it
+                    value.requires_grad_(False)  # undo Pyro's change to the caller's tensor
         self._registered = frozenset(self.store["params"])
 
-    def _try(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
-        """Run the program; an error in it is raised again with its cause."""
+    def _run_or_explain(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
+        """Run the program, and raise an error in it again with an explanation."""
         try:
             return run_program(Run(self.program, batch, rows, self.num_data))
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -159,8 +162,8 @@ class ProgramInstance:
                 "Check the shapes and types of the data, or the program."
             ) from error
 
-    def _try_sums(self, found: Structure, batch: Batch, rows: Tensor) -> None:
-        """Run the program with all values of its enumerated sites; an error in it is raised again with its cause."""
+    def _check_enumeration(self, found: Structure, batch: Batch, rows: Tensor) -> None:
+        """Run the program with all values of its enumerated sites, and raise an error in it with an explanation."""
         plate = self.program.data_name
         try:
             run = Run(self.program, batch, rows, self.num_data, plates=found.plates)
@@ -171,20 +174,21 @@ class ProgramInstance:
             if isinstance(error, ValueError) and reason.endswith("."):
                 raise ValueError(reason) from error
             raise ValueError(
-                f"the program fails where {', '.join(found.summed + found.enumerated)} takes all of its values, in a "
+                f"the program fails when {', '.join(found.summed + found.enumerated)} takes all of its values in a "
                 f"leading dimension: {reason.removesuffix('.')}. Write its shapes from the right, and index tables by "
                 "Vindex(table)[..., k]."
             ) from error
 
     def check_data(self, batch: Batch, size: int) -> None:
-        """Run the program on all rows, in pieces of one size, and hold them against the model's supports.
+        """Run the program on all rows, in pieces of one size, and check them against the supports of their sites.
 
         Args:
             batch: All rows.
             size: Rows in a piece.
 
         Raises:
-            ValueError: If values lie outside of the support of the site that observes them.
+            ValueError: If values lie outside of the support of the site that observes them, or a site observes rows
+                outside of the data plate.
         """
         training = self.program.training
         self.program.eval()
@@ -195,7 +199,7 @@ class ProgramInstance:
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
                 _, trace = run_program(Run(self.program, piece, rows, self.num_data))
-                check_observed(trace)
+                check_observations(trace)
                 self._check_plate(piece, trace)
         self.program.train(training)
 
@@ -204,10 +208,10 @@ class ProgramInstance:
             if any(site["value"] is x for x in batch) and not is_local(site, self.program.data_name):
                 raise ValueError(
                     f"site {name!r} observes rows outside of plate {self.program.data_name!r}: minibatches would "
-                    "be weighed wrongly. Put it inside the plate, or use batch_size=None."
+                    "be weighted wrongly. Put it inside the plate, or use batch_size=None."
                 )
 
-    def _check_evidence(self, model_trace: Trace) -> None:
+    def _check_observed_sites(self, model_trace: Trace) -> None:
         if any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace)):
             return
         raise ValueError(
@@ -216,7 +220,7 @@ class ProgramInstance:
         )
 
     def _check_ownership(self, terms: list[Tensor]) -> None:
-        """Refuse networks of the caller's that were not copied: they would be trained in place, or not at all."""
+        """Refuse parameters of the caller that were not copied: they would be trained in place, or not at all."""
         own = {id(p) for p in (*self.program.parameters(), *self.store["params"].values())}
         if foreign := [leaf for leaf in _leaves(terms) if id(leaf) not in own]:
             raise ValueError(
@@ -227,12 +231,12 @@ class ProgramInstance:
 
     @contextmanager
     def running(self, *, validate: bool = False) -> Iterator[None]:
-        """Run the program inside this context: on its own parameters, in its own store."""
+        """A context in which the program runs with its own parameter store."""
         with private_store(self.store, validate=validate, device=self.device):
             yield
 
     def parameters(self) -> dict[str, Tensor]:
-        """All that is trained, by name: the modules' parameters and the store's unconstrained values, each once."""
+        """The trained tensors by name: the modules' parameters and the store's unconstrained values, each once."""
         found: dict[str, Tensor] = {n: p for n, p in self.program.named_parameters() if p.requires_grad}
         known = {id(p) for p in self.program.parameters()}
         for name, value in self.store["params"].items():
@@ -241,7 +245,7 @@ class ProgramInstance:
         return found
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that makes up the program's state, frozen parameters and buffers included."""
+        """All tensors of the program's state by name, including frozen parameters and buffers."""
         found = {f"program.{n}": t for n, t in self.program.state_dict(keep_vars=True).items()}
         known = {id(t) for t in found.values()}
         for name, value in self.store["params"].items():
@@ -253,10 +257,10 @@ class ProgramInstance:
         """A buffer of the program that is one number.
 
         Args:
-            name: Its name, or the last words of it.
+            name: Its full name, or the part after a dot.
 
         Raises:
-            ValueError: If there is none, or more than one, or it holds something else.
+            ValueError: If no buffer or several have this name, or the buffer is not one real number.
         """
         kept = self.program.state_dict().keys()
         buffers = {n: b for n, b in self.program.named_buffers(remove_duplicate=False) if n in kept}
@@ -279,13 +283,13 @@ class ProgramInstance:
         """Set the state, in place.
 
         Raises:
-            ValueError: If a tensor is missing, left over or of another shape.
+            ValueError: If a tensor is missing, left over, or has another shape.
         """
         own = self.tensors()
         missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
         if missing or extra:
             raise ValueError(
-                f"the file is of another program: missing {missing or 'nothing'}, left over {extra or 'nothing'}. "
+                f"the file belongs to another program: missing {missing or 'nothing'}, left over {extra or 'nothing'}. "
                 "Give the program that was saved."
             )
         for name, value in own.items():

@@ -1,4 +1,4 @@
-"""The KL of sites in closed form."""
+"""Closed-form KLs of sites."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from deepprob.programs.sites import Site, is_auxiliary, sample_sites
 
 
 def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]:
-    """The KL of every site that has one in closed form, weighed and masked, of the site's batch shape.
+    """The KL of every site that has one in closed form, scaled and masked, of the site's batch shape.
 
-    An AutoNormal draws an auxiliary normal and passes it on as a Delta; where the passing on changes nothing (an
-    unconstrained site) the auxiliary normal is the site's posterior, and its two sites count once.
+    An AutoNormal draws an auxiliary normal and passes its value on as a Delta. If the value stays the same (an
+    unconstrained site), the auxiliary normal is the site's posterior, and its two sites count once.
 
     Args:
         guide_trace: Trace of the guide.
         model_trace: Trace of the model replayed on it.
 
     Returns:
-        KL by name. A site served by an auxiliary one has its KL under its own name, and zero under the auxiliary's.
+        KL by name. A site with an auxiliary site has its KL under its own name, and zero under the auxiliary's.
     """
     guide = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
     order = list(guide)
@@ -37,13 +37,13 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
         if prior["is_observed"] or name not in guide:
             continue
         if is_enumerated(guide[name]):
-            before.add(name)  # all of its values are weighed anyway
+            before.add(name)  # enumeration averages over all of its values
             continue
         site = guide[name]
         helper = guide.get(f"{name}_unconstrained")
         direct = helper is None or not is_auxiliary(helper) or not _same_memory(helper["value"], site["value"])
         posterior = site if direct or helper is None else helper
-        # The closed form averages over the site given its past: the model's past must be the guide's too.
+        # The closed form averages given earlier draws: sites earlier in the model must be earlier in the guide, too.
         if before <= set(order[: order.index(name)]):
             kl = _kl(posterior, prior)
             if kl is not None:
@@ -57,9 +57,9 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
 def _kl(posterior: Site, prior: Site) -> Tensor | None:
     q, p = posterior["fn"], prior["fn"]
     if posterior["scale"] is not prior["scale"] and posterior["scale"] != prior["scale"]:
-        return None  # weighed differently, log q and log p do not make one KL
+        return None  # with different scales, log q and log p do not form one KL
     if _is_delta(q):
-        return None  # Pyro knows one, but it leaves out the log_density of a change of variables
+        return None  # Pyro's closed form ignores log_density, which holds a change of variables
     shape = torch.Size(np.broadcast_shapes(q.batch_shape, p.batch_shape))
     # Some of torch's forms index one distribution's values by the other's: they need equal shapes.
     q, p = (d if d.batch_shape == shape else d.expand(shape) for d in (q, p))

@@ -18,7 +18,7 @@ def finish_guide(instance: ProgramInstance, batch: Batch) -> None:
         batch: All of the data.
 
     Raises:
-        ValueError: If the fit has not reached what the guide needs.
+        ValueError: If the fit has not reached the mode that ``"laplace"`` needs.
     """
     if instance.guide_name == "laplace":
         laplace(instance, batch)
@@ -34,11 +34,11 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
         batch: All of the data.
 
     Raises:
-        ValueError: If the curvature is not that of a mode.
+        ValueError: If the curvature is not that of a maximum.
     """
     program = instance.program
     rows = torch.arange(num_rows(batch), device=instance.device)
-    # The curvature is exact: draws made on the way must not advance the caller's random state.
+    # Incidental draws do not affect the curvature, and must not advance the caller's random state.
     with RandomStream(0, instance.device).drawing(), instance.running(), program.bound(rows, instance.num_data):
         prepared = program.prepare(*batch)
         try:
@@ -52,11 +52,11 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
     location, scale = gaussian.loc.detach(), covariance_root.diagonal()
     instance.guide_name = attach_guide(program, "multivariate_normal")
     with RandomStream(0, instance.device).drawing():
-        instance.materialise(batch)
+        instance.dry_run(batch)
     guide = program.current_guide
     with torch.no_grad():
         guide.loc.copy_(location)
         guide.scale = scale
         guide.scale_tril = covariance_root / scale.unsqueeze(-1)
     with RandomStream(0, instance.device).drawing():
-        instance.materialise(batch)  # the store still holds the values from before
+        instance.dry_run(batch)  # until then the store holds the old values

@@ -1,4 +1,4 @@
-"""Where draws, rows and events stand in the values of a run's sites."""
+"""The axes of draws, rows and events in the values of a run's sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Layout:
     draws: int
 
     def draws_first(self, site: Site) -> Tensor:
-        """A site's value with draws in front, and without the axes of plates it is not in: ``(K, *site)``."""
+        """A site's value with draws first, and without the axes of plates it is not in: ``(K, *site)``."""
         value, event_dim = site["value"].detach(), site["fn"].event_dim
         batch = tuple(value.shape[: value.dim() - event_dim])
         event = tuple(value.shape[value.dim() - event_dim :])
@@ -48,11 +48,11 @@ class Layout:
     def by_row(self, value: Tensor, frames: Iterable[Any]) -> Tensor:
         """Sum a value over all but draws and rows: ``(K, B)``.
 
-        Outside of the data plate every independent term is a row.
+        Outside of the data plate, every independent term counts as a row.
 
         Args:
-            value: Of the batch shape of a site.
-            frames: The plates that the site is inside of.
+            value: A tensor of a site's batch shape.
+            frames: The plates around the site.
         """
         full = value.expand(np.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
         for frame in frames:

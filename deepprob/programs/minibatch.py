@@ -14,7 +14,7 @@ Batch = tuple[Any, ...]
 
 
 @dataclass
-class Binding:
+class BoundRows:
     """The rows of the data that a batch holds.
 
     Attributes:
@@ -31,9 +31,9 @@ class Binding:
 class Minibatch(Messenger):
     """A handler that passes a batch's rows to the data plate.
 
-    Pyro asks for the indices of every plate by a message; this handler answers for the data plate, in the model
-    and in the guide alike. So the plate's scale is ``num_data / len(rows)``, and parameters of a row belong to
-    the row rather than to its place in the batch.
+    Pyro requests the indices of every plate in a message, and this handler answers for the data plate, in the model
+    and in the guide alike. The plate's scale is then ``num_data / len(rows)``, and parameters of a row belong to the
+    row rather than to its position in the batch.
 
     Args:
         plate: Name of the data plate.
@@ -54,7 +54,7 @@ class Minibatch(Messenger):
             return
         for frame in msg["cond_indep_stack"]:
             if frame.name == self.plate and frame.size == len(self.rows):
-                # Pyro weighs rows by full_size / size: right for plate("data", N) in a fit, not for one of len(x).
+                # Pyro scales by full_size / size, which is right for plate("data", N), not for plate("data", len(x)).
                 pyros, ours = (frame.full_size or frame.size) / frame.size, self.num_data / len(self.rows)
                 if pyros != ours:
                     msg["scale"] = msg["scale"] * (ours / pyros)
@@ -63,10 +63,10 @@ class Minibatch(Messenger):
         for frame in msg["cond_indep_stack"]:
             other_data = frame.name == self.plate and frame.full_size not in (None, self.num_data, frame.size)
             if other_data and msg["kwargs"].get("event_dim") is not None:
-                raise ValueError(rows_of_the_fit(self.plate, frame.full_size, len(self.rows)))
+                raise ValueError(unknown_rows_message(self.plate, frame.full_size, len(self.rows)))
 
 
-def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
+def unknown_rows_message(plate: str, fitted: int, came: int) -> str:
     """The message for rows that a guide has no parameters for."""
     return (
         f"the guide keeps parameters for every row of plate {plate!r}, {fitted} in the fit; got {came} rows. "
@@ -74,19 +74,19 @@ def rows_of_the_fit(plate: str, fitted: int, came: int) -> str:
     )
 
 
-def run_bound(binding: Binding, fn: Callable[..., Any], *batch: Any) -> Any:
-    """Run a model or guide whose data plate takes the batch's rows, also where the program blocks outer handlers."""
-    if binding.rows is None or binding.num_data is None:
+def run_bound(bound: BoundRows, fn: Callable[..., Any], *batch: Any) -> Any:
+    """Run a model or guide on the bound rows, even if the program blocks outer handlers."""
+    if bound.rows is None or bound.num_data is None:
         return call_sampling(fn, *batch)
-    with Minibatch(binding.plate, binding.rows, binding.num_data):
+    with Minibatch(bound.plate, bound.rows, bound.num_data):
         return call_sampling(fn, *batch)
 
 
 def call_sampling(fn: Callable[..., Any], *batch: Any) -> Any:
     """Call a model or guide so that a ``PyroSample`` attribute read in it is a sample statement.
 
-    Pyro makes it one in ``forward`` and in methods marked ``pyro_method`` only; anywhere else the attribute is a draw
-    from the prior that no handler sees.
+    Pyro does so only in ``forward`` and in methods marked ``pyro_method``; anywhere else the attribute is a draw from
+    the prior that no handler sees.
     """
     owner = getattr(fn, "__self__", None)
     if not isinstance(owner, PyroModule) or not any(m.__dict__.get("_pyro_samples") for m in owner.modules()):

@@ -1,4 +1,4 @@
-"""The noun `Program`: a generative story, its guide, and the plate over the data."""
+"""`Program`: a generative story, its guide, and the plate over the data."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet, Split, as_split
-from deepprob.programs.copying import captured_modules, own_copy
-from deepprob.programs.minibatch import Batch, Binding, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.programs.copying import captured_modules, copy_with_modules
+from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
 from deepprob.programs.registry import register
 
 
@@ -30,28 +30,28 @@ def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Program(PyroModule):
-    """A probabilistic program: how the data came about, and how to guess what was not seen.
+    """A probabilistic program: a generative model of the data, and a guide for its latent sites.
 
     A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or
-    parametric posterior over the same latent sites. Both put what belongs to a row inside
-    ``with self.data_plate(x):`` and everything else outside of it. Observed arguments may be left out to
+    parametric posterior over the same latent sites. Both put the sites of a row inside
+    ``with self.data_plate(x):`` and all other sites outside of it. Observed arguments may be left out to
     predict (``model(x, y=None)``).
 
-    Any existing Pyro program becomes one by `Program.of`.
+    `Program.of` makes a program from any existing Pyro model.
 
     Attributes:
         data_name: Name of the data plate.
         registry_name: The name under which a saved posterior finds the class; a subclass that sets it is registered.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
-        learning_rate: The step size a routine takes unless told otherwise.
+        learning_rate: The default learning rate of a routine.
         adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
-        tasks: What kinds of data set `from_data` takes, as ``DataSet.task`` names them; empty for any.
-        usual_steps: About how many steps a fit takes; the command chooses its epochs by it.
+        tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
+        usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
 
     Examples:
-        A program whose guide is exact has an ELBO that does not depend on the noise:
+        If the guide is exact, the ELBO does not depend on the noise:
 
         >>> import torch, pyro.distributions as dist
         >>> class Coin(Program):
@@ -91,14 +91,14 @@ class Program(PyroModule):
     def from_data(cls, data: DataSet, **options: Any) -> Program:
         """The program for a data set: sizes and likelihood from its rows, the rest from ``options``.
 
-        A model that the command ``deepprob fit`` should build writes it.
+        The command ``deepprob fit`` builds a model by this method.
 
         Args:
-            data: What will be fitted.
-            options: Arguments of the constructor that the data do not decide.
+            data: The data set to fit.
+            options: Arguments of the constructor that the data do not determine.
 
         Raises:
-            TypeError: If the program does not know how.
+            TypeError: If the class does not implement it.
         """
         raise TypeError(f"{cls.__name__} has no from_data. Write it, or call the constructor: {cls.__name__}(...).")
 
@@ -120,51 +120,51 @@ class Program(PyroModule):
     def attach(self, guide: Callable[..., Any]) -> None:
         """Replace the program's guide. Call it on a copy of the program."""
         if isinstance(guide, nn.Module):
-            # Past PyroModule's add_module: under a context shared with the model, sites would be drawn only once.
+            # Bypass PyroModule.add_module: in a context shared with the model, sites would be drawn only once.
             nn.Module.add_module(self, "attached_guide", guide)
-        # The instance's entry comes before the class's method.
+        # The instance's entry hides the class's method.
         self.__dict__["guide"] = guide
 
     @property
     def current_guide(self) -> Any:
-        """The guide itself, where it is an object (an ``AutoGuide``), else the method that runs it."""
+        """The guide: an attached object such as an ``AutoGuide``, or the method that runs it."""
         return self.guide
 
     def data_plate(self, *batch: Any) -> pyro.plate:
-        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the batch at hand.
+        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.
 
         Args:
-            batch: The program's arguments; the first tensor gives the number of rows where no routine does.
+            batch: The program's arguments; outside of a routine the first tensor gives the number of rows.
         """
-        size = self.binding.num_data if self.binding.num_data is not None else num_rows(batch)
+        size = self.bound_rows.num_data if self.bound_rows.num_data is not None else num_rows(batch)
         return pyro.plate(self.data_name, size, dim=-1)
 
     @contextmanager
     def bound(self, rows: Tensor, num_data: int) -> Iterator[None]:
         """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``."""
-        binding = self.binding
-        before = binding.rows, binding.num_data
-        binding.rows, binding.num_data = rows, num_data
+        bound = self.bound_rows
+        before = bound.rows, bound.num_data
+        bound.rows, bound.num_data = rows, num_data
         try:
-            with Minibatch(binding.plate, rows, num_data):
+            with Minibatch(bound.plate, rows, num_data):
                 yield
         finally:
-            binding.rows, binding.num_data = before
+            bound.rows, bound.num_data = before
 
     @property
-    def binding(self) -> Binding:
-        """Which rows the data plate holds at the moment."""
-        found: Binding = self.__dict__.setdefault("_binding", Binding(self.data_name))
+    def bound_rows(self) -> BoundRows:
+        """The rows that the data plate currently holds."""
+        found: BoundRows = self.__dict__.setdefault("_bound_rows", BoundRows(self.data_name))
         return found
 
     def adopt_plate(self, name: str) -> None:
         """Use a plate of the model as the data plate. Call it on a copy of the program."""
-        self.data_name = self.binding.plate = name
+        self.data_name = self.bound_rows.plate = name
         self.adopted = True
 
     def bound_model(self) -> Callable[..., Any]:
-        """The model as an AutoGuide must run it: its data plate told of the rows, though handlers are hidden."""
-        return functools.partial(run_bound, self.binding, self.model)
+        """The model for an AutoGuide: its data plate takes the bound rows even if outer handlers are blocked."""
+        return functools.partial(run_bound, self.bound_rows, self.model)
 
     @property
     def argument_names(self) -> list[str]:
@@ -189,15 +189,14 @@ class Program(PyroModule):
         return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
     def accept(self, data: Any, *, what: str = "data") -> Batch:
-        """What the program takes of some data: tensors, checked, in the order of the model's arguments.
+        """Select the tensors for the model's arguments, in their order, and check them.
 
-        Of a `Split` the fields that the model has no argument for are left out (the labels of images, for a model
-        of images alone); anything else must have exactly as many parts as the model has arguments, or fewer where
-        the rest may be left out.
+        Fields of a `Split` for which the model has no argument are ignored, such as the labels of images for a model
+        of images alone. Other data must not have more parts than the model has arguments.
 
         Args:
             data: Anything that `as_split` reads, or None for a program without data.
-            what: What to call it in an error.
+            what: The name of the data in error messages.
 
         Raises:
             ValueError: If there are too many parts, or the values cannot be data of this program.
@@ -217,7 +216,7 @@ class Program(PyroModule):
         return self.validate(*tensors)
 
     def _in_order(self, split: Split, what: str) -> tuple[Tensor, ...]:
-        """Fields that bear the names of arguments, in the order of the arguments; others as they come."""
+        """The fields in the order of the arguments; if they must be reordered, only those named after arguments."""
         names, fields = self.argument_names, split.names
         known = [n for n in names if n in split]
         if all(fields.index(n) == names.index(n) for n in known):
@@ -234,7 +233,7 @@ class Program(PyroModule):
         return batch + (None,) * (self.num_required - len(batch))
 
     def validate(self, *batch: Any) -> Batch:
-        """Check a batch in the user's words and bring it to the types that the model wants; by default as it is."""
+        """Check a batch and convert it to the types that the model expects; the default returns it unchanged."""
         return batch
 
     def adapt(self, *batch: Any) -> None:
@@ -245,7 +244,7 @@ class Program(PyroModule):
         return batch
 
     def lengths(self, *batch: Any) -> Tensor | None:
-        """How many time steps of each row matter, shape ``(B,)``; None if rows are no sequences, or all of one length.
+        """Number of time steps of each row, shape ``(B,)``; None if rows are not sequences or all have one length.
 
         A program of ``variable_length`` that returns lengths is fitted on batches of similar sequences, cut where they
         end: steps beyond a row's length must have no influence. Arguments of shape ``(B, T, ...)`` are cut if they have
@@ -254,7 +253,7 @@ class Program(PyroModule):
         return None
 
     def units(self, *batch: Any) -> Tensor | None:
-        """How many customary units each row has (time steps, words, dimensions), shape ``(B,)``; None if one."""
+        """Number of customary units of each row (time steps, words, dimensions), shape ``(B,)``; None for one each."""
         return None
 
     @staticmethod
@@ -264,16 +263,16 @@ class Program(PyroModule):
         *,
         data_plate: str | None = None,
     ) -> Program:
-        """A program made of an existing Pyro model and guide.
+        """Make a program from an existing Pyro model and guide.
 
-        Its plates, masks, scales and ``pyro.param`` statements mean what they mean in Pyro. It is fitted on the full
-        batch unless it names its data plate: then minibatches are weighed by ``N / B``, whether the plate is written
+        Plates, masks, scales and ``pyro.param`` statements mean the same as in Pyro. The program is fitted on the full
+        batch unless ``data_plate`` is given. Minibatches are then weighted by ``N / B``, whether the plate is written
         ``pyro.plate("data", N)`` or ``pyro.plate("data", len(x))``.
 
         Args:
             model: A Pyro model: a function, a method, a module.
-            guide: A guide for it: a callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None
-                to name it in the routine.
+            guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None to name the guide in
+                the routine.
             data_plate: Name of the plate over rows.
 
         Examples:
@@ -304,18 +303,19 @@ class FunctionProgram(Program):
         if not isinstance(data_plate, str | None):
             raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
         self.data_name = data_plate or ""
-        self.__dict__["_binding"] = Binding(self.data_name)
+        self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
     def _hold(self, model: Any, guide: Any) -> None:
-        # Past PyroModule's __setattr__: it would put its own prefix on the user's site names.
+        # Bypass PyroModule.__setattr__, which would prefix the user's site names.
         self.__dict__["_model"], self.__dict__["_guide"] = model, guide
         self.parts = nn.ModuleList(captured_modules((model, guide)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
-        model, guide, binding = own_copy((self.__dict__["_model"], self.__dict__["_guide"], self.binding), memo)
+        parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
+        model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
-        twin.__dict__["_binding"] = binding
+        twin.__dict__["_bound_rows"] = bound_rows
         memo[id(self)] = twin
         return twin
 
@@ -323,7 +323,7 @@ class FunctionProgram(Program):
         self._hold(self.__dict__["_model"], guide)
 
     def bound_model(self) -> Callable[..., Any]:
-        return functools.partial(run_bound, self.binding, self.__dict__["_model"])
+        return functools.partial(run_bound, self.bound_rows, self.__dict__["_model"])
 
     def model(self, *batch: Any) -> Any:
         return call_sampling(self.__dict__["_model"], *batch)

@@ -10,12 +10,12 @@ _PROGRAMS: dict[str, type[Any]] = {}
 
 
 def register(name: str, cls: type[Any]) -> None:
-    """Let a class be found by a name.
+    """Register a program class under a name.
 
     A class of the same module replaces an earlier one, as in a notebook whose cell runs twice.
 
     Args:
-        name: The name, as saved posteriors hold it.
+        name: The name that saved posteriors store.
         cls: A subclass of `Program`.
 
     Raises:

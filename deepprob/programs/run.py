@@ -1,4 +1,4 @@
-"""Running a program: paired traces of guide and model, and what their sites are."""
+"""Running a program: paired traces of guide and model, and the first site that is not finite."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class _Unobserve(UnconditionMessenger):
 
 @dataclass(frozen=True)
 class Run:
-    """What a program is run on, and how.
+    """A program, the rows to run it on, and options.
 
     Attributes:
         program: The program.
-        batch: Its arguments; may be empty where it needs none.
-        rows: Which rows of the data they are, shape ``(B,)``.
+        batch: Its arguments; may be empty if it needs none.
+        rows: Indices of the batch's rows in the data, shape ``(B,)``.
         num_data: Number of rows of the whole data, N.
-        draws: If given, a leading plate of so many draws surrounds guide and model.
+        draws: Number of draws in a leading plate around guide and model; None for no such plate.
         plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
         predict: Whether the model draws its observed sites instead of observing them.
-        guide: Another guide than the program's own.
+        guide: A guide to run instead of the program's own.
     """
 
     program: Program
@@ -65,7 +65,7 @@ class Run:
 
 
 def run_program(run: Run) -> tuple[Trace, Trace]:
-    """Run the guide, and the model on what the guide drew.
+    """Run the guide, and the model on the guide's draws.
 
     Returns:
         The guide's trace and the model's.
@@ -93,7 +93,7 @@ def run_guide(run: Run) -> Trace:
 
 
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
-    """The trace of a guide without data: an ``AutoMessenger`` runs the model, whose data it does not draw."""
+    """The trace of a guide without observed data, which an ``AutoMessenger`` records as it runs the model."""
     forget_values(run.program)
     trace = poutine.trace(guide).get_trace(*run.batch)
     for name in [n for n, s in sample_sites(trace) if is_data(s)]:
@@ -103,7 +103,7 @@ def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
 
 @contextmanager
 def _stacked(draws: int | None, plates: int) -> Iterator[None]:
-    """Surround a program with a leading plate of draws; a program that cannot take one is refused with the cause."""
+    """Surround a program with a leading plate of draws, and explain an error that the plate causes."""
     if draws is None:
         yield
         return
@@ -121,18 +121,18 @@ def _stacked(draws: int | None, plates: int) -> Iterator[None]:
 
 
 def run_prior(run: Run) -> Trace:
-    """Run the model alone, its observed sites drawn: ancestral samples from the prior."""
+    """Run the model alone and draw its observed sites, too: ancestral sampling."""
     with run.bound(), run.stacked():
         return poutine.trace(_Unobserve()(run.program.model)).get_trace(*run.batch)
 
 
 def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
-    """Where a run stops being finite, in the user's words.
+    """Describe the first site of a run that is not finite.
 
     Args:
         program: The program.
         batch: All rows.
-        num_data: Their number.
+        num_data: Number of rows.
 
     Returns:
         The first site whose value, parameters or log-probability are not finite, and which of them.

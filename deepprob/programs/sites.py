@@ -1,4 +1,4 @@
-"""What a site of a trace is: data, factor, local, auxiliary; and its log-probability."""
+"""Properties of a trace's sites: data, factor, local, auxiliary; and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Site = Any
 
 
 def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
-    """The sample statements of a trace, without the plates' own indices."""
+    """The sample sites of a trace, without those that hold the indices of plates."""
     for name, site in trace.nodes.items():
         if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
             yield name, site
@@ -55,6 +55,6 @@ def is_local(site: Site, plate: str) -> bool:
 
 
 def log_prob(site: Site) -> Tensor:
-    """A site's log-probability, weighed and masked, of its batch shape."""
+    """A site's log-probability, scaled and masked, of its batch shape."""
     value: Tensor = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
     return value

@@ -1,4 +1,4 @@
-"""Pyro's parameter store, made private: two programs never meet in it."""
+"""Private parameter stores, so that programs do not share Pyro's global one."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def empty_store() -> StoreState:
 
 @contextmanager
 def private_store(state: StoreState, *, validate: bool = False, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Run Pyro on parameters of one's own, one thread at a time.
+    """A context in which Pyro uses a private parameter store, one thread at a time.
 
     Args:
         state: The store's content; parameters registered inside are added to it.
         validate: Whether Pyro and torch check arguments and supports (slow; once per fit is enough).
-        device: Where tensors are made that are given no place; see `placed_on`.
+        device: Device of tensors that are created without one; see `placed_on`.
 
     Examples:
         >>> mine = empty_store()

@@ -1,4 +1,4 @@
-"""The structure of a program, read from one run, and the checks that refuse a program."""
+"""The structure of a program, read from one run, and checks of its guide, marks and plates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Role = Literal["latent", "summed", "observed", "fixed", "auxiliary"]
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a dry run showed of one site.
+    """One site of a program, as a dry run showed it.
 
     Attributes:
         role: ``"latent"`` if the guide draws it; ``"summed"`` if the guide leaves it out, to be summed out of the
@@ -27,7 +27,7 @@ class SiteInfo:
         enumerated: Whether it takes all of its values in the guide.
         event_dim: Number of event dimensions.
         plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
-        loose_shape: Its batch shape, 1 in the dimensions of its plates.
+        loose_shape: Its batch shape, with 1 in the dimensions of its plates.
     """
 
     role: Role
@@ -40,13 +40,13 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Structure:
-    """What one dry run of a program showed.
+    """The sites and plates of a program, as one dry run showed them.
 
     Attributes:
         sites: All sites by name: the model's, in its order, then the guide's helpers.
         plates: Depth of vectorized plates, counted from the right, at least 1; draws go one further to the left.
         plate_names: Names of all plates of the model.
-        data_plate: The plate that all observed data are in, if there is exactly one with all of its rows.
+        data_plate: The plate around all observed data, if exactly one such plate has all of its rows; else ``""``.
         by_row: Whether the guide's density of local sites is a product over rows.
     """
 
@@ -138,7 +138,7 @@ def _is_marked(site: Site) -> bool:
 
 
 def _check_guide(program: Program, latents: dict[str, Site], drawn: dict[str, Site]) -> None:
-    """Refuse a guide that lacks a latent site of the model or has one too many, and marks that mean nothing."""
+    """Refuse a guide that lacks a latent site of the model or has an extra one, and marks that cannot be followed."""
     title = type(program).__name__ if type(program).__name__ != "FunctionProgram" else "the"
     left_out = {n: s for n, s in latents.items() if n not in drawn}
     for name in (n for n, s in left_out.items() if not _is_marked(s)):
@@ -179,14 +179,14 @@ def _check_summed(name: str, site: Site) -> None:
         )
     if draws is not None:
         raise ValueError(
-            f"site {name!r} is to be drawn {draws} times for a sum in the model, whose gradient would be biased. "
-            "Leave num_samples out to sum over all values, or sample it in the guide."
+            f"site {name!r} has num_samples={draws}, but the gradient of a sum over draws in the model would be "
+            "biased. Leave num_samples out to sum over all values, or sample the site in the guide."
         )
 
 
 def _depth(sites: list[Site]) -> int:
     depths: list[int] = [-frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-    # Batch dimensions outside of any plate are in the way of draws as well.
+    # Draws must also stay to the left of batch dimensions that are not plates.
     depths += [len(site["fn"].batch_shape) for site in sites]
     return max([1, *depths])
 
@@ -208,7 +208,7 @@ def _data_plate(observed: list[Site]) -> str:
 
 
 def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) -> None:
-    """Refuse a run under a plate of draws whose draws went where they do not belong, or that saw some rows only.
+    """Refuse a run under a plate of draws if draws moved into another dimension, or a plate subsampled its rows.
 
     Args:
         found: The program's structure, from a run without draws.
@@ -217,7 +217,7 @@ def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) 
         draws: How many draws.
 
     Raises:
-        ValueError: If a site's batch shape has grown outside of its plates, or a plate subsamples by itself.
+        ValueError: If a site's batch shape has grown outside of its plates, or a plate subsamples its rows.
     """
     for name, site in sample_sites(model_trace):
         _check_all_rows(site, plate)
@@ -237,7 +237,7 @@ def _check_all_rows(site: Site, plate: str) -> None:
     for frame in site["cond_indep_stack"]:
         if frame.name not in (plate, DRAWS) and frame.vectorized and frame.size < (frame.full_size or frame.size):
             raise ValueError(
-                f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so that a query "
-                "would see those only. Give it all rows, and let the routine draw them: "
+                f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so a query would "
+                "see only those. Give it all rows, and let the routine draw minibatches: "
                 f"Program.of(model, guide, data_plate={frame.name!r}) and batch_size={frame.size}."
             )

@@ -1,4 +1,4 @@
-"""Whether observed values can have come from the sites that observe them."""
+"""Checks of observed values against the distributions that observe them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from deepprob.engine.deferred_errors import defer_error
 from deepprob.programs.sites import Site, observed_sites
 
 
-def check_observed(trace: Trace) -> None:
-    """Compare the data of a run with the distributions that observe them.
+def check_observations(trace: Trace) -> None:
+    """Check the shape and support of a run's data against the distributions that observe them.
 
     Torch checks neither while validation is off, and it accepts every shape that broadcasts.
 
@@ -31,14 +31,14 @@ def check_observed(trace: Trace) -> None:
 
 
 def check_data(model_trace: Trace) -> None:
-    """Refuse a query without data, or with values that its sites cannot have.
+    """Refuse a query without data, or with data that do not fit their distributions.
 
     Raises:
-        ValueError: If nothing was observed, or something that cannot have been.
+        ValueError: If nothing is observed, or as in `check_observations`.
     """
     if not observed_sites(model_trace):
         raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
-    check_observed(model_trace)
+    check_observations(model_trace)
 
 
 def _check_shape(name: str, site: Site) -> None:
@@ -60,7 +60,7 @@ def _check_shape(name: str, site: Site) -> None:
         )
     raise ValueError(
         f"{what} must have shape {has}, as the model's {_title(fn)} distribution has; got {came}. "
-        "Reshape the data, or what the distribution is made of."
+        "Reshape the data, or the parameters of the distribution."
     )
 
 
@@ -78,7 +78,7 @@ def _check_support(name: str, site: Site) -> None:
         return
     raise ValueError(
         f"{name} must be {_words(support)} for a {_title(fn)} likelihood; got values from {value.min().item():g} to "
-        f"{value.max().item():g}. Change the values, or choose a distribution that has them."
+        f"{value.max().item():g}. Change the values, or choose another distribution."
     )
 
 

@@ -45,13 +45,13 @@ def tensors_of(instance: ProgramInstance) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class QueryGraph:
-    """A question to a program as a pure function of (its tensors, a batch, normal noise, uniform noise) to tensors.
+    """A query to a program: a pure function from (its tensors, a batch, normal noise, uniform noise) to tensors.
 
     Attributes:
         graph: The function.
         tensors: The program's tensors.
-        noise: How much noise a call takes.
-        device: Where.
+        noise: Size of the noise that one call takes.
+        device: The program's device.
     """
 
     graph: GraphModule
@@ -61,15 +61,16 @@ class QueryGraph:
 
 
 def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
-    """Trace a question to a program, without gradients; inside a running program.
+    """Trace a query to a program, without gradients. Call it inside `ProgramInstance.running`.
 
     Args:
         instance: The program.
-        ask: The question: tensors for a batch. If a run fails that raises in Python, those with a fraction are nan.
-        batch: Rows like those to come.
+        ask: The query, from a batch to tensors. Where it would raise a deferred error, the graph returns nan in
+            floating-point tensors.
+        batch: An example batch.
 
     Raises:
-        Untraceable: If the answer depends on values in another way than by tensor operations.
+        Untraceable: If the query fails, or its answer depends on values other than by tensor operations.
     """
     batch, tensors = tuple(x.clone() for x in batch), tensors_of(instance)
     try:
@@ -77,7 +78,7 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
             ask(batch)
     except Untraceable:
         raise
-    except Exception as error:  # of a question that is put in another way than the user's own
+    except Exception as error:  # an eager query raises it again if the program itself fails
         raise Untraceable(reason_of(error, [pyro])) from error
 
     def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
@@ -122,7 +123,7 @@ class TraceableSites(Messenger):
 
 
 def _unchecked(fn: Distribution) -> Distribution:
-    """A distribution that takes any value: one that was made before the run may still check its own."""
+    """The distribution without checks of its values, which one made before the run may still have."""
     parts = {k: v for k, v in vars(fn).items() if isinstance(v, Distribution)}
     changed = {k: new for k, v in parts.items() if (new := _unchecked(v)) is not v}
     if not changed and not fn.__dict__.get("_validate_args"):
@@ -133,11 +134,11 @@ def _unchecked(fn: Distribution) -> Distribution:
 
 
 class CompiledQuery:
-    """A question to a program, answered by native code with one tensor.
+    """A query to a program, compiled to native code, with one tensor as its answer.
 
     Args:
-        query: The traced question.
-        batch: An example of the rows it is asked about.
+        query: The traced query.
+        batch: An example batch.
 
     Raises:
         NoCompiler: If there is no C++ compiler.
@@ -160,7 +161,7 @@ class CompiledQuery:
             self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
-        """The answer, for rows and noise."""
+        """The answer for a batch and noise."""
         with torch.no_grad():
             tensors = [x.detach() for x in self.query.tensors]
             return self._run([*tensors, *batch, normal, uniform, *self._constants])[0]
@@ -202,7 +203,7 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
     Args:
         instance: The program; its parameters are constants.
         batch: Its arguments, observed ones included, on its device.
-        chains: How many points it is evaluated at, C.
+        chains: Number of points at which it is evaluated, C.
 
     Raises:
         ValueError: If a latent site is discrete or is summed out.
@@ -266,11 +267,11 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
 
 
 class _Unconstrained(Messenger):
-    """Gives latent sites the values that unconstrained numbers stand for, and notes the Jacobians.
+    """Sets latent sites from unconstrained values, and records the Jacobians.
 
     Args:
         given: Unconstrained values by site, chains first.
-        chains: How many chains.
+        chains: Number of chains.
     """
 
     def __init__(self, given: dict[str, Tensor], chains: int) -> None:

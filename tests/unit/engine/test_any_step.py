@@ -1,4 +1,4 @@
-"""A loop applies any pure step: what it carries, records, captures and draws."""
+"""Loops over any pure step: its carry, record, data and noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def knobs(*rows: list[float]) -> PerStep:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_everything_that_a_step_is_given_reaches_it(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_receives_data_knobs_number_and_carry(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_compiler(monkeypatch)
 
     def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
@@ -43,10 +43,10 @@ def test_everything_that_a_step_is_given_reaches_it(compiled: bool, monkeypatch:
     assert record["number"].tolist() == [7.0, 8.0, 9.0]
     assert record["shift"].tolist() == [0.5] * 3
     assert (loop.is_compiled, loop.scalars) == (compiled, ("number", "total", "shift"))
-    assert torch.equal(carry["a"][0], torch.zeros(3)), "the carry that is given stays as it is"
+    assert torch.equal(carry["a"][0], torch.zeros(3)), "the given carry must not change"
 
 
-def test_other_data_of_the_same_shape_may_be_given() -> None:
+def test_loop_accepts_other_data_of_the_same_shape() -> None:
     def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         return [carry[0] + data.fixed[0].sum()], {}
 
@@ -55,7 +55,7 @@ def test_other_data_of_the_same_shape_may_be_given() -> None:
     assert (float(total), record) == (22.0, {})
 
 
-def test_what_is_carried_on_as_it_is_may_be() -> None:
+def test_step_may_swap_the_tensors_of_its_carry() -> None:
     def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         return [carry[1], carry[0]], {"first": carry[0]}
 
@@ -89,7 +89,7 @@ def test_refuses_a_step_that_reads_a_value() -> None:
         Loop(step, [torch.tensor(1.0)], knobs([1.0]), [])
 
 
-def test_an_example_need_not_hold_rows_that_the_step_can_be_taken_on() -> None:
+def test_example_rows_may_be_invalid_for_the_step() -> None:
     """The rows of an example are zeros, and row 0 may belong to another length bucket."""
 
     def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:

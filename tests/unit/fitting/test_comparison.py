@@ -1,4 +1,4 @@
-"""An eager step and a loop are compared without knowing what the step is."""
+"""Comparison of an eager step with a loop, whatever the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NONE = Noise(torch.zeros(0), torch.zeros(0))
 
 
 def mover(spoil: Callable[[Tensor], Tensor] = lambda x: x, extra: float = 0.0) -> Step:
-    """A step down a quadratic that also counts; it can be made wrong."""
+    """A gradient step on a quadratic that also counts; ``spoil`` and ``extra`` make it wrong."""
 
     def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         gradient = spoil(carry["x"] - data.fixed[0])
@@ -44,7 +44,7 @@ def read(carry: Any, record: dict[str, Tensor]) -> Reading:
     return Reading([record], {"gradient": carry["gradient"]}, [carry["count"]])
 
 
-def test_the_same_step_does_not_differ() -> None:
+def test_equal_steps_do_not_differ() -> None:
     assert difference(trials(0.5), mover(), loop_of(mover()), read) == ""
 
 
@@ -57,17 +57,17 @@ def test_the_same_step_does_not_differ() -> None:
         (mover(lambda g: g * torch.nan), r"the compiled loss is nan"),
     ],
 )
-def test_a_step_that_differs_is_named(wrong: Step, said: str) -> None:
+def test_difference_names_the_wrong_value(wrong: Step, said: str) -> None:
     found = difference(trials(0.5), mover(), loop_of(wrong), read)
     assert re.match(said, found), found
 
 
-def test_the_first_finite_trial_counts() -> None:
+def test_first_finite_trial_decides() -> None:
     assert difference(trials(torch.inf, 0.5), mover(), loop_of(mover()), read) == ""
     assert "not finite" in difference(trials(torch.inf, torch.nan), mover(), loop_of(mover()), read)
 
 
-def test_rounding_of_the_eager_step_is_allowed_twice_and_no_more() -> None:
+def test_allows_twice_the_rounding_of_the_eager_step_and_no_more() -> None:
     rounded, exact = mover(lambda g: (1 + 1e-3) * g), mover()
     for factor, same in ((1e-3, True), (2e-3, True), (8e-3, False)):
         loop = loop_of(mover(lambda g, factor=factor: (1 + factor) * g))

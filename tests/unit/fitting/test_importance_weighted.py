@@ -1,4 +1,4 @@
-"""The importance-weighted bound: its settings, what it refuses, and what it shares with the ELBO."""
+"""The importance-weighted bound: settings, refusals, and agreement with the ELBO."""
 
 from __future__ import annotations
 
@@ -79,22 +79,22 @@ def full(fitted: Program) -> Run:
 
 
 @pytest.mark.parametrize("particles", [0, -1, 1.5, True])
-def test_particles_are_whole_and_positive(particles: Any) -> None:
+def test_refuses_invalid_particles(particles: Any) -> None:
     with pytest.raises(ValueError, match=rf"particles must be a whole number of at least 1; got {particles}\."):
         IWAE(particles=particles)
 
 
-def test_precision_of_layers_is_known() -> None:
+def test_refuses_unknown_precision() -> None:
     with pytest.raises(ValueError, match=r"unknown precision of layers 'float16'\. .*Choose from: bfloat16, float32\."):
         IWAE(layers="float16")
 
 
-def test_it_describes_its_settings() -> None:
+def test_describes_its_settings() -> None:
     assert IWAE(particles=5).describe() == {"name": "iwae", "particles": 5, "layers": "float32"}
     assert json.loads(json.dumps(IWAE(particles=np.int64(5)).describe())) == IWAE(particles=5).describe()
 
 
-def test_one_particle_makes_an_elbo() -> None:
+def test_one_particle_gives_the_elbo() -> None:
     loss, terms = call(IWAE(particles=1), full(program()))
     same, expected = call(ELBO(analytic_kl=False), full(program()))
     assert float(loss) == pytest.approx(float(same))
@@ -103,8 +103,8 @@ def test_one_particle_makes_an_elbo() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.0])
-def test_the_weight_of_the_kl_is_inside_of_the_logarithm(weight: float) -> None:
-    """By hand, from the same noise."""
+def test_kl_weight_applies_inside_the_logarithm(weight: float) -> None:
+    """Loss and terms equal a computation by hand from the same noise."""
     run = replace(full(program()), draws=6)
     loss, terms = call(IWAE(particles=6), run, kl_weight=weight)
     with RandomStream(0).drawing():
@@ -118,7 +118,7 @@ def test_the_weight_of_the_kl_is_inside_of_the_logarithm(weight: float) -> None:
     assert float(terms["likelihood"]) == pytest.approx(float(likelihood.mean()), rel=1e-5)
 
 
-def test_a_scale_of_the_users_is_inside_of_the_weights_and_that_of_the_plate_outside() -> None:
+def test_users_scale_applies_inside_the_weights_and_the_plates_outside() -> None:
     scaled = program(poutine.scale(codes, 3.0), poutine.scale(guide, 3.0))
     whole, _ = call(IWAE(particles=6), full(scaled))
     with RandomStream(0).drawing():
@@ -126,12 +126,12 @@ def test_a_scale_of_the_users_is_inside_of_the_weights_and_that_of_the_plate_out
     kl = dist.Normal(0.2 * Y, 0.8).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)
     weights = dist.Normal(z, 1.0).log_prob(Y) - kl
     assert float(whole) == pytest.approx(-float((3 * weights).exp().mean(0).log().mean()), rel=1e-5)
-    # A fourth of the data, four times: as many rows, and so the same noise.
+    # A batch of a quarter of the data has the same noise, because it has the same number of rows.
     alike, _ = call(IWAE(particles=6), Run(scaled, (Y,), torch.arange(4), 16))
     assert float(alike) == pytest.approx(float(whole))
 
 
-def test_what_the_model_masks_has_no_weight() -> None:
+def test_masked_rows_have_no_weight() -> None:
     seen = torch.tensor([True, False, True, False])
     loss, terms = call(IWAE(particles=6), full(program(poutine.mask(codes, mask=seen))))
     with RandomStream(0).drawing():
@@ -142,7 +142,7 @@ def test_what_the_model_masks_has_no_weight() -> None:
     assert float(terms["kl_local"]) == pytest.approx(float(kl[:, seen].sum() / 24), rel=1e-4)
 
 
-def test_the_precision_of_layers_is_used() -> None:
+def test_layers_run_in_the_given_precision() -> None:
     class Net(Program):
         def __init__(self) -> None:
             super().__init__()
@@ -165,7 +165,7 @@ def test_the_precision_of_layers_is_used() -> None:
 
 
 @pytest.mark.parametrize("its_guide", ["normal", "map", "multivariate_normal"])
-def test_a_bound_of_all_data_needs_all_rows(its_guide: str) -> None:
+def test_bound_of_global_latents_needs_all_rows(its_guide: str) -> None:
     message = r"site 'w' is not inside the data plate, .* one of all 4 rows; got a batch of 2\. Use batch_size=None"
     with pytest.raises(ValueError, match=message):
         svi(program(shared, its_guide), Y, objective="iwae", batch_size=2, epochs=1)
@@ -173,7 +173,7 @@ def test_a_bound_of_all_data_needs_all_rows(its_guide: str) -> None:
     assert len(posterior.history.steps["iwae"]) == 2
 
 
-def test_rows_that_are_observed_together_need_to_be_all_there() -> None:
+def test_factor_outside_of_the_plate_needs_all_rows() -> None:
     def together(y: Tensor) -> None:
         codes(y)
         pyro.factor("sum", -(y.sum() ** 2))
@@ -190,7 +190,7 @@ def one_coin(y: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
-def test_a_site_that_the_guide_enumerates_is_refused(kind: str) -> None:
+def test_refuses_sites_that_the_guide_enumerates(kind: str) -> None:
     def enumerating(y: Tensor) -> None:
         pyro.sample("b", dist.Bernoulli(0.5), infer={"enumerate": kind})
 
@@ -199,7 +199,7 @@ def test_a_site_that_the_guide_enumerates_is_refused(kind: str) -> None:
         call(IWAE(), full(Program.of(one_coin, enumerating)))
 
 
-def test_a_site_that_comes_late_is_named() -> None:
+def test_error_names_a_site_that_the_first_run_did_not_have() -> None:
     fitted = program(codes, lambda y: None)
     fitted.enumerates = False
     with pytest.raises(ValueError, match=r"site 'z' is not in the guide, nor was it marked for enumeration"):
@@ -213,8 +213,8 @@ MADE = {"codes": (codes, guide), "coins": (coins, coin_guide), "global": (shared
 
 
 @pytest.mark.parametrize("kind", MADE)
-def test_it_asks_the_host_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced steps, compared with eager ones by the fit itself, which warns where they differ."""
+def test_traced_steps_equal_eager_ones(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit itself compares traced steps with eager ones, and warns if they differ."""
     replace_compiler(monkeypatch)
     posterior = svi(program(*MADE[kind]), Y, objective=IWAE(particles=3), epochs=5, compile=True, progress=False)
     assert posterior.config["compiled"]

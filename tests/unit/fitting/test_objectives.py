@@ -154,7 +154,7 @@ def test_score_function_changes_the_gradient_but_not_the_loss() -> None:
 
 
 class Own:
-    """An objective of one's own: a call and a description are all that it takes."""
+    """A user's objective, which needs only ``__call__`` and ``describe``."""
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
         loss, terms = ELBO()(run, kl_weight=kl_weight)
@@ -165,7 +165,7 @@ class Own:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_an_objective_of_ones_own_is_fitted(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fits_a_users_objective(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_compiler(monkeypatch)
     program = Program.of(model, "normal", data_plate="data")
     posterior = svi(program, torch.ones(6), objective=Own(), epochs=3, compile=compile, progress=False)

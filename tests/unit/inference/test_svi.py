@@ -309,7 +309,7 @@ def test_parameters_created_late_are_an_error() -> None:
             pyro.sample("y", dist.Normal(w + shift, 1.0), obs=y)
 
     with pytest.raises(
-        ValueError, match=r"parameter 'late' was first met after the fit had begun, so it was not trained"
+        ValueError, match=r"parameter 'late' was first registered after the fit had begun, so it was not trained"
     ):
         fitted(Y, model, epochs=3)
 

@@ -520,7 +520,9 @@ def test_a_program_of_ones_own_must_be_given_and_be_the_one(tmp_path: Path, post
 
     with pytest.raises(StorageError, match=r"has shape \(3,\) in this program but \(2,\) in the file\. Give the prog"):
         Posterior.load(tmp_path / "p", program=Program.of(wider, data_plate="data"))
-    with pytest.raises(StorageError, match=r"the file is of another program: missing .*, left over .*Give the program"):
+    with pytest.raises(
+        StorageError, match=r"the file belongs to another program: missing .*, left over .*Give the program"
+    ):
         Posterior.load(tmp_path / "p", program=Program.of(nested, data_plate="data"))
 
 

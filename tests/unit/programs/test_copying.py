@@ -1,4 +1,4 @@
-"""Copies of callables own every network that they reach, and share what was shared."""
+"""Copies of callables have their own copy of every network, shared as in the originals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro.distributions.transforms import affine_coupling
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from deepprob.programs.copying import captured_modules, forget_values, own_copy
+from deepprob.programs.copying import captured_modules, copy_with_modules, forget_values
 
 NET = nn.Linear(2, 2)
 UNUSED = nn.Linear(1, 1)
@@ -58,19 +58,19 @@ class Holder:
 @pytest.mark.parametrize("fn", [through_a_global, through_a_helper, nested])
 def test_globals_are_followed_and_copied(fn: Callable[..., Any]) -> None:
     assert captured_modules(fn) == [NET]
-    (copied,) = captured_modules(own_copy(fn))
+    (copied,) = captured_modules(copy_with_modules(fn))
     assert copied is not NET
     with torch.no_grad():
         copied.weight.zero_()
-    assert bool((own_copy(fn)(torch.ones(1, 2))[0] != 0).any())
+    assert bool((copy_with_modules(fn)(torch.ones(1, 2))[0] != 0).any())
 
 
-def test_a_name_of_an_attribute_is_no_global() -> None:
+def test_attribute_names_are_not_taken_for_globals() -> None:
     assert captured_modules(mentions_an_attribute) == []
-    assert own_copy(mentions_an_attribute) is mentions_an_attribute
+    assert copy_with_modules(mentions_an_attribute) is mentions_an_attribute
 
 
-def test_containers_methods_partials_and_handlers() -> None:
+def test_copies_containers_methods_partials_and_handlers() -> None:
     net, holder = nn.Linear(2, 2), Holder()
     models = {"a": [make(net)]}
 
@@ -85,39 +85,39 @@ def test_containers_methods_partials_and_handlers() -> None:
         (poutine.mask(make(net), mask=True), net),
     ]
     for form, original in forms:
-        (copied,) = captured_modules(own_copy(form))
+        (copied,) = captured_modules(copy_with_modules(form))
         assert captured_modules(form) == [original]
         assert copied is not original
 
 
-def test_a_wrapped_model_takes_its_arguments_once() -> None:
+def test_copied_handlers_pass_arguments_once() -> None:
     wrapped = poutine.mask(make(nn.Linear(2, 2)), mask=True)
-    assert own_copy(own_copy(wrapped))(torch.ones(3, 2)).shape == (3, 2)
+    assert copy_with_modules(copy_with_modules(wrapped))(torch.ones(3, 2)).shape == (3, 2)
 
 
-def test_what_was_shared_is_shared() -> None:
+def test_copies_share_modules_as_the_originals_do() -> None:
     net = nn.Linear(2, 2)
-    model, guide = own_copy((make(net), make(net)))
+    model, guide = copy_with_modules((make(net), make(net)))
     assert captured_modules(model) == captured_modules(guide)
     assert captured_modules(model) != [net]
 
 
-def test_an_autoguide_follows_its_model() -> None:
+def test_copied_autoguide_keeps_its_copied_model() -> None:
     model = make(nn.Linear(2, 2))
     guide = AutoNormal(model)
-    twin_model, twin = own_copy((model, guide))
+    twin_model, twin = copy_with_modules((model, guide))
     assert guide.model is not None
     assert captured_modules(twin)[0] is twin
     assert captured_modules(twin_model)[0] in captured_modules(twin)
 
 
-def test_recursion_and_names_not_bound_yet() -> None:
+def test_copies_recursive_functions_and_unbound_names() -> None:
     net = nn.Linear(2, 2)
 
     def countdown(x: Tensor, n: int) -> Tensor:
         return net(x) if n == 0 else countdown(x, n - 1)
 
-    copied = own_copy(countdown)
+    copied = copy_with_modules(countdown)
     assert copied(torch.ones(1, 2), 3).shape == (1, 2)
     (inner,) = captured_modules(copied)
     assert inner is not net
@@ -125,12 +125,12 @@ def test_recursion_and_names_not_bound_yet() -> None:
     def early() -> Any:
         return late, net
 
-    assert captured_modules(own_copy(early)) != [net]
+    assert captured_modules(copy_with_modules(early)) != [net]
     late = 3
     assert early()[0] == late
 
 
-def test_what_cannot_be_copied_is_kept_if_nothing_in_it_is_trained() -> None:
+def test_keeps_objects_that_cannot_be_copied_unless_they_hold_modules() -> None:
     holder = Holder()
     holder.lock = threading.Lock()  # type: ignore[assignment]
     lock, net = threading.Lock(), nn.Linear(2, 2)
@@ -139,12 +139,12 @@ def test_what_cannot_be_copied_is_kept_if_nothing_in_it_is_trained() -> None:
         with lock:
             return net(x)
 
-    assert own_copy(model)(torch.ones(1, 2)).shape == (1, 2)
+    assert copy_with_modules(model)(torch.ones(1, 2)).shape == (1, 2)
     with pytest.raises(TypeError, match="cannot pickle"):
-        own_copy(holder.model)
+        copy_with_modules(holder.model)
 
 
-def test_the_order_of_networks_is_the_same_in_every_process() -> None:
+def test_order_of_modules_is_the_same_in_every_process() -> None:
     program = (
         "from torch import nn\nfrom deepprob.programs.copying import captured_modules\n"
         + "".join(f"n{i} = nn.Linear({i + 1}, 1)\n" for i in range(8))
@@ -160,11 +160,11 @@ def test_the_order_of_networks_is_the_same_in_every_process() -> None:
     assert [r.stdout for r in runs] == ["[6, 2, 8, 1, 4, 3, 7, 5]\n"] * 2
 
 
-def test_a_flow_is_copied_and_maps_the_same_data_anew_when_its_parameters_moved() -> None:
+def test_cleared_flow_maps_the_same_data_with_its_new_parameters() -> None:
     flow = affine_coupling(2, hidden_dims=[4])
     x, base = torch.randn(3, 2), dist.Normal(0.0, 1.0).expand([2]).to_event(1)
     dist.TransformedDistribution(base, [flow]).log_prob(x).sum().backward()
-    twin = own_copy(flow)
+    twin = copy_with_modules(flow)
     with torch.no_grad():
         before = dist.TransformedDistribution(base, [twin]).log_prob(x)
         for p in twin.parameters():

@@ -37,13 +37,13 @@ def fitted(model: Any, guide: Any = None, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, AutoNormal, AutoDiagonalNormal, AutoNormal(model)])
-def test_every_way_to_say_a_guide(guide: Any) -> None:
+def test_guides_by_name_class_and_object(guide: Any) -> None:
     posterior = fitted(model, guide, epochs=300 if guide == "laplace" else 2)
     assert {n: v.shape for n, v in posterior.sample(draws=4).items()} == {"w": (4,), "s": (4,)}
     assert bool((posterior.sample(draws=4)["s"] > 0).all())
 
 
-def test_a_class_that_has_a_name_is_recorded_under_it() -> None:
+def test_named_class_is_recorded_under_its_name() -> None:
     program = Program.of(model, data_plate="data")
     assert attach_guide(program, AutoNormal) == "normal"
     assert attach_guide(program, AutoDiagonalNormal) is None
@@ -58,7 +58,7 @@ def test_joint_guides_need_all_rows_at_once(guide: str) -> None:
     assert fitted(rows, guide, batch_size=None, epochs=300 if guide == "laplace" else 2).latent_sites == {"z": "local"}
 
 
-def test_guides_that_are_none() -> None:
+def test_refuses_missing_and_unknown_guides() -> None:
     with pytest.raises(
         ValueError, match=r"unknown guide 'norml'\. Did you mean 'normal'\? Choose from: flow, laplace,"
     ):
@@ -69,7 +69,7 @@ def test_guides_that_are_none() -> None:
         fitted(model, 1.5)
 
 
-def test_a_guide_must_cover_the_model() -> None:
+def test_guide_must_cover_the_model() -> None:
     def partial(y: Tensor | None = None) -> None:
         pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
 
@@ -80,7 +80,7 @@ def test_a_guide_must_cover_the_model() -> None:
         fitted(model, partial)
 
 
-def test_a_guide_must_not_draw_what_nobody_asked_for() -> None:
+def test_guide_must_not_draw_extra_sites() -> None:
     def more(y: Tensor | None = None) -> None:
         for name in ("w", "extra"):
             pyro.sample(name, dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
@@ -123,8 +123,8 @@ def test_laplace_is_exact_for_a_gaussian() -> None:
     assert float(weights.std()) < 0.02
 
 
-def test_data_that_a_guide_runs_are_no_part_of_its_posterior() -> None:
-    """An AutoMessenger runs the model: were its data counted as drawn, they would cancel those of the model."""
+def test_observed_sites_of_a_guide_are_not_in_its_posterior() -> None:
+    """An AutoMessenger runs the model: data recorded as its draws would cancel the likelihood."""
     messenger = Program.of(model, AutoNormalMessenger(model), data_plate="data")
     posterior = svi(messenger, Y + 3.0, epochs=200, optimizer=Optimizer(learning_rate=0.05))
     assert float(posterior.sample(draws=500)["w"].mean()) > 2.0

@@ -1,4 +1,4 @@
-"""Later rows against those of the fit."""
+"""Checks of later rows against those of the fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTES = InputSpec("notes", (20, 88), "float32", 0.0)
         (NOTES, (5, 30, 88), r"notes must have rows of shape \(20, 88\) as in the fit; got \(30, 88\)\."),
     ],
 )
-def test_rows_of_another_shape(spec: InputSpec, shape: tuple[int, ...], message: str) -> None:
+def test_refuses_rows_of_another_shape(spec: InputSpec, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         spec.conform(torch.zeros(shape))
 
@@ -33,14 +33,14 @@ def test_sequences_may_be_longer_but_not_wider() -> None:
         NOTES.conform(torch.zeros(5, 30, 87), variable_length=True)
 
 
-def test_types_follow_the_fit() -> None:
+def test_values_are_converted_to_the_types_of_the_fit() -> None:
     assert X.conform(torch.ones(2, 3, dtype=torch.int64)).dtype == torch.float32
     assert LABELS.conform(torch.tensor([1.0, 2.0])).dtype == torch.int64
     with pytest.raises(ValueError, match=r"y must be whole numbers as in the fit; got 1\.5\. Round them"):
         LABELS.conform(torch.tensor([1.0, 1.5]))
 
 
-def test_specs_are_json_and_give_examples() -> None:
+def test_specs_become_json_and_examples() -> None:
     specs = specs_of([torch.full((4, 3), 2.0), torch.tensor([3, 1, 2, 2]), torch.zeros(4)], ["x", "y"])
     assert specs_from_json(specs_to_json(specs)) == specs
     assert [s.name for s in specs] == ["x", "y", "argument 3"]

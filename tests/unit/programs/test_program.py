@@ -1,4 +1,4 @@
-"""Program: what it takes of data, who owns what, and how existing Pyro programs come in."""
+"""Program: its data and rows, the copy that a fit trains, and existing Pyro programs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Codes(Program):
 # -- of(): every way in which a Pyro program is written -----------------------------------------------------------
 
 
-def test_of_refuses_what_cannot_be_called() -> None:
+def test_of_refuses_values_that_are_not_callable() -> None:
     with pytest.raises(TypeError, match=r"model must be a callable Pyro program; got int\."):
         Program.of(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"guide must be a callable Pyro program; got float\."):
@@ -85,7 +85,7 @@ def test_closures_and_their_networks_are_copied() -> None:
     assert not torch.equal(trained[0], before)
 
 
-def test_bound_methods_partials_lambdas_and_handlers() -> None:
+def test_methods_partials_lambdas_and_handlers_are_copied() -> None:
     class Holder:
         def __init__(self) -> None:
             self.net = nn.Linear(3, 1)
@@ -110,7 +110,7 @@ def test_bound_methods_partials_lambdas_and_handlers() -> None:
         assert torch.equal(holder.net.weight, before)
 
 
-def test_a_method_of_a_class_that_reaches_a_global_network() -> None:
+def test_network_in_the_closure_of_a_method_is_copied() -> None:
     net = nn.Linear(3, 1)
 
     class Model:
@@ -143,7 +143,7 @@ def two_sites(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(x[..., 0] * a, s), obs=y)
 
 
-def test_autoguide_objects_serve_many_fits_and_stay_as_they_were() -> None:
+def test_autoguide_objects_serve_many_fits_unchanged() -> None:
     for guide in (AutoNormal(two_sites), AutoMultivariateNormal(two_sites), guide_list()):
         program = Program.of(two_sites, guide, data_plate="data")
         first, second = fitted(program), fitted(program)
@@ -168,7 +168,7 @@ def test_bare_parameters_and_tensors_are_never_trained_in_place() -> None:
     assert not tensor.requires_grad
 
 
-def test_a_guide_given_to_the_routine_is_copied_too() -> None:
+def test_guide_given_to_the_routine_is_copied() -> None:
     decoder, encoder = nn.Linear(2, 3), nn.Linear(3, 2)
 
     def model(x: Tensor) -> None:
@@ -191,7 +191,7 @@ def test_a_guide_given_to_the_routine_is_copied_too() -> None:
     assert automatic.prototype_trace is None
 
 
-def test_a_plate_that_is_not_there() -> None:
+def test_refuses_a_missing_plate() -> None:
     def elsewhere(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("rows", len(x)):
@@ -201,16 +201,14 @@ def test_a_plate_that_is_not_there() -> None:
         def model(self, x: Tensor, y: Tensor | None = None) -> None:
             elsewhere(x, y)
 
-    message = (
-        r"the program has no plate named 'data', so that minibatches would be weighed wrongly; its plates are: rows"
-    )
+    message = r"the program has no plate named 'data', so minibatches would be weighted wrongly; its plates are: rows"
     for program in (Program.of(elsewhere, data_plate="data"), Mine()):
         with pytest.raises(ValueError, match=message):
             fitted(program, guide="normal")
     fitted(Mine(), guide="normal", batch_size=None)
 
 
-def test_rows_observed_outside_of_the_plate() -> None:
+def test_refuses_rows_observed_outside_of_the_plate() -> None:
     def model(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -218,12 +216,12 @@ def test_rows_observed_outside_of_the_plate() -> None:
         pyro.sample("y", dist.Normal(w, 0.5), obs=y)
 
     with pytest.raises(
-        ValueError, match=r"site 'y' observes rows outside of plate 'data': minibatches would be weighed"
+        ValueError, match=r"site 'y' observes rows outside of plate 'data': minibatches would be weighted"
     ):
         fitted(Program.of(model, "normal", data_plate="data"))
 
 
-def test_what_fails_inside_a_program_is_told_in_one_line() -> None:
+def test_error_inside_a_program_is_explained_in_one_line() -> None:
     def fixed(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("other", 40):
@@ -235,10 +233,10 @@ def test_what_fails_inside_a_program_is_told_in_one_line() -> None:
         fitted(Program.of(fixed, "normal", data_plate="data"))
 
 
-# -- a Program of one's own ---------------------------------------------------------------------------------------
+# -- subclasses of Program ----------------------------------------------------------------------------------------
 
 
-def test_parameters_of_every_kind_train_and_the_program_stays() -> None:
+def test_fit_trains_every_kind_of_parameter_of_a_copy() -> None:
     program = Codes()
     before = {n: v.clone() for n, v in program.state_dict().items()}
     posterior = fitted(program)
@@ -279,7 +277,7 @@ def test_pyro_sample_attributes_of_a_bound_method() -> None:
     assert svi(Program.of(Mean().model, "normal"), Y, epochs=2).latent_sites == {"w": "global"}
 
 
-def test_a_program_without_parts_says_so() -> None:
+def test_refuses_a_program_without_model_or_guide() -> None:
     with pytest.raises(TypeError, match=r"Program has no model\. Write model\(self, \*batch\)"):
         Program().model(X)
     with pytest.raises(TypeError, match=r"Program has no guide\. Write guide\(self, \*batch\), or fit it with"):
@@ -302,11 +300,11 @@ def test_data_plate_has_the_rows_of_the_batch() -> None:
         with plate as rows:
             assert rows.tolist() == [5, 2]
         assert plate.size == 40
-    assert program.binding.rows is None
+    assert program.bound_rows.rows is None
 
 
 @pytest.mark.parametrize("length", ["N", "len(x)"])
-def test_minibatches_weigh_both_ways_of_writing_the_plate(length: str) -> None:
+def test_minibatches_are_weighted_for_both_sizes_of_the_plate(length: str) -> None:
     def model(y: Tensor) -> None:
         with pyro.plate("data", 40 if length == "N" else len(y)):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
@@ -317,7 +315,7 @@ def test_minibatches_weigh_both_ways_of_writing_the_plate(length: str) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [4, 7, 30, None])
-def test_parameters_of_a_row_belong_to_the_row(batch_size: int | None) -> None:
+def test_per_row_parameters_follow_their_row(batch_size: int | None) -> None:
     truth = torch.arange(30.0)
 
     def model(y: Tensor) -> None:
@@ -340,7 +338,7 @@ def test_parameters_of_a_row_belong_to_the_row(batch_size: int | None) -> None:
         posterior.sample(truth[:29])
 
 
-def test_parameters_of_a_row_need_the_number_of_all_rows() -> None:
+def test_per_row_parameters_need_the_size_of_the_data() -> None:
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -351,7 +349,7 @@ def test_parameters_of_a_row_need_the_number_of_all_rows() -> None:
     assert fitted(Program.of(model, "normal", data_plate="data"), Y, batch_size=None).latent_sites == {"z": "local"}
 
 
-def test_minibatch_speaks_of_its_plate_only() -> None:
+def test_minibatch_leaves_other_plates_unchanged() -> None:
     with Minibatch("data", torch.tensor([3, 1]), 9), pyro.plate("other", 9, subsample_size=9) as rows:
         assert rows.tolist() == list(range(9))
 
@@ -364,7 +362,7 @@ def test_num_rows() -> None:
 # -- data ---------------------------------------------------------------------------------------------------------
 
 
-def test_fields_find_arguments_by_name_and_tuples_by_place() -> None:
+def test_fields_match_arguments_by_name_and_tuples_by_position() -> None:
     program = Program.of(regression)
     for data in ({"x": X, "y": Y}, {"y": Y, "x": X}, Split({"y": Y, "x": X}), (X, Y)):
         x, y = program.accept(data)
@@ -375,7 +373,7 @@ def test_fields_find_arguments_by_name_and_tuples_by_place() -> None:
     assert labels.shape == (40,)
 
 
-def test_fields_that_fit_no_argument() -> None:
+def test_refuses_fields_that_match_no_argument() -> None:
     program = Program.of(regression)
     with pytest.raises(ValueError, match=r"the model takes x, y in this order; data has the fields y, images\. Name"):
         program.accept({"y": Y, "images": X})
@@ -384,19 +382,19 @@ def test_fields_that_fit_no_argument() -> None:
     assert len(program.accept(Split({"x": X, "y": Y, "weight": Y}))) == 2
 
 
-def test_no_data_is_no_batch() -> None:
+def test_missing_data_give_an_empty_batch() -> None:
     assert Program.of(regression).accept(None) == ()
     assert Program.of(lambda *batch: None).takes_any
     assert Program.of(regression).pad(()) == (None,)
 
 
-def test_from_data_is_written_by_those_who_can() -> None:
+def test_from_data_must_be_implemented() -> None:
     with pytest.raises(
         TypeError, match=r"Codes has no from_data\. Write it, or call the constructor: Codes\(\.\.\.\)\."
     ):
         Codes.from_data(None)  # type: ignore[arg-type]
 
 
-def test_a_data_plate_is_named() -> None:
+def test_refuses_a_data_plate_that_is_not_a_name() -> None:
     with pytest.raises(TypeError, match=r"data_plate must be the name of a plate; got 3\. Write data_plate='data'"):
         Program.of(lambda y: None, data_plate=3)  # type: ignore[arg-type]

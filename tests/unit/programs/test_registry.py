@@ -1,4 +1,4 @@
-"""A saved posterior finds the class of its program by name, whoever wrote it."""
+"""A saved posterior finds the class of its program by name, whichever package defines it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_PROGRAMS", dict(registry._PROGRAMS))
 
 
-def test_a_program_of_a_third_party_registers_itself_and_loads(tmp_path: Path) -> None:
+def test_third_party_program_registers_itself_and_loads(tmp_path: Path) -> None:
     class Tiny(VAE):
         registry_name = "tiny"
 
@@ -30,7 +30,7 @@ def test_a_program_of_a_third_party_registers_itself_and_loads(tmp_path: Path) -
     assert type(dp.Posterior.load(tmp_path / "p").program) is Tiny
 
 
-def test_a_class_defined_again_replaces_the_first() -> None:
+def test_redefined_class_replaces_the_first() -> None:
     def define() -> type[Program]:
         class Again(Program):
             registry_name = "again"
@@ -42,17 +42,17 @@ def test_a_class_defined_again_replaces_the_first() -> None:
     assert registry.program_named("again") is second
 
 
-def test_a_name_of_another_module_is_refused() -> None:
+def test_refuses_a_name_of_another_module() -> None:
     with pytest.raises(ValueError, match=r"registry_name 'vae' of .*Mine belongs to deepprob\.models\.vae\.VAE"):
         type("Mine", (Program,), {"registry_name": "vae", "__module__": __name__})
 
 
-def test_an_unknown_name_suggests_a_registered_one() -> None:
+def test_unknown_name_suggests_a_registered_one() -> None:
     with pytest.raises(ValueError, match=r"unknown program 'vea'\. Did you mean 'vae'\?"):
         registry.program_named("vea")
 
 
-def test_a_fresh_process_that_imports_the_face_alone_loads_a_model(tmp_path: Path) -> None:
+def test_importing_deepprob_is_enough_to_load_a_model(tmp_path: Path) -> None:
     svi(VAE((4,), latent_dim=1, hidden_dims=(3,)), torch.rand(6, 4), epochs=1, progress=False).save(tmp_path / "p")
     code = f"import deepprob as dp; print(type(dp.Posterior.load({str(tmp_path / 'p')!r}).program).__name__)"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)

@@ -56,7 +56,7 @@ def test_structure_tells_local_from_global() -> None:
     assert found.by_row
 
 
-def test_draws_are_a_leading_plate() -> None:
+def test_draws_form_a_leading_plate() -> None:
     program = Program.of(hierarchical, prior_of(hierarchical), data_plate="data")
     run = Run(program, (Y,), torch.arange(6), 6, draws=4, plates=2)
     guide_trace, model_trace = run_program(run)
@@ -65,9 +65,9 @@ def test_draws_are_a_leading_plate() -> None:
     assert run_prior(replace(run, batch=())).nodes["y"]["value"].shape == (4, 1, 6)
 
 
-def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
+def test_model_of_a_guide_has_all_rows_outside_of_a_run() -> None:
     program = Program.of(hierarchical, data_plate="data")
-    assert run_bound(program.binding, lambda: 3) == 3
+    assert run_bound(program.bound_rows, lambda: 3) == 3
     trace = pyro.poutine.trace(program.bound_model()).get_trace(Y)
     assert trace.nodes["data"]["value"].tolist() == list(range(6))
 
@@ -83,7 +83,7 @@ def test_a_guides_model_outside_of_a_run_has_no_rows() -> None:
         (lambda y: y @ torch.zeros(3), "the program itself fails: inconsistent tensor size"),
     ],
 )
-def test_the_first_bad_site_is_named(model: Callable[..., object], message: str) -> None:
+def test_first_bad_site_is_named(model: Callable[..., object], message: str) -> None:
     program = Program.of(model, lambda y: None)
     with pyro.validation_enabled(False):
         assert first_bad_site(program, (Y,), 6).startswith(message)

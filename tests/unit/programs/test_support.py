@@ -1,4 +1,4 @@
-"""Observed values against the distributions that observe them."""
+"""Checks of observed values against the distributions that observe them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from deepprob.programs.support import check_observed
+from deepprob.programs.support import check_observations
 
 
 def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) -> None:
@@ -20,7 +20,7 @@ def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) ->
             pyro.sample("y", fn, obs=value)
 
     with pyro.validation_enabled(False):
-        check_observed(poutine.trace(model).get_trace())
+        check_observations(poutine.trace(model).get_trace())
 
 
 SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
@@ -49,7 +49,9 @@ SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
         (dist.Normal(0.0, 1.0), [1.0], [float("nan")], r"y must be in the support Real\(\) for a Normal likelihood"),
     ],
 )
-def test_supports(fn: dist.Distribution, good: list[float], bad: list[float], message: str) -> None:
+def test_refuses_values_outside_of_the_support(
+    fn: dist.Distribution, good: list[float], bad: list[float], message: str
+) -> None:
     observe(fn, torch.tensor(good))
     with pytest.raises(ValueError, match=message):
         observe(fn, torch.tensor(bad))
@@ -58,13 +60,13 @@ def test_supports(fn: dist.Distribution, good: list[float], bad: list[float], me
 @pytest.mark.parametrize(
     ("fn", "good"), [(dist.Dirichlet(torch.ones(2)), SIMPLEX), (dist.OneHotCategorical(torch.ones(2)), ONE_HOT)]
 )
-def test_supports_of_vectors(fn: dist.Distribution, good: Tensor) -> None:
+def test_refuses_vectors_outside_of_the_support(fn: dist.Distribution, good: Tensor) -> None:
     observe(fn, good)
     with pytest.raises(ValueError, match=r"y must be in the support \w+\(\) for a \w+ likelihood; got values from"):
         observe(fn, 2 * good)
 
 
-def test_what_is_masked_is_not_looked_at() -> None:
+def test_masked_values_are_not_checked() -> None:
     value, seen = torch.tensor([1.0, 9.0]), torch.tensor([True, False])
     observe(dist.Bernoulli(0.5), value, seen)
     observe(dist.Bernoulli(0.5).expand([2]).mask(seen), value)
@@ -90,17 +92,17 @@ def test_shapes(fn: dist.Distribution, shape: tuple[int, ...], message: str) -> 
         observe(fn, torch.zeros(shape))
 
 
-def test_shapes_that_are_right() -> None:
+def test_accepts_matching_shapes() -> None:
     observe(dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), torch.zeros(4, 3))
     observe(dist.Normal(0.0, 1.0), torch.zeros(4))
 
     def without_a_plate() -> None:
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(5))
 
-    check_observed(poutine.trace(without_a_plate).get_trace())
+    check_observations(poutine.trace(without_a_plate).get_trace())
 
 
-def test_without_a_support_nothing_is_said() -> None:
+def test_distribution_without_a_support_is_not_checked() -> None:
     class Unknown(dist.Normal):
         @property
         def support(self) -> Any:  # type: ignore[override]

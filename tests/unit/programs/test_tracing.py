@@ -30,7 +30,7 @@ X = torch.randn(N, 3, generator=G)
 
 
 class Small(Program):
-    """Rows around a mean that a function of the program, its rows and a latent number gives."""
+    """Rows around a mean, which is a function of the program, its rows and a latent number."""
 
     buffer: Tensor
     plain: Tensor
@@ -72,7 +72,7 @@ def traced(program: GradientProgram, batch: Batch, rows: Tensor) -> GradientGrap
 
 
 def assert_equal(program: GradientProgram, graph: GradientGraph, data: Batch, seed: int = 7, size: int = B) -> float:
-    """The graph against an eager run, at other parameters, on other rows, with other noise and weight; the loss."""
+    """Compare the graph with an eager run at other parameters, rows, noise and weight, and return the loss."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in program.params:
@@ -107,7 +107,7 @@ def close(a: Tensor, b: Tensor) -> None:
     assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-# -- what is traced -------------------------------------------------------------------------------------------------
+# -- traced programs ------------------------------------------------------------------------------------------------
 
 
 def detached(self: Small, x: Tensor, w: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ TRACED = [
 
 
 @pytest.mark.parametrize("mean", TRACED, ids=lambda f: f.__name__)
-def test_the_graph_is_the_eager_run_on_fresh_inputs(mean: Callable[..., Any]) -> None:
+def test_graph_equals_the_eager_run_on_fresh_inputs(mean: Callable[..., Any]) -> None:
     program, batch, rows = gradient_program(Small(mean))
     graph = traced(program, batch, rows)
     losses = {assert_equal(program, graph, (X,), seed) for seed in (7, 8, 9)}
@@ -202,7 +202,7 @@ def test_frozen_parameters_are_inputs_and_get_no_gradient() -> None:
     assert_equal(program, graph, (X,))
 
 
-def test_programs_of_doubles() -> None:
+def test_traces_programs_in_float64() -> None:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -215,7 +215,7 @@ def test_programs_of_doubles() -> None:
         torch.set_default_dtype(before)
 
 
-def test_a_double_among_floats() -> None:
+def test_traces_programs_of_mixed_dtypes() -> None:
     scale = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
     program, batch, rows = gradient_program(Small(lambda self, x, w: (w * self.scale).to(x.dtype), scale=scale))
     graph = traced(program, batch, rows)
@@ -236,16 +236,16 @@ class Twice(Program):
         pass
 
 
-def test_a_tensor_given_twice_is_two_inputs() -> None:
+def test_tensor_given_twice_becomes_two_inputs() -> None:
     program, batch, rows = gradient_program(Twice(), (X, X))
     graph = traced(program, (batch[0], batch[0]), rows)
     other = torch.randn(N, 3, generator=torch.Generator().manual_seed(3))
     assert_equal(program, graph, (X, other))
-    program, batch, rows = gradient_program(Twice(), (X[:, :2], X[:, 1:]))  # and of one that overlaps itself
+    program, batch, rows = gradient_program(Twice(), (X[:, :2], X[:, 1:]))  # two overlapping views
     assert_equal(program, traced(program, batch, rows), (other[:, :2], X[:, :2]))
 
 
-def test_the_whole_data_is_a_batch() -> None:
+def test_traces_a_full_batch() -> None:
     program, batch, rows = gradient_program(Small(looped), batch_size=N)
     assert_equal(program, traced(program, batch, rows), (X,), size=N)
 
@@ -278,7 +278,7 @@ def detached_sum(self: Small, x: Tensor, w: Tensor) -> Tensor:
     [(normed, {"norm": nn.BatchNorm1d(3)}), (averaged, {}), (counted, {}), (detached_sum, {})],
     ids=["batch norm", "average", "a part of a buffer", "of a draw"],
 )
-def test_buffers_come_out_right_and_tracing_leaves_them(mean: Callable[..., Any], attributes: dict[str, Any]) -> None:
+def test_graph_updates_buffers_but_tracing_does_not(mean: Callable[..., Any], attributes: dict[str, Any]) -> None:
     program, batch, rows = gradient_program(Small(mean, **attributes))
     names = dict(program.instance.program.named_buffers())
     before = {n: b.clone() for n, b in names.items()}
@@ -286,12 +286,12 @@ def test_buffers_come_out_right_and_tracing_leaves_them(mean: Callable[..., Any]
     assert all(torch.equal(b, before[n]) for n, b in names.items())
     changing = {id(b) for n, b in names.items() if not attributes or n.startswith("norm")}
     assert {id(x) for x in graph.buffers} == changing
-    for seed in (1, 2, 3):  # each goes on from what the eager run before left
+    for seed in (1, 2, 3):  # each continues from the buffers of the previous eager run
         assert_equal(program, graph, (X,), seed)
     assert not any(torch.equal(b, before[n]) for n, b in names.items() if id(b) in changing)
 
 
-def test_a_buffer_that_the_first_run_happened_not_to_change() -> None:
+def test_refuses_a_buffer_that_the_first_run_left_unchanged() -> None:
     def largest(self: Small, x: Tensor, w: Tensor) -> Tensor:
         self.buffer.copy_(torch.maximum(self.buffer, x.mean(0)))
         return w + self.buffer
@@ -302,7 +302,7 @@ def test_a_buffer_that_the_first_run_happened_not_to_change() -> None:
         traced(program, batch, rows)
 
 
-def test_eval_mode_is_another_graph() -> None:
+def test_evaluation_mode_has_a_graph_of_its_own() -> None:
     program, batch, rows = gradient_program(Small(normed, norm=nn.BatchNorm1d(3)))
     program.instance.program.eval()
     graph = traced(program, batch, rows)
@@ -310,7 +310,7 @@ def test_eval_mode_is_another_graph() -> None:
     assert_equal(program, graph, (X,))
 
 
-# -- what is refused ------------------------------------------------------------------------------------------------
+# -- refused programs -----------------------------------------------------------------------------------------------
 
 
 VALUE = r"the computation depends on a value of a tensor \(if, while or \.item\(\)\)"
@@ -390,7 +390,7 @@ def read_alias(self: Small, x: Tensor, w: Tensor) -> Tensor:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_value_that_is_asked_for_is_refused_with_its_line(mean: Callable[..., Any], line: str) -> None:
+def test_error_shows_the_line_that_reads_a_value(mean: Callable[..., Any], line: str) -> None:
     program, batch, rows = gradient_program(Small(mean))
     number = mean.__code__.co_firstlineno
     with pytest.raises(Untraceable, match=rf"^{VALUE}, at test_tracing\.py:{number + 1} `") as caught:
@@ -417,21 +417,21 @@ def test_a_value_that_is_asked_for_is_refused_with_its_line(mean: Callable[..., 
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_would_be_frozen_is_refused(mean: Callable[..., Any], message: str) -> None:
-    np.random.rand()  # a state in the middle of its block, as it is most of the time
+def test_refuses_values_that_a_graph_would_freeze(mean: Callable[..., Any], message: str) -> None:
+    np.random.rand()  # leave the generator in the middle of a block, its usual state
     program, batch, rows = gradient_program(Small(mean, plain=torch.zeros(3), alias=torch.zeros(())))
     program.instance.program.alias = program.params[0].data
     with pytest.raises(Untraceable, match=message):
         traced(program, batch, rows)
 
 
-def test_a_number_of_rows_that_depends_on_values_is_refused() -> None:
+def test_refuses_a_number_of_rows_that_depends_on_values() -> None:
     program, batch, rows = gradient_program(Small(lambda self, x, w: w * len(x[x[:, 0] + self.shift > 0])))
     with pytest.raises(Untraceable):
         traced(program, batch, rows)
 
 
-def test_a_refusal_leaves_everything_as_it_was() -> None:
+def test_failed_trace_leaves_the_program_unchanged() -> None:
     def counts_and_branches(self: Small, x: Tensor, w: Tensor) -> Tensor:
         self.buffer += 1
         return w if w > 0 else 2 * w
@@ -453,7 +453,7 @@ def run_eagerly(program: GradientProgram, batch: Batch, rows: Tensor) -> tuple[T
         return program(batch, rows, 1.0)
 
 
-def test_the_callers_random_states_are_left_alone() -> None:
+def test_tracing_keeps_the_callers_random_states() -> None:
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1:3]  # type: ignore[index]
     program, batch, rows = gradient_program(Small(dropped))
     traced(program, batch, rows)
@@ -462,7 +462,7 @@ def test_the_callers_random_states_are_left_alone() -> None:
     assert states[2][1] == np.random.get_state()[2]  # type: ignore[index]
 
 
-def test_measuring_counts_and_restores() -> None:
+def test_measure_counts_noise_and_restores_buffers() -> None:
     program, batch, rows = gradient_program(Small(averaged))
     buffer = program.instance.program.get_buffer("buffer")
     before = buffer.clone()
@@ -475,7 +475,7 @@ def test_measuring_counts_and_restores() -> None:
     assert torch.equal(buffer, before)
 
 
-def test_a_module_met_by_name_is_traced() -> None:
+def test_traces_a_module_registered_by_pyro_module() -> None:
     net = nn.Linear(3, 3)
 
     def model(x: Tensor) -> None:
@@ -487,7 +487,7 @@ def test_a_module_met_by_name_is_traced() -> None:
     assert_equal(program, traced(program, batch, rows), (X,))
 
 
-def test_a_class_beyond_the_last_makes_a_traced_run_nan_where_an_eager_one_ends() -> None:
+def test_invalid_class_index_makes_a_traced_run_nan_and_an_eager_one_raise() -> None:
     def mean(program: Any, x: Tensor, w: Tensor) -> Tensor:
         return F.one_hot((x[:, 0] > 0).long() + 2 * (x[:, 0] > 10).long(), 3).float() * w
 

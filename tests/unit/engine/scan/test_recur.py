@@ -156,7 +156,7 @@ def test_a_random_cell_is_unrolled_without_extra_draws() -> None:
     assert torch.equal(results[0][0], expected[0][0])
 
 
-def test_a_trained_tensor_that_is_no_argument_keeps_its_gradient() -> None:
+def test_trained_tensor_that_is_not_an_argument_keeps_its_gradient() -> None:
     weight = random(3).requires_grad_()
 
     def run(x: Tensor, weight: Tensor) -> Tensor:
