@@ -117,7 +117,7 @@ class BayesianNeuralNetwork(Program):
         self.prior_scale = positive("prior_scale", prior_scale)
         self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and likelihood != "normal":
-            raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
+            raise ValueError(f"noise is only for likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
         self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
         weights = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
@@ -167,7 +167,9 @@ class BayesianNeuralNetwork(Program):
             ValueError: If the data set has no targets.
         """
         if len(data.train.names) < 2:
-            raise ValueError(f"data set {data.name!r} has no targets to predict. Choose another, or the model 'vae'.")
+            raise ValueError(
+                f"data set {data.name!r} has no targets to predict. Choose another data set or the model 'vae'."
+            )
         classes = data.num_classes
         outputs = classes or data.train.tensors[1][0].numel()
         net: nn.Module = (

@@ -89,7 +89,7 @@ class DeepMarkovModel(Program):
         observed_dim, latent_dim = whole("observed_dim", observed_dim), whole("latent_dim", latent_dim)
         hidden_dim, recurrent_dim = whole("hidden_dim", hidden_dim), whole("recurrent_dim", recurrent_dim)
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {dropout}. Choose 0 for none.")
+            raise ValueError(f"dropout must be in [0, 1); got {dropout}. Write 0 for no dropout.")
         self.config: dict[str, Any] = {
             "observed_dim": observed_dim,
             "latent_dim": latent_dim,
@@ -186,9 +186,12 @@ class DeepMarkovModel(Program):
     def validate(self, *batch: Any) -> Batch:
         x, lengths = (*batch, None)[:2]
         if x.dim() != 3 or x.shape[2] != self.observed_dim:
+            one_sequence = x.dim() == 2
+            remedy = (
+                "Write x[None] for one sequence." if one_sequence else f"Give {self.observed_dim} features per step."
+            )
             raise ValueError(
-                f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. "
-                + ("Write x[None] for one sequence." if x.dim() == 2 else f"Give {self.observed_dim} features a step.")
+                f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. {remedy}"
             )
         lengths = _full(x) if lengths is None else _whole_lengths(lengths, x)
         x = torch.where(_inside(x, lengths), x, torch.zeros_like(x))

@@ -89,9 +89,7 @@ class VAE(Program):
             raise unknown("posterior", posterior, POSTERIORS)
         self.shape = tuple(whole_sizes("shape", shape))
         if not self.shape:
-            raise ValueError(
-                "shape must have at least one axis; got (). Write (1,), and x.reshape(-1, 1) for the data."
-            )
+            raise ValueError("shape must have at least one axis; got (). Write shape=(1,) and give x.reshape(-1, 1).")
         hidden_dims = whole_sizes("hidden_dims", hidden_dims)
         self.latent_dim = whole("latent_dim", latent_dim)
         self.likelihood = likelihood

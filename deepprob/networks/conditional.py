@@ -154,7 +154,7 @@ class Conditional(nn.Module):
         if not isinstance(made, TorchDistributionMixin) or shape != raw.shape[:-1] + self.event_shape:
             got = f"shape {tuple(shape)}" if isinstance(made, TorchDistributionMixin) else type(made).__name__
             raise ValueError(
-                f"family {self.family!r} must give a pyro distribution of batch and event shape "
+                f"family {self.family!r} must return a pyro distribution of batch and event shape "
                 f"{tuple(raw.shape[:-1] + self.event_shape)}; got {got}. Give a function of real parameters of the "
                 "event's shape instead."
             )
@@ -194,7 +194,7 @@ class _Parameter:
 
 def _plan(family: Family, event_shape: torch.Size, num_classes: int | None, rank: int | None, floor: float) -> _Plan:
     if not floor > 0:
-        raise ValueError(f"floor must be positive, so that scales are; got {floor}. Try 1e-4.")
+        raise ValueError(f"floor must be positive to keep scales positive; got {floor}. Try 1e-4.")
     _check_options(family, num_classes, rank)
     if family in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
         _check_axes("low_rank", 1, event_shape)
@@ -228,7 +228,7 @@ def _by_class(family: type, name: str, event_shape: torch.Size, num_classes: int
         known: dict[str, Any] = dict(family.arg_constraints)  # type: ignore[attr-defined]
         event_dim: int = family.support.event_dim  # type: ignore[attr-defined]
     except (AttributeError, NotImplementedError, TypeError) as error:
-        raise _needs_function(name, "the shapes of its parameters are not known beforehand") from error
+        raise _needs_function(name, "the shapes of its parameters are unknown") from error
     _check_axes(name, event_dim, event_shape)
     parameters = {}
     arguments = inspect.signature(family).parameters
@@ -341,9 +341,9 @@ def _is_categorical(family: Family) -> bool:
 
 def _check_options(family: Family, num_classes: int | None, rank: int | None) -> None:
     if num_classes is not None and not _is_categorical(family):
-        raise ValueError(f"num_classes is for 'categorical'; the family is {family!r}. Leave it out.")
+        raise ValueError(f"num_classes is only for family 'categorical'; got {family!r}. Leave it out.")
     if rank is not None and family not in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
-        raise ValueError(f"rank is for 'low_rank'; the family is {family!r}. Leave it out.")
+        raise ValueError(f"rank is only for family 'low_rank'; got {family!r}. Leave it out.")
     for name, value in (("num_classes", num_classes), ("rank", rank)):
         if value is not None:
             whole(name, value)
@@ -352,7 +352,7 @@ def _check_options(family: Family, num_classes: int | None, rank: int | None) ->
 def _check_axes(name: str, event_dim: int, event_shape: torch.Size) -> None:
     if len(event_shape) < event_dim:
         raise ValueError(
-            f"{name!r} needs an event_shape of at least {event_dim} axis; got {tuple(event_shape)}. "
+            f"{name!r} needs an event_shape with {event_dim} or more axes; got {tuple(event_shape)}. "
             "Write (1,) for a single number."
         )
 

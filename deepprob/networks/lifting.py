@@ -31,17 +31,17 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
     if isinstance(net, Mapping):
         net = network_from_config(net)
     if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. For a dense one, MLP(D, outputs).")
+        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. Write e.g. MLP(D, outputs).")
     lifted = copy.deepcopy(net)
     names = [n for n, p in lifted.named_parameters() if p.requires_grad]
     if not names:
-        raise ValueError("net has no parameter that is not frozen, so nothing is random. Set requires_grad=True.")
+        raise ValueError("net has no trainable parameter, so nothing is random. Set requires_grad=True.")
     if found := sorted(set(taken) & set(names)):
-        raise ValueError(f"net has a parameter named {found[0]!r}, which is a site of the program. Rename it.")
+        raise ValueError(f"net has a parameter named {found[0]!r}, but the program has a site of that name. Rename it.")
     for name, part in lifted.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise ValueError(
-                f"net has a batch norm without running statistics ({name!r}), so that rows would depend on each other. "
+                f"net has a batch norm without running statistics ({name!r}), which makes rows depend on each other. "
                 "Use LayerNorm or GroupNorm, or track_running_stats=True."
             )
     return lifted
@@ -127,7 +127,7 @@ def _rows(out: Any, x: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         raise ValueError(
             f"the network must return one tensor, (rows, outputs); got {type(out).__name__}. "
-            "Wrap it in a module that returns the part that you mean."
+            "Wrap it in a module that returns only the output tensor."
         )
     if out.dim() < 2 or out.shape[-2] != len(x):
         raise ValueError(

@@ -84,11 +84,11 @@ class Likelihood:
         if self.family not in LIKELIHOODS:
             raise unknown("likelihood", self.family, LIKELIHOODS)
         if self.grey and self.family != "bernoulli":
-            raise ValueError(f"grey is of likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
+            raise ValueError(f"grey is only for likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
         if self.family != "categorical":
             if self.num_classes is not None:
                 raise ValueError(
-                    f"num_classes is of likelihood='categorical'; got likelihood={self.family!r}. Leave it out."
+                    f"num_classes is only for likelihood='categorical'; got likelihood={self.family!r}. Leave it out."
                 )
             return
         try:
@@ -341,7 +341,9 @@ def _columns(name: str, x: Tensor, event_shape: tuple[int | None, ...]) -> Tenso
         if x.dim() == 2 and x.shape[1] == 1:
             return x[:, 0]
         if x.dim() != 1:
-            raise ValueError(f"{name} must have shape (N,); got {tuple(x.shape)}. Of one-hot rows take y.argmax(1).")
+            raise ValueError(
+                f"{name} must have shape (N,); got {tuple(x.shape)}. Convert one-hot rows with y.argmax(1)."
+            )
     if event_shape == (None,):
         if x.dim() not in (1, 2):
             raise ValueError(f"{name} must have shape (N, outputs) or (N,); got {tuple(x.shape)}. Flatten its rows.")
@@ -368,7 +370,7 @@ def _check_grey(name: str, x: Tensor) -> None:
     if _first(~((x >= 0) & (x <= 1))) is None:
         return
     low, high = x.min().item(), x.max().item()
-    remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale them, (x - {low:g}) / {high - low:g}"
+    remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale with (x - {low:g}) / {high - low:g}"
     raise ValueError(
         f"{name} must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
         f"{remedy}, or choose likelihood='normal'."

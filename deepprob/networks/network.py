@@ -32,7 +32,7 @@ class Network(nn.Module):
         Returns:
             The scheme by parameter name.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no draw_weights: define it.")
+        raise NotImplementedError(f"{type(self).__name__} does not define draw_weights. Define it in the subclass.")
 
 
 def whole_sizes(name: str, values: object) -> list[int]:

@@ -355,10 +355,13 @@ def test_a_data_set_decides_sizes_and_likelihood(name: str, likelihood: str, out
         ({"prior": "norml"}, "unknown prior 'norml'. Did you mean 'normal'"),
         ({"prior_scale": 0.0}, "prior_scale must be a positive number; got 0.0"),
         ({"noise": -1.0}, "noise must be a positive number; got -1.0"),
-        ({"noise": 0.1, "likelihood": "bernoulli"}, "noise is of likelihood='normal'; got likelihood='bernoulli'"),
+        (
+            {"noise": 0.1, "likelihood": "bernoulli"},
+            "noise is only for likelihood='normal'; got likelihood='bernoulli'",
+        ),
         ({"likelihood": "categorical"}, "needs num_classes, a whole number of at least 2; got None"),
         ({"likelihood": "categorical", "num_classes": 1}, "needs num_classes, a whole number of at least 2; got 1"),
-        ({"num_classes": 3}, "num_classes is of likelihood='categorical'; got likelihood='normal'"),
+        ({"num_classes": 3}, "num_classes is only for likelihood='categorical'; got likelihood='normal'"),
     ],
 )
 def test_wrong_settings(arguments: dict[str, Any], message: str) -> None:
@@ -375,9 +378,9 @@ class _Named(nn.Module):
 def test_networks_that_cannot_be_lifted() -> None:
     with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module; got str"):
         BayesianNeuralNetwork("mlp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no parameter that is not frozen"):
+    with pytest.raises(ValueError, match="no trainable parameter, so nothing is random"):
         BayesianNeuralNetwork(nn.Tanh())
-    with pytest.raises(ValueError, match="parameter named 'noise', which is a site of the program"):
+    with pytest.raises(ValueError, match="parameter named 'noise', but the program has a site of that name"):
         BayesianNeuralNetwork(_Named())
     with pytest.raises(ValueError, match=r"batch norm without running statistics \('1'\)"):
         BayesianNeuralNetwork(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)))
@@ -405,7 +408,10 @@ def test_wrong_rows(x: Tensor, y: Tensor, message: str) -> None:
         (torch.tensor([0, 1, 3, 2]), r"labels y must be in 0..2 for num_classes=3; got 3 in row 2"),
         (torch.tensor([0, -1, 1, 2]), r"labels y must be in 0..2 for num_classes=3; got -1 in row 1"),
         (torch.tensor([0.0, 1.0, 0.5, 2.0]), "labels y must be whole numbers; got 0.5 in row 2"),
-        (torch.eye(4)[:, :3], r"labels y must have shape \(N,\); got \(4, 3\). Of one-hot rows take y.argmax\(1\)"),
+        (
+            torch.eye(4)[:, :3],
+            r"labels y must have shape \(N,\); got \(4, 3\). Convert one-hot rows with y.argmax\(1\)",
+        ),
     ],
 )
 def test_wrong_labels(y: Tensor, message: str) -> None:

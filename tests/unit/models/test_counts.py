@@ -206,7 +206,7 @@ def test_frames_of_counts_and_of_words() -> None:
 def test_one_hot_labels_booleans_and_nothing() -> None:
     classes = BayesianNeuralNetwork(MLP(3, 2, ()), "categorical", num_classes=2)
     one_hot = nn.functional.one_hot((features()[:, 0] > 0).long(), 2)
-    with pytest.raises(ValueError, match=r"labels y must have shape \(N,\); got \(24, 2\)\. Of one-hot rows"):
+    with pytest.raises(ValueError, match=r"labels y must have shape \(N,\); got \(24, 2\)\. Convert one-hot rows"):
         svi(classes, (features(), one_hot), epochs=1)
     assert classes.validate(features(), features()[:, 0] > 0)[1].dtype == torch.int64
     for name, program in PROGRAMS.items():

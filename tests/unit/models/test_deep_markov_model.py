@@ -168,7 +168,7 @@ def test_takes_a_list_of_sequences_and_one_padded_block() -> None:
     ("x", "lengths", "message"),
     [
         (torch.ones(4, 5), None, r"x must be sequences of shape \(rows, steps, 5\); got \(4, 5\). Write x\[None\]"),
-        (torch.ones(2, 4, 6), None, r"got \(2, 4, 6\). Give 5 features a step."),
+        (torch.ones(2, 4, 6), None, r"got \(2, 4, 6\). Give 5 features per step."),
         (2 * torch.ones(2, 4, 5), None, r"x must be 0 or 1 for likelihood='bernoulli'; got 2 in row 0\."),
         (torch.ones(2, 4, 5), torch.tensor([4, 5]), r"lengths must be from 1 to the 4 steps of x; got 5 in row 1"),
         (torch.ones(2, 4, 5), torch.tensor([0, 4]), r"lengths must be from 1 to the 4 steps of x; got 0 in row 0"),
@@ -186,7 +186,7 @@ def test_bad_data(x: Tensor, lengths: Tensor | None, message: str) -> None:
 def test_unequal_rows_and_another_width_are_refused(posterior: Posterior) -> None:
     with pytest.raises(ValueError, match=r"lengths|rows"):
         svi(DeepMarkovModel(5, **SIZES), (torch.ones(2, 4, 5), torch.tensor([4])))
-    with pytest.raises(ValueError, match="Give 5 features a step"):
+    with pytest.raises(ValueError, match="Give 5 features per step"):
         posterior.elbo(torch.ones(2, 8, 3), torch.tensor([8, 8]))
 
 

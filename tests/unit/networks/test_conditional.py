@@ -215,15 +215,19 @@ def test_copied_pickled_and_in_float64() -> None:
             r"every size in event_shape must be .*; got 2\.0\.",
         ),
         (lambda: straight("normal", (), floor=0.0), ValueError, "floor must be positive.*; got 0.0"),
-        (lambda: straight("normal", (), num_classes=3), ValueError, "num_classes is for 'categorical'"),
-        (lambda: straight("normal", (), rank=3), ValueError, "rank is for 'low_rank'"),
+        (
+            lambda: straight("normal", (), num_classes=3),
+            ValueError,
+            "num_classes is only for family 'categorical'; got 'normal'",
+        ),
+        (lambda: straight("normal", (), rank=3), ValueError, "rank is only for family 'low_rank'; got 'normal'"),
         (lambda: straight("low_rank", (3,), rank=0), ValueError, "rank must be a whole number of at least 1; got 0"),
         (lambda: straight("categorical", ()), ValueError, "'categorical' needs num_classes"),
-        (lambda: straight("multivariate_normal", ()), ValueError, r"at least 1 axis; got \(\)"),
-        (lambda: straight("low_rank", ()), ValueError, r"'low_rank' needs an event_shape of at least 1 axis"),
+        (lambda: straight("multivariate_normal", ()), ValueError, r"an event_shape with 1 or more axes; got \(\)"),
+        (lambda: straight("low_rank", ()), ValueError, r"'low_rank' needs an event_shape with 1 or more axes"),
         (lambda: straight("relaxed_bernoulli", ()), ValueError, "its argument 'temperature' is not a real tensor"),
         (lambda: straight("ordered_logistic", ()), ValueError, "its argument 'cutpoints' is not a real tensor"),
-        (lambda: straight("uniform", ()), ValueError, "the shapes of its parameters are not known beforehand"),
+        (lambda: straight("uniform", ()), ValueError, "the shapes of its parameters are unknown"),
         (
             lambda: Conditional("net", "normal", ()),  # type: ignore[arg-type]
             TypeError,
@@ -243,7 +247,7 @@ def test_copied_pickled_and_in_float64() -> None:
         (
             lambda: straight(lambda loc: dist.Normal(loc.sum(-1), 1.0), (2,))(torch.zeros(4, 2)),
             ValueError,
-            r"must give a pyro distribution of batch and event shape \(4, 2\); got shape \(4,\)",
+            r"must return a pyro distribution of batch and event shape \(4, 2\); got shape \(4,\)",
         ),
         (lambda: straight(lambda loc: loc, (2,))(torch.zeros(4, 2)), ValueError, "got Tensor"),
     ],

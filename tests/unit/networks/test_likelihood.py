@@ -158,7 +158,7 @@ def test_what_cannot_be_observed_is_named_with_its_row(family: str, value: float
     ("x", "message"),
     [
         ([0.0, 255.0], r"images must be in \[0, 1\] .*; got values from 0 to 255\. Divide by 255, or choose"),
-        ([-1.0, 1.0], r"got values from -1 to 1\. Rescale them, \(x - -1\) / 2, or choose likelihood='normal'\."),
+        ([-1.0, 1.0], r"got values from -1 to 1\. Rescale with \(x - -1\) / 2, or choose likelihood='normal'\."),
         ([0.0, math.nan], r"got values from nan to nan"),
     ],
 )
@@ -175,7 +175,7 @@ def test_rows_of_a_scalar_and_of_open_columns() -> None:
         3,
     )
     with pytest.raises(
-        ValueError, match=r"labels must have shape \(N,\); got \(4, 3\)\. Of one-hot rows take y.argmax"
+        ValueError, match=r"labels must have shape \(N,\); got \(4, 3\)\. Convert one-hot rows with y.argmax"
     ):
         labels.validate("labels", torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"y must have shape \(N, outputs\) or \(N,\); got \(4, 3, 2\)\. Flatten"):
@@ -213,8 +213,14 @@ def test_it_is_a_value() -> None:
         (lambda: Likelihood("poison", ()), "unknown likelihood 'poison'. Did you mean 'poisson'"),
         (lambda: Likelihood("categorical", ()), "needs num_classes, a whole number of at least 2; got None. Give the"),
         (lambda: Likelihood("categorical", (), num_classes=1), "needs num_classes, .* at least 2; got 1"),
-        (lambda: Likelihood("normal", (), num_classes=3), "num_classes is of likelihood='categorical'; got .*'normal'"),
-        (lambda: Likelihood("normal", (), grey=True), "grey is of likelihood='bernoulli'; got likelihood='normal'"),
+        (
+            lambda: Likelihood("normal", (), num_classes=3),
+            "num_classes is only for likelihood='categorical'; got .*'normal'",
+        ),
+        (
+            lambda: Likelihood("normal", (), grey=True),
+            "grey is only for likelihood='bernoulli'; got likelihood='normal'",
+        ),
         (
             lambda: Likelihood("poisson", (2, 3)).distribution(torch.zeros(4, 5)),
             r"likelihood='poisson' over rows of shape \(2, 3\) needs a network with 6 outputs on its last axis; got 5",
