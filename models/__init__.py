@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-# A second name would make a second copy of everything here, and isinstance would fail between them.
+# Imported under a second name, every class would exist twice and isinstance would fail between the copies.
 if __name__ == "models":
     raise ImportError(
-        "this folder is imported as deepprob.models, not as models. Write: from deepprob.models import VAE"
+        "this folder must be imported as deepprob.models, not as models. Write: from deepprob.models import VAE"
     )
 
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork

@@ -27,7 +27,7 @@ PRIORS = ("hierarchical", "normal")
 
 _START_SD = 1e-2
 _HYPER_SD = 0.1
-_DISPERSIONS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # medians of the priors, where a fit starts
+_DISPERSION_MEDIANS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # of the priors; a fit starts there
 _DISPERSION_SD = 1.5  # of the logarithm
 
 
@@ -44,43 +44,42 @@ class BayesianNeuralNetwork(Program):
                                                  Poisson, NegativeBinomial(mean, r)
         q(s), q(sigma), q(r) log-normal; q(W_kj | s) = N(m_kj, v_kj^2) times s / sqrt(fan_in)
 
-    The guide's weights are independent given their scale and grow with it, as they do in the prior: the scale can move
-    without every mean having to follow.
+    Given their scale, the guide's weights are independent and proportional to it, as in the prior: the scale can change
+    without new values for all means.
 
-    The network given stays as it is: the program works on a copy and runs it as a pure function of the weights, over
-    all draws at once. A fit begins at means drawn from the prior, or with ``svi(..., weights="keep")`` at the network's
-    own weights. Parameters that are frozen (``requires_grad=False``) stay fixed and have no site, so that a Bayesian
-    last layer is a network with the rest frozen, fitted with ``weights="keep"``.
+    The program runs a copy of the network as a pure function of the weights, over all draws at once; the original does
+    not change. A fit starts at means drawn from the prior or, with ``svi(..., weights="keep")``, at the network's
+    weights. Frozen parameters (``requires_grad=False``) stay fixed and have no site. For a Bayesian last layer, freeze
+    all other layers and fit with ``weights="keep"``.
 
-    The network always runs in evaluation mode: dropout is off, as the weights are random already, and a batch norm
-    uses the statistics that it came with (its scale and shift are weights like others). One without such statistics is
-    refused: it would make the rows depend on each other.
+    The network always runs in evaluation mode. Dropout is off, because the weights are already random. A batch norm
+    uses its stored statistics, and its scale and shift are weights like any other. A batch norm without running
+    statistics is an error, because it makes rows depend on each other.
 
-    Data are given and predicted in their own units: `adapt` learns means and scales from the training rows. Counts have
-    the mean ``scale * softplus(net(x))``, with the scale at which an output of 0 gives the training rows' mean. The
+    Data and predictions are in the units of the data: `adapt` takes means and scales from the training rows. Counts
+    have the mean ``scale * softplus(net(x))``, with the scale at which an output of 0 gives the training mean. The
     variance of a Poisson is its mean, that of a negative binomial is ``mean + mean^2 / total_count``.
 
     Args:
-        net: A network from rows of x to as many numbers per row as y has columns, or classes; or the ``config`` of one
-            of our networks.
+        net: A network with one output per column of y or per class, or the ``config`` of a deepprob network.
         likelihood: ``"normal"``, ``"categorical"``, ``"bernoulli"``, ``"poisson"`` or ``"negative_binomial"``.
         num_classes: Number of classes for ``"categorical"``.
         prior: ``"hierarchical"``, as above; or ``"normal"``, all weights and biases ``N(0, prior_scale^2)``.
-        prior_scale: See above.
-        noise: The noise's standard deviation in the units of y, where it is known; None to learn it.
-        standardize: Whether the network sees x, and the noise sees y, less its mean and divided by its standard
-            deviation: each column of a table, an image as a whole. Without it counts have a scale of 1.
+        prior_scale: Scale of the prior, see above.
+        noise: Known standard deviation of the noise, in the units of y; None to learn it.
+        standardize: Whether to standardize x (each column of a table, an image as a whole) and the columns of y.
+            Without it, counts have a scale of 1.
 
     Raises:
-        TypeError: If the network is none.
-        ValueError: If a name is unknown, a number out of range, or the network cannot be lifted.
+        TypeError: If ``net`` is not a network.
+        ValueError: If a name is unknown, a number is out of range, or the network cannot have random weights.
 
     References:
         Neal (1996), Bayesian Learning for Neural Networks.
         Blundell, Cornebise, Kavukcuoglu, Wierstra (2015), Weight Uncertainty in Neural Networks.
 
     Examples:
-        Weights are sites under the network's own names, and the network is left intact:
+        Weights are sites with the network's parameter names, and the network does not change:
 
         >>> net = nn.Linear(3, 1)
         >>> before = net.weight.clone()
@@ -117,16 +116,16 @@ class BayesianNeuralNetwork(Program):
         self.prior_scale = positive("prior_scale", prior_scale)
         self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and likelihood != "normal":
-            raise ValueError(f"noise is of likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
+            raise ValueError(f"noise is only for likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
         self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
         weights = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        whole = len(weights) == len(list(self.net.parameters()))
+        all_trainable = len(weights) == len(list(self.net.parameters()))
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
         self.gains = gains(self.net)
         self.fans = fans(self.net, weights)
         self.kept = pretrained_names(self.net)
-        self.net.requires_grad_(False)  # its place is taken by means and scales of the guide
+        self.net.requires_grad_(False)  # the guide's means and scales are trained instead
         self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
         with torch.no_grad():
             for weight in weights.values():
@@ -138,9 +137,9 @@ class BayesianNeuralNetwork(Program):
         self.scale_raw = nn.ParameterList([torch.full((), _raw(_HYPER_SD)) for _ in scaled])
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
-        self._narrow()
+        self._start_narrow()
         self.train()
-        if type(self.net) in NETWORKS.values() and whole:
+        if type(self.net) in NETWORKS.values() and all_trainable:
             self.config = {
                 "net": self.net.config,
                 "likelihood": likelihood,
@@ -155,19 +154,21 @@ class BayesianNeuralNetwork(Program):
     def from_data(
         cls, data: DataSet, hidden_dims: tuple[int, ...] = (50,), activation: str = "tanh", **options: Any
     ) -> BayesianNeuralNetwork:
-        """A dense network for a table, a convolutional one for images, with the likelihood that the targets ask for.
+        """Create a dense network for a table or a convolutional one for images; categorical if the targets are classes.
 
         Args:
             data: The data set.
             hidden_dims: Sizes of a dense network's hidden layers.
-            activation: Of the hidden layers.
+            activation: Activation of the hidden layers.
             options: Other arguments of the constructor.
 
         Raises:
             ValueError: If the data set has no targets.
         """
         if len(data.train.names) < 2:
-            raise ValueError(f"data set {data.name!r} has no targets to predict. Choose another, or the model 'vae'.")
+            raise ValueError(
+                f"data set {data.name!r} has no targets to predict. Choose another data set or the model 'vae'."
+            )
         classes = data.num_classes
         outputs = classes or data.train.tensors[1][0].numel()
         net: nn.Module = (
@@ -181,17 +182,17 @@ class BayesianNeuralNetwork(Program):
 
     @classmethod
     def example(cls) -> Example:
-        """A sum of three numbers, to be found by a small dense network."""
+        """A small dense network that learns the sum of three numbers."""
         x = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
         return Example(cls(MLP(3, 1, (5,), "tanh")), (x, x.sum(1, keepdim=True)))
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Start the guide anew: narrow, at means drawn from the prior; pretrained parts stay.
+        """Reset the guide to narrow distributions at means drawn from the prior; pretrained parts keep their means.
 
-        Biases are drawn as well: at zero they would put the kinks of all rectifiers at the mean of the data.
+        Biases are drawn as well, because zero biases put the kinks of all rectifiers at the mean of the data.
 
         Args:
-            generator: Where the draws come from; None for torch's own.
+            generator: Source of the draws; None for torch's global generator.
 
         Returns:
             The scheme by parameter name.
@@ -203,13 +204,13 @@ class BayesianNeuralNetwork(Program):
                     continue
                 loc.copy_(torch.randn(loc.shape, generator=generator))
                 record[f"raw_loc.{i}"] = "prior"
-            self._narrow()
+            self._start_narrow()
         return record
 
     # -- the program ---------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Draw weights and noise, and targets given inputs; returns the targets."""
+        """Draw weights, dispersion and targets given inputs; returns the targets."""
         prior = dist.LogNormal(self.scale_start, 1.0)
         scales = {name: pyro.sample(f"{name}.scale", prior) for name in self.scaled}
         weights = {}
@@ -225,7 +226,7 @@ class BayesianNeuralNetwork(Program):
         return value
 
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Draw the weights and all else that the model draws outside of the rows."""
+        """Draw every global latent site: scales, weights and dispersion."""
         scales = {
             name: pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)))
             for name, loc, raw in zip(self.scaled, self.scale_loc, self.scale_raw, strict=True)
@@ -237,17 +238,17 @@ class BayesianNeuralNetwork(Program):
             pyro.sample(site, dist.LogNormal(self.noise_loc[0], softplus(self.noise_raw[0])).to_event(1))
 
     def outputs(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """The network's outputs for rows, on its own scale.
+        """The network's outputs for rows, before the likelihood applies location and scale.
 
         Args:
-            weights: By name, each with the same leading dimensions ``(*K, 1)``, or none of them.
+            weights: Weights by name, each with the same leading dimensions ``(*K, 1)`` or none.
             x: Rows in the user's units, ``(B, ...)``.
 
         Returns:
             Outputs, ``(*K, B, outputs)``.
 
         Raises:
-            ValueError: If the network does not return one row of numbers for each row, one for each class or column.
+            ValueError: If the network does not return one number per row and class or column of y.
         """
         if self.standardize:
             x = (x - self.x_loc) / self.x_scale
@@ -255,26 +256,26 @@ class BayesianNeuralNetwork(Program):
         self._check_outputs(out)
         return out
 
-    # -- what the data decide ------------------------------------------------------------------------------------
+    # -- data ----------------------------------------------------------------------------------------------------
 
     def adapt(self, *batch: Any) -> None:
-        """Take means and scales from the training rows; a column without variation gets scale 1."""
+        """Take means and scales from the training rows; a constant column gets scale 1."""
         if not batch:
             return
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-        of_x, of_y = (self.x_loc, self.x_scale), (self.y_loc, self.y_scale)
+        x_units, y_units = (self.x_loc, self.x_scale), (self.y_loc, self.y_scale)
         if self.standardize:
-            of_x = _moments(x, 0 if x.dim() == 2 else None)
-        if y is not None and (units := self.observation.around(*_moments(y, 0))):
+            x_units = _moments(x, 0 if x.dim() == 2 else None)
+        if y is not None and (start := self.observation.around(*_moments(y, 0))):
             plain = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
-            of_y = (units.get("loc", plain[0]), units["scale"]) if self.standardize else plain
-        self._set_units(*(value.to(self.x_loc.device) for value in (*of_x, *of_y)))
+            y_units = (start.get("loc", plain[0]), start["scale"]) if self.standardize else plain
+        self._set_units(*(value.to(self.x_loc.device) for value in (*x_units, *y_units)))
 
     def validate(self, *batch: Any) -> Batch:
-        """Check rows and targets, and bring them to the types that the likelihood wants.
+        """Check rows and targets, and convert them to the types that the likelihood needs.
 
         Raises:
-            ValueError: If x is not rows of features, or y cannot be targets of the likelihood.
+            ValueError: If x has no axis of features, or y is outside the likelihood's support.
         """
         if not batch:
             return batch
@@ -295,11 +296,11 @@ class BayesianNeuralNetwork(Program):
         self.net.eval()
         return self
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- internals -----------------------------------------------------------------------------------------------
 
     @property
     def scale_start(self) -> Tensor:
-        """The scales' prior location, on the program's device."""
+        """Prior location of the scales, on the program's device."""
         return torch.full_like(self.x_loc.sum(), math.log(self.prior_scale))
 
     def _prior(self, name: str, like: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -313,30 +314,30 @@ class BayesianNeuralNetwork(Program):
         return loc, unit * torch.ones_like(like)
 
     def _relative(self, name: str, weight: Tensor) -> Tensor:
-        """A weight in units of its prior, as the guide keeps its mean."""
+        """A weight in units of its prior, as the guide stores its mean."""
         weight = weight.detach()
         known = self.prior == "hierarchical" and name in self.fans
         loc, unit = self._prior(name, weight, weight.new_tensor(self.prior_scale) if known else None)
         return (weight - loc) / unit
 
     def _set_units(self, x_loc: Tensor, x_scale: Tensor, y_loc: Tensor, y_scale: Tensor) -> None:
-        """Set the standardisation, and a dispersion for every column of y."""
+        """Set the standardization, and start a dispersion for every column of y."""
         for name, value in {"x_loc": x_loc, "x_scale": x_scale, "y_loc": y_loc, "y_scale": y_scale}.items():
             self.register_buffer(name, value)
         if self.noise is not None or (site := self.observation.dispersion) is None:
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != y_loc.shape:
-            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_DISPERSIONS[site]))])
+            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_DISPERSION_MEDIANS[site]))])
             self.noise_raw = nn.ParameterList([torch.full_like(y_loc, _raw(_HYPER_SD))])
 
     @torch.no_grad()
-    def _narrow(self) -> None:
-        """Start at narrow distributions: the guide finds the function first, and then how sure it may be."""
+    def _start_narrow(self) -> None:
+        """Start at narrow distributions, so that a fit finds the function before its uncertainty."""
         starts = {
             self.raw_sd: _raw(_START_SD),
             self.scale_loc: math.log(self.prior_scale),
             self.scale_raw: _raw(_HYPER_SD),
-            self.noise_loc: math.log(_DISPERSIONS[self.observation.dispersion]),
+            self.noise_loc: math.log(_DISPERSION_MEDIANS[self.observation.dispersion]),
             self.noise_raw: _raw(_HYPER_SD),
         }
         for parameters, start in starts.items():
@@ -349,7 +350,7 @@ class BayesianNeuralNetwork(Program):
             return torch.full_like(self.y_loc, self.noise)
         if (site := self.observation.dispersion) is None:
             return None
-        loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSIONS[site]))
+        loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSION_MEDIANS[site]))
         value: Tensor = pyro.sample(site, dist.LogNormal(loc, _DISPERSION_SD).to_event(1))
         return value * self.y_scale if site == "noise" else value
 
@@ -371,13 +372,13 @@ class BayesianNeuralNetwork(Program):
 
 
 def _raw(sd: float) -> float:
-    """What softplus makes a standard deviation of."""
+    """Inverse of softplus."""
     return math.log(math.expm1(sd))
 
 
 def _moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the rows, or over everything; of what does not vary, 1."""
+    """Mean and standard deviation over an axis (None: over everything); constant values get standard deviation 1."""
     value = value.to(torch.get_default_dtype())
     loc, sd = (value.mean(), value.std(unbiased=False)) if axis is None else (value.mean(axis), value.std(axis, False))
-    # A float column of one number has a standard deviation of rounding errors.
+    # Rounding errors give a constant column a small standard deviation.
     return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))

@@ -19,12 +19,12 @@ from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
-_FLOOR = 1e-3  # of standard deviations: a transition that becomes certain ends every gradient
+_FLOOR = 1e-3  # of standard deviations: a deterministic transition has no finite gradient
 LIKELIHOODS = ("bernoulli", "negative_binomial", "normal", "poisson")
 
 
 class DeepMarkovModel(Program):
-    r"""Sequences of unequal length, driven by a latent Markov chain; the posterior reads the future.
+    r"""Sequences of unequal length, driven by a latent Markov chain; the guide reads each sequence backwards.
 
     .. math::
         z_t &\sim \mathcal N\big(\mu(z_{t-1}), \sigma^2(z_{t-1})\big), \qquad
@@ -32,20 +32,20 @@ class DeepMarkovModel(Program):
         \mu(z) &= (1 - g) \odot (W z + b) + g \odot h, \qquad g = \mathrm{gate}(z), \; h = \mathrm{proposal}(z) \\
         q(z_{1:T} \mid x) &= \prod_t \mathcal N\big(z_t \mid z_{t-1}, \mathrm{RNN}(x_t, \dots, x_T)\big)
 
-    The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``:
-    transition, emission and log-probabilities are evaluated for all steps at once, and only the small combiner of the
-    posterior, which needs the draw of the step before, runs step by step. What is beyond a sequence's end has no
-    influence. Features are binary (:math:`m` is their log-odds), counts or real; each starts at its mean in the
-    training data and, where its family has a dispersion :math:`\phi`, learns its own. A row's units are its time
-    steps: the bound per step is ``elbo.sum() / lengths.sum()``.
+    The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``.
+    Transition, emission and log-probabilities are evaluated for all steps at once; only the small combiner of the
+    guide runs step by step, because it needs the previous draw. Values beyond a sequence's end have no influence.
+    Features are binary (:math:`m` is their log-odds), counts or real. Each feature starts at its training mean and, if
+    the family has a dispersion :math:`\phi`, learns its own. The units of a row are its time steps: the bound per step
+    is ``elbo.sum() / lengths.sum()``.
 
     Args:
         observed_dim: Number of features D of a time step.
         latent_dim: Size of the state, Z.
         hidden_dim: Width of transition and emitter.
         recurrent_dim: Width of the recurrent network and of the combiner.
-        dropout: Share of features hidden from the recurrent network while it is trained.
-        cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a fourth of an LSTM's work).
+        dropout: Fraction of features that the recurrent network does not see in training.
+        cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a quarter of an LSTM's work).
         likelihood: ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"`` or ``"normal"``.
 
     Raises:
@@ -69,8 +69,8 @@ class DeepMarkovModel(Program):
     learning_rate = 1e-2
     variable_length = True
 
-    base_logits: Tensor  # where outputs start: log-odds, or a normal's mean (named as in the first saved fits)
-    base_scale: Tensor | None  # the unit of outputs, of a normal and of counts
+    base_logits: Tensor  # offset of outputs: log-odds, or a normal's mean (the name is part of saved fits)
+    base_scale: Tensor | None  # scale of outputs, for a normal and for counts
     horizon: Tensor
 
     def __init__(
@@ -89,7 +89,7 @@ class DeepMarkovModel(Program):
         observed_dim, latent_dim = whole("observed_dim", observed_dim), whole("latent_dim", latent_dim)
         hidden_dim, recurrent_dim = whole("hidden_dim", hidden_dim), whole("recurrent_dim", recurrent_dim)
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {dropout}. Choose 0 for none.")
+            raise ValueError(f"dropout must be in [0, 1); got {dropout}. Write 0 for no dropout.")
         self.config: dict[str, Any] = {
             "observed_dim": observed_dim,
             "latent_dim": latent_dim,
@@ -113,7 +113,7 @@ class DeepMarkovModel(Program):
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> DeepMarkovModel:
-        """The deep Markov model for a data set's sequences."""
+        """Create a deep Markov model for a data set's sequences."""
         return cls(data.shape[-1], **options)
 
     @classmethod
@@ -125,7 +125,7 @@ class DeepMarkovModel(Program):
         return Example(cls(5, latent_dim=2, hidden_dim=4, recurrent_dim=4), (x, lengths), inputs=2)
 
     def model(self, x: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """Draw a path from the prior and features at every step of it; returns the features."""
+        """Draw a path from the prior and features at each of its steps; returns the features."""
         if lengths is None:
             lengths = self.horizon if x is None else _full(x)
         steps = int(self.horizon) if x is None else x.shape[1]
@@ -136,11 +136,11 @@ class DeepMarkovModel(Program):
         return value
 
     def emission(self, z: Tensor, inside: Tensor) -> Any:
-        """The distribution of features given a path, event shape ``(T, D)``.
+        """Distribution of features given a path, event shape ``(T, D)``.
 
         Args:
             z: Paths, ``(*batch, T, Z)``.
-            inside: Which steps are real, ``(*batch, T, 1)``; at others every feature is zero.
+            inside: Mask of real steps, ``(*batch, T, 1)``; at other steps all features are zero.
         """
         has_dispersion = self.observation.dispersion is not None
         return self.observation.distribution(
@@ -152,7 +152,7 @@ class DeepMarkovModel(Program):
         )
 
     def guide(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """Read each sequence from its end, then draw a path forwards; returns the path."""
+        """Read each sequence from its end, then draw a path forward in time; returns the path."""
         lengths = _full(x) if lengths is None else lengths
         with self.data_plate(x):
             seen = dropout(self._features(x), self.dropout, self.training)
@@ -162,7 +162,7 @@ class DeepMarkovModel(Program):
         return z
 
     def adapt(self, *batch: Any) -> None:
-        """Start from the features' own means, and remember how long sequences are for draws from the prior."""
+        """Take the features' training means, and the greatest length for draws from the prior."""
         x, lengths = batch
         total, steps = x.sum((0, 1)), lengths.sum()  # padding is zero
         if self.base_scale is None:
@@ -186,23 +186,26 @@ class DeepMarkovModel(Program):
     def validate(self, *batch: Any) -> Batch:
         x, lengths = (*batch, None)[:2]
         if x.dim() != 3 or x.shape[2] != self.observed_dim:
+            one_sequence = x.dim() == 2
+            remedy = (
+                "Write x[None] for one sequence." if one_sequence else f"Give {self.observed_dim} features per step."
+            )
             raise ValueError(
-                f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. "
-                + ("Write x[None] for one sequence." if x.dim() == 2 else f"Give {self.observed_dim} features a step.")
+                f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. {remedy}"
             )
         lengths = _full(x) if lengths is None else _whole_lengths(lengths, x)
         x = torch.where(_inside(x, lengths), x, torch.zeros_like(x))
         return self.observation.validate("x", x).to(self.base_logits.dtype), lengths
 
     def _features(self, x: Tensor) -> Tensor:
-        """Sequences as the recurrent network reads them."""
+        """Sequences as the recurrent network's input."""
         if self.likelihood == "normal" and self.base_scale is not None:
             return (x - self.base_logits) / self.base_scale
         return self.observation.features(x)
 
 
 class GatedTransition(nn.Module):
-    """The prior's step: a linear one and a nonlinear one, mixed by a gate.
+    """Transition of the prior: a linear and a nonlinear step, mixed by a gate.
 
     Args:
         latent_dim: Size of the state, Z.
@@ -225,14 +228,14 @@ class GatedTransition(nn.Module):
 
 
 class Combiner(nn.Module):
-    r"""The posterior's step: what came before and what follows, averaged.
+    r"""Transition of the guide: averages the previous state and the summary of future observations.
 
     .. math:: h = \tfrac12 \big(\tanh(W z_{t-1} + b) + \mathrm{RNN}_t\big), \qquad \mu = A h + a, \;
-              \sigma = \mathrm{softplus}(C h + c)
+              \sigma = \epsilon + \mathrm{softplus}(C h + c)
 
     Args:
         latent_dim: Size of the state, Z.
-        hidden_dim: Width of ``h``, as of the recurrent network.
+        hidden_dim: Width of ``h`` and of the recurrent network.
     """
 
     def __init__(self, latent_dim: int, hidden_dim: int) -> None:
@@ -260,12 +263,12 @@ class Start(nn.Module):
         self.value = nn.Parameter(torch.zeros(latent_dim))
 
     def reset_parameters(self) -> None:
-        """Zero."""
+        """Set the state to zero."""
         nn.init.zeros_(self.value)
 
 
 class Stay(nn.Linear):
-    """A linear map that starts as the identity: at first, a state is what it was."""
+    """A linear map that starts as the identity, so that a state persists at first."""
 
     def reset_parameters(self) -> None:
         nn.init.eye_(self.weight)
@@ -273,7 +276,7 @@ class Stay(nn.Linear):
 
 
 def _inside(x: Tensor, lengths: Tensor) -> Tensor:
-    """Which steps are real, ``(B, T, 1)``."""
+    """Mask of real steps, ``(B, T, 1)``."""
     return (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
 
 
@@ -291,7 +294,7 @@ def _whole_lengths(lengths: Tensor, x: Tensor) -> Tensor:
     if bool((lengths != lengths.round()).any()) if lengths.is_floating_point() else False:
         row = int((lengths != lengths.round()).nonzero()[0])
         raise ValueError(
-            f"lengths must be whole numbers; got {float(lengths[row]):g} in row {row}. Round or recount them."
+            f"lengths must be whole numbers; got {float(lengths[row]):g} in row {row}. Round or correct them."
         )
     wrong = (lengths < 1) | (lengths > x.shape[1])
     if bool(wrong.any()):

@@ -1,4 +1,4 @@
-"""The variational autoencoder: a code for every row, and networks both ways."""
+"""The variational autoencoder: a code for every row, an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ class VAE(Program):
         x_i ~ p(x | decoder(z_i))     row, of any shape          i = 1..N
         q(z_i | x_i) = posterior(encoder(x_i))
 
-    With ``likelihood="bernoulli"`` values between 0 and 1 are the probabilities of pixels, and binary pixels are drawn
-    from them anew at every use (dynamic binarization), so that the bound is one on binary data. With
-    ``likelihood="normal"`` the noise has one standard deviation, which is learned: with ``hidden_dims=()`` the model is
-    probabilistic PCA. With ``likelihood="categorical"`` values are whole numbers below ``num_classes``. Counts are
-    ``"poisson"``, or ``"negative_binomial"`` where they vary more: then each column has a learned dispersion.
+    With ``likelihood="bernoulli"``, values in [0, 1] are pixel probabilities. Every use draws binary pixels from them
+    anew (dynamic binarization), so the ELBO bounds the evidence of binary data. With ``"normal"``, all columns share
+    one learned noise; with ``hidden_dims=()`` as well, the model is probabilistic PCA. With ``"categorical"``, values
+    are whole numbers below ``num_classes``. Counts are ``"poisson"`` or, if they are overdispersed,
+    ``"negative_binomial"`` with one learned dispersion per column.
 
     Args:
         shape: Shape of one row, (28, 28) for an image.
         latent_dim: Size of the code, Z.
-        hidden_dims: Sizes of the encoder's hidden layers; the decoder has them in reverse. None of them: linear maps.
+        hidden_dims: Sizes of the encoder's hidden layers, reversed in the decoder; ``()`` makes both affine.
         likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"`` or ``"negative_binomial"``.
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"`` or ``"low_rank"``.
         num_classes: Number of values for ``"categorical"``.
-        activation: Of the hidden layers.
-        encoder: A network of one's own from rows ``(*batch, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
+        activation: Activation of the hidden layers.
+        encoder: A custom network from rows ``(*batch, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
             outputs.
-        decoder: A network of one's own from codes to ``Likelihood(likelihood, shape).size`` outputs.
+        decoder: A custom network from codes to ``Likelihood(likelihood, shape).size`` outputs.
 
     Raises:
-        ValueError: If a name is unknown or a size out of range.
+        ValueError: If a name is unknown or a size is out of range.
 
     References:
         Kingma, Welling (2014), Auto-Encoding Variational Bayes.
@@ -60,7 +60,7 @@ class VAE(Program):
         Tipping, Bishop (1999), Probabilistic Principal Component Analysis.
 
     Examples:
-        Codes belong to rows, images come out in the shape that went in:
+        Every row has a code, and images keep their shape:
 
         >>> program = VAE((8, 8), latent_dim=2, hidden_dims=(16,))
         >>> with program.bound(torch.arange(5), 5):
@@ -89,9 +89,7 @@ class VAE(Program):
             raise unknown("posterior", posterior, POSTERIORS)
         self.shape = tuple(whole_sizes("shape", shape))
         if not self.shape:
-            raise ValueError(
-                "shape must have at least one axis; got (). Write (1,), and x.reshape(-1, 1) for the data."
-            )
+            raise ValueError("shape must have at least one axis; got (). Write shape=(1,) and give x.reshape(-1, 1).")
         hidden_dims = whole_sizes("hidden_dims", hidden_dims)
         self.latent_dim = whole("latent_dim", latent_dim)
         self.likelihood = likelihood
@@ -109,7 +107,7 @@ class VAE(Program):
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
         if self.observation.dispersion:
-            # One noise for all columns, as in probabilistic PCA; counts are overdispersed each in its own way.
+            # All columns share one noise, as in probabilistic PCA; each column of counts has its own dispersion.
             columns = () if likelihood == "normal" else self.shape
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
         if not own_networks:
@@ -125,7 +123,7 @@ class VAE(Program):
 
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> VAE:
-        """The autoencoder for a data set's rows; normal where values are not all between 0 and 1."""
+        """Create an autoencoder for a data set's rows, by default normal if a value lies outside [0, 1]."""
         x = data.train.tensors[0]
         if not 0 <= float(x.min()) <= float(x.max()) <= 1:
             options = {"likelihood": "normal"} | options
@@ -154,13 +152,13 @@ class VAE(Program):
         return z
 
     def decode(self, z: Tensor) -> Any:
-        """The distribution of a row given its code, event shape ``shape``."""
+        """Distribution of a row given its code, event shape ``shape``."""
         out = self.decoder(z).reshape(*z.shape[:-1], -1)  # (*draws, B, outputs)
         dispersion = self.observation.bounded(self.raw_noise) if self.observation.dispersion else None
         return self.observation.distribution(out, dispersion=dispersion, **self.observation.around(self.centre))
 
     def adapt(self, *batch: Any) -> None:
-        """Centre the encoder's input, and the mean of a normal or of counts, on the training mean."""
+        """Center the encoder's input, and the mean of a normal or of counts, on the training mean."""
         self.centre.copy_(batch[0].to(self.centre.dtype).mean(0))
 
     def prepare(self, *batch: Any) -> Batch:
@@ -171,7 +169,7 @@ class VAE(Program):
         """Check shape and support.
 
         Raises:
-            ValueError: If rows have another shape, or values outside of the likelihood's support.
+            ValueError: If rows have the wrong shape or values outside the likelihood's support.
         """
         if not batch:
             return batch
@@ -184,5 +182,5 @@ class VAE(Program):
         return (self.observation.validate("images" if self.likelihood == "bernoulli" else "values", x),)
 
     def units(self, *batch: Any) -> Tensor:
-        """Dimensions of a row."""
+        """Number of values in each row."""
         return self.observation.units(batch[0])

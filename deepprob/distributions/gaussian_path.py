@@ -20,27 +20,27 @@ Kernel = Callable[..., tuple[Tensor, Tensor]]
 
 
 class GaussianPath(TorchDistribution):
-    r"""A path :math:`z_{1:T}` of a Markov chain whose steps are diagonal Gaussians, ``lengths`` steps of it real.
+    r"""Distribution of a path :math:`z_{1:T}` of a Markov chain with diagonal Gaussian steps, padded with zeros.
 
     .. math:: p(z_{1:T}) = \prod_{t=1}^{T_i} \mathcal N\big(z_t \mid \mu(z_{t-1}, c_t), \sigma^2(z_{t-1}, c_t)\big)
 
-    One kernel, :math:`(z_{t-1}, c_t) \mapsto (\mu, \sigma)`, serves both directions: a draw calls it step after step
-    on ``(*batch, Z)``, a log-probability once on ``(*batch, T, Z)``. Beyond its own length a path is zero and its
-    log-probability is not counted. A draw is ``sample_shape + batch + (T, Z)``.
+    A draw calls the kernel :math:`(z_{t-1}, c_t) \mapsto (\mu, \sigma)` step by step on ``(*batch, Z)``; a
+    log-probability calls it once on ``(*batch, T, Z)``. Beyond its length, a path is zero and adds nothing to the
+    log-probability. A draw has shape ``sample_shape + batch + (T, Z)``.
 
-    ``kl_divergence(q, p)`` of two paths averages every step in closed form, given the step before it on the path that
-    ``q`` drew last: an unbiased estimate of the KL, of lower variance than ``log q - log p``, reparameterised.
+    ``kl_divergence(q, p)`` of two paths sums the closed-form KL of every step, given the previous step of the path that
+    ``q`` drew last. The estimate is unbiased and reparameterized, with less variance than ``log q - log p``.
 
     Args:
-        kernel: Maps the step before, ``(*batch, Z)``, and one slice of each context, ``(*batch, C)``, to a mean and a
-            standard deviation ``(*batch, Z)``; any number of leading axes, which it treats alike.
-        initial: The step before the first, :math:`z_0`, shape ``(Z,)``.
+        kernel: Maps the previous state, ``(*batch, Z)``, and one slice of each context, ``(*batch, C)``, to a mean and
+            a standard deviation, each ``(*batch, Z)``, for any number of batch axes.
+        initial: The state before the first step, :math:`z_0`, shape ``(Z,)``.
         lengths: Number of real steps of each path, shape ``batch``.
-        steps: Number of steps T with the padding.
-        context: What the kernel is given beside the step before, each ``(*batch, T, C)``.
+        steps: Number of steps T, including padding.
+        context: Other inputs of the kernel, each ``(*batch, T, C)``.
 
     Examples:
-        What is appended to a path makes no difference:
+        Padding does not change the log-probability:
 
         >>> def walk(z):
         ...     return z, torch.ones_like(z)
@@ -83,7 +83,7 @@ class GaussianPath(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         steps, size = self.event_shape
         shape = (*sample_shape, *self.batch_shape, size)
-        # Time leads: a step's draw does not depend on the padding after it.
+        # The time axis leads, so that a step's draw does not depend on the padding after it.
         noise = torch.randn((steps, *shape), dtype=self.initial.dtype, device=self.initial.device)
         kernel, params = _functional(self.kernel)
 
@@ -100,7 +100,7 @@ class GaussianPath(TorchDistribution):
         return drawn
 
     def conditionals(self, path: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of every step given the one before it on a path, each ``(*batch, T, Z)``."""
+        """Mean and standard deviation of every step given the previous step of a path, each ``(*batch, T, Z)``."""
         if self._drawn is not None and path is self._drawn[0]:
             return self._drawn[1:]
         start = self.initial.expand(*path.shape[:-2], 1, path.shape[-1])
@@ -130,7 +130,7 @@ def _kl_paths(q: GaussianPath, p: GaussianPath) -> Tensor:
 
 
 def _functional(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], Tensors]:
-    """A function of parameters and arguments, and the parameters (buffers too), if it is a module; anything else as is.
+    """A pure function and its tensors, if the kernel is a module that is traced; else the kernel and no tensors.
 
     Args:
         kernel: A module, or any callable.

@@ -1,7 +1,7 @@
-"""Networks for the functions one does not know, and what makes distributions of their outputs.
+"""Neural networks, and the conditionals and likelihoods that turn their outputs into distributions.
 
-Every network maps ``(*batch, ...)`` to ``(*batch, out_features)`` and says how it was made in
-``config``, from which :func:`network_from_config` makes it again.
+Every network keeps leading batch axes and returns ``out_features`` numbers on the last axis. Its ``config`` holds the
+constructor's arguments; :func:`network_from_config` rebuilds the network from them.
 """
 
 from __future__ import annotations

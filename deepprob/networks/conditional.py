@@ -28,50 +28,50 @@ FAMILIES = (
     "zero_inflated_poisson",
 )
 
-# Of several ways to say one thing, the one that stays exact where the others round to 0 or 1.
+# Each argument on the left is skipped where the family has its equivalent on the right, which is more accurate.
 _REDUNDANT = {
     "probs": "logits",
     "gate": "gate_logits",
     "covariance_matrix": "scale_tril",
     "precision_matrix": "scale_tril",
 }
-# Off-diagonal entries in units of their row's scale: keeps factorisations within float32.
-_RATIO = 30.0
+# Bound on off-diagonal entries relative to their row's scale; keeps factorizations accurate in float32.
+_MAX_RATIO = 30.0
 
 
 class Conditional(nn.Module):
-    r"""A network and a family: from a context to a distribution over an event.
+    r"""Distribution over an event given a context, with parameters computed by a network.
 
     .. math:: x \mid c \sim F(\theta(c)), \qquad \theta(c) = \mathrm{link}(\mathrm{network}(c))
 
-    The link follows from the family's parameters: positive ones are
-    :math:`\epsilon + \mathrm{softplus}(y)` with a floor :math:`\epsilon`, probabilities are logits, intervals
-    are sigmoids, and Cholesky factors are lower triangular with a positive diagonal:
+    The constraint of a parameter determines its link: a positive parameter is
+    :math:`\epsilon + \mathrm{softplus}(y)` with a floor :math:`\epsilon`, a probability is given by its logits, a
+    parameter in an interval is a scaled sigmoid, and a Cholesky factor is lower triangular with a positive diagonal:
 
     .. math:: L = \mathrm{diag}(s)\,(I + U), \quad s_i = \epsilon + \mathrm{softplus}(y_i), \quad
               U_{ij} = 30 \tanh(y_{ij} / 30) \text{ for } j < i
 
-    ("multivariate_normal"), or :math:`\Sigma = \mathrm{diag}(s) (I + W W^\top) \mathrm{diag}(s)` with ``rank``
-    columns in :math:`W`, bounded likewise ("low_rank"). The network's last axis holds parameter after parameter,
-    each in the shape of the event; for "categorical", class after class.
+    ("multivariate_normal"). For "low_rank", :math:`\Sigma = \mathrm{diag}(s) (I + W W^\top) \mathrm{diag}(s)`, where
+    :math:`W` has ``rank`` columns and equally bounded entries. The network's last axis concatenates the parameters,
+    each in the shape of the event; for "categorical" it concatenates the classes.
 
     Args:
         network: Maps a context to ``(*batch, size)``, with ``size`` from :meth:`size`.
-        family: A name ("normal", "bernoulli", "student_t", ... any of ``pyro.distributions``), one of its
-            classes, or a function of real parameters, each of shape ``(*batch, *event_shape)``, that returns a
+        family: The name of a distribution in ``pyro.distributions`` ("normal", "bernoulli", "student_t", ...), its
+            class, or a function of real parameters, each of shape ``(*batch, *event_shape)``, that returns a
             distribution.
         event_shape: Shape of one draw. For "multivariate_normal" and "low_rank" the last axis is correlated.
-        num_classes: Number of classes of "categorical"; found from the network's ``out_features`` if left out.
-        rank: Columns of ``W`` of "low_rank"; the square root of its axis if left out.
-        floor: What positive parameters stay above.
+        num_classes: Number of classes of "categorical"; inferred from the network's ``out_features`` if omitted.
+        rank: Columns of ``W`` of "low_rank"; the square root of the size of that axis if omitted.
+        floor: Lower bound of positive parameters.
 
     Raises:
-        TypeError: If the network, family or event_shape is of another type.
+        TypeError: If the network, family or event_shape has the wrong type.
         ValueError: If the family is unknown or cannot be built from its name, an option is missing or out of range, or
-            the network's output has another size.
+            the network's output has the wrong size.
 
     Examples:
-        Leading axes of the context are the batch, and the event is the event:
+        Leading axes of the context are the batch shape:
 
         >>> from deepprob.networks.dense import MLP
         >>> likelihood = Conditional(MLP(4, Conditional.size("normal", (8, 8))), "normal", (8, 8))
@@ -79,7 +79,7 @@ class Conditional(nn.Module):
         >>> x.batch_shape, x.event_shape
         (torch.Size([3, 2]), torch.Size([8, 8]))
 
-        Whatever the network says, the distribution is proper:
+        The distribution is proper for any output of the network:
 
         >>> guide = Conditional(nn.Identity(), "normal", (1,))
         >>> guide(torch.tensor([0.0, -1e4])).base_dist.scale
@@ -114,7 +114,7 @@ class Conditional(nn.Module):
     def size(
         family: Family, event_shape: Sequence[int], *, num_classes: int | None = None, rank: int | None = None
     ) -> int:
-        """How many outputs a network needs for a family.
+        """Number of network outputs that a family needs.
 
         Args:
             family: As for :class:`Conditional`.
@@ -126,7 +126,7 @@ class Conditional(nn.Module):
             The size of the network's last axis.
 
         Examples:
-            A mean and a triangle:
+            A mean and a Cholesky factor:
 
             >>> Conditional.size("multivariate_normal", (3,)), 3 + 6
             (9, 9)
@@ -134,17 +134,17 @@ class Conditional(nn.Module):
         return sum(_plan(family, _event(event_shape), num_classes, rank, 1e-4).sizes.values())
 
     def forward(self, *context: Tensor) -> TorchDistributionMixin:
-        """The distribution given a context.
+        """Distribution given a context.
 
         Args:
-            context: What the network takes, with leading batch axes.
+            context: Inputs of the network, with leading batch axes.
 
         Returns:
-            A Pyro distribution: the network's leading axes as batch, ``event_shape`` as event. Its arguments are
-            proper by construction and are not validated again.
+            A Pyro distribution with the network's leading axes as batch shape and ``event_shape`` as event shape. The
+            links of a named family give valid arguments, so Pyro does not validate them.
 
         Raises:
-            ValueError: If the network's output, or what a family of one's own returns, has another shape.
+            ValueError: If the network's output or the result of a user-defined family has the wrong shape.
         """
         raw: Tensor = self.network(*context)  # (*batch, size)
         self._check_size(raw.shape[-1] if raw.dim() else 0)
@@ -154,7 +154,7 @@ class Conditional(nn.Module):
         if not isinstance(made, TorchDistributionMixin) or shape != raw.shape[:-1] + self.event_shape:
             got = f"shape {tuple(shape)}" if isinstance(made, TorchDistributionMixin) else type(made).__name__
             raise ValueError(
-                f"family {self.family!r} must give a pyro distribution of batch and event shape "
+                f"family {self.family!r} must return a pyro distribution of batch and event shape "
                 f"{tuple(raw.shape[:-1] + self.event_shape)}; got {got}. Give a function of real parameters of the "
                 "event's shape instead."
             )
@@ -175,7 +175,7 @@ class Conditional(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """Outputs per parameter, in order, and how a distribution is made of them."""
+    """Number of outputs per parameter, in order, and the function that builds the distribution."""
 
     sizes: dict[str, int]
     make: Callable[..., Any]
@@ -183,7 +183,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Parameter:
-    """One parameter of a family: the shape its raw numbers take, and the link they go through."""
+    """One parameter of a family: the shape of its raw values and the link applied to them."""
 
     raw_shape: tuple[int, ...]
     link: Callable[[Tensor], Tensor]
@@ -194,7 +194,7 @@ class _Parameter:
 
 def _plan(family: Family, event_shape: torch.Size, num_classes: int | None, rank: int | None, floor: float) -> _Plan:
     if not floor > 0:
-        raise ValueError(f"floor must be positive, so that scales are; got {floor}. Try 1e-4.")
+        raise ValueError(f"floor must be positive to keep scales positive; got {floor}. Try 1e-4.")
     _check_options(family, num_classes, rank)
     if family in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
         _check_axes("low_rank", 1, event_shape)
@@ -203,14 +203,14 @@ def _plan(family: Family, event_shape: torch.Size, num_classes: int | None, rank
         make = partial(_low_rank, event_shape=event_shape, rank=rank, floor=floor)
         return _Plan({"loc": count, "cov_factor": rank * count, "cov_diag": count}, make)
     if isinstance(family, str):
-        return _by_class(_class_named(family), family, event_shape, num_classes, floor)
+        return _plan_for_class(_class_named(family), family, event_shape, num_classes, floor)
     if isinstance(family, type):
         if not issubclass(family, TorchDistributionMixin):
             raise TypeError(
                 f"family must come from pyro.distributions; got {family.__module__}.{family.__name__}. "
                 "Use the class of that name in pyro.distributions."
             )
-        return _by_class(family, family.__name__, event_shape, num_classes, floor)
+        return _plan_for_class(family, family.__name__, event_shape, num_classes, floor)
     if not callable(family):
         raise TypeError(
             f"family must be a name, a pyro distribution class, or a function; got {family!r}. "
@@ -222,13 +222,13 @@ def _plan(family: Family, event_shape: torch.Size, num_classes: int | None, rank
     return _Plan(dict.fromkeys(names, math.prod(event_shape)), make)
 
 
-def _by_class(family: type, name: str, event_shape: torch.Size, num_classes: int | None, floor: float) -> _Plan:
-    """Read a family's parameters, their shapes and links off its class."""
+def _plan_for_class(family: type, name: str, event_shape: torch.Size, num_classes: int | None, floor: float) -> _Plan:
+    """Derive the parameters, shapes and links of a family from its class."""
     try:
         known: dict[str, Any] = dict(family.arg_constraints)  # type: ignore[attr-defined]
         event_dim: int = family.support.event_dim  # type: ignore[attr-defined]
     except (AttributeError, NotImplementedError, TypeError) as error:
-        raise _needs_function(name, "the shapes of its parameters are not known beforehand") from error
+        raise _needs_function(name, "the shapes of its parameters are unknown") from error
     _check_axes(name, event_dim, event_shape)
     parameters = {}
     arguments = inspect.signature(family).parameters
@@ -252,21 +252,21 @@ def _parameter(
     """Raw shape and link of a parameter under a constraint; None if no link exists."""
     if constraint is None or constraint.is_discrete:
         return None
-    own = constraint.event_dim
-    shape = tuple(event_shape[: len(event_shape) - event_dim])  # axes that the family treats alike
+    own_dim = constraint.event_dim
+    shape = tuple(event_shape[: len(event_shape) - event_dim])  # axes over which the family is independent
     if constraint is constraints.lower_cholesky and event_dim == 1:
         size = event_shape[-1]
         return _Parameter((*shape, size * (size + 1) // 2), partial(_lower_triangular, size=size, floor=floor))
     link = _link(constraint, floor)
-    if link is None or own > 1:
+    if link is None or own_dim > 1:
         return None
-    if own > event_dim:  # one more axis than a draw has: the classes
+    if own_dim > event_dim:  # one more axis than a draw has: the classes
         if link is not _identity:
             return None
         if num_classes is None:
             raise ValueError(f"{name!r} needs num_classes, the number of classes. Give e.g. num_classes=10.")
         return _Parameter((num_classes, *shape), partial(_classes_last, axes=len(shape)))
-    return _Parameter((*shape, *event_shape[len(event_shape) - own :]) if own else shape, link)
+    return _Parameter((*shape, *event_shape[len(event_shape) - own_dim :]) if own_dim else shape, link)
 
 
 def _link(constraint: Any, floor: float) -> Callable[[Tensor], Tensor] | None:
@@ -293,12 +293,12 @@ def _identity(raw: Tensor) -> Tensor:
 
 
 def positive_link(raw: Tensor, floor: float) -> Tensor:
-    """Softplus above a floor: a positive parameter from a real number."""
+    """Positive parameter from a real number: softplus above a floor."""
     return softplus(raw) + floor
 
 
 def _bounded(raw: Tensor) -> Tensor:
-    return _RATIO * torch.tanh(raw / _RATIO)
+    return _MAX_RATIO * torch.tanh(raw / _MAX_RATIO)
 
 
 def _classes_last(raw: Tensor, axes: int) -> Tensor:
@@ -309,7 +309,7 @@ def _lower_triangular(raw: Tensor, size: int, floor: float) -> Tensor:
     """Fill a triangle row by row: (..., D (D + 1) / 2) -> (..., D, D)."""
     row = torch.arange(size, device=raw.device).unsqueeze(-1)  # (D, 1)
     column = row.squeeze(-1)  # (D,)
-    square = raw[..., row * (row + 1) // 2 + column]  # (..., D, D); above the diagonal: junk
+    square = raw[..., row * (row + 1) // 2 + column]  # (..., D, D); entries above the diagonal are unused
     scale = positive_link(square.diagonal(dim1=-2, dim2=-1), floor)  # (..., D)
     unit = _bounded(square).tril(-1) + torch.eye(size, dtype=raw.dtype, device=raw.device)
     return scale.unsqueeze(-1) * unit
@@ -341,9 +341,9 @@ def _is_categorical(family: Family) -> bool:
 
 def _check_options(family: Family, num_classes: int | None, rank: int | None) -> None:
     if num_classes is not None and not _is_categorical(family):
-        raise ValueError(f"num_classes is for 'categorical'; the family is {family!r}. Leave it out.")
+        raise ValueError(f"num_classes is only for family 'categorical'; got {family!r}. Leave it out.")
     if rank is not None and family not in ("low_rank", "low_rank_multivariate_normal", dist.LowRankMultivariateNormal):
-        raise ValueError(f"rank is for 'low_rank'; the family is {family!r}. Leave it out.")
+        raise ValueError(f"rank is only for family 'low_rank'; got {family!r}. Leave it out.")
     for name, value in (("num_classes", num_classes), ("rank", rank)):
         if value is not None:
             whole(name, value)
@@ -352,7 +352,7 @@ def _check_options(family: Family, num_classes: int | None, rank: int | None) ->
 def _check_axes(name: str, event_dim: int, event_shape: torch.Size) -> None:
     if len(event_shape) < event_dim:
         raise ValueError(
-            f"{name!r} needs an event_shape of at least {event_dim} axis; got {tuple(event_shape)}. "
+            f"{name!r} needs an event_shape with {event_dim} or more axes; got {tuple(event_shape)}. "
             "Write (1,) for a single number."
         )
 

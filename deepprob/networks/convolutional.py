@@ -14,7 +14,7 @@ from deepprob.networks.network import check_trailing, whole_sizes
 
 
 class ConvEncoder(Stack):
-    """Images to features: convolutions that halve the image, then one dense layer.
+    """Maps images to features: convolutions that halve the image, then one dense layer.
 
     Args:
         image_shape: ``(height, width)`` or ``(channels, height, width)``.
@@ -23,12 +23,12 @@ class ConvEncoder(Stack):
         activation: A key of ``ACTIVATIONS``.
 
     Raises:
-        TypeError: If ``image_shape`` or ``channels`` is no sequence.
-        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has another rank, the activation is
-            unknown, or an input is not such an image.
+        TypeError: If ``image_shape`` or ``channels`` is not a sequence.
+        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has the wrong rank, the activation is
+            unknown, or an input has the wrong shape.
 
     Examples:
-        Images without an axis for channels have one channel:
+        Images without a channel axis have one channel:
 
         >>> net = ConvEncoder((8, 8), 10, channels=(4, 8))
         >>> import torch
@@ -74,10 +74,10 @@ class ConvEncoder(Stack):
 
 
 class ConvDecoder(Stack):
-    """Features to images: one dense layer, then transposed convolutions that double the image.
+    """Maps features to images: one dense layer, then transposed convolutions that double the image.
 
-    The images come out flat, parameter after parameter, as a ``Conditional`` reads them: reshape to
-    ``(*batch, num_params, *image_shape)`` to look at them.
+    The output is flat and concatenates the parameters, as ``Conditional`` expects. Reshape it to
+    ``(*batch, num_params, *image_shape)`` to view the images.
 
     Args:
         in_features: Size of the input's last axis.
@@ -87,12 +87,12 @@ class ConvDecoder(Stack):
         activation: A key of ``ACTIVATIONS``.
 
     Raises:
-        TypeError: If ``image_shape`` or ``channels`` is no sequence.
-        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has another rank, the activation is
-            unknown, or an input has another last axis.
+        TypeError: If ``image_shape`` or ``channels`` is not a sequence.
+        ValueError: If a size is not a whole number of at least 1, ``image_shape`` has the wrong rank, the activation is
+            unknown, or an input has the wrong last axis.
 
     Examples:
-        The decoder ends at the size where an encoder began, odd sizes too:
+        The decoder returns any image size, including odd ones:
 
         >>> net = ConvDecoder(10, (7, 5), channels=(8, 4))
         >>> import torch
@@ -131,7 +131,7 @@ class ConvDecoder(Stack):
             nn.Unflatten(-1, (maps[0], *grids[0])),
         ]
         for step, (rows, columns) in enumerate(grids[1:]):
-            # doubling makes even sizes; an odd one is reached by one pixel less
+            # doubling gives an even size; an odd size is one pixel less
             extra = (1 - rows % 2, 1 - columns % 2)
             layers.append(activation_module(activation))
             layers.append(nn.ConvTranspose2d(maps[step], maps[step + 1], 3, 2, 1, extra))
@@ -151,7 +151,7 @@ def _half(size: int) -> int:
 
 
 def _image(name: str, shape: object) -> tuple[tuple[int, ...], tuple[int, int, int]]:
-    """An image's shape as given, and with its axis for channels."""
+    """Image shape as given, and as ``(channels, height, width)``."""
     sizes = tuple(whole_sizes(name, shape))
     if len(sizes) not in (2, 3):
         raise ValueError(

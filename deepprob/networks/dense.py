@@ -17,7 +17,7 @@ class Stack(Network):
     layers: nn.Sequential
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Draw all weights anew, each by the activation that it meets: see ``init_weights``."""
+        """Redraw all weights, each by the activation that follows it; see ``draw_stack``."""
         record = draw_stack(self.layers, generator)
         return {f"layers.{name}": scheme for name, scheme in record.items()}
 
@@ -32,15 +32,15 @@ class MLP(Stack):
         out_features: Size of the output's last axis.
         hidden_dims: Sizes of the hidden layers; ``()`` makes an affine map.
         activation: The nonlinearity ``a``, a key of ``ACTIVATIONS``.
-        layer_norm: Whether each hidden layer is normalised before its activation.
+        layer_norm: Whether to normalize each hidden layer before its activation.
 
     Raises:
-        TypeError: If ``hidden_dims`` is no sequence.
+        TypeError: If ``hidden_dims`` is not a sequence.
         ValueError: If a size is not a whole number of at least 1, the activation is unknown, or an input
-            has another last axis.
+            has the wrong last axis.
 
     Examples:
-        Leading axes are batch, any number of them:
+        Any number of leading axes is the batch:
 
         >>> net = MLP(5, 2, hidden_dims=(16,))
         >>> import torch
@@ -76,7 +76,7 @@ class MLP(Stack):
             layers.append(activation_module(activation))
         last = hidden[-1] if hidden else self.in_features
         self.layers = nn.Sequential(*layers, nn.Linear(last, self.out_features))
-        activation_module(activation)  # a wrong name is an error without hidden layers too
+        activation_module(activation)  # an unknown name is an error even without hidden layers
         self.draw_weights()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How weights start: by activation, from one generator, and written down."""
+"""Weight initialization by activation, drawn from one generator and recorded by parameter name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 
 def activation_module(name: str) -> nn.Module:
-    """The layer of a named activation.
+    """Create the layer of a named activation.
 
     Args:
         name: A key of ``ACTIVATIONS``.
@@ -48,7 +48,7 @@ def activation_module(name: str) -> nn.Module:
 
 
 def pretrained(module: _Module) -> _Module:
-    """Mark a module as pretrained, so that :func:`init_weights` leaves it as it is.
+    """Mark a module as pretrained, so that :func:`init_weights` leaves it unchanged.
 
     Args:
         module: The module, or any part of one.
@@ -71,22 +71,21 @@ def is_pretrained(module: nn.Module) -> bool:
 
 
 def init_weights(module: nn.Module, generator: Generator | None = None) -> dict[str, str]:
-    """Draw a module's weights anew, from one generator and nothing else.
+    """Redraw a module's weights from one generator.
 
-    A module with a method ``draw_weights(generator)``, as our networks have, draws itself; any
-    other draws as its ``reset_parameters`` says. Parameters of modules with neither, and whatever
-    is marked :func:`pretrained`, stay as they are. Given a generator, torch's global random state
-    is untouched.
+    A module with a method ``draw_weights(generator)``, such as every network of deepprob, initializes itself; any other
+    module uses its ``reset_parameters``. Parameters of modules with neither method and modules marked by
+    :func:`pretrained` stay unchanged. With a generator, torch's global random state does not change.
 
     Args:
         module: A network, or a module with networks and layers anywhere inside.
-        generator: Where the draws come from; None for torch's own.
+        generator: Source of the draws; None for torch's global generator.
 
     Returns:
-        The scheme by parameter name, to be kept with a run.
+        The scheme by parameter name.
 
     Examples:
-        One seed, one start:
+        The same seed gives the same weights:
 
         >>> layer, generator = nn.Linear(2, 2), torch.Generator()
         >>> init_weights(layer, generator.manual_seed(0))
@@ -116,16 +115,17 @@ def init_weights(module: nn.Module, generator: Generator | None = None) -> dict[
 
 
 def draw_stack(layers: nn.Sequential, generator: Generator | None = None) -> dict[str, str]:
-    r"""Draw the dense and convolutional layers of a stack by the activation that each one meets.
+    r"""Redraw the dense and convolutional layers of a stack, each by the activation that follows it.
 
     .. math:: w \sim U(-b, b), \qquad b^2 = 6 / n_\text{in} \ \text{(Kaiming, before a rectifier)},
               \quad 6 / (n_\text{in} + n_\text{out}) \ \text{(Glorot, otherwise)}
 
-    with :math:`n_\text{in}` the inputs that one output sums over. Biases are zero.
+    where one output sums :math:`n_\text{in}` inputs and one input reaches :math:`n_\text{out}` outputs. Biases
+    are zero.
 
     Args:
         layers: Layers and activations in order.
-        generator: Where the draws come from; None for torch's own.
+        generator: Source of the draws; None for torch's global generator.
 
     Returns:
         The scheme by parameter name.
@@ -144,13 +144,13 @@ def draw_stack(layers: nn.Sequential, generator: Generator | None = None) -> dic
         if is_pretrained(layer):
             continue
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-            met = _activation_met(stack[index + 1 :])
+            activation = _next_activation(stack[index + 1 :])
             fan_in, fan_out = _fans(layer)
-            rectified = met in _RECTIFIERS
+            rectified = activation in _RECTIFIERS
             square = 6 / fan_in if rectified else 6 / (fan_in + fan_out)
             fill_uniform(layer.weight, math.sqrt(square), generator)
             scheme = "kaiming_uniform" if rectified else "glorot_uniform"
-            record[f"{index}.weight"] = f"{scheme}({met})"
+            record[f"{index}.weight"] = f"{scheme}({activation})"
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
                 record[f"{index}.bias"] = "zeros"
@@ -161,25 +161,25 @@ def draw_stack(layers: nn.Sequential, generator: Generator | None = None) -> dic
 
 
 def fill_uniform(parameter: Tensor, bound: float, generator: Generator | None = None) -> None:
-    """Fill a parameter from ``U(-bound, bound)``: one seed gives equal numbers on every device."""
-    fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device=_home(generator))
+    """Fill a parameter from ``U(-bound, bound)``; one seed gives the same values on every device."""
+    fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device=_device_of(generator))
     with torch.no_grad():
         parameter.copy_(fresh.uniform_(-bound, bound, generator=generator))
 
 
 def fill_orthogonal(parameter: Tensor, generator: Generator | None = None) -> None:
-    """Fill a matrix with a random orthogonal one: equal numbers from one seed on every device."""
-    fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device=_home(generator))
+    """Fill a parameter with a random orthogonal matrix; one seed gives the same values on every device."""
+    fresh = torch.empty(parameter.shape, dtype=parameter.dtype, device=_device_of(generator))
     with torch.no_grad():
         parameter.copy_(nn.init.orthogonal_(fresh, generator=generator))
 
 
-def _home(generator: Generator | None) -> torch.device:
+def _device_of(generator: Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
 
-def _activation_met(layers: Sequence[nn.Module]) -> str:
-    """The activation that an output meets first, passing through norms and reshapes."""
+def _next_activation(layers: Sequence[nn.Module]) -> str:
+    """The first activation before the next layer with weights; "linear" if there is none."""
     for layer in layers:
         for name, activation in ACTIVATIONS.items():
             if type(layer) is activation:
@@ -190,18 +190,18 @@ def _activation_met(layers: Sequence[nn.Module]) -> str:
 
 
 def _fans(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> tuple[float, float]:
-    """How many inputs one output sums over, and how many outputs one input reaches."""
+    """Number of inputs that one output sums, and number of outputs that one input reaches."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     window, thinning = math.prod(layer.kernel_size), math.prod(layer.stride)
-    if isinstance(layer, nn.ConvTranspose2d):  # spreads its inputs out: few of them meet one output
+    if isinstance(layer, nn.ConvTranspose2d):  # the stride spreads the inputs: fewer reach one output
         return layer.in_channels * window / thinning, layer.out_channels * window
     return layer.in_channels * window, layer.out_channels * window / thinning
 
 
 @contextmanager
 def _seeded(generator: Generator | None, parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Run torch's own initialisation from ``generator``, and put its global generators back."""
+    """Seed torch's global generators from ``generator``, and restore their states afterwards."""
     if generator is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""How layers multiply: with many sets of weights at once, or in lower precision."""
+"""Modes of linear and convolutional layers: many sets of weights at once, and lower precision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _BroadcastLinear(TorchFunctionMode):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() == 2 and (bias is None or bias.dim() == 1):
         return functional.linear(input, weight, bias)
-    # weight (K, 1, out, in): the 1 is the place of the rows, which the product itself brings.
+    # weight (K, 1, out, in): the 1 holds the place of the row axis, which the product adds.
     w = weight.squeeze(-3) if weight.dim() > 3 else weight  # (K, out, in)
     out = torch.matmul(input, w.transpose(-1, -2))  # (K, B, out)
     return out if bias is None else out + bias  # bias (K, 1, out)
@@ -33,10 +33,10 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 @contextmanager
 def broadcast_linear() -> Iterator[None]:
-    """Within this context ``F.linear`` accepts weights that have leading dimensions of draws.
+    """Let ``F.linear`` accept weights with leading dimensions of draws.
 
     A network whose weights are random (``PyroSample``) gets weights of shape ``(K, 1, out, in)`` under a plate of
-    K draws; torch's linear layer takes matrices only.
+    K draws; torch's linear layer accepts only matrices.
 
     Examples:
         >>> x, w = torch.randn(7, 3), torch.randn(5, 1, 2, 3)
@@ -73,10 +73,10 @@ class _LowPrecision(TorchFunctionMode):
 
 @contextmanager
 def layers_in(precision: str) -> Iterator[None]:
-    """Within this context linear and convolutional layers multiply in some precision; all else stays as it is.
+    """Run linear and convolutional layers in a given precision; other operations do not change.
 
-    Inputs and weights are rounded to bfloat16, the product is returned in float32, and so are its gradients: what a
-    layer feeds, log-probabilities above all, is computed in float32. Parameters stay in float32.
+    In bfloat16, a layer rounds its inputs and weights, and returns its output and gradients in float32. Everything
+    computed from the output, such as log-probabilities, stays in float32, and so do parameters.
 
     Args:
         precision: ``"float32"`` (nothing changes) or ``"bfloat16"``.

@@ -1,4 +1,4 @@
-"""A network as a pure function of its weights, and what a prior over them needs to know of it."""
+"""Networks as pure functions of their weights, and the facts about weights that a prior needs."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from deepprob.networks.registry import network_from_config
 
 
 def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
-    """A copy of a network, to be run with weights that are drawn.
+    """Copy a network, so that it can run with random weights.
 
     Args:
-        net: A network, or the ``config`` of one of ours.
-        taken: Names that none of its parameters may have.
+        net: A network, or the ``config`` of a deepprob network.
+        taken: Names that no parameter of ``net`` may have.
 
     Returns:
         The copy.
 
     Raises:
-        TypeError: If it is no network.
-        ValueError: If nothing in it can be random, rows would depend on each other, or a name is taken.
+        TypeError: If ``net`` is not a network.
+        ValueError: If no parameter is trainable, a batch norm makes rows depend on each other, or a name is taken.
     """
     if isinstance(net, Mapping):
         net = network_from_config(net)
     if not isinstance(net, nn.Module):
-        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. For a dense one, MLP(D, outputs).")
+        raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. Write e.g. MLP(D, outputs).")
     lifted = copy.deepcopy(net)
     names = [n for n, p in lifted.named_parameters() if p.requires_grad]
     if not names:
-        raise ValueError("net has no parameter that is not frozen, so nothing is random. Set requires_grad=True.")
+        raise ValueError("net has no trainable parameter, so nothing is random. Set requires_grad=True.")
     if found := sorted(set(taken) & set(names)):
-        raise ValueError(f"net has a parameter named {found[0]!r}, which is a site of the program. Rename it.")
+        raise ValueError(f"net has a parameter named {found[0]!r}, but the program has a site of that name. Rename it.")
     for name, part in lifted.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is None:
             raise ValueError(
-                f"net has a batch norm without running statistics ({name!r}), so that rows would depend on each other. "
+                f"net has a batch norm without running statistics ({name!r}), which makes rows depend on each other. "
                 "Use LayerNorm or GroupNorm, or track_running_stats=True."
             )
     return lifted
 
 
 def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
-    """The outputs of a network with given weights, for all draws of them.
+    """Run a network with given weights, for every draw of them.
 
     Args:
         net: The network.
-        weights: By name, each with the same leading dimensions ``(*K, 1)``, or none of them.
+        weights: Weights by name, each with the same leading dimensions ``(*K, 1)`` or none.
         shapes: The shape of each weight without leading dimensions.
         x: Rows, ``(B, ...)``.
 
@@ -63,7 +63,7 @@ def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str,
         ValueError: If the network does not return one row of numbers for each row.
 
     Examples:
-        Draws of a weight are networks of their own:
+        Each draw of the weights is a separate network:
 
         >>> net, x = nn.Linear(3, 2, bias=False), torch.ones(5, 3)
         >>> draws = torch.stack([torch.zeros(2, 3), torch.ones(2, 3)]).unsqueeze(1)  # (K, 1, 2, 3)
@@ -76,26 +76,26 @@ def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str,
 
     stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
     out = _rows(_all_draws(net, stacked, x), x)
-    # The last leading dimension is the place of the rows, which the network itself brings.
+    # The last leading dimension holds the place of the row axis, which the network adds.
     return out.reshape(*leading[:-1], *out.shape[-2:])
 
 
 def _all_draws(net: nn.Module, stacked: dict[str, Tensor], x: Tensor) -> Any:
-    """The outputs for weights ``(K, *weight)``, in one call where torch can batch the network."""
+    """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network."""
 
-    def once(weights: dict[str, Tensor], x: Tensor) -> Any:
+    def run_one(weights: dict[str, Tensor], x: Tensor) -> Any:
         return functional_call(net, weights, (x,))
 
     try:
-        return vmap(once, in_dims=(0, None), randomness="different")(stacked, x)
-    except RuntimeError:  # torch has no batching rule for its recurrent layers, nor for branches on values
+        return vmap(run_one, in_dims=(0, None), randomness="different")(stacked, x)
+    except RuntimeError:  # vmap supports neither torch's recurrent layers nor branches on values
         count = len(next(iter(stacked.values())))
-        outs = [once({n: w[k] for n, w in stacked.items()}, x) for k in range(count)]
+        outs = [run_one({n: w[k] for n, w in stacked.items()}, x) for k in range(count)]
         return torch.stack(outs) if all(isinstance(out, Tensor) for out in outs) else outs[0]
 
 
 def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of every weight that has an axis of inputs, how many numbers one output sums.
+    """Fan-in of every weight that has an axis of inputs: how many numbers one output sums.
 
     Examples:
         >>> net = nn.Conv2d(3, 8, 5)
@@ -111,7 +111,7 @@ def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def gains(net: nn.Module) -> set[str]:
-    """Names of the weights that multiply what was normalised: without an effect they are 1, not 0."""
+    """Names of the weights of normalization layers; their neutral value is 1, not 0."""
     norms = [name for name, part in net.named_modules() if "Norm" in type(part).__name__]
     return {f"{name}.weight".removeprefix(".") for name in norms}
 
@@ -127,7 +127,7 @@ def _rows(out: Any, x: Tensor) -> Tensor:
     if not isinstance(out, Tensor):
         raise ValueError(
             f"the network must return one tensor, (rows, outputs); got {type(out).__name__}. "
-            "Wrap it in a module that returns the part that you mean."
+            "Wrap it in a module that returns only the output tensor."
         )
     if out.dim() < 2 or out.shape[-2] != len(x):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Likelihood: the distribution of an observed site, with the checks and preparations of its data."""
+"""Likelihood: the distribution of an observed site, with checks and preparation of its data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from deepprob.errors import unknown, whole
 from deepprob.networks.conditional import positive_link
 
-_FLOOR = 1e-4  # of noise, rates and inverse total counts, as a Conditional's
-_SILENT = -1e4  # log-odds beyond a sequence's end: the log-probability of zero is 0.0 in floats
-_CERTAIN = 1e-12  # standard deviation beyond a sequence's end
+_FLOOR = 1e-4  # of noise, rates and inverse total counts; the default floor of Conditional
+_PADDING_LOGIT = -1e4  # beyond a sequence's end: the log-probability of zero rounds to 0.0
+_PADDING_SD = 1e-12  # beyond a sequence's end: draws are zero up to rounding
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    r"""The Conditional of an observed site: from a network's output to a distribution over an observation.
+    r"""Distribution over an observation given a network's output: the conditional of an observed site.
 
     .. math:: x \mid o \sim F(m, \phi)
 
@@ -40,22 +40,22 @@ class Likelihood:
                                                                           :math:`m + m^2 / \phi`
     ======================= ============================================= ===============================
 
-    A dispersion is not the network's: one observation's own noise could shrink without bound. The link of counts is
-    that of a `Conditional`; it grows linearly, so that a large output is no overflow, as it would be under an
-    exponential. The two families of counts have the same mean, and for a large total count they are the same.
+    The network does not output the dispersion, because the noise of a single observation could shrink without bound.
+    Counts have the softplus link of `Conditional`: it grows linearly, so a large output does not overflow as it would
+    under an exponential. The two families of counts have the same mean, and agree in the limit of a large total count.
 
     Args:
         family: A name in ``LIKELIHOODS``.
-        event_shape: Shape of one observation; None for an axis that is as long as the network's output says.
+        event_shape: Shape of one observation; None for an axis whose length the network's output determines.
         num_classes: Number of classes of ``"categorical"``.
-        grey: Whether ``"bernoulli"`` takes values between 0 and 1 as probabilities, from which `prepare` draws.
+        grey: Whether ``"bernoulli"`` takes values in [0, 1] as probabilities, from which `prepare` draws binary values.
 
     Raises:
-        ValueError: If the family is unknown, ``num_classes`` is missing or out of range, or an option is of another
-            family.
+        ValueError: If the family is unknown, ``num_classes`` is missing or out of range, or an option belongs to
+            another family.
 
     Examples:
-        Counts have the mean that they are scaled to, and the dispersion does not change it:
+        The scale sets the mean of counts, and the dispersion does not change it:
 
         >>> for family in ("poisson", "negative_binomial"):
         ...     counts = Likelihood(family, (2,))
@@ -65,7 +65,7 @@ class Likelihood:
         tensor([ 1., 20.]) tensor([ 1., 20.])
         tensor([ 1., 20.]) tensor([ 1.1000, 60.0000])
 
-        What cannot be a count is refused in the user's words:
+        An error uses the user's name for the data:
 
         >>> Likelihood("poisson", ()).validate("visits", torch.tensor([3.0, 0.5]))
         Traceback (most recent call last):
@@ -84,11 +84,11 @@ class Likelihood:
         if self.family not in LIKELIHOODS:
             raise unknown("likelihood", self.family, LIKELIHOODS)
         if self.grey and self.family != "bernoulli":
-            raise ValueError(f"grey is of likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
+            raise ValueError(f"grey is only for likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
         if self.family != "categorical":
             if self.num_classes is not None:
                 raise ValueError(
-                    f"num_classes is of likelihood='categorical'; got likelihood={self.family!r}. Leave it out."
+                    f"num_classes is only for likelihood='categorical'; got likelihood={self.family!r}. Leave it out."
                 )
             return
         try:
@@ -101,10 +101,10 @@ class Likelihood:
 
     @property
     def size(self) -> int:
-        """How many outputs a network needs.
+        """Number of outputs that a network needs.
 
         Raises:
-            ValueError: If the event's shape has an axis that the network decides.
+            ValueError: If an axis of the event has no known size.
         """
         if None in self.event_shape:
             raise ValueError(f"event_shape {self.event_shape} leaves the size to the network. Give every axis a size.")
@@ -112,13 +112,13 @@ class Likelihood:
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        """The event's known axes, and one of classes."""
+        """The event's known axes, followed by the classes."""
         classes = () if self.num_classes is None else (self.num_classes,)
         return tuple(n for n in self.event_shape if n is not None) + classes
 
     @property
     def dispersion(self) -> str | None:
-        """What a dispersion is called, ``"noise"`` or ``"total_count"``; None for a family without one."""
+        """Name of the dispersion, ``"noise"`` or ``"total_count"``; None for a family without one."""
         return _FAMILIES[self.family].dispersion
 
     @property
@@ -132,17 +132,17 @@ class Likelihood:
     # -- data ----------------------------------------------------------------------------------------------------
 
     def validate(self, name: str, x: Tensor) -> Tensor:
-        """Check observations and bring them to the type that the distribution wants.
+        """Check observations and convert them to the type that the distribution needs.
 
         Args:
-            name: What they are called, in the user's words.
-            x: Observations, one a row. A single column may lack its axis or, for a scalar event, have one.
+            name: The user's name for the observations, for error messages.
+            x: Observations, one per row. A single column may have shape ``(N,)``, and a scalar event ``(N, 1)``.
 
         Returns:
-            Numbers of torch's default type; classes as int64.
+            The observations in torch's default dtype; classes in int64.
 
         Raises:
-            ValueError: If a value cannot be an observation, or a column has another shape.
+            ValueError: If a value is outside the likelihood's support, or a column has the wrong shape.
         """
         x = _columns(name, x, self.event_shape)
         if self.num_classes is not None:
@@ -160,29 +160,29 @@ class Likelihood:
         return x
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Draw binary observations from grey ones (dynamic binarisation); binary values stay unchanged."""
+        """Draw binary observations from grey ones (dynamic binarization); binary values stay unchanged."""
         return (torch.rand_like(x) < x).to(x.dtype) if self.grey else x
 
     def features(self, x: Tensor) -> Tensor:
-        """Observations as a network should read them: counts as ``log(1 + x)``, as they span orders of magnitude."""
+        """Observations as a network's input: counts as ``log(1 + x)``, because they span orders of magnitude."""
         return x.log1p() if _FAMILIES[self.family].picture == "counts" else x
 
     def units(self, x: Tensor) -> Tensor:
-        """How many numbers each row has, shape ``(B,)``."""
+        """Number of values in each row, shape ``(B,)``."""
         return torch.full((len(x),), float(math.prod(x.shape[1:])), device=x.device)
 
     # -- distributions -------------------------------------------------------------------------------------------
 
     def around(self, mean: Tensor, sd: Tensor | None = None) -> dict[str, Tensor]:
-        """Location and scale, for `distribution`, under which an output of zero is an ordinary observation.
+        """Location and scale for `distribution` at which an output of zero gives the mean of the data.
 
         Args:
-            mean: Of the training data, in the shape of the event.
-            sd: Their standard deviation; None if a normal's outputs should be in the units of the data.
+            mean: Mean of the training data, in the shape of the event.
+            sd: Standard deviation of the training data; None keeps a normal's outputs in the units of the data.
 
         Returns:
-            For ``"normal"`` the mean as ``loc`` and ``sd`` as ``scale``; for counts a ``scale`` that gives this mean
-            (or 1, where no training row has a count); nothing for other families, whose outputs have no units.
+            For ``"normal"``, the mean as ``loc`` and ``sd`` as ``scale``; for counts, a ``scale`` that gives this mean
+            (or a mean of 1 where all training counts are zero); empty for other families, whose outputs have no units.
         """
         if self.family == "normal":
             return {"loc": mean} if sd is None else {"loc": mean, "scale": sd}
@@ -191,14 +191,14 @@ class Likelihood:
         return {}
 
     def raw_dispersion(self, shape: tuple[int, ...]) -> Tensor:
-        """An unbounded parameter to learn a dispersion by, at its start; see `bounded`."""
+        """Initial value of an unbounded parameter, from which `bounded` computes the dispersion."""
         return torch.full(shape, _FAMILIES[self.family].raw_start)
 
     def bounded(self, raw: Tensor, scale: Tensor | None = None) -> Tensor:
-        r"""A dispersion from an unbounded parameter.
+        r"""Dispersion from an unbounded parameter.
 
         Noise is :math:`s\,(\epsilon + \mathrm{softplus}(r))`; a total count is
-        :math:`1 / (\epsilon + \mathrm{softplus}(r))`, so that counts without overdispersion are near, not at infinity.
+        :math:`1 / (\epsilon + \mathrm{softplus}(r))`, which is finite even for counts without overdispersion.
 
         Args:
             raw: The parameter :math:`r`.
@@ -221,25 +221,25 @@ class Likelihood:
         """The distribution of an observation.
 
         Args:
-            out: The network's output: flat, ``(*batch, size)``; with an axis of open size in the event, ``(*batch,
-                *event)``, and an axis of classes for ``"categorical"``.
-            loc: Where outputs start, for ``"normal"`` and ``"bernoulli"``; None for 0.
-            scale: The unit of outputs, for ``"normal"`` and counts; None for 1.
-            dispersion: In the units of the data, for a family that has one.
-            inside: Which numbers are observed at all, broadcast to the event (not for ``"categorical"``). Others are
-                zero: drawn as zero, and as zero without influence on the log-probability.
+            out: The network's output: flat, ``(*batch, size)``; if the event has an axis of open size,
+                ``(*batch, *event)``, followed by an axis of classes for ``"categorical"``.
+            loc: Offset of the outputs, for ``"normal"`` and ``"bernoulli"``; None for 0.
+            scale: Scale of the outputs, for ``"normal"`` and counts; None for 1.
+            dispersion: Dispersion in the units of the data, for a family that has one.
+            inside: Mask of observed values, broadcast to the event (not for ``"categorical"``). Other values must be
+                zero: they are drawn as zero and have no influence on the log-probability.
 
         Returns:
-            A Pyro distribution, the event's axes as event.
+            A Pyro distribution whose event shape is that of the observation.
 
         Raises:
-            ValueError: If the output has another size.
+            ValueError: If the output has the wrong size.
         """
         if None not in self.event_shape:
             self._check_size(out.shape[-1] if out.dim() else 0)
             out = out.reshape(out.shape[:-1] + self._sizes)
-        made = _FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
-        events: TorchDistributionMixin = made.to_event(len(self.event_shape))
+        per_value = _FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
+        events: TorchDistributionMixin = per_value.to_event(len(self.event_shape))
         return events
 
     def _check_size(self, found: int) -> None:
@@ -250,7 +250,7 @@ class Likelihood:
             )
 
 
-# Families: what a value may be, and how a distribution is made of outputs ------------------------------------------
+# Families: the support of a value, and the distribution given the outputs -------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ class _Family:
 
 def _bernoulli(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
     logits = out if loc is None else loc + out
-    logits = logits if inside is None else torch.where(inside, logits, _SILENT)
+    logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
     return dist.Bernoulli(logits=logits, validate_args=False)
 
 
@@ -280,7 +280,7 @@ def _normal(out: Tensor, loc: Tensor | None, scale: Tensor | None, dispersion: T
     if inside is None:
         return dist.Normal(mean, dispersion)
     mean = torch.where(inside, mean, 0.0)
-    noise = torch.where(inside, dispersion, _CERTAIN)
+    noise = torch.where(inside, dispersion, _PADDING_SD)
     return dist.Normal(mean, noise, validate_args=False).mask(inside)
 
 
@@ -294,7 +294,7 @@ def _negative_binomial(
     out: Tensor, loc: object, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None
 ) -> Any:
     logits = _mean_count(out, scale).log() - dispersion.log()
-    logits = logits if inside is None else torch.where(inside, logits, _SILENT)
+    logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
     return dist.NegativeBinomial(dispersion, logits=logits, validate_args=False)
 
 
@@ -324,7 +324,7 @@ _FAMILIES = {
     "categorical": _Family(_categorical, "classes"),
     "normal": _Family(_normal, "curve", dispersion="noise", raw_start=0.5),
     "poisson": _Family(_poisson, **_COUNTS),
-    # A total count of 10 to start with: counts of 10 have twice a Poisson's variance.
+    # Starts at a total count of 10, where counts with mean 10 have twice a Poisson's variance.
     "negative_binomial": _Family(
         _negative_binomial, dispersion="total_count", raw_start=math.log(math.expm1(0.1)), **_COUNTS
     ),
@@ -336,12 +336,14 @@ LIKELIHOODS = tuple(_FAMILIES)
 
 
 def _columns(name: str, x: Tensor, event_shape: tuple[int | None, ...]) -> Tensor:
-    """Rows of a scalar or of open columns, from ``(N,)`` or ``(N, D)``; others as they are."""
+    """Reshape rows of a scalar or of open columns from ``(N,)`` or ``(N, D)``; others stay unchanged."""
     if event_shape == ():
         if x.dim() == 2 and x.shape[1] == 1:
             return x[:, 0]
         if x.dim() != 1:
-            raise ValueError(f"{name} must have shape (N,); got {tuple(x.shape)}. Of one-hot rows take y.argmax(1).")
+            raise ValueError(
+                f"{name} must have shape (N,); got {tuple(x.shape)}. Convert one-hot rows with y.argmax(1)."
+            )
     if event_shape == (None,):
         if x.dim() not in (1, 2):
             raise ValueError(f"{name} must have shape (N, outputs) or (N,); got {tuple(x.shape)}. Flatten its rows.")
@@ -350,7 +352,7 @@ def _columns(name: str, x: Tensor, event_shape: tuple[int | None, ...]) -> Tenso
 
 
 def _classes(name: str, x: Tensor, num_classes: int) -> Tensor:
-    numbers = x if x.is_floating_point() else x.long()  # torch rounds no bools
+    numbers = x if x.is_floating_point() else x.long()  # torch cannot round bools
     labels = numbers.round()
     if (wrong := _first(numbers != labels)) is not None:
         raise ValueError(
@@ -368,7 +370,7 @@ def _check_grey(name: str, x: Tensor) -> None:
     if _first(~((x >= 0) & (x <= 1))) is None:
         return
     low, high = x.min().item(), x.max().item()
-    remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale them, (x - {low:g}) / {high - low:g}"
+    remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale with (x - {low:g}) / {high - low:g}"
     raise ValueError(
         f"{name} must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
         f"{remedy}, or choose likelihood='normal'."
@@ -376,12 +378,12 @@ def _check_grey(name: str, x: Tensor) -> None:
 
 
 def _first(wrong: Tensor) -> tuple[int, ...] | None:
-    """Where the first wrong number is, row first; None if there is none."""
+    """Index of the first wrong value, row first; None if there is none."""
     return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None
 
 
 def _shown(value: Tensor) -> str:
-    """A number in few digits, but never a fraction as a whole number."""
+    """Format a number with few digits, but never a fraction as a whole number."""
     number = float(value)
     text = f"{number:g}"
     return repr(number) if math.isfinite(number) and float(text).is_integer() > number.is_integer() else text

@@ -1,4 +1,4 @@
-"""What all networks share: sizes, configuration and checks of what they are given."""
+"""The base class of networks, and checks of sizes and inputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deepprob.errors import whole
 
 
 class Network(nn.Module):
-    """A network that knows its sizes and how it was made.
+    """Base class of networks: a module with sizes and a configuration.
 
     Attributes:
         in_features: Size of the input's last axis (of the whole image for an image encoder).
         out_features: Size of the output's last axis.
-        config: The constructor's arguments as JSON, and the network's name under ``"network"``.
+        config: The constructor's arguments as JSON values, and the network's name under ``"network"``.
     """
 
     in_features: int
@@ -24,34 +24,34 @@ class Network(nn.Module):
     config: dict[str, Any]
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Draw all weights anew.
+        """Redraw all weights.
 
         Args:
-            generator: Where the draws come from; None for torch's own.
+            generator: Source of the draws; None for torch's global generator.
 
         Returns:
             The scheme by parameter name.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no draw_weights: define it.")
+        raise NotImplementedError(f"{type(self).__name__} does not define draw_weights. Define it in the subclass.")
 
 
 def whole_sizes(name: str, values: object) -> list[int]:
-    """A sequence of sizes of at least 1, checked.
+    """Check that an argument is a sequence of sizes, and return it as a list.
 
     Args:
-        name: What the sizes are called, in the user's words ("hidden_dims").
-        values: What the user wrote.
+        name: Name of the argument, for error messages ("hidden_dims").
+        values: Value of the argument.
 
     Raises:
-        TypeError: If it is no sequence.
-        ValueError: If an entry is no whole number of at least 1.
+        TypeError: If it is not a sequence.
+        ValueError: If an entry is not a whole number of at least 1.
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{name} must be a sequence of whole numbers; got {values!r}. Write e.g. (64, 64).")
     return [whole(f"every size in {name}", value) for value in values]
 
 
-def check_trailing(what: str, x: Tensor, expected: tuple[int | None, ...]) -> None:
+def check_trailing(name: str, x: Tensor, expected: tuple[int | None, ...]) -> None:
     """Compare the last dimensions of an input with the expected ones; None matches any size.
 
     Raises:
@@ -64,6 +64,6 @@ def check_trailing(what: str, x: Tensor, expected: tuple[int | None, ...]) -> No
     if not matches:
         shown = ", ".join("T" if size is None else str(size) for size in expected)
         raise ValueError(
-            f"{what} expects inputs of shape (*batch, {shown}); got {tuple(x.shape)}. "
-            "Reshape the data, or make the network for this shape."
+            f"{name} expects inputs of shape (*batch, {shown}); got {tuple(x.shape)}. "
+            "Reshape the data, or create the network for this shape."
         )

@@ -29,23 +29,23 @@ class Recurrent(Network):
     .. math:: h_t = f(x_t, h_{t-1}), \quad\text{reversed: } h_t = f(x_t, h_{t+1}),
               \quad h_0 = h_{T_i + 1} = 0
 
-    Reversed, each sequence ``i`` is read backwards from its own end ``T_i``, not the padding's, so
-    that ``h_t`` summarises ``x_t, ..., x_{T_i}``. Values beyond a sequence's end are neither read
-    nor returned: the output is zero there.
+    In reverse, each sequence ``i`` is read backwards from its own last step ``T_i``, not from the end of the padding,
+    so that ``h_t`` summarizes ``x_t, ..., x_{T_i}``. Values beyond a sequence's end have no influence, and the output
+    is zero there.
 
     Args:
         in_features: Size of an input vector ``x_t``.
         hidden_dim: Size of the state ``h_t``.
         kind: The cell ``f``: "gru", "lstm" or "rnn" (tanh).
         reverse: Whether to run backwards in time.
-        bidirectional: Whether to run both ways; the output is then twice as wide, forwards first.
+        bidirectional: Whether to run in both directions; the output is then twice as wide, forward states first.
 
     Raises:
-        ValueError: If a size is not a whole number of at least 1, the kind is unknown, both directions
-            are set twice, or the shapes of an input do not match.
+        ValueError: If a size is not a whole number of at least 1, the kind is unknown, ``reverse`` and
+            ``bidirectional`` are both set, or an input has the wrong shape.
 
     Examples:
-        What follows a sequence's end makes no difference:
+        Padding does not change the states:
 
         >>> net = Recurrent(3, 4, reverse=True)
         >>> x, lengths = torch.randn(1, 5, 3), torch.tensor([2])
@@ -96,7 +96,7 @@ class Recurrent(Network):
 
         Args:
             x: Padded sequences.
-            lengths: Length of each, shape ``batch``, from 0 to ``T``; None if all are ``T``.
+            lengths: Length of each sequence, shape ``batch``, from 0 to ``T``; None if all have ``T`` steps.
 
         Returns:
             The states, zero beyond each sequence's end.
@@ -127,7 +127,7 @@ class Recurrent(Network):
         return y.reshape(*batch, steps, self.out_features)
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Glorot for inputs and orthogonal for states, gate by gate; an LSTM remembers at first."""
+        """Redraw weights per gate, Glorot for inputs and orthogonal for states; an LSTM's forget bias starts at 1."""
         record: dict[str, str] = {}
         for name, parameter in self.named_parameters():
             if is_pretrained(self.get_submodule(name.rpartition(".")[0])):
@@ -151,28 +151,28 @@ class Recurrent(Network):
 
 
 def _states(cell: nn.RNNBase, x: Tensor) -> Tensor:
-    """All states of a recurrent network of torch's, ``(B, T, D)`` to ``(B, T, H)``."""
+    """All states of a recurrent torch layer, ``(B, T, D)`` to ``(B, T, H)``."""
     if not is_tracing():
         with warnings.catch_warnings() if x.is_cuda else contextlib.nullcontext():
-            if x.is_cuda:  # cuDNN copies weights that lie among a fit's other parameters, and says so at every call
+            if x.is_cuda:  # cuDNN copies weights stored among a fit's other parameters, and warns at every call
                 warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous chunk")
             y: Tensor = cell(x)[0]
         return y
     step = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _rnn}[cell.mode]
     weight_in, weight, bias_in, bias = cell.all_weights[0]
-    ahead = nn.functional.linear(x.transpose(0, 1), weight_in, bias_in)  # (T, B, gates H)
+    projected = nn.functional.linear(x.transpose(0, 1), weight_in, bias_in)  # (T, B, gates H)
     start = x.new_zeros(len(x), cell.hidden_size)
     state = (start, start.clone()) if cell.mode == "LSTM" else (start,)
-    _, (states,) = recur(step, state, [ahead], [weight, bias])
+    _, (states,) = recur(step, state, [projected], [weight, bias])
     return states.transpose(0, 1)
 
 
 def _lstm(state: Tensors, slices: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
     h, c = state
     gates = slices[0] + nn.functional.linear(h, *params)  # (B, 4 H)
-    enter, remember, proposal, leave = gates.chunk(4, -1)
-    c = torch.sigmoid(remember) * c + torch.sigmoid(enter) * torch.tanh(proposal)
-    h = torch.sigmoid(leave) * torch.tanh(c)
+    input_gate, forget_gate, candidate, output_gate = gates.chunk(4, -1)
+    c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * torch.tanh(candidate)
+    h = torch.sigmoid(output_gate) * torch.tanh(c)
     return (h, c), (h,)
 
 

@@ -21,10 +21,10 @@ NETWORKS: dict[str, type[Network]] = {
 
 
 def network_from_config(config: Mapping[str, Any]) -> Network:
-    """Make a network from its ``config``, with fresh weights.
+    """Build a network from its ``config``, with new weights.
 
     Args:
-        config: What a network's ``config`` says; arguments left out keep their defaults.
+        config: The ``config`` of a network; omitted arguments keep their defaults.
 
     Returns:
         The network.

@@ -1,4 +1,4 @@
-"""The contract tests share their scenarios, and a stand-in for the compiler, by path: tests are not a package."""
+"""Put shared scenarios and a stand-in for the compiler on the path, because tests are not a package."""
 
 from __future__ import annotations
 

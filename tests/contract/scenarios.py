@@ -16,7 +16,7 @@ from deepprob.programs.program import Program
 
 @dataclass(frozen=True)
 class Scenario:
-    """A model's `example`, with a new program whenever one is made.
+    """A model's `example`, with a new program for every use.
 
     Attributes:
         model: The model.

@@ -1,4 +1,4 @@
-"""What holds for every registered objective.
+"""The contract of every registered objective.
 
 Averages are compared in standard errors: z < 4.5 is exceeded by chance once in 300 000 comparisons. Seeds are fixed.
 """
@@ -83,7 +83,7 @@ def test_loss_terms_and_gradients(objective: Objective, instance: ProgramInstanc
         assert bool(torch.isfinite(gradient).all() & (gradient != 0).any()), name
 
 
-def test_it_describes_itself_as_json(name: str, objective: Objective) -> None:
+def test_description_is_json(name: str, objective: Objective) -> None:
     described = objective.describe()
     assert described["name"] == name
     assert json.loads(json.dumps(described)) == described
@@ -96,7 +96,7 @@ def test_seeded_calls_are_equal(objective: Objective, instance: ProgramInstance)
     assert all(torch.equal(*pair) for pair in zip(first[2], again[2], strict=True))
 
 
-def test_loss_and_elbo_are_bounds_of_the_evidence(objective: Objective, instance: ProgramInstance) -> None:
+def test_loss_and_elbo_bound_the_evidence(objective: Objective, instance: ProgramInstance) -> None:
     evidence = float(dist.Normal(0.3, math.sqrt(2)).log_prob(X).mean())
     found = [of_seed(objective, instance, seed) for seed in range(200)]
     for draws in ([-loss for loss, _, _ in found], [terms["elbo"] for _, terms, _ in found]):
@@ -108,15 +108,15 @@ def test_loss_and_elbo_are_bounds_of_the_evidence(objective: Objective, instance
     assert float(elbo) == pytest.approx(float((likelihood - torch.distributions.kl_divergence(q, p)).mean()), abs=0.05)
 
 
-def test_the_weight_of_the_kl_changes_the_loss_and_no_term(objective: Objective, instance: ProgramInstance) -> None:
+def test_kl_weight_changes_the_loss_and_no_term(objective: Objective, instance: ProgramInstance) -> None:
     weights = torch.tensor([1.0, 0.5], device=instance.device)
     full, half = (of_seed(objective, instance, 0, weight) for weight in weights)
     assert float(full[0]) != float(half[0])
     assert {n: float(v) for n, v in half[1].items()} == pytest.approx({n: float(v) for n, v in full[1].items()})
 
 
-def test_every_batch_is_weighed_alike(objective: Objective) -> None:
-    """Rows that are all alike, under an exact guide: the loss is the evidence of one, whatever the batch."""
+def test_loss_does_not_depend_on_the_batch_size(objective: Objective) -> None:
+    """With equal rows and an exact guide, the loss is the negative log evidence of one row for every batch size."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -134,7 +134,7 @@ def test_every_batch_is_weighed_alike(objective: Objective) -> None:
         assert float(loss) == pytest.approx(-float(evidence), abs=0.15)  # a closed form of the KL leaves some noise
 
 
-def test_svi_takes_it(name: str, objective: Objective) -> None:
+def test_svi_accepts_every_objective(name: str, objective: Objective) -> None:
     posterior = svi(Codes(), X, objective=name, epochs=4, batch_size=5, held_out=X, compile=False)
     steps = posterior.history.steps
     assert steps.keys() >= objective(Run(Codes(), (X,), torch.arange(12), 12))[1].keys()
@@ -143,7 +143,7 @@ def test_svi_takes_it(name: str, objective: Objective) -> None:
 
 
 def check_compiled(name: str) -> None:
-    """`svi` compares a compiled step with an eager one on the same noise, and warns of what differs."""
+    """`svi` compares a compiled step with an eager one on the same noise, and warns of a difference."""
     compiled, eager = (
         svi(Codes(), X, objective=name, epochs=4, batch_size=5, compile=compile, progress=False)
         for compile in (True, False)
@@ -152,11 +152,11 @@ def check_compiled(name: str) -> None:
     assert compiled.history.steps.keys() == eager.history.steps.keys()
 
 
-def test_traced_steps_are_the_eager_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traced_steps_equal_eager_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_compiler(monkeypatch)
     check_compiled(name)
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_the_eager_ones(name: str) -> None:
+def test_compiled_steps_equal_eager_steps(name: str) -> None:
     check_compiled(name)

@@ -82,9 +82,9 @@ def loss_and_gradients(instance: ProgramInstance, objective: Objective, batch: B
 def pyros_loss_and_gradients(instance: ProgramInstance, elbo: Any, batch: Batch, rows: Tensor) -> LossAndGradients:
     """Loss and gradients of one of Pyro's objectives, for all data."""
     program = instance.program
-    # Pyro would find this out by a run, which draws noise. It counts the plate of particles.
+    # Set it here: Pyro would find it by a run, which draws noise. It includes the plate of particles.
     elbo.max_plate_nesting = instance.structure.plates + (elbo.vectorize_particles and elbo.num_particles > 1)
-    # Pyro recognises an AutoMessenger by its class, and makes both traces in one run.
+    # Pyro recognizes an AutoMessenger by its class, and makes both traces in one run.
     guide = program.current_guide if isinstance(program.current_guide, GuideMessenger) else program.guide
     forget_values(program)
     with instance.running(), program.bound(rows, instance.num_data):
@@ -201,7 +201,7 @@ def test_traced_graph_equals_the_eager_run(example: Example, device: torch.devic
 
 
 @pytest.mark.parametrize("example", EAGER, ids=named)
-def test_what_is_refused_says_why_and_where(example: Example, device: torch.device) -> None:
+def test_untraceable_error_names_reason_and_line(example: Example, device: torch.device) -> None:
     with pytest.raises(Untraceable, match=r"depends on a value of a tensor .*, at zoo\.py:\d+ `.+`$"):
         trace(example, device)
 
@@ -312,12 +312,12 @@ def _assert_fresh_noise(
     rates: Tensor,
     graph: GradientGraph,
 ) -> None:
-    """With the same rows and parameters, steps differ by their noise alone."""
+    """With the same rows and parameters, steps differ only by their noise."""
     rows, rates = rows[:1].expand_as(rows), torch.ones_like(rates) * rates.new_tensor([0.0, 1.0])
     fixed = (list(data), graph.fixed)
     _, record = loop(carry, PerStep(rows, rates), fixed, noise)
     different = len(set(record["gradient_norm"].tolist()))
-    assert different == STEPS if graph.noise.normal else different > 1  # coins may fall equal
+    assert different == STEPS if graph.noise.normal else different > 1  # coins may be equal by chance
     if not graph.noise.unserved and not graph.buffers:
         same = Noise(*(x[:1].expand_as(x) for x in noise))
         _, record = loop(carry, PerStep(rows, rates), fixed, same)

@@ -1,4 +1,4 @@
-"""Small Pyro programs, each with the objective of Pyro that ours must agree with.
+"""Small Pyro programs, each with the Pyro objective that ours must equal.
 
 Each shows one feature of Pyro. To add a program, write it in its section and add a line to `ZOO`.
 """
@@ -130,7 +130,7 @@ def ragged() -> Batch:
 
 
 def incomplete() -> Batch:
-    """Numbers, and whether each was observed: 1 or 0."""
+    """Numbers, and a mask of the observed ones (1 or 0)."""
     return torch.randn(24), (torch.rand(24) < 0.7).float()
 
 
@@ -284,7 +284,7 @@ def scaled_likelihood(x: Tensor, y: Tensor) -> None:
 
 
 def annealed() -> Program:
-    """A prior scaled down unlike its guide, so that the KL has no closed form."""
+    """A prior that is scaled down, unlike its guide, so that the KL has no closed form."""
 
     def model(y: Tensor) -> None:
         with poutine.scale(scale=0.3):
@@ -359,7 +359,7 @@ def known_noise() -> Program:
 
 
 def lifted_parameters() -> Program:
-    """A maximum likelihood program whose parameters are given priors."""
+    """A maximum likelihood program whose parameters get priors."""
 
     def model(x: Tensor, y: Tensor) -> None:
         weights = pyro.param("weights", torch.zeros(3))
@@ -371,7 +371,7 @@ def lifted_parameters() -> Program:
 
 
 def reparameterised(model: Callable[..., Any], config: Callable[[], Any]) -> Callable[[], Program]:
-    """A reparameterised model, with a normal guide for its new latent sites."""
+    """A reparameterized model, with a normal guide for its new latent sites."""
 
     def program() -> Program:
         rewritten = poutine.reparam(model, config=config())
@@ -389,7 +389,7 @@ def scaled_walk(y: Tensor) -> None:
 
 
 def smooth_path(y: Tensor) -> None:
-    """A random walk with highly correlated neighbours."""
+    """A random walk with highly correlated neighbors."""
     steps = pyro.sample("steps", dist.Normal(0.0, 1.0).expand([len(y)]).to_event(1))
     pyro.sample("y", dist.Normal(steps.cumsum(-1), 0.5).to_event(1), obs=y)
 
@@ -444,7 +444,7 @@ def proportions() -> Program:
 
 
 def plane(model_prior: Callable[[], Any], posterior: Callable[[], Any]) -> Program:
-    """The latent centre of points in the plane."""
+    """The latent center of points in the plane."""
 
     def model(x: Tensor) -> None:
         centre = pyro.sample("centre", model_prior())
@@ -841,7 +841,7 @@ def random_walk(y: Tensor) -> None:
 
 
 def kalman_filter(y: Tensor) -> None:
-    """A linear-Gaussian chain, marginalised by its distribution."""
+    """A linear-Gaussian chain, marginalized by its distribution."""
     noise = pyro.param("noise", torch.tensor([0.5, 0.8]), constraint=constraints.positive)
     matrix = pyro.param("matrix", torch.tensor([[0.9, 0.1], [0.0, 0.8]]))
     start = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
@@ -853,7 +853,7 @@ def kalman_filter(y: Tensor) -> None:
 
 
 def forward_algorithm(y: Tensor) -> None:
-    """A discrete chain, marginalised by its distribution."""
+    """A discrete chain, marginalized by its distribution."""
     start = pyro.param("start", torch.tensor([0.1, -0.1]))
     move = pyro.param("move", torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     loc = pyro.param("loc", torch.tensor([[-1.0, 0.0], [1.0, 0.5]]))
@@ -870,7 +870,7 @@ def sparse_gaussian_process() -> Program:
 
 
 def length_scale_with_prior() -> Program:
-    """A Gaussian process, marginalised by the likelihood, with a latent length scale."""
+    """A Gaussian process, marginalized by the likelihood, with a latent length scale."""
 
     def model(x: Tensor, y: Tensor) -> None:
         length = pyro.sample("length", dist.LogNormal(0.0, 1.0))

@@ -6,7 +6,7 @@ not run again with a later one; its imports are those of that version::
     git worktree add --detach /tmp/before caa2cd9
     PYTHONPATH=/tmp/before python tests/golden/make_saved.py
 
-``saved/expected.json`` names the producer and holds, for every folder, the data that were asked about and the answers.
+``saved/expected.json`` names the producer and holds the query data and the answers for every folder.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def normal_means(y: Tensor) -> None:
 
 
 def fitted_vae() -> tuple[deepprob.Posterior, tuple[Tensor, ...]]:
-    """A VAE of grey images of 3 x 2 pixels, and three of them."""
+    """A VAE of grey images of 3 x 2 pixels, and three images."""
     x = torch.rand(16, 3, 2)
     program = VAE((3, 2), latent_dim=2, hidden_dims=(8,))
     return svi(program, x, epochs=3, batch_size=8, compile=False, device="cpu", progress=False), (x[:3],)
 
 
 def fitted_network() -> tuple[deepprob.Posterior, tuple[Tensor, ...]]:
-    """A Bayesian network fitted to 24 rows, and five of them."""
+    """A Bayesian network fitted to 24 rows, and five rows."""
     x = torch.randn(24, 3)
     y = (x @ torch.tensor([[1.0], [-2.0], [0.5]])).sin() + 3.0
     program = BayesianNeuralNetwork(MLP(3, 1, (5,), "tanh"))
@@ -56,7 +56,7 @@ def fitted_network() -> tuple[deepprob.Posterior, tuple[Tensor, ...]]:
 
 
 def fitted_program() -> tuple[deepprob.Posterior, tuple[Tensor, ...]]:
-    """A Pyro model of one's own; its guide has parameters for every row, so that all six are asked about."""
+    """A custom Pyro model; its guide has parameters for every row, so the queries cover all six rows."""
     y = torch.tensor([0.5, -1.0, 2.0, 1.5, 0.0, 3.0])
     program = deepprob.Program.of(normal_means, "normal", data_plate="data")
     posterior = svi(program, y, epochs=20, batch_size=None, compile=False, device="cpu", progress=False)
@@ -76,10 +76,10 @@ def answers(posterior: deepprob.Posterior, data: tuple[Tensor, ...]) -> dict[str
 
 
 def producer() -> dict[str, str]:
-    """Who makes the files.
+    """The version that makes the files.
 
     Raises:
-        SystemExit: If the deepprob that was imported is not the one that the files stand for.
+        SystemExit: If the imported deepprob is not the version that the files stand for.
     """
     home = Path(deepprob.__file__).parent
     found = subprocess.run(
@@ -100,7 +100,7 @@ def producer() -> dict[str, str]:
 
 
 def main() -> None:
-    """Fit, save and ask each of the three."""
+    """Fit, save and query each of the three."""
     expected: dict[str, Any] = {"producer": producer()}
     torch.manual_seed(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Numbers that others made, with who made them, by what and when beside them."""
+"""Reference numbers from other software, stored with producer, version and date."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quantities(draws: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"mu": draws["mu"], "tau": draws["tau"], "theta[1]": theta[:, 0], "theta[8]": theta[:, 7]}
 
 
-def test_the_guide_is_near_the_reference(posterior: Posterior) -> None:
+def test_guide_is_near_the_reference(posterior: Posterior) -> None:
     for name, value in quantities(posterior.sample(SIGMA, Y, draws=20_000, seed=1)).items():
         mean, sd = GOLDEN[name]["mean"], GOLDEN[name]["sd"]
         assert abs(float(value.mean()) - mean) < 0.2 * sd, name
@@ -48,7 +48,7 @@ def test_the_guide_is_near_the_reference(posterior: Posterior) -> None:
 
 
 def test_importance_weights_reach_the_reference(posterior: Posterior) -> None:
-    # One seed draws the same latents for both queries.
+    # The same seed draws the same latents for both queries.
     weights = posterior.log_weights(SIGMA, Y, particles=100_000, seed=1).softmax(0)
     for name, value in quantities(posterior.sample(SIGMA, Y, draws=100_000, seed=1)).items():
         mean = (weights * value).sum()

@@ -1,4 +1,4 @@
-"""Folders that an earlier version saved are read, and give the numbers that they gave then (see make_saved.py)."""
+"""Folders saved by an earlier version load and give the numbers of that version (see make_saved.py)."""
 
 from __future__ import annotations
 
@@ -48,37 +48,33 @@ def check_close(found: Tensor, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # a sum of rounded numbers may be near zero
 
 
-def test_parameters_are_read_under_their_names(name: str, posterior: dp.Posterior) -> None:
+def test_parameters_keep_their_names_and_values(name: str, posterior: dp.Posterior) -> None:
     found, expected = posterior.parameters(), EXPECTED[name]["parameter_sums"]
     assert list(found) == list(expected)
     for key, value in found.items():
         check_close(value.double().sum(), expected[key])
 
 
-def test_samples_are_those_of_the_version_that_saved(name: str, posterior: dp.Posterior, data: list[Tensor]) -> None:
+def test_samples_equal_those_of_the_saving_version(name: str, posterior: dp.Posterior, data: list[Tensor]) -> None:
     found, expected = posterior.sample(*data, draws=4, seed=0), EXPECTED[name]["sample"]
     assert list(found) == list(expected)
     for site, value in found.items():
         check_close(value, expected[site])
 
 
-def test_predictions_are_those_of_the_version_that_saved(
-    name: str, posterior: dp.Posterior, data: list[Tensor]
-) -> None:
+def test_predictions_equal_those_of_the_saving_version(name: str, posterior: dp.Posterior, data: list[Tensor]) -> None:
     check_close(posterior.predict(*data, draws=4, seed=0).mean, EXPECTED[name]["predicted_mean"])
 
 
-def test_likelihoods_are_those_of_the_version_that_saved(
-    name: str, posterior: dp.Posterior, data: list[Tensor]
-) -> None:
+def test_likelihoods_equal_those_of_the_saving_version(name: str, posterior: dp.Posterior, data: list[Tensor]) -> None:
     check_close(posterior.log_likelihood(*data, draws=4, seed=0), EXPECTED[name]["log_likelihood"])
 
 
-def test_a_loaded_posterior_keeps_its_settings_and_history_when_saved(
+def test_loaded_posterior_keeps_settings_and_history_when_saved(
     name: str, posterior: dp.Posterior, tmp_path: Path
 ) -> None:
     posterior.save(tmp_path)
     first, second = (json.loads((folder / "manifest.json").read_text()) for folder in (SAVED / name, tmp_path))
     facts = first["manifest"]["history"]
-    facts["compiled_graphs"] = facts.pop("specialisations")  # what it is called since
-    assert second["manifest"] == second["manifest"] | first["manifest"]  # a later version may say more
+    facts["compiled_graphs"] = facts.pop("specialisations")  # the later name
+    assert second["manifest"] == second["manifest"] | first["manifest"]  # a later version may add keys

@@ -1,4 +1,4 @@
-"""A Bayesian neural network that is linear has a known posterior. Seeds are fixed; no threshold is a coin toss."""
+"""A linear Bayesian neural network against its known posterior. Seeds are fixed, and thresholds are wide."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int
     assert ((found - mean).abs() < 0.2 * fitted).all()
 
 
-def test_the_bound_is_below_the_evidence_and_its_weights_reach_it() -> None:
+def test_elbo_is_below_the_evidence_and_importance_weights_reach_it() -> None:
     x, y = linear_data()
     posterior = fit_linear(None, steps=800)
     features = torch.cat([x, torch.ones(200, 1)], dim=1)
@@ -65,9 +65,9 @@ def test_the_bound_is_below_the_evidence_and_its_weights_reach_it() -> None:
     assert abs(float(posterior.log_evidence(x, y, particles=2000) - exact)) < 0.1
 
 
-def test_the_noise_is_learned() -> None:
+def test_noise_is_learned() -> None:
     x, y = linear_data()
-    # The first gradients, of a noise that is far too small, are huge: Adam must forget them soon.
+    # The noise starts far too small, so the first gradients are huge; a small beta_2 lets Adam forget them.
     fast = Optimizer(learning_rate=3e-2, options={"betas": (0.9, 0.99)})
     program = BayesianNeuralNetwork(nn.Linear(5, 1))
     posterior = svi(program, (x, 10 * y), epochs=1500, batch_size=None, optimizer=fast, seed=0, progress=False)
@@ -77,7 +77,7 @@ def test_the_noise_is_learned() -> None:
     assert abs(float(posterior.predict(x).aleatoric.mean() / (10 * unbiased)) - 1) < 0.1
 
 
-def test_what_was_not_seen_is_less_certain() -> None:
+def test_uncertainty_grows_away_from_the_data() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(100, 1, generator=generator) * 2 - 1
     y = torch.sin(3 * x) + 0.1 * torch.randn(100, 1, generator=generator)

@@ -1,6 +1,6 @@
 """Counts against known answers: quadrature for posteriors and evidence, simulated truths for rates and dispersions.
 
-Seeds are fixed. A comparison with Monte Carlo allows 4 standard errors, which a right program exceeds once in 16 000.
+Seeds are fixed. A comparison with Monte Carlo allows 4 standard errors, which a correct program exceeds once in 16 000.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def log_mean(terms: Tensor) -> Tensor:
 
 
 def standard_error(weights: Tensor) -> Tensor:
-    """Of the logarithm of a mean of weights, one column each, by the delta method."""
+    """Standard error of the log mean of each column of weights, by the delta method."""
     ratio = (weights - log_mean(weights)).exp()
     return ratio.std(0) / math.sqrt(len(weights))
 
@@ -41,7 +41,7 @@ def standard_error(weights: Tensor) -> Tensor:
 
 
 def one_rate() -> nn.Module:
-    """A network whose bias alone is random: y ~ Poisson(softplus(b)), b ~ N(0, 1)."""
+    """A network whose only random parameter is its bias: y ~ Poisson(softplus(b)), b ~ N(0, 1)."""
     net = nn.Linear(1, 1)
     net.weight.requires_grad_(False).zero_()
     return net
@@ -79,7 +79,7 @@ def one_weight(request: pytest.FixtureRequest) -> Posterior:
     )
 
 
-def test_the_posterior_of_a_rate_is_that_of_quadrature(one_weight: Posterior) -> None:
+def test_posterior_of_a_rate_matches_quadrature(one_weight: Posterior) -> None:
     evidence, rate = exact(one_weight.program.likelihood)
     x = torch.zeros(10, 1)
     weights = one_weight.log_weights(x, Y, particles=4000, seed=1)
@@ -87,7 +87,7 @@ def test_the_posterior_of_a_rate_is_that_of_quadrature(one_weight: Posterior) ->
     bound = float(weights.mean())
     assert bound < float(evidence) and float(evidence) - bound < 0.1
     found = one_weight.predict(x, draws=4000).distribution.mean[:, 0, 0]
-    # The guide is Gaussian and the posterior nearly so: of the rate's sd, about 0.4, a tenth.
+    # The guide is Gaussian, the posterior nearly so: allow a tenth of the rate's sd of about 0.4.
     assert abs(float(found.mean() - rate)) < 0.04
 
 
@@ -110,7 +110,7 @@ def fit_regression(family: str, x: Tensor, y: Tensor) -> Posterior:
     return svi(program, (x, y), epochs=1500, batch_size=None, optimizer=fast, compile=False, seed=0)
 
 
-def test_a_poisson_regression_finds_the_rates() -> None:
+def test_poisson_regression_recovers_the_rates() -> None:
     x, y, rate = regression()
     posterior = fit_regression("poisson", x, y)
     prediction = posterior.predict(x, draws=200)
@@ -118,13 +118,13 @@ def test_a_poisson_regression_finds_the_rates() -> None:
     assert float(error / spread) < 0.1, (error, spread)
     truth = Poisson(rate).log_prob(y).mean()
     assert prediction.log_prob(y).mean() > truth - 0.05
-    assert Poisson(y.mean()).log_prob(y).mean() < truth - 3.0  # power: a rate for all rows is far worse
+    assert Poisson(y.mean()).log_prob(y).mean() < truth - 3.0  # power: one rate for all rows is far worse
     torch.testing.assert_close(prediction.aleatoric, prediction.mean.sqrt())  # a Poisson's variance is its mean
     inside = (prediction.interval(0.9)[0] <= y) & (y <= prediction.interval(0.9)[1])
     assert 0.87 < float(inside.float().mean()) < 0.97
 
 
-def test_a_negative_binomial_finds_the_dispersion_that_a_poisson_lacks() -> None:
+def test_negative_binomial_regression_recovers_the_dispersion() -> None:
     x, y, rate = regression(total=3.0)
     posterior = fit_regression("negative_binomial", x, y)
     total = posterior.sample(draws=200)["total_count"]
@@ -133,7 +133,7 @@ def test_a_negative_binomial_finds_the_dispersion_that_a_poisson_lacks() -> None
     assert float((prediction.mean - rate).square().mean().sqrt() / rate.std()) < 0.3
     truth = NegativeBinomial(3.0, logits=rate.log() - math.log(3.0)).log_prob(y).mean()
     assert prediction.log_prob(y).mean() > truth - 0.05
-    assert Poisson(rate).log_prob(y).mean() < truth - 1.0  # power: the right rates with a Poisson's variance
+    assert Poisson(rate).log_prob(y).mean() < truth - 1.0  # power: the true rates with a Poisson's variance
 
 
 # -- a linear autoencoder ---------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def linear_counts(family: str) -> Tensor:
 
 
 def linear_truth(family: str, z: Tensor) -> Poisson | NegativeBinomial:
-    """Rates 10 softplus(w z + b), and a total count of 3 where there is one."""
+    """Rates 10 softplus(w z + b); the negative binomial has a total count of 3."""
     rate = 10 * softplus(z * LOADING + torch.linspace(-1, 1, 8))
     return Poisson(rate) if family == "poisson" else NegativeBinomial(TOTAL, logits=rate.log() - math.log(TOTAL))
 
@@ -161,21 +161,21 @@ GRID = torch.linspace(-6, 6, 601)[:, None]
 
 
 def integrate(density: Tensor) -> Tensor:
-    """The log of an integral over a standard normal code of densities on the grid, ``(G, B)``."""
+    """Log of the integral over a standard normal code of densities on the grid, ``(G, B)``."""
     prior = Normal(0.0, 1.0).log_prob(GRID) + math.log(float(GRID[1] - GRID[0]))
     return (density + prior).logsumexp(0)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_linear_autoencoder_of_counts_reaches_the_evidence_of_the_truth(family: str) -> None:
+def test_linear_autoencoder_of_counts_reaches_the_true_evidence(family: str) -> None:
     x = linear_counts(family)
     with torch.enable_grad():
         program = VAE((8,), latent_dim=1, hidden_dims=(), likelihood=family)
         quick = Optimizer(learning_rate=1e-2, schedule="cosine")
         posterior = svi(program, x, epochs=150, batch_size=100, optimizer=quick, compile=False, seed=0)
     fitted, few = posterior.program, x[:200]
-    # The fitted model written out by hand: the decoder's outputs in units of the training mean.
+    # The fitted model by hand: the decoder's outputs are in units of the training mean.
     rate = (fitted.centre / math.log(2) * (softplus(fitted.decoder(GRID)) + FLOOR))[:, None]
     own: Poisson | NegativeBinomial = Poisson(rate)
     if family == "negative_binomial":
@@ -184,7 +184,7 @@ def test_a_linear_autoencoder_of_counts_reaches_the_evidence_of_the_truth(family
         assert ((total > 2) & (total < 4.5)).all(), total
     exact = integrate(own.log_prob(few).sum(-1))
     torch.testing.assert_close(integrate(fitted.decode(GRID.unsqueeze(1)).log_prob(few)), exact, rtol=1e-4, atol=1e-3)
-    # A linear encoder is poor for some rows, so that their weights have heavy tails: most rows must agree.
+    # A linear encoder is poor for some rows and gives their weights heavy tails: most rows must agree.
     weights = posterior.log_weights(few, particles=2000, seed=1)
     error = (log_mean(weights) - exact).abs()
     assert float((error < 4 * standard_error(weights) + 1e-3).float().mean()) > 0.98 and float(error.median()) < 0.01
@@ -211,7 +211,7 @@ def series(rows: int = 150, steps: int = 20, level: float = 0.0) -> tuple[Tensor
 
 
 def log_prob_of_steps(dmm: DeepMarkovModel, path: Tensor, x: Tensor) -> Tensor:
-    """By hand: counts given states, summed over features, ``(*batch, T)``."""
+    """Log-probability of counts given states by hand, summed over features, ``(*batch, T)``."""
     mean = dmm.base_scale * (softplus(dmm.emitter(path)) + FLOOR)
     if dmm.likelihood == "poisson":
         return Poisson(mean).log_prob(x).sum(-1)
@@ -221,7 +221,7 @@ def log_prob_of_steps(dmm: DeepMarkovModel, path: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_evidence_of_short_sequences_is_that_of_quadrature(family: str) -> None:
+def test_evidence_of_short_sequences_matches_quadrature(family: str) -> None:
     x, lengths, _ = series(rows=40, steps=2, level=-2.0)
     lengths[:10] = 1
     x[:10, 1] = 0
@@ -242,17 +242,15 @@ def test_the_evidence_of_short_sequences_is_that_of_quadrature(family: str) -> N
     exact = []
     for row, length in zip(x[few], lengths[few], strict=True):
         steps = log_prob_of_steps(dmm, grid.unsqueeze(1).expand(-1, 2, 1), row)  # (G, T)
-        after = (
-            (second + steps[:, 1]).logsumexp(1) if int(length) == 2 else 0.0
-        )  # what is beyond the end counts nothing
+        after = (second + steps[:, 1]).logsumexp(1) if int(length) == 2 else 0.0  # steps beyond the end do not count
         exact.append((first + steps[:, 0] + after).logsumexp(0))
     weights = posterior.log_weights(x[few], lengths[few], particles=10_000, seed=1)
-    # A row's own weights may have a heavy tail, of which its standard error knows nothing: their sum averages it.
+    # The weights of a single row may have a heavy tail that its standard error misses, so compare the sum over rows.
     error, known = log_mean(weights) - torch.stack(exact), standard_error(weights)
     assert abs(float(error.sum())) < 4 * float(known.square().sum().sqrt()) and float(error.abs().max()) < 0.05
 
 
-def test_a_series_of_counts_is_followed() -> None:
+def test_deep_markov_model_tracks_a_series_of_counts() -> None:
     x, lengths, rate = series()
     program = DeepMarkovModel(4, latent_dim=2, hidden_dim=16, recurrent_dim=16, dropout=0.0, likelihood="poisson")
     posterior = svi(program, (x, lengths), epochs=60, batch_size=25, compile=False, seed=0)
@@ -264,10 +262,10 @@ def test_a_series_of_counts_is_followed() -> None:
     per_step = posterior.elbo(x, lengths, particles=20).sum() / lengths.sum()
     alone = Poisson(x[inside].mean(0)).log_prob(x[inside]).sum(-1).mean()
     truth = Poisson(rate[inside]).log_prob(x[inside]).sum(-1).mean()
-    assert alone + 1.0 < per_step < truth  # the rates themselves would be better still
+    assert alone + 1.0 < per_step < truth  # the true rates are still better
 
 
-def test_the_prior_of_a_total_count_covers_what_is_met() -> None:
-    """Counts from a quarter of their mean squared in excess variance to nearly none."""
+def test_prior_of_the_total_count_covers_usual_dispersions() -> None:
+    """The prior covers strong overdispersion (total count 1) and almost none (100)."""
     low, high = LogNormal(math.log(10), 1.5).icdf(torch.tensor([0.025, 0.975]))
     assert low < 1.0 and high > 100.0

@@ -1,6 +1,6 @@
 """The deep Markov model against exact answers: Gaussian algebra for its path, quadrature for its evidence.
 
-Seeds are fixed. A comparison with Monte Carlo allows 4 standard errors, which a right program exceeds once in 16 000.
+Seeds are fixed. A comparison with Monte Carlo allows 4 standard errors, which a correct program exceeds once in 16 000.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def joint(slope: Tensor | float, shift: Tensor | float, scale: float, steps: int
 
 
 @pytest.mark.parametrize("length", [1, 3, 5])
-def test_a_linear_path_is_its_joint_gaussian(length: int) -> None:
+def test_linear_path_matches_its_joint_gaussian(length: int) -> None:
     torch.manual_seed(0)
     path = chain(SLOPE, 0.3, SCALE, torch.tensor(length))
     exact = joint(SLOPE, 0.3, SCALE, length)
@@ -48,7 +48,7 @@ def test_a_linear_path_is_its_joint_gaussian(length: int) -> None:
     assert (error.abs() < 4).all()
 
 
-def test_the_kl_estimate_is_unbiased_and_so_is_its_gradient() -> None:
+def test_kl_estimate_and_its_gradient_are_unbiased() -> None:
     torch.manual_seed(0)
     slope, shift = torch.tensor(0.4, requires_grad=True), torch.tensor(-0.2, requires_grad=True)
     exact = kl_divergence(joint(slope, shift, 0.5, STEPS), joint(SLOPE, 0.3, SCALE, STEPS))
@@ -96,7 +96,7 @@ def quadrature(program: Program, x: Tensor, lengths: Tensor) -> Tensor:
         )
         notes = torch.where(prior.inside, notes, 0.0).sum((-2, -1))[:, 0]  # (G,)
         real = prior.log_prob(z)[:, 0]
-        # Of a sequence of one step the second state is free: its grid counts once for every value of it.
+        # A sequence of one step does not depend on the second state, so the sum counts it once per grid value.
         free = math.log(len(grid)) if int(lengths[row]) == 1 else -float(width)
         totals.append((real + notes).logsumexp(0) + width - free)
     return torch.stack(totals)

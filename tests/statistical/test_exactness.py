@@ -1,4 +1,4 @@
-"""Fits against answers that are known in closed form. Seeds are fixed, and thresholds are wide."""
+"""Fits against closed-form answers. Seeds are fixed, and thresholds are wide."""
 
 from __future__ import annotations
 

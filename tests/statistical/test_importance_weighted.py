@@ -34,7 +34,7 @@ NOISE = 0.7
 PARALLEL = {"enumerate": "parallel"}
 
 LogWeight = Callable[[Tensor], Tensor]
-"""From the numbers that one particle is made of, last dimension, to its log weight."""
+"""Log weight of a particle from its latent values on the last dimension."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,13 +46,13 @@ def _doubles() -> Any:
 
 
 def normal_nodes(count: int) -> tuple[Tensor, Tensor]:
-    """Points and weights whose weighed sum is an average over a standard normal."""
+    """Quadrature points and weights for averages over a standard normal."""
     points, weights = np.polynomial.hermite_e.hermegauss(count)
     return torch.from_numpy(points), torch.from_numpy(weights / math.sqrt(2 * math.pi))
 
 
 def expected_bound(log_weights: Tensor, log_probs: Tensor, particles: int) -> Tensor:
-    """E log mean_k w_k of particles that take each of G values, by a sum over all G^K.
+    """E log mean_k w_k of K particles with G possible values each, by a sum over all G^K.
 
     Args:
         log_weights: Of each value, ``(G,)``.
@@ -95,7 +95,7 @@ def assert_gradient(
 
 
 def codes(settings: Tensor) -> Program:
-    """A code for every row, with a guide that is off; the settings are the model's mean, and the guide's three."""
+    """A code for every row and an inexact guide; settings hold the model's mean and the guide's three parameters."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -114,7 +114,7 @@ def off() -> Tensor:
 
 
 def exact(settings: Tensor) -> Tensor:
-    """The posterior's own settings, whatever those of the guide were."""
+    """Settings at which the guide is the exact posterior."""
     precision = torch.tensor(1 + NOISE**-2)
     return torch.stack([settings[0], 1 - 1 / precision, settings[0] / precision, -0.5 * precision.log()])
 
@@ -137,7 +137,7 @@ def quadrature(settings: Tensor, x: Tensor, particles: int, weight: float = 1.0)
 
 
 @pytest.mark.parametrize("particles", [1, 2, 3])
-def test_the_average_bound_is_that_of_quadrature(particles: int) -> None:
+def test_average_bound_matches_quadrature(particles: int) -> None:
     found = draws_of(codes(off()), (X,), IWAE(particles=particles), 600)
     wanted = quadrature(off(), X, particles)
     assert_mean(torch.stack([terms["iwae"] for _, terms in found]), wanted)
@@ -145,7 +145,7 @@ def test_the_average_bound_is_that_of_quadrature(particles: int) -> None:
     assert_mean(torch.stack([terms["elbo"] for _, terms in found]), quadrature(off(), X, 1))
 
 
-def test_it_grows_with_the_particles_and_reaches_the_evidence() -> None:
+def test_bound_grows_with_particles_and_reaches_the_evidence() -> None:
     bounds = [float(quadrature(off(), X, particles)) for particles in (1, 2, 3)]
     truth = float(evidence(off(), X).mean())
     assert bounds == sorted(bounds)
@@ -159,7 +159,7 @@ def test_it_grows_with_the_particles_and_reaches_the_evidence() -> None:
 
 
 @pytest.mark.parametrize("particles", [1, 5])
-def test_with_the_exact_posterior_it_is_the_evidence_whatever_the_noise(particles: int) -> None:
+def test_exact_posterior_gives_the_evidence_for_any_noise(particles: int) -> None:
     program = codes(exact(off()))
     for rows in (torch.arange(3), torch.tensor([2]), torch.tensor([1, 0])):
         _, terms = IWAE(particles=particles)(Run(program, (X[rows],), rows, 3))
@@ -169,14 +169,14 @@ def test_with_the_exact_posterior_it_is_the_evidence_whatever_the_noise(particle
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 @pytest.mark.parametrize("particles", [1, 2, 3])
-def test_the_reparameterised_gradient_is_that_of_quadrature(particles: int, weight: float) -> None:
+def test_reparameterized_gradient_matches_quadrature(particles: int, weight: float) -> None:
     settings = off().requires_grad_()
     bound = quadrature(settings, X, particles, weight)
     assert_gradient(codes(settings), (X,), settings, IWAE(particles=particles), bound, kl_weight=weight)
 
 
-def test_minibatches_are_weighed() -> None:
-    """Each row's gradient, weighed by N / B, averages to that of all rows."""
+def test_minibatch_gradients_are_unbiased() -> None:
+    """The gradients of rows, scaled by N / B, average to the gradient of all rows."""
     settings = off().requires_grad_()
     program, objective = codes(settings), IWAE(particles=2)
     (wanted,) = torch.autograd.grad(-quadrature(settings, X, 2), settings)
@@ -188,12 +188,12 @@ def test_minibatches_are_weighed() -> None:
     assert_mean(torch.stack(found), wanted)
 
 
-# -- what is not reparameterised --------------------------------------------------------------------------------------
+# -- score-function gradients -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
 @pytest.mark.parametrize("particles", [1, 2, 4])
-def test_the_score_function_gradient_of_coins(particles: int, weight: float) -> None:
+def test_score_function_gradient_of_coins_is_exact_on_average(particles: int, weight: float) -> None:
     logits = torch.tensor([0.4, -1.0], requires_grad=True)
     y = torch.tensor([1.2, -0.5])
 
@@ -216,7 +216,7 @@ def test_the_score_function_gradient_of_coins(particles: int, weight: float) -> 
     assert_gradient(program, (y,), logits, IWAE(particles=particles), bound, kl_weight=weight)
 
 
-def test_the_other_particles_are_a_baseline() -> None:
+def test_other_particles_are_a_baseline() -> None:
     logit, y = torch.tensor(0.4, requires_grad=True), torch.full((1,), 8.0)
 
     def model(y: Tensor) -> None:
@@ -232,8 +232,8 @@ def test_the_other_particles_are_a_baseline() -> None:
 
 
 @pytest.mark.parametrize("first", ["coin", "code"])
-def test_coins_and_codes_together(first: str) -> None:
-    """A code that depends on a coin, and a coin whose chance depends on a code."""
+def test_gradient_of_coins_and_codes_is_exact_on_average(first: str) -> None:
+    """A code that depends on a coin, or a coin whose probability depends on a code."""
     settings = torch.tensor([0.4, -1.0, 1.5], requires_grad=True)
     y, prior, width = torch.tensor([0.7]), torch.tensor(0.3), 0.6
 
@@ -266,10 +266,10 @@ def test_coins_and_codes_together(first: str) -> None:
     assert_gradient(Program.of(model, guide), (y,), settings, IWAE(particles=2), bound, 1500)
 
 
-# -- what is summed out, and what is one of all data ------------------------------------------------------------------
+# -- enumerated and global sites --------------------------------------------------------------------------------------
 
 
-def test_coins_are_drawn_beside_what_is_summed_out() -> None:
+def test_coins_are_drawn_beside_enumerated_sites() -> None:
     logits, y = torch.tensor([0.4, -1.0], requires_grad=True), torch.tensor([1.2, -0.5])
 
     def model(y: Tensor) -> None:
@@ -308,8 +308,8 @@ def with_everything(kind: str) -> Program:
 
 
 @pytest.mark.parametrize("kind", ["local", "global", "joint", "summed"])
-def test_it_is_the_evidence_that_the_posterior_estimates(kind: str) -> None:
-    """The same weights, from the same noise, in two ways."""
+def test_bound_equals_the_evidence_estimate_of_the_posterior(kind: str) -> None:
+    """The objective and the posterior compute the same weights from the same noise."""
     instance = ProgramInstance(with_everything(kind), (X,), 3)
     posterior = Posterior(instance)
     with instance.running(), RandomStream(7).drawing():

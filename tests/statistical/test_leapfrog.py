@@ -1,4 +1,4 @@
-"""A leapfrog step with an accept test on the engine's loop, as native code: a step that no fit takes."""
+"""A leapfrog step with a Metropolis test, which no fit uses, compiled by the engine's loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def hamiltonian_step(density: Density) -> Step:
-    """Momenta drawn anew, some leapfrogs and a Metropolis test, for all chains; the knob is the step size."""
+    """New momenta, several leapfrogs and a Metropolis test for all chains; the knob is the step size."""
 
     def step(carry: dict[str, Tensor], data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         q, value, gradient = carry["q"], carry["value"], carry["gradient"]
@@ -61,7 +61,7 @@ def hamiltonian_step(density: Density) -> Step:
 
 
 def sampled(density: Density, fixed: Any, dim: int, size: float, steps: int) -> tuple[Tensor, Loop]:
-    """Positions ``(steps, C, D)`` by native code, from standard normal starts; the first half is left out."""
+    """Positions ``(steps, C, D)`` by native code, from standard normal starts, without the first half."""
     q = torch.randn(CHAINS, dim, generator=torch.Generator().manual_seed(0))
     value, gradient = density(q, fixed)
     carry = {"q": q, "value": value, "gradient": gradient}
@@ -86,7 +86,7 @@ def of_program(program: Program, data: tuple[Tensor, ...]) -> tuple[Density, Any
 def near(draws: Tensor, mean: float, sd: float, allowed: float = 0.0) -> bool:
     """Whether the mean of draws ``(steps, C)`` is within 4.5 standard errors, from the spread of the chains' means.
 
-    A right sampler fails one time in 100 000.
+    A correct sampler fails once in 100 000.
     """
     error = float(draws.mean(0).std()) / CHAINS**0.5
     return abs(float(draws.mean()) - mean) < 4.5 * (error**2 + allowed**2) ** 0.5 < 0.3 * sd
@@ -105,7 +105,7 @@ def by_autograd(log_p: Callable[[Tensor], Tensor]) -> Density:
     return density
 
 
-def test_a_gaussian_is_sampled_by_native_code() -> None:
+def test_native_code_samples_a_gaussian() -> None:
     """A conjugate posterior, N(sum(y) / 5, 1 / 5), and a correlated prior on two more coordinates."""
     tril = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
 
@@ -124,7 +124,7 @@ def test_a_gaussian_is_sampled_by_native_code() -> None:
     assert loop.operations > 0
 
 
-def test_eight_schools_are_sampled_by_native_code_with_about_as_many_operations_as_by_hand(
+def test_native_code_samples_eight_schools_with_few_operations(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def model(sigma: Tensor, y: Tensor) -> None:
@@ -149,7 +149,7 @@ def test_eight_schools_are_sampled_by_native_code_with_about_as_many_operations_
     q = torch.randn(CHAINS, 10)
     hand = by_autograd(by_hand)
     difference = density(q, fixed)[0] - hand(q, None)[0]
-    assert float(difference.std()) < 1e-4  # a constant is left out by hand
+    assert float(difference.std()) < 1e-4  # the density by hand omits a constant
     assert torch.allclose(density(q, fixed)[1], hand(q, None)[1], atol=1e-4)
     carry = {"q": q, "value": difference, "gradient": q}
     per_step = PerStep(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1))

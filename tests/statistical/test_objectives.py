@@ -1,4 +1,4 @@
-"""The ELBO and its gradients against what can be computed by hand.
+"""The ELBO and its gradients against values computed by hand.
 
 Monte Carlo averages are compared in standard errors: |z| < 4.5 fails by chance once in 150 000 comparisons, and
 every seed is fixed.
@@ -86,11 +86,11 @@ def test_score_function_gradients_of_rows_do_not_mix() -> None:
     program = Program.of(model, guide, data_plate="data")
     draws = gradients(program, (y,), logits, ELBO(particles=50), 200)
     assert_mean(draws, exact)
-    # Were a row's weight summed over all rows, its noise would be that of all of them.
+    # If a row's weight were summed over all rows, its gradient would have the noise of all rows.
     assert bool((draws.std(0) < 0.1).all())
 
 
-def test_a_reparameterised_site_behind_a_discrete_one() -> None:
+def test_reparameterized_site_after_a_discrete_one_has_exact_gradient() -> None:
     logit, loc = torch.tensor(0.4, requires_grad=True), torch.tensor([-1.0, 1.5], requires_grad=True)
     y = torch.tensor([0.7])
 
@@ -119,7 +119,7 @@ def test_a_reparameterised_site_behind_a_discrete_one() -> None:
             assert_mean(gradients(program, (y,), leaf, ELBO(particles=20, analytic_kl=analytic), 150), want)
 
 
-def test_particles_average_the_loop() -> None:
+def test_particles_keep_the_mean_and_reduce_the_variance() -> None:
     loc = torch.tensor([0.3, -0.2], requires_grad=True)
     y = torch.tensor([1.0, 2.0])
 
@@ -165,7 +165,7 @@ def test_a_change_of_variables_keeps_its_density(guide: str) -> None:
     assert float(posterior.log_evidence(y, particles=500)) == pytest.approx(float(evidence), abs=0.05)
 
 
-def test_kl_weight_scales_the_kl_alone() -> None:
+def test_kl_weight_scales_only_the_kl() -> None:
     def model(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
@@ -216,7 +216,7 @@ def closed(q: dist.Distribution, p: dist.Distribution) -> Callable[[], tuple[Ten
     ],
     ids=lambda d: type(d).__name__,
 )
-def test_closed_forms_are_the_averages_they_stand_for(q: dist.Distribution, p: dist.Distribution) -> None:
+def test_closed_form_kl_matches_monte_carlo(q: dist.Distribution, p: dist.Distribution) -> None:
     with RandomStream(0).drawing():
         exact, drawn = closed(q, p)()
     assert float(exact) == pytest.approx(float(drawn), abs=0.03)

@@ -436,9 +436,13 @@ def test_unknown_names() -> None:
         VAE((3,), latent_dim=0)
     with pytest.raises(ValueError, match=r"every size in shape must be a whole number of at least 1; got 2\.5\."):
         VAE((2.5,))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape must have at least one axis; got \(\)\. Write \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"shape must have at least one axis; got \(\)\. Write shape=\(1,\) and give x"
+    ):
         VAE(())
-    with pytest.raises(ValueError, match=r"num_classes is of likelihood='categorical'; got likelihood='poisson'\."):
+    with pytest.raises(
+        ValueError, match=r"num_classes is only for likelihood='categorical'; got likelihood='poisson'\."
+    ):
         vae(likelihood="poisson", num_classes=3)
     with pytest.raises(ValueError, match=r"likelihood='categorical' needs num_classes, a whole.* 2; got None\."):
         vae(likelihood="categorical")

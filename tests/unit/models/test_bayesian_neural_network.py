@@ -1,4 +1,4 @@
-"""The Bayesian neural network: its sites, its units, what it refuses, and that the network given stays as it is."""
+"""The Bayesian neural network: sites, units, likelihoods, files and errors; the original network does not change."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def posterior() -> Posterior:
     return fit(BayesianNeuralNetwork(network()), table(), epochs=200, batch_size=None)
 
 
-# -- what it is -------------------------------------------------------------------------------------------------------
+# -- sites ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_network_given_stays_as_it_is() -> None:
+def test_original_network_does_not_change() -> None:
     net = network()
     before, mode = copy.deepcopy(net.state_dict()), net.training
     program = BayesianNeuralNetwork(net)
@@ -94,10 +94,10 @@ def test_every_draw_is_the_network_with_those_weights(net: nn.Module, rows: Tens
     for k, each in enumerate(out.reshape(-1, 7, 2)):
         expected = functional_call(net, {n: w[k] for n, w in flat.items()}, (rows,))
         torch.testing.assert_close(each, expected, rtol=1e-4, atol=1e-4)
-    program.model(rows)  # the prior's scales broadcast against every kind of weights
+    program.model(rows)  # the prior's scales broadcast against weights of every rank
 
 
-def test_the_prior_is_scaled_by_fan_in_and_a_gain_is_about_one() -> None:
+def test_prior_scales_with_fan_in_and_centers_gains_at_one() -> None:
     program = BayesianNeuralNetwork(MLP(3, 1, (5,), layer_norm=True), prior_scale=2.0)
     trace = pyro.poutine.trace(pyro.poutine.condition(program.model, {"layers.0.weight.scale": torch.tensor(3.0)}))
     sites = trace.get_trace(torch.zeros(4, 3)).nodes
@@ -126,12 +126,12 @@ def test_frozen_parameters_are_not_random_and_not_trained() -> None:
     assert BayesianNeuralNetwork(MLP(3, 1)).config is not None and found.program.config is None
 
 
-def test_a_fit_starts_at_new_weights_or_at_those_given() -> None:
+def test_fit_starts_at_new_or_given_weights() -> None:
     still = Optimizer(learning_rate=1e-12)
     net = network()
 
     def means(posterior: Posterior) -> tuple[Tensor, Tensor]:
-        # In units of the prior, whose scale is 1 over the root of the number of inputs at first.
+        # In units of the prior, whose initial scale is 1 / sqrt(fan_in).
         state = posterior.parameters()
         return state["program.raw_loc.0"] / 3**0.5, state["program.raw_loc.2"] / 8**0.5
 
@@ -146,7 +146,7 @@ def test_a_fit_starts_at_new_weights_or_at_those_given() -> None:
     assert not torch.allclose(half[1], last)
 
 
-def test_one_seed_draws_one_start() -> None:
+def test_seed_determines_the_start() -> None:
     program = BayesianNeuralNetwork(network())
     generator = torch.Generator()
     record = program.draw_weights(generator.manual_seed(0))
@@ -166,9 +166,7 @@ def test_dropout_is_off_and_batch_norm_keeps_its_statistics() -> None:
     assert (found.parameters()["program.net.1.running_mean"] == 0.3).all()
     x = table()[0]
     whole, part = found.predict(x, draws=20).distribution.mean, found.predict(x[:5], draws=20).distribution.mean
-    torch.testing.assert_close(
-        whole[:, :5], part
-    )  # no row depends on another, and no draw on chance beside the weights
+    torch.testing.assert_close(whole[:, :5], part)  # rows are independent, and only the weights are random
 
 
 def test_gradients_reach_every_parameter() -> None:
@@ -185,7 +183,7 @@ def test_gradients_reach_every_parameter() -> None:
 # -- units ------------------------------------------------------------------------------------------------------------
 
 
-def test_units_make_no_difference_but_their_own() -> None:
+def test_predictions_scale_with_the_units_of_the_data() -> None:
     x, y = table()
     scale, shift = torch.tensor([1e3, 1e-2, 5.0]), torch.tensor([1e3, 0.0, -20.0])
     plain = fit(BayesianNeuralNetwork(network()), (x, y), epochs=100)
@@ -198,7 +196,7 @@ def test_units_make_no_difference_but_their_own() -> None:
     assert abs(float(gap) - np.log(50.0)) < 0.02
 
 
-def test_units_come_from_the_training_rows_alone() -> None:
+def test_units_come_only_from_the_training_rows() -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network()), (x, y), held_out=(100 * x, 100 * y))
     parameters = found.parameters()
@@ -206,7 +204,7 @@ def test_units_come_from_the_training_rows_alone() -> None:
     torch.testing.assert_close(parameters["program.y_scale"], y.std(0, unbiased=False))
 
 
-def test_a_constant_column_has_scale_one() -> None:
+def test_constant_column_has_scale_one() -> None:
     x, y = table()
     x[:, 1] = 0.1
     program = BayesianNeuralNetwork(network())
@@ -215,7 +213,7 @@ def test_a_constant_column_has_scale_one() -> None:
     assert fit(program, (x, torch.full_like(y, 7.0)), epochs=1).predict(x).mean.isfinite().all()
 
 
-def test_an_image_is_standardised_as_a_whole() -> None:
+def test_image_is_standardized_as_a_whole() -> None:
     images = torch.rand(9, 4, 4) * 255
     program = BayesianNeuralNetwork(ConvEncoder((4, 4), 2, channels=(3,)), "categorical", num_classes=2)
     program.adapt(*program.accept((images, torch.zeros(9, dtype=torch.long))))
@@ -235,14 +233,14 @@ def test_every_column_of_y_has_its_own_noise() -> None:
     assert found.predict(x).mean.shape == (240, 2) and found.log_likelihood(x, both, draws=3).shape == (3, 240)
 
 
-def test_a_noise_that_is_known_is_in_the_units_of_y() -> None:
+def test_known_noise_is_in_the_units_of_y() -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network(), noise=3.0), (x, 100 * y))
     assert "noise" not in found.latent_sites
     assert (found.predict(x).aleatoric == 3.0).all()
 
 
-def test_without_standardisation_numbers_are_taken_as_they_are() -> None:
+def test_without_standardization_units_are_zero_and_one() -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network(2), standardize=False), (x + 5, y.repeat(1, 2) + 5)).parameters()
     assert (found["program.x_loc"] == 0).all() and (found["program.y_scale"] == 1).all()
@@ -275,13 +273,13 @@ def test_two_classes_are_learned() -> None:
 @pytest.mark.parametrize(
     "convert", [torch.Tensor.double, torch.Tensor.long, lambda v: v > 0, lambda v: v.numpy()[::-1]]
 )
-def test_any_kind_of_numbers_is_taken(convert: Any) -> None:
+def test_every_number_type_is_accepted(convert: Any) -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network()), (convert(3 * x), convert(3 * y)), epochs=1)
     assert found.predict(convert(3 * x)).mean.dtype == torch.get_default_dtype()
 
 
-def test_targets_may_be_one_axis_and_labels_two() -> None:
+def test_targets_may_lack_and_labels_may_have_a_column_axis() -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network()), (x, y[:, 0]), epochs=1)
     assert found.predict(x).mean.shape == (40, 1)
@@ -315,7 +313,7 @@ def test_a_fresh_process_gives_the_same_densities(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(json.loads(run.stdout)), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_the_config_makes_the_program_again() -> None:
+def test_config_rebuilds_the_program() -> None:
     program = BayesianNeuralNetwork(
         ConvEncoder((4, 4), 3, channels=(2,)), "categorical", num_classes=3, prior="normal", prior_scale=0.5
     )
@@ -324,7 +322,7 @@ def test_the_config_makes_the_program_again() -> None:
     assert [(n, p.shape) for n, p in twin.named_parameters()] == [(n, p.shape) for n, p in program.named_parameters()]
 
 
-def test_a_network_of_ones_own_is_given_again(tmp_path: Path) -> None:
+def test_custom_network_must_be_given_to_load(tmp_path: Path) -> None:
     found = fit(BayesianNeuralNetwork(network()), table())
     found.save(tmp_path / "bnn")
     with pytest.raises(ValueError, match="program of your own"):
@@ -337,7 +335,7 @@ def test_a_network_of_ones_own_is_given_again(tmp_path: Path) -> None:
     ("name", "likelihood", "outputs"),
     [("diabetes", "normal", 1), ("wine", "categorical", 3), ("digits", "categorical", 10)],
 )
-def test_a_data_set_decides_sizes_and_likelihood(name: str, likelihood: str, outputs: int) -> None:
+def test_data_set_determines_sizes_and_likelihood(name: str, likelihood: str, outputs: int) -> None:
     data = load_data(name)
     program = BayesianNeuralNetwork.from_data(data)
     assert program.likelihood == likelihood and program.net.out_features == outputs
@@ -355,13 +353,16 @@ def test_a_data_set_decides_sizes_and_likelihood(name: str, likelihood: str, out
         ({"prior": "norml"}, "unknown prior 'norml'. Did you mean 'normal'"),
         ({"prior_scale": 0.0}, "prior_scale must be a positive number; got 0.0"),
         ({"noise": -1.0}, "noise must be a positive number; got -1.0"),
-        ({"noise": 0.1, "likelihood": "bernoulli"}, "noise is of likelihood='normal'; got likelihood='bernoulli'"),
+        (
+            {"noise": 0.1, "likelihood": "bernoulli"},
+            "noise is only for likelihood='normal'; got likelihood='bernoulli'",
+        ),
         ({"likelihood": "categorical"}, "needs num_classes, a whole number of at least 2; got None"),
         ({"likelihood": "categorical", "num_classes": 1}, "needs num_classes, a whole number of at least 2; got 1"),
-        ({"num_classes": 3}, "num_classes is of likelihood='categorical'; got likelihood='normal'"),
+        ({"num_classes": 3}, "num_classes is only for likelihood='categorical'; got likelihood='normal'"),
     ],
 )
-def test_wrong_settings(arguments: dict[str, Any], message: str) -> None:
+def test_wrong_settings_raise(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         BayesianNeuralNetwork(network(), **arguments)
 
@@ -372,12 +373,12 @@ class _Named(nn.Module):
         self.noise = nn.Parameter(torch.zeros(1))
 
 
-def test_networks_that_cannot_be_lifted() -> None:
+def test_networks_that_cannot_be_lifted_raise() -> None:
     with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module; got str"):
         BayesianNeuralNetwork("mlp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no parameter that is not frozen"):
+    with pytest.raises(ValueError, match="no trainable parameter, so nothing is random"):
         BayesianNeuralNetwork(nn.Tanh())
-    with pytest.raises(ValueError, match="parameter named 'noise', which is a site of the program"):
+    with pytest.raises(ValueError, match="parameter named 'noise', but the program has a site of that name"):
         BayesianNeuralNetwork(_Named())
     with pytest.raises(ValueError, match=r"batch norm without running statistics \('1'\)"):
         BayesianNeuralNetwork(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2, track_running_stats=False)))
@@ -394,7 +395,7 @@ def test_networks_that_cannot_be_lifted() -> None:
         (torch.zeros(4, 3), torch.zeros(4, 2, 2), r"y must have shape \(N, outputs\) or \(N,\); got \(4, 2, 2\)"),
     ],
 )
-def test_wrong_rows(x: Tensor, y: Tensor, message: str) -> None:
+def test_wrong_rows_raise(x: Tensor, y: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(BayesianNeuralNetwork(network()), (x, y))
 
@@ -405,20 +406,23 @@ def test_wrong_rows(x: Tensor, y: Tensor, message: str) -> None:
         (torch.tensor([0, 1, 3, 2]), r"labels y must be in 0..2 for num_classes=3; got 3 in row 2"),
         (torch.tensor([0, -1, 1, 2]), r"labels y must be in 0..2 for num_classes=3; got -1 in row 1"),
         (torch.tensor([0.0, 1.0, 0.5, 2.0]), "labels y must be whole numbers; got 0.5 in row 2"),
-        (torch.eye(4)[:, :3], r"labels y must have shape \(N,\); got \(4, 3\). Of one-hot rows take y.argmax\(1\)"),
+        (
+            torch.eye(4)[:, :3],
+            r"labels y must have shape \(N,\); got \(4, 3\). Convert one-hot rows with y.argmax\(1\)",
+        ),
     ],
 )
-def test_wrong_labels(y: Tensor, message: str) -> None:
+def test_wrong_labels_raise(y: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit(BayesianNeuralNetwork(network(3), "categorical", num_classes=3), (torch.randn(4, 3), y))
 
 
-def test_wrong_binary_targets() -> None:
+def test_wrong_binary_targets_raise() -> None:
     with pytest.raises(ValueError, match="y must be 0 or 1 for likelihood='bernoulli'; got 2 in row 2"):
         fit(BayesianNeuralNetwork(network(), "bernoulli"), (torch.randn(4, 3), torch.tensor([0, 1, 2, 1])))
 
 
-def test_networks_and_data_that_do_not_fit_together() -> None:
+def test_mismatched_networks_and_data_raise() -> None:
     x, y = table()
     with pytest.raises(ValueError, match="the network has 2 outputs, but num_classes=3"):
         fit(BayesianNeuralNetwork(network(2), "categorical", num_classes=3), (x, torch.zeros(40)))

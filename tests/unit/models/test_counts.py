@@ -1,4 +1,4 @@
-"""Counts in every model: fitted, asked, saved and read; what is no count is refused in the user's words."""
+"""Counts in every model: fits, queries, files, and errors for values that are not counts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def posterior(name: str, family: str) -> Posterior:
     return svi(PROGRAMS[name](family), DATA[name], epochs=3, batch_size=8, held_out=DATA[name], compile=False)
 
 
-def test_every_query(name: str, posterior: Posterior) -> None:
+def test_every_query_has_the_right_shape(name: str, posterior: Posterior) -> None:
     data = DATA[name]
     observed = posterior.program.accept(data)[OBSERVED[name]]
     prediction = posterior.predict(*(data[:1] if name == "bnn" else data), draws=8)
@@ -81,7 +81,7 @@ def test_save_and_load(name: str, posterior: Posterior, tmp_path: Path) -> None:
     assert torch.equal(again.log_likelihood(*DATA[name], draws=3), posterior.log_likelihood(*DATA[name], draws=3))
 
 
-def test_whole_numbers_of_every_type_are_the_same_counts(name: str, posterior: Posterior) -> None:
+def test_every_number_type_gives_the_same_likelihood(name: str, posterior: Posterior) -> None:
     plain, place = list(DATA[name]), OBSERVED[name]
     expected = posterior.log_likelihood(*plain, draws=2)
     for kind in (torch.Tensor.int, torch.Tensor.double, lambda x: x.numpy().astype(np.uint8), torch.Tensor.tolist):
@@ -90,7 +90,9 @@ def test_whole_numbers_of_every_type_are_the_same_counts(name: str, posterior: P
 
 
 @pytest.mark.parametrize(("value", "said"), [(-1.0, "-1"), (0.5, "0.5"), (-0.25, "-0.25")])
-def test_what_is_no_count_is_refused(name: str, family: str, posterior: Posterior, value: float, said: str) -> None:
+def test_values_that_are_not_counts_raise(
+    name: str, family: str, posterior: Posterior, value: float, said: str
+) -> None:
     spoilt = [x.clone() for x in DATA[name]]
     spoilt[OBSERVED[name]][17].view(-1)[0] = value
     word = {"vae": "values", "bnn": "y", "dmm": "x"}[name]
@@ -109,7 +111,7 @@ def test_what_is_no_count_is_refused(name: str, family: str, posterior: Posterio
             call()
 
 
-def test_a_config_makes_the_program_again(name: str, family: str) -> None:
+def test_config_rebuilds_the_program(name: str, family: str) -> None:
     program = PROGRAMS[name](family)
     assert program.config is not None and program.config["likelihood"] == family
     twin = type(program)(**program.config)
@@ -135,7 +137,7 @@ def test_every_column_has_its_own_scale_and_dispersion() -> None:
     assert (plain.program.y_scale == 1).all()
 
 
-def test_counts_of_zero_alone_can_be_fitted(name: str, family: str) -> None:
+def test_all_zero_counts_can_be_fitted(name: str, family: str) -> None:
     data = list(DATA[name])
     data[OBSERVED[name]] = torch.zeros_like(data[OBSERVED[name]])
     found = svi(PROGRAMS[name](family), tuple(data), epochs=2, batch_size=8, compile=False)
@@ -146,7 +148,7 @@ def test_counts_of_zero_alone_can_be_fitted(name: str, family: str) -> None:
 
 
 @pytest.mark.parametrize("likelihood", [*FAMILIES, "normal"])
-def test_what_is_beyond_a_sequence_s_end_has_no_influence(likelihood: str) -> None:
+def test_values_beyond_the_end_have_no_influence(likelihood: str) -> None:
     program = DeepMarkovModel(5, 2, 4, 4, dropout=0.0, likelihood=likelihood)
     x = counts(6, 5)
     junk = torch.where(torch.arange(6)[:, None] < LENGTHS[:, None, None], x, torch.tensor(-3.5))  # no counts
@@ -171,7 +173,7 @@ def test_what_is_beyond_a_sequence_s_end_has_no_influence(likelihood: str) -> No
     torch.testing.assert_close(values[0], values[2], rtol=1e-4, atol=1e-5)
 
 
-def test_sequences_that_are_real_numbers_are_fitted_in_their_own_units() -> None:
+def test_real_sequences_are_fitted_in_their_units() -> None:
     x = 1000.0 + 50.0 * torch.randn(24, 6, 5, generator=torch.Generator().manual_seed(3))
     found = svi(DeepMarkovModel(5, 2, 4, 4, likelihood="normal"), (x, LENGTHS), epochs=40, batch_size=8, compile=False)
     prediction = found.predict(x, LENGTHS, draws=20)
@@ -180,17 +182,17 @@ def test_sequences_that_are_real_numbers_are_fitted_in_their_own_units() -> None
     assert 20 < float(prediction.sd[inside].mean()) < 100
 
 
-def test_a_likelihood_that_sequences_cannot_have() -> None:
+def test_unsupported_likelihoods_of_sequences_raise() -> None:
     with pytest.raises(ValueError, match=r"unknown likelihood 'poison'\. Did you mean 'poisson'\?"):
         DeepMarkovModel(5, likelihood="poison")
     with pytest.raises(ValueError, match=r"unknown likelihood 'categorical'.* Choose from: bernoulli, negative_b"):
         DeepMarkovModel(5, likelihood="categorical")
 
 
-# -- what users bring -------------------------------------------------------------------------------------------------
+# -- kinds of user data -----------------------------------------------------------------------------------------------
 
 
-def test_frames_of_counts_and_of_words() -> None:
+def test_data_frames_of_counts_are_accepted_and_of_strings_raise() -> None:
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(features().numpy(), columns=["a", "b", "c"])
     visits = pandas.Series(counts().numpy(), name="visits")
@@ -203,10 +205,10 @@ def test_frames_of_counts_and_of_words() -> None:
         svi(program, (table, visits.where(visits.index != 3)), epochs=1)
 
 
-def test_one_hot_labels_booleans_and_nothing() -> None:
+def test_one_hot_labels_and_empty_data_raise() -> None:
     classes = BayesianNeuralNetwork(MLP(3, 2, ()), "categorical", num_classes=2)
     one_hot = nn.functional.one_hot((features()[:, 0] > 0).long(), 2)
-    with pytest.raises(ValueError, match=r"labels y must have shape \(N,\); got \(24, 2\)\. Of one-hot rows"):
+    with pytest.raises(ValueError, match=r"labels y must have shape \(N,\); got \(24, 2\)\. Convert one-hot rows"):
         svi(classes, (features(), one_hot), epochs=1)
     assert classes.validate(features(), features()[:, 0] > 0)[1].dtype == torch.int64
     for name, program in PROGRAMS.items():
@@ -229,7 +231,7 @@ class _Last(nn.Module):
         return states if self.whole else self.head(states[0][:, -1])
 
 
-def test_a_network_that_returns_a_tuple_is_refused() -> None:
+def test_network_that_returns_a_tuple_raises() -> None:
     x = torch.randn(24, 5, 2, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match=r"the network must return one tensor, \(rows, outputs\); got tuple\."):
         svi(BayesianNeuralNetwork(_Last(whole=True), "poisson"), (x, counts()), epochs=1)
@@ -240,13 +242,13 @@ def test_a_recurrent_network_can_be_bayesian() -> None:
     found = svi(BayesianNeuralNetwork(_Last(), "poisson"), (x, counts()), epochs=2, compile=False)
     first = found.predict(x, draws=3)
     assert first.mean.shape == (24, 1) and found.elbo(x, counts()).isfinite().all()
-    assert (first.distribution.mean.std(0) > 0).any()  # every draw is a network of its own
+    assert (first.distribution.mean.std(0) > 0).any()  # every draw is a separate network
     assert torch.equal(found.predict(x, draws=3).draws, first.draws)
     assert found.log_likelihood(x, counts(), draws=3).shape == (3, 24)
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "bernoulli", "normal"])
-def test_a_decoder_of_another_size_is_refused(family: str) -> None:
+def test_decoder_of_the_wrong_size_raises(family: str) -> None:
     with pytest.raises(ValueError, match=r"over rows of shape \(3, 2\) needs a network with 6 outputs .*; got 12\."):
         svi(VAE((3, 2), 2, (4,), family, decoder=MLP(2, 12, ())), (counts(3, 2) > 0).float(), epochs=1)
     image = nn.Sequential(MLP(2, 6, ()), nn.Unflatten(-1, (3, 2)))

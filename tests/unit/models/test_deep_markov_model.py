@@ -57,7 +57,7 @@ def test_path_gradients_reach_kernel_and_start() -> None:
     assert start.grad is not None and slope.grad is not None and (start.grad != 0).all() and slope.grad != 0
 
 
-def test_a_draw_remembers_its_conditionals() -> None:
+def test_path_caches_the_conditionals_of_its_draw() -> None:
     path = GaussianPath(walk, torch.zeros(2), torch.tensor([3, 5]), 5)
     z = path.rsample()
     assert torch.allclose(path.log_prob(z), path.log_prob(z.clone()))
@@ -78,7 +78,7 @@ def test_registered_and_rebuilt_from_its_config() -> None:
     assert program.config == {"observed_dim": 5, **SIZES, "cell": "lstm", "likelihood": "bernoulli"}
 
 
-def test_another_cell() -> None:
+def test_cell_is_configurable() -> None:
     program = DeepMarkovModel(5, **SIZES, cell="rnn")
     assert program.config["cell"] == "rnn"
     smaller = sum(p.numel() for p in program.recurrent.parameters())
@@ -97,7 +97,7 @@ def test_gradient_reaches_every_parameter(particles: int) -> None:
 
 
 @pytest.mark.parametrize("analytic", [True, False])
-def test_padding_changes_nothing(analytic: bool) -> None:
+def test_padding_does_not_change_loss_or_gradients(analytic: bool) -> None:
     x, lengths = sequences(rows=8, steps=8)
     program = DeepMarkovModel(5, **SIZES)
     junk = torch.ones(8, 6, 5)
@@ -112,14 +112,14 @@ def test_padding_changes_nothing(analytic: bool) -> None:
     assert torch.allclose(*values, atol=1e-6, rtol=1e-6)
 
 
-def test_not_even_nan_gets_out_of_the_padding() -> None:
+def test_validate_removes_nan_from_padding() -> None:
     x, lengths = torch.zeros(2, 4, 5), torch.tensor([2, 3])
     x[0, 2:] = torch.nan
     program = DeepMarkovModel(5, **SIZES)
     assert torch.isfinite(program.validate(x, lengths)[0]).all()
 
 
-def test_queries(posterior: Posterior) -> None:
+def test_every_query_has_the_right_shape(posterior: Posterior) -> None:
     x, lengths = sequences()
     assert posterior.latent_sites == {"z": "local"}
     assert posterior.sample(x, lengths, draws=3)["z"].shape == (3, 6, 8, 4)
@@ -129,7 +129,7 @@ def test_queries(posterior: Posterior) -> None:
     assert prediction.kind == "binary" and prediction.draws.shape == (3, 6, 8, 5)
     outside = torch.arange(8) >= lengths[:, None]
     assert (prediction.mean[outside] == 0).all() and (prediction.draws[:, outside] == 0).all()
-    # Neither the steps nor the rows need be those of the fit.
+    # A query may have other rows and fewer steps than the fit.
     assert posterior.elbo(x[:2, :6], lengths[:2].clamp(max=6)).shape == (2,)
     assert set(posterior.to_arviz(x, lengths, draws=4).posterior.data_vars) == {"z"}
 
@@ -148,13 +148,13 @@ def test_save_and_load(posterior: Posterior, tmp_path: Path) -> None:
     assert torch.equal(again.log_weights(x, lengths, particles=5), posterior.log_weights(x, lengths, particles=5))
 
 
-def test_the_emitter_starts_at_the_data_s_log_odds(posterior: Posterior) -> None:
+def test_emitter_starts_at_the_log_odds_of_the_data(posterior: Posterior) -> None:
     x, lengths = sequences()
     rate = x.sum((0, 1)) / lengths.sum()
     assert torch.allclose(posterior.program.base_logits, torch.logit(rate), atol=0.2)
 
 
-def test_takes_a_list_of_sequences_and_one_padded_block() -> None:
+def test_program_accepts_sequence_lists_and_padded_blocks() -> None:
     program = DeepMarkovModel(5, **SIZES)
     x, lengths = program.accept([np.ones((3, 5), dtype=bool), np.zeros((2, 5), dtype=bool)])
     assert lengths.tolist() == [3, 2] and x.shape == (2, 3, 5)
@@ -168,7 +168,7 @@ def test_takes_a_list_of_sequences_and_one_padded_block() -> None:
     ("x", "lengths", "message"),
     [
         (torch.ones(4, 5), None, r"x must be sequences of shape \(rows, steps, 5\); got \(4, 5\). Write x\[None\]"),
-        (torch.ones(2, 4, 6), None, r"got \(2, 4, 6\). Give 5 features a step."),
+        (torch.ones(2, 4, 6), None, r"got \(2, 4, 6\). Give 5 features per step."),
         (2 * torch.ones(2, 4, 5), None, r"x must be 0 or 1 for likelihood='bernoulli'; got 2 in row 0\."),
         (torch.ones(2, 4, 5), torch.tensor([4, 5]), r"lengths must be from 1 to the 4 steps of x; got 5 in row 1"),
         (torch.ones(2, 4, 5), torch.tensor([0, 4]), r"lengths must be from 1 to the 4 steps of x; got 0 in row 0"),
@@ -177,16 +177,16 @@ def test_takes_a_list_of_sequences_and_one_padded_block() -> None:
         (torch.ones(2, 4, 5), torch.ones(2, 4), r"lengths must hold one number per row of x, .*got \(2, 4\)"),
     ],
 )
-def test_bad_data(x: Tensor, lengths: Tensor | None, message: str) -> None:
+def test_bad_data_raise(x: Tensor, lengths: Tensor | None, message: str) -> None:
     batch = (x,) if lengths is None else (x, lengths)
     with pytest.raises(ValueError, match=message):
         DeepMarkovModel(5, **SIZES).validate(*batch)
 
 
-def test_unequal_rows_and_another_width_are_refused(posterior: Posterior) -> None:
+def test_unequal_rows_and_wrong_width_raise(posterior: Posterior) -> None:
     with pytest.raises(ValueError, match=r"lengths|rows"):
         svi(DeepMarkovModel(5, **SIZES), (torch.ones(2, 4, 5), torch.tensor([4])))
-    with pytest.raises(ValueError, match="Give 5 features a step"):
+    with pytest.raises(ValueError, match="Give 5 features per step"):
         posterior.elbo(torch.ones(2, 8, 3), torch.tensor([8, 8]))
 
 
@@ -198,7 +198,7 @@ def test_unequal_rows_and_another_width_are_refused(posterior: Posterior) -> Non
         ({"hidden_dim": 2.5}, r"hidden_dim must be a whole number of at least 1; got 2\.5\."),
     ],
 )
-def test_bad_options(options: dict[str, float], message: str) -> None:
+def test_bad_options_raise(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeepMarkovModel(5, **options)
 

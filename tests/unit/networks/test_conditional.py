@@ -21,7 +21,7 @@ from deepprob.networks.recurrent import Recurrent
 BATCHES = [(), (1,), (3, 2)]
 VECTORS = ("dirichlet", "low_rank", "multivariate_normal", "multivariate_student_t", "one_hot_categorical")
 
-# Densities that truly fall like exp(-exp(1e4)), or (geometric) that torch writes with probabilities of 0.
+# Densities that fall like exp(-exp(1e4)), or (geometric) that torch computes from probabilities of 0.
 UNBOUNDED = {"geometric", "gumbel", "weibull"}
 
 
@@ -30,7 +30,7 @@ def options(family: str) -> dict[str, Any]:
 
 
 def straight(family: Any, event_shape: tuple[int, ...], **settings: Any) -> Conditional:
-    """A conditional whose context is the raw numbers themselves."""
+    """A conditional whose context holds the raw parameters."""
     return Conditional(nn.Identity(), family, event_shape, **settings)
 
 
@@ -44,7 +44,9 @@ def straight(family: Any, event_shape: tuple[int, ...], **settings: Any) -> Cond
         if event_shape or family not in VECTORS
     ],
 )
-def test_context_is_batch_and_event_is_event(family: str, event_shape: tuple[int, ...], batch: tuple[int, ...]) -> None:
+def test_shapes_are_those_of_context_and_event(
+    family: str, event_shape: tuple[int, ...], batch: tuple[int, ...]
+) -> None:
     torch.manual_seed(0)
     size = Conditional.size(family, event_shape, **options(family))
     conditional = Conditional(MLP(2, size), family, event_shape, **options(family))
@@ -85,7 +87,7 @@ def test_extreme_outputs_give_finite_densities_and_gradients(family: str) -> Non
 
 @pytest.mark.parametrize("family", ["multivariate_normal", "low_rank"])
 @pytest.mark.parametrize("dim", [3, 8])
-def test_extreme_covariances_are_still_factorised(family: str, dim: int) -> None:
+def test_extreme_covariances_can_be_factorized(family: str, dim: int) -> None:
     conditional = straight(family, (dim,))
     generator = torch.Generator().manual_seed(0)
     raw = 1e4 * torch.randn(100, conditional.in_size, generator=generator).sign()
@@ -95,32 +97,32 @@ def test_extreme_covariances_are_still_factorised(family: str, dim: int) -> None
     assert made.rsample().isfinite().all()
 
 
-def test_a_low_rank_of_many_dimensions_is_still_factorised() -> None:
+def test_low_rank_covariance_of_many_dimensions_can_be_factorized() -> None:
     conditional = straight("low_rank", (256,), rank=8)
     assert conditional(torch.full((conditional.in_size,), 1e4)).log_prob(torch.zeros(256)).isfinite()
 
 
-def test_the_floor_is_a_floor() -> None:
+def test_floor_bounds_the_scale() -> None:
     raw = torch.tensor([2.0, -1e4])
     assert straight("normal", (), floor=0.5)(raw).scale == 0.5
     assert straight("normal", ())(raw).scale == torch.tensor(1e-4)
     assert straight("normal", ())(raw).loc == 2.0
 
 
-def test_the_output_holds_parameter_after_parameter() -> None:
+def test_output_concatenates_parameters() -> None:
     made = straight("normal", (2, 3))(torch.arange(12.0)).base_dist
     torch.testing.assert_close(made.loc, torch.arange(6.0).reshape(2, 3))
     expected = nn.functional.softplus(torch.arange(6.0, 12.0)).reshape(2, 3) + 1e-4
     torch.testing.assert_close(made.scale, expected)
 
 
-def test_classes_come_class_after_class() -> None:
+def test_output_concatenates_classes() -> None:
     logits = torch.randn(5, 2, 3)  # (classes, *event)
     made = straight("categorical", (2, 3), num_classes=5)(logits.flatten()).base_dist
     torch.testing.assert_close(made.probs, logits.softmax(0).movedim(0, -1))
 
 
-def test_a_convolutional_decoder_of_two_parameters_fits_a_normal_image() -> None:
+def test_convolutional_networks_fit_a_normal_image() -> None:
     decoder = Conditional(ConvDecoder(4, (3, 7, 5), num_params=2), "normal", (3, 7, 5))
     assert decoder(torch.zeros(6, 2, 4)).batch_shape == (6, 2)
     assert decoder(torch.zeros(4)).event_shape == (3, 7, 5)
@@ -128,13 +130,13 @@ def test_a_convolutional_decoder_of_two_parameters_fits_a_normal_image() -> None
     assert encoder(torch.zeros(6, 2, 7, 5)).batch_shape == (6, 2)
 
 
-def test_a_network_of_several_contexts() -> None:
+def test_network_takes_several_contexts() -> None:
     conditional = Conditional(Recurrent(3, 4), "normal", (2,))
     made = conditional(torch.zeros(5, 6, 3), torch.full((5,), 6))
     assert (made.batch_shape, made.event_shape) == ((5, 6), (2,))
 
 
-def test_a_full_covariance_reaches_any_gaussian() -> None:
+def test_full_covariance_equals_its_formula() -> None:
     """The triangle L = diag(s) (I + U) written out for two dimensions, and its density."""
     raw = torch.tensor([1.0, -1.0, 0.3, 0.7, -0.2])  # loc, then L's rows: s_1; u_21, s_2
     made = straight("multivariate_normal", (2,))(raw)
@@ -147,7 +149,7 @@ def test_a_full_covariance_reaches_any_gaussian() -> None:
     torch.testing.assert_close(made.log_prob(value), theirs.log_prob(value))
 
 
-def test_a_low_rank_covariance_is_what_its_formula_says() -> None:
+def test_low_rank_covariance_equals_its_formula() -> None:
     raw = torch.randn(6 * 4, generator=torch.Generator().manual_seed(0))
     made = straight("low_rank", (6,), rank=2)(raw)
     scale = (nn.functional.softplus(raw[18:]) + 1e-4).diag()
@@ -163,7 +165,7 @@ def test_families_by_name_and_class(spelling: Any) -> None:
     torch.testing.assert_close(made.df, made.scale)
 
 
-def test_a_family_of_ones_own() -> None:
+def test_function_of_real_parameters_is_a_family() -> None:
     def binomial(logits: Tensor, total: int = 10) -> Any:
         return dist.Binomial(total, logits=logits)
 
@@ -182,12 +184,12 @@ def test_gradients_reach_the_network() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in conditional.parameters())
 
 
-def test_classes_are_counted_from_the_network() -> None:
+def test_num_classes_is_inferred_from_the_network() -> None:
     conditional = Conditional(MLP(2, 10), "categorical", ())
     assert conditional(torch.zeros(3, 2)).probs.shape == (3, 10)
 
 
-def test_copied_pickled_and_in_float64() -> None:
+def test_conditional_can_be_copied_pickled_and_cast() -> None:
     conditional = Conditional(MLP(2, 5), "multivariate_normal", (2,))
     context = torch.randn(3, 2)
     for again in (copy.deepcopy(conditional), pickle.loads(pickle.dumps(conditional))):
@@ -215,15 +217,19 @@ def test_copied_pickled_and_in_float64() -> None:
             r"every size in event_shape must be .*; got 2\.0\.",
         ),
         (lambda: straight("normal", (), floor=0.0), ValueError, "floor must be positive.*; got 0.0"),
-        (lambda: straight("normal", (), num_classes=3), ValueError, "num_classes is for 'categorical'"),
-        (lambda: straight("normal", (), rank=3), ValueError, "rank is for 'low_rank'"),
+        (
+            lambda: straight("normal", (), num_classes=3),
+            ValueError,
+            "num_classes is only for family 'categorical'; got 'normal'",
+        ),
+        (lambda: straight("normal", (), rank=3), ValueError, "rank is only for family 'low_rank'; got 'normal'"),
         (lambda: straight("low_rank", (3,), rank=0), ValueError, "rank must be a whole number of at least 1; got 0"),
         (lambda: straight("categorical", ()), ValueError, "'categorical' needs num_classes"),
-        (lambda: straight("multivariate_normal", ()), ValueError, r"at least 1 axis; got \(\)"),
-        (lambda: straight("low_rank", ()), ValueError, r"'low_rank' needs an event_shape of at least 1 axis"),
+        (lambda: straight("multivariate_normal", ()), ValueError, r"an event_shape with 1 or more axes; got \(\)"),
+        (lambda: straight("low_rank", ()), ValueError, r"'low_rank' needs an event_shape with 1 or more axes"),
         (lambda: straight("relaxed_bernoulli", ()), ValueError, "its argument 'temperature' is not a real tensor"),
         (lambda: straight("ordered_logistic", ()), ValueError, "its argument 'cutpoints' is not a real tensor"),
-        (lambda: straight("uniform", ()), ValueError, "the shapes of its parameters are not known beforehand"),
+        (lambda: straight("uniform", ()), ValueError, "the shapes of its parameters are unknown"),
         (
             lambda: Conditional("net", "normal", ()),  # type: ignore[arg-type]
             TypeError,
@@ -243,11 +249,11 @@ def test_copied_pickled_and_in_float64() -> None:
         (
             lambda: straight(lambda loc: dist.Normal(loc.sum(-1), 1.0), (2,))(torch.zeros(4, 2)),
             ValueError,
-            r"must give a pyro distribution of batch and event shape \(4, 2\); got shape \(4,\)",
+            r"must return a pyro distribution of batch and event shape \(4, 2\); got shape \(4,\)",
         ),
         (lambda: straight(lambda loc: loc, (2,))(torch.zeros(4, 2)), ValueError, "got Tensor"),
     ],
 )
-def test_wrong_arguments_are_named(make: Any, error: type[Exception], message: str) -> None:
+def test_wrong_arguments_raise(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()

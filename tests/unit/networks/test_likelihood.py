@@ -1,4 +1,4 @@
-"""The likelihood: shapes, means, dispersions, what is beyond a sequence's end, and what it refuses of data."""
+"""The likelihood: shapes, means, dispersions, masks, and errors for invalid data."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_shapes(family: str, batch: tuple[int, ...], event: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
-def test_an_open_axis_is_as_long_as_the_output(family: str) -> None:
+def test_open_axis_takes_the_length_of_the_output(family: str) -> None:
     one = likelihood(family, (None, 2))
     assert made(one, torch.randn(5, 7, 2)).event_shape == (7, 2)
     with pytest.raises(ValueError, match=r"event_shape \(None, 2\) leaves the size to the network\. Give every axis"):
         _ = one.size
 
 
-def test_links_are_those_of_a_conditional() -> None:
+def test_links_equal_those_of_conditional() -> None:
     out = torch.tensor([-30.0, -1.0, 0.0, 50.0]).reshape(4, 1)
     for family in ("bernoulli", "poisson"):
         ours = likelihood(family, (1,)).distribution(out).base_dist
@@ -63,15 +63,17 @@ def test_classes_are_the_last_axis_of_the_output() -> None:
 
 
 @pytest.mark.parametrize("family", COUNTS)
-def test_an_output_of_zero_is_the_mean_of_the_data(family: str) -> None:
+def test_output_of_zero_gives_the_mean_of_the_data(family: str) -> None:
     mean = torch.tensor([1e-3, 1.0, 1e5, 0.0])
     one = likelihood(family, (4,))
     found = made(one, torch.zeros(4), **one.around(mean)).mean
     torch.testing.assert_close(found[:3], mean[:3], rtol=3e-4, atol=0.0)
-    assert found[3] == pytest.approx(1.0, rel=3e-4)  # a column without counts starts at one, not at an impossible zero
+    assert found[3] == pytest.approx(
+        1.0, rel=3e-4
+    )  # an all-zero column starts at a mean of 1, because a mean of 0 is invalid
 
 
-def test_a_negative_binomial_has_its_own_variance_and_a_poisson_as_its_limit() -> None:
+def test_negative_binomial_is_overdispersed_and_approaches_poisson() -> None:
     out, x = torch.linspace(-3, 3, 7), torch.arange(7.0)
     mean = likelihood("poisson", (7,)).distribution(out).mean
     found = likelihood("negative_binomial", (7,)).distribution(out, dispersion=torch.tensor(4.0))
@@ -93,7 +95,7 @@ def test_a_learned_dispersion_stays_in_bounds() -> None:
 
 
 @pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
-def test_what_is_not_inside_has_no_influence(family: str) -> None:
+def test_values_outside_the_mask_have_no_influence(family: str) -> None:
     one, inside = likelihood(family, (None, 2)), torch.tensor([True, True, False]).unsqueeze(-1)
     out = torch.randn(5, 3, 2, requires_grad=True)
     found, short = made(one, out, inside=inside), made(one, out[:, :2])
@@ -105,7 +107,7 @@ def test_what_is_not_inside_has_no_influence(family: str) -> None:
     torch.testing.assert_close(found.mean[:, 2], torch.zeros(5, 2))
 
 
-def test_large_outputs_are_large_counts_and_no_overflow() -> None:
+def test_large_outputs_do_not_overflow() -> None:
     out, x = torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 1e4])
     for family in COUNTS:
         assert made(likelihood(family), out).log_prob(x).isfinite()
@@ -118,14 +120,14 @@ def test_large_outputs_are_large_counts_and_no_overflow() -> None:
 @pytest.mark.parametrize(
     "kind", [torch.Tensor.int, torch.Tensor.bool, torch.Tensor.double, torch.Tensor.half, torch.Tensor.float]
 )
-def test_numbers_of_every_type_come_out_in_one(family: str, kind: Any) -> None:
+def test_every_number_type_converts_to_one_dtype(family: str, kind: Any) -> None:
     x = likelihood(family).validate("x", kind(torch.tensor([[0.0, 1.0], [1.0, 1.0]])))
     assert x.tolist() == [[0, 1], [1, 1]]
     assert x.dtype == (torch.int64 if family == "categorical" else torch.get_default_dtype())
 
 
 @pytest.mark.parametrize("family", LIKELIHOODS)
-def test_nothing_is_nothing(family: str) -> None:
+def test_empty_data_are_valid(family: str) -> None:
     grey = {"grey": True} if family == "bernoulli" else {}
     assert likelihood(family, **grey).validate("x", torch.zeros(0, 2)).shape == (0, 2)
 
@@ -149,7 +151,7 @@ def test_nothing_is_nothing(family: str) -> None:
         ("categorical", math.inf, r"visits must be in 0..2 for num_classes=3; got inf in row 1"),
     ],
 )
-def test_what_cannot_be_observed_is_named_with_its_row(family: str, value: float, message: str) -> None:
+def test_error_names_value_and_row(family: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         likelihood(family).validate("visits", torch.tensor([[0.0, 1.0], [1.0, value], [-7.0, 1.0]]))
 
@@ -158,16 +160,16 @@ def test_what_cannot_be_observed_is_named_with_its_row(family: str, value: float
     ("x", "message"),
     [
         ([0.0, 255.0], r"images must be in \[0, 1\] .*; got values from 0 to 255\. Divide by 255, or choose"),
-        ([-1.0, 1.0], r"got values from -1 to 1\. Rescale them, \(x - -1\) / 2, or choose likelihood='normal'\."),
+        ([-1.0, 1.0], r"got values from -1 to 1\. Rescale with \(x - -1\) / 2, or choose likelihood='normal'\."),
         ([0.0, math.nan], r"got values from nan to nan"),
     ],
 )
-def test_what_is_not_grey(x: list[float], message: str) -> None:
+def test_values_that_are_not_grey_raise(x: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         likelihood("bernoulli", grey=True).validate("images", torch.tensor([x]))
 
 
-def test_rows_of_a_scalar_and_of_open_columns() -> None:
+def test_scalars_and_open_columns_accept_two_shapes() -> None:
     labels, columns = likelihood("categorical", ()), likelihood("poisson", (None,))
     assert labels.validate("y", torch.ones(4, 1)).shape == (4,)
     assert columns.validate("y", torch.ones(4)).shape == (4, 1) and columns.validate("y", torch.ones(4, 3)).shape == (
@@ -175,14 +177,14 @@ def test_rows_of_a_scalar_and_of_open_columns() -> None:
         3,
     )
     with pytest.raises(
-        ValueError, match=r"labels must have shape \(N,\); got \(4, 3\)\. Of one-hot rows take y.argmax"
+        ValueError, match=r"labels must have shape \(N,\); got \(4, 3\)\. Convert one-hot rows with y.argmax"
     ):
         labels.validate("labels", torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"y must have shape \(N, outputs\) or \(N,\); got \(4, 3, 2\)\. Flatten"):
         columns.validate("y", torch.ones(4, 3, 2))
 
 
-def test_grey_values_are_binarised_anew_and_binary_ones_stay() -> None:
+def test_prepare_redraws_grey_values_and_keeps_binary_ones() -> None:
     grey, x = likelihood("bernoulli", grey=True), torch.full((4000, 2), 0.3)
     drawn = grey.prepare(x)
     assert set(drawn.unique().tolist()) == {0.0, 1.0} and abs(float(drawn.mean()) - 0.3) < 0.03
@@ -199,7 +201,7 @@ def test_units_features_and_pictures() -> None:
     assert likelihood("poisson", (8, 8)).picture == "image" and likelihood("poisson", (None, 8)).picture == "counts"
 
 
-def test_it_is_a_value() -> None:
+def test_likelihoods_compare_by_value() -> None:
     one = likelihood("categorical", (2,))
     assert copy.deepcopy(one) == one != likelihood("categorical", (3,)) and "categorical" in repr(one)
 
@@ -213,8 +215,14 @@ def test_it_is_a_value() -> None:
         (lambda: Likelihood("poison", ()), "unknown likelihood 'poison'. Did you mean 'poisson'"),
         (lambda: Likelihood("categorical", ()), "needs num_classes, a whole number of at least 2; got None. Give the"),
         (lambda: Likelihood("categorical", (), num_classes=1), "needs num_classes, .* at least 2; got 1"),
-        (lambda: Likelihood("normal", (), num_classes=3), "num_classes is of likelihood='categorical'; got .*'normal'"),
-        (lambda: Likelihood("normal", (), grey=True), "grey is of likelihood='bernoulli'; got likelihood='normal'"),
+        (
+            lambda: Likelihood("normal", (), num_classes=3),
+            "num_classes is only for likelihood='categorical'; got .*'normal'",
+        ),
+        (
+            lambda: Likelihood("normal", (), grey=True),
+            "grey is only for likelihood='bernoulli'; got likelihood='normal'",
+        ),
         (
             lambda: Likelihood("poisson", (2, 3)).distribution(torch.zeros(4, 5)),
             r"likelihood='poisson' over rows of shape \(2, 3\) needs a network with 6 outputs on its last axis; got 5",
@@ -222,6 +230,6 @@ def test_it_is_a_value() -> None:
         (lambda: Likelihood("poisson", ()).distribution(torch.tensor(1.0)), "needs a network with 1 outputs .* got 0"),
     ],
 )
-def test_wrong_settings(make: Any, message: str) -> None:
+def test_wrong_settings_raise(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Networks: shapes, sequences of unequal length, configs, and how weights start."""
+"""Networks: shapes, sequences of unequal length, configs, and initialization."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_gradients_reach_every_parameter(net: Network, row: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize(("net", "row"), [*MADE, (Recurrent(5, 3, bidirectional=True), (2, 5))])
-def test_a_config_rebuilds_the_network(net: Network, row: tuple[int, ...]) -> None:
+def test_config_rebuilds_the_network(net: Network, row: tuple[int, ...]) -> None:
     again = network_from_config(json.loads(json.dumps(net.config)))
     assert type(again) is type(net)
     assert again.config == net.config
@@ -78,7 +78,7 @@ def test_a_config_rebuilds_the_network(net: Network, row: tuple[int, ...]) -> No
     torch.testing.assert_close(again(x), net(x), rtol=0, atol=0)
 
 
-def test_a_decoder_is_a_map_over_pixels_of_each_parameter() -> None:
+def test_decoder_outputs_one_image_per_parameter() -> None:
     net = ConvDecoder(2, (3, 5, 5), channels=(4,), num_params=2)
     assert net(torch.zeros(7, 2)).reshape(7, 2, 3, 5, 5).shape == (7, 2, 3, 5, 5)
     last = net.layers[-1]
@@ -99,8 +99,8 @@ RECURRENT = [
 
 
 @pytest.mark.parametrize("options", RECURRENT)
-def test_padding_changes_nothing(options: dict[str, Any]) -> None:
-    """Each sequence alone, without its padding, gives the same states."""
+def test_padding_does_not_change_states_or_gradients(options: dict[str, Any]) -> None:
+    """A sequence without its padding gives the same states."""
     net = Recurrent(3, 4, **options)
     lengths = torch.tensor([5, 1, 0, 3])
     x = torch.randn(4, 5, 3, generator=seeded())
@@ -118,7 +118,7 @@ def test_padding_changes_nothing(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "rnn"])
-def test_both_ways_equals_torch_on_packed_sequences(kind: str) -> None:
+def test_bidirectional_states_equal_torch_on_packed_sequences(kind: str) -> None:
     net = Recurrent(3, 4, kind=kind, bidirectional=True)
     cells = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
     theirs = cells[kind](3, 4, batch_first=True, bidirectional=True)
@@ -130,7 +130,7 @@ def test_both_ways_equals_torch_on_packed_sequences(kind: str) -> None:
     torch.testing.assert_close(net(x, lengths), expected)
 
 
-def test_reversed_states_know_the_future_only() -> None:
+def test_reversed_states_depend_only_on_the_future() -> None:
     net = Recurrent(2, 3, reverse=True)
     x = torch.randn(1, 6, 2, generator=seeded(), requires_grad=True)
     net(x, torch.tensor([4]))[0, 2].sum().backward()
@@ -147,11 +147,11 @@ def test_sequences_of_any_batch_shape() -> None:
     torch.testing.assert_close(y[1, 1], net(x[1, 1], lengths[1, 1]))
 
 
-# Initialisation -----------------------------------------------------------------------------------
+# Initialization -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu", "elu", "tanh"])
-def test_signals_neither_die_nor_explode(activation: str) -> None:
+def test_signals_neither_vanish_nor_explode(activation: str) -> None:
     net = MLP(256, 256, hidden_dims=(256,) * 6, activation=activation)
     init_weights(net, seeded())
     power = net(torch.randn(64, 256, generator=seeded(1))).square().mean()
@@ -181,7 +181,7 @@ def test_the_record_names_every_parameter_and_scheme(name: str) -> None:
     + [Recurrent(3, 4, kind=kind, bidirectional=True) for kind in ("gru", "lstm", "rnn")]
     + [nn.Sequential(MLP(2, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))],
 )
-def test_one_seed_gives_one_start_whatever_was_there(net: nn.Module) -> None:
+def test_seed_determines_the_initial_weights(net: nn.Module) -> None:
     net, before = copy.deepcopy(net), torch.get_rng_state()
     record = init_weights(net, seeded())
     first = copy.deepcopy(net.state_dict())
@@ -207,7 +207,7 @@ def test_without_a_generator_torch_seeds_the_draw() -> None:
     assert all(torch.equal(first[name], value) for name, value in net.state_dict().items())
 
 
-def test_states_are_orthogonal_and_an_lstm_remembers() -> None:
+def test_state_weights_are_orthogonal_and_forget_bias_is_one() -> None:
     net = Recurrent(3, 4, kind="lstm")
     record = init_weights(net, seeded())
     cell = net.cells["forwards"]
@@ -218,7 +218,7 @@ def test_states_are_orthogonal_and_an_lstm_remembers() -> None:
     assert record["cells.forwards.weight_hh_l0"] == "orthogonal"
 
 
-def test_what_is_pretrained_or_has_no_start_stays() -> None:
+def test_pretrained_and_custom_parameters_stay_unchanged() -> None:
     class Prior(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -305,17 +305,17 @@ def test_what_is_pretrained_or_has_no_start_stays() -> None:
         ),
     ],
 )
-def test_wrong_arguments_are_named(make: Any, error: type[Exception], message: str) -> None:
+def test_wrong_arguments_raise(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
 
 
-def test_a_network_must_say_how_it_draws() -> None:
+def test_network_must_define_draw_weights() -> None:
     with pytest.raises(NotImplementedError, match="draw_weights"):
         Network().draw_weights()
 
 
-def test_float64_all_the_way() -> None:
+def test_recurrent_network_preserves_float64() -> None:
     net = Recurrent(2, 3, reverse=True).double()
     init_weights(net, seeded())
     x: Tensor = torch.zeros(2, 4, 2, dtype=torch.float64)
