@@ -1,4 +1,4 @@
-"""Errors that say what was expected, what came, and one thing to do."""
+"""Errors and argument checks; a message states the expected value, the given one and a remedy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import SupportsFloat
 
 
 class StorageError(ValueError):
-    """A file that cannot be trusted or read: truncated, altered, newer, or not ours."""
+    """A file cannot be read or trusted: it is truncated, altered, newer, or not a file of deepprob."""
 
 
 def shown(value: object) -> str:
-    """A value as a message prints it: its ``repr``, or type and shape if that is long.
+    """Format a value for a message: its ``repr``, or its type and shape if the ``repr`` is long.
 
     Args:
-        value: What the user wrote.
+        value: The user's value.
 
     Examples:
         >>> shown("fresh")
@@ -34,12 +34,12 @@ def shown(value: object) -> str:
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
-    """The error for a name that is not among the known ones, with the nearest one suggested.
+    """The error for an unknown name; it suggests the nearest known name.
 
     Args:
-        kind: What is being named, in the user's words ("likelihood", "model").
-        name: What the user wrote.
-        choices: The names that exist.
+        kind: The kind of the name in the message ("likelihood", "model").
+        name: The user's value.
+        choices: The known names.
 
     Returns:
         A ``ValueError`` to raise.
@@ -55,20 +55,20 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
-    """A whole number that a user gave, checked.
+    """Check that an argument is a whole number.
 
-    Integers of NumPy and tensors of one whole number are taken too. A bool is refused: as a number it is a slip.
+    NumPy integers and integer tensors with one element are accepted. A bool is refused, because it is a likely mistake.
 
     Args:
-        name: What the number is called, in the user's words ("latent_dim").
-        value: What the user wrote.
-        least: The smallest value that makes sense.
+        name: Name of the argument ("latent_dim").
+        value: The user's value.
+        least: The smallest valid number.
 
     Returns:
         The value as an ``int``.
 
     Raises:
-        ValueError: If it is not a whole number, or smaller.
+        ValueError: If the value is not a whole number, or smaller than ``least``.
 
     Examples:
         >>> whole("epochs", 3)
@@ -88,17 +88,17 @@ def whole(name: str, value: object, least: int = 1) -> int:
 
 
 def positive(name: str, value: object) -> float:
-    """A positive, finite number that a user gave, checked.
+    """Check that an argument is a positive, finite number.
 
     Args:
-        name: What the number is called, in the user's words ("prior_scale").
-        value: What the user wrote.
+        name: Name of the argument ("prior_scale").
+        value: The user's value.
 
     Returns:
         The value as a ``float``.
 
     Raises:
-        ValueError: If it is no number, not above zero, or infinite.
+        ValueError: If the value is not a positive, finite number.
 
     Examples:
         >>> positive("noise", -0.1)
@@ -114,5 +114,5 @@ def positive(name: str, value: object) -> float:
 
 
 def _is_bool(value: object) -> bool:
-    """Whether it is a truth value, of Python's or in an array's or a tensor's type."""
+    """Whether a value is a bool, or an array or tensor of bools."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")

@@ -1,12 +1,11 @@
-"""Saved things on disk: a folder with a JSON manifest and one safetensors file, written atomically.
+"""Saves on disk: a folder with a JSON manifest and one safetensors file, written atomically.
 
 ```
-runs/digits/manifest.json                     what it is, and the name and sha256 of the tensor file
-runs/digits/tensors-<12 hex>.safetensors      the numbers, named by their own sha256
+runs/digits/manifest.json                     kind, versions, and the name and sha256 of the tensor file
+runs/digits/tensors-<12 hex>.safetensors      the tensors, named by the sha256 of the file
 ```
-Replacing the manifest is the one moment at which a save comes to be; whatever fails before it
-leaves the last good save as it was. Nothing here is code, and nothing read here is ever run. One
-writer at a time; readers may come at any moment.
+Replacing the manifest commits a save; a failure before that leaves the last good save unchanged. A save holds no code,
+and reading it runs none. A folder may have one writer at a time and any number of readers.
 """
 
 from __future__ import annotations
@@ -54,24 +53,24 @@ def write(
 ) -> None:
     """Save named tensors and a JSON manifest to a folder, atomically.
 
-    A good save that is already there stays readable until the new one is complete, whatever
-    happens. Tensors that share memory are stored once each; gradients and devices are not stored.
+    An earlier save in the folder stays readable until the new one is complete. Tensors that share memory are stored
+    separately; gradients and devices are not stored.
 
     Args:
-        path: The folder, made if need be.
-        tensors: Tensors by name; any strides, device and dtype that safetensors knows.
-        manifest: JSON values by name, nested as you like. Tuples come back as lists; ``nan`` and
-            ``inf``, which JSON lacks, are kept as ``{"$float": "nan"}``.
-        kind: What is saved, "posterior" or "checkpoint"; one is never written over the other.
+        path: The folder; it is created if needed.
+        tensors: Tensors by name, dense and of a dtype that safetensors supports.
+        manifest: JSON values by name, nested to any depth. Tuples are read back as lists; ``nan`` and
+            ``inf``, which JSON lacks, are stored as ``{"$float": "nan"}``.
+        kind: The kind of save, "posterior" or "checkpoint"; one is never written over the other.
 
     Raises:
         TypeError: If a value is not a tensor, or a manifest entry is not JSON.
         ValueError: If ``kind`` is unknown.
-        StorageError: If the folder already holds something that is not ours or of another kind.
-        OSError: If the disk refuses (no space, no permission). The last good save is kept.
+        StorageError: If the folder already holds a save of another kind, or a manifest that deepprob did not write.
+        OSError: If the write fails (no space, no permission). The last good save is kept.
 
     Examples:
-        What was written is what is read, also where JSON has no word for it:
+        Non-finite numbers are restored too:
 
         >>> import tempfile, torch
         >>> folder = tempfile.mkdtemp()
@@ -102,30 +101,30 @@ def write(
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot save the {kind} to {str(folder)!r}: {error.strerror or error}. What was saved "
-            "there before is untouched. Make room, or choose another folder.",
+            f"cannot save the {kind} to {str(folder)!r}: {error.strerror or error}. The last save there is unchanged. "
+            "Make room, or choose another folder.",
         ) from error
     finally:
         _sweep(folder)
 
 
 def read(path: str | os.PathLike[str], *, kind: Kind) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read back what :func:`write` saved, after checking every byte of it.
+    """Read a save of :func:`write` and check its checksums.
 
     Args:
         path: The folder.
-        kind: What is expected there, "posterior" or "checkpoint".
+        kind: The expected kind of save, "posterior" or "checkpoint".
 
     Returns:
-        The tensors by name, on the CPU, and the manifest as it was given to :func:`write`.
+        The tensors by name, on the CPU, and the manifest that was given to :func:`write`.
 
     Raises:
-        StorageError: If anything is missing, truncated, altered, of another kind, written by a
-            newer deepprob, or not ours.
+        StorageError: If a part is missing, truncated or altered, or the save is of another kind, of a newer version or
+            not of deepprob.
         ValueError: If ``kind`` is unknown.
 
     Examples:
-        Something else is refused by name:
+        The error names the folder:
 
         >>> import tempfile
         >>> read("nowhere", kind="posterior")
@@ -136,13 +135,13 @@ def read(path: str | os.PathLike[str], *, kind: Kind) -> tuple[dict[str, Tensor]
     _check_kind(kind)
     header = _read_header(folder, kind)
     if not (folder / header["tensors"]["file"]).exists():
-        # A writer may have replaced the save between our two looks: see what it names now.
+        # A writer may have replaced the save in the meantime, so read the new manifest.
         header = _read_header(folder, kind)
     return _read_tensors(folder, header["tensors"]), _decode(header["manifest"])
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a saved number depends on.
+    """Versions of Python and of the packages that saved numbers depend on.
 
     Returns:
         Version by name: python, deepprob, torch, pyro-ppl.
@@ -173,10 +172,10 @@ def check_free(path: str | os.PathLike[str], *, kind: Kind) -> None:
 
     Args:
         path: The folder; it need not exist.
-        kind: What is to be saved, "posterior" or "checkpoint".
+        kind: The kind of save, "posterior" or "checkpoint".
 
     Raises:
-        StorageError: If the folder already holds something that is not ours or of another kind.
+        StorageError: If the folder already holds a save of another kind, or a manifest that deepprob did not write.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -186,9 +185,9 @@ def check_free(path: str | os.PathLike[str], *, kind: Kind) -> None:
     try:
         found = _parse(folder)["kind"]
     except StorageError as error:
-        raise StorageError(f"will not write over what is there: {error}") from error
+        raise StorageError(f"cannot replace the files in {str(folder)!r}: {error}") from error
     if found != kind:
-        raise StorageError(f"will not write a {kind} over a {found} at {str(folder)!r}. Choose another folder.")
+        raise StorageError(f"a {kind} cannot replace the {found} in {str(folder)!r}. Choose another folder.")
 
 
 def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
@@ -204,20 +203,20 @@ def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
                 f"tensor {name!r} ({tensor.layout}, {tensor.dtype}) cannot be stored. "
                 "Convert it to an ordinary dense dtype."
             )
-        # safetensors refuses strides and shared memory: each tensor gets bytes of its own
+        # safetensors accepts neither strides nor shared memory, so every tensor is copied
         plain[name] = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().clone()
     return safetensors.torch.save(plain)
 
 
 def _replace(target: Path, data: bytes) -> None:
-    """Put ``data`` at ``target`` so that a reader sees old bytes or new, never a mixture."""
+    """Replace the file ``target`` so that a reader sees the old bytes or the new ones, never a mixture."""
     temporary = target.with_name(f".deepprob-{secrets.token_hex(8)}.tmp")
     with temporary.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, target)
-    if os.name == "posix":  # the new name itself must reach the disk before the next step relies on it
+    if os.name == "posix":  # the rename must reach the disk before the next step relies on it
         descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -226,9 +225,9 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove our own left-overs: temporary files, and tensor files that no manifest names."""
+    """Remove temporary files, and tensor files that the manifest does not name."""
     kept = None
-    with suppress(OSError, StorageError):  # unsure what is still needed: better to remove nothing
+    with suppress(OSError, StorageError):  # if the manifest is unreadable, remove nothing
         if (folder / _MANIFEST).exists():
             kept = _parse(folder)["tensors"]["file"]
         for file in folder.iterdir():
@@ -249,21 +248,21 @@ def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
     header = _parse(folder)
     stated = header.pop("sha256")
     if stated != _fingerprint(header):
-        raise _altered(folder / _MANIFEST, "its sha256 is not the one it states")
+        raise _altered(folder / _MANIFEST, "its sha256 differs from the stated one")
     if header["kind"] != kind:
         raise StorageError(f"{str(folder)!r} holds a {header['kind']}, not a {kind}. Open it as a {header['kind']}.")
     return header
 
 
 def _parse(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder of ours, its form checked but not yet its sha256."""
+    """The manifest of a save, with its form checked but not its sha256."""
     file = folder / _MANIFEST
     try:
         text = file.read_bytes().decode()
     except OSError as error:
         raise StorageError(
-            f"{str(folder)!r} has no readable {_MANIFEST}: it was not saved by deepprob, or not "
-            "completely. Check the path."
+            f"{str(folder)!r} has no readable {_MANIFEST}: it is not a save of deepprob, or an incomplete one. "
+            "Check the path."
         ) from error
     except UnicodeDecodeError as error:
         raise _altered(file, "it is not text") from error
@@ -292,7 +291,7 @@ def _check_form(file: Path, header: dict[str, Any]) -> None:
     ):
         raise _altered(file, "entries are missing or changed")
     if not isinstance(entry["file"], str) or not _TENSORS.fullmatch(entry["file"]):
-        # a name with a folder in it would reach outside of the save
+        # a path in place of a name could point outside the folder
         raise _altered(file, f"{entry['file']!r} is not the name of a tensor file")
 
 
@@ -306,15 +305,15 @@ def _read_tensors(folder: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
     if size != entry["bytes"]:
         raise _altered(file, f"it is truncated or altered: {size} bytes, not {entry['bytes']}")
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise _altered(file, "its sha256 is not the one in the manifest")
+        raise _altered(file, "its sha256 differs from the one in the manifest")
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _altered(file, f"it is not safetensors: {error}") from error
 
 
-def _altered(file: Path, what: str) -> StorageError:
-    return StorageError(f"{str(file)!r} cannot be trusted: {what}. Restore it from a copy.")
+def _altered(file: Path, reason: str) -> StorageError:
+    return StorageError(f"{str(file)!r} cannot be trusted: {reason}. Restore it from a copy.")
 
 
 # JSON ---------------------------------------------------------------------------------------------
@@ -330,7 +329,7 @@ def _refuse_constant(constant: str) -> None:
 
 
 def _encode(value: object, where: str) -> Any:
-    """``value`` as strict JSON; ``where`` names it in an error."""
+    """Convert ``value`` to strict JSON; ``where`` names it in an error."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -339,10 +338,10 @@ def _encode(value: object, where: str) -> Any:
         return [_encode(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, str) and key != _FLOAT for key in value):
         return {key: _encode(item, f"{where}[{key!r}]") for key, item in value.items()}
-    what = f"a mapping with keys {list(value)!r}" if isinstance(value, Mapping) else type(value).__name__
+    got = f"a mapping with keys {list(value)!r}" if isinstance(value, Mapping) else type(value).__name__
     raise TypeError(
-        f"{where} must be JSON (None, bool, int, float, str, list, or dict with string keys); got "
-        f"{what}. Convert it first, e.g. with .item() or .tolist()."
+        f"{where} must be JSON (None, bool, int, float, str, list, or dict with string keys); got {got}. "
+        "Convert it first, e.g. with .item() or .tolist()."
     )
 
 

@@ -227,8 +227,9 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
         raise TypeError(
             f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
         )
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto'; got {compile!r}.")
+    # The shape comes first, because comparing a tensor of several elements has no truth value.
+    if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
     if weights not in ("auto", "fresh", "keep"):
         raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
 

@@ -1,4 +1,4 @@
-"""Data: named sets, named tensors, and the rows of each step."""
+"""Data: data sets by name, named tensors, and minibatches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sets that come with scikit-learn, in fixed stratified parts."""
+"""The data sets of scikit-learn, in fixed stratified parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def bundled(name: str) -> Callable[[Path | None, int], Parts]:
     """A reader of scikit-learn's ``load_<name>``."""
 
     def read(folder: Path | None, split: int) -> Parts:
-        # Looked up by name: scikit-learn is slow to import and carries no type hints.
+        # Imported here because scikit-learn is slow to import, and by name because it has no type hints.
         raw = getattr(importlib.import_module("sklearn.datasets"), f"load_{name}")()
         regression = name == "diabetes"
         if name == "digits":
@@ -41,7 +41,7 @@ def _table(values: np.ndarray) -> torch.Tensor:
 
 
 def stratified(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """60, 20 and 20 % of the rows of each stratum, always the same ones, in order.
+    """Split the rows of each stratum into 60, 20 and 20 %; the parts are always the same, their rows in order.
 
     Args:
         strata: The class of each row; all equal for a plain random split.
@@ -53,7 +53,7 @@ def stratified(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         >>> [len(rows) for rows in stratified(np.repeat([0, 1], 50))]
         [60, 20, 20]
     """
-    # RandomState's stream is frozen for ever; Generator's may improve between versions.
+    # NumPy guarantees the stream of RandomState; that of Generator may change between versions.
     random = np.random.RandomState(0)
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for stratum in np.unique(strata):

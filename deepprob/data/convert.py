@@ -1,6 +1,6 @@
-"""From the form of a public home to the local layout, for sets that are kept elsewhere otherwise.
+"""Converters from published files to the local layout, for data sets that are published in another form.
 
-Each converter finds the downloaded files in a folder and writes the layout's file beside them.
+Each converter reads the downloaded files in a folder and writes the layout's file to the same folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 def omniglot_zips(folder: Path) -> None:
-    """105 x 105 drawings in two archives of PNG files, to 28 x 28 by area averages, ink bright."""
+    """Convert 105 x 105 drawings, two archives of PNG files, to 28 x 28 by area averages, with bright ink."""
     from PIL import Image  # comes with matplotlib
 
     images: list[np.ndarray] = []
@@ -51,7 +51,7 @@ def omniglot_zips(folder: Path) -> None:
 
 
 def usps_libsvm(folder: Path) -> None:
-    """Lines ``label 1:value ... 256:value`` with labels from 1 and values from -1 to 1."""
+    """Convert lines ``label 1:value ... 256:value`` with labels from 1 and values from -1 to 1."""
     arrays: dict[str, Any] = {}
     for part, file in (("train", "usps.bz2"), ("test", "usps.t.bz2")):
         with bz2.open(folder / file, "rt", encoding="ascii") as lines:
@@ -63,7 +63,7 @@ def usps_libsvm(folder: Path) -> None:
 
 
 def piano_roll_mat(folder: Path) -> None:
-    """MATLAB cells ``traindata``, ``validdata``, ``testdata`` of (T, 88) matrices."""
+    """Convert MATLAB cells ``traindata``, ``validdata``, ``testdata`` of ``(T, 88)`` matrices."""
     loadmat = importlib.import_module("scipy.io").loadmat
     (path,) = folder.glob("*.mat")
     cells = loadmat(path)
@@ -76,7 +76,7 @@ def piano_roll_mat(folder: Path) -> None:
 
 
 def debd_text(folder: Path) -> None:
-    """Three files of lines ``0,1,...``."""
+    """Convert three files of lines ``0,1,...``."""
     arrays: dict[str, Any] = {}
     paths = sorted(folder.glob("*.data"))
     for path in paths:

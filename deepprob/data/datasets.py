@@ -22,8 +22,8 @@ class DataSet:
     """A named data set in its standard parts.
 
     Args:
-        source: What it is and where it comes from.
-        parts: What was read.
+        source: Its entry in the registry.
+        parts: Its rows and extras.
 
     Examples:
         >>> load_data("iris")
@@ -35,61 +35,61 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        """What ``load_data`` calls it."""
+        """The name that `load_data` takes."""
         return self.source.name
 
     @property
     def task(self) -> Task:
-        """What it is for: images, classification, regression, sequences, binary or bags."""
+        """The task: images, classification, regression, sequences, binary or bags."""
         return self.source.task
 
     @property
     def train(self) -> Split:
-        """The rows to fit.
+        """The training rows.
 
         Raises:
-            ValueError: If the set is there for testing only.
+            ValueError: If the set has test rows only.
         """
         if self.parts.train is None:
             raise ValueError(
-                f"data set {self.name!r} has no rows to train on; it is there to test with. "
-                "Use .test, or fit on part of it: .test.split(0.8)."
+                f"data set {self.name!r} has test rows only, no training rows. "
+                "Use .test, or fit on a part of it: .test.split(0.8)."
             )
         return self.parts.train
 
     @property
     def valid(self) -> Split | None:
-        """The rows to choose by, or None where the standard has none: split ``train`` then."""
+        """The validation rows; None if the set has none."""
         return self.parts.valid
 
     @property
     def test(self) -> Split:
-        """The rows to report on."""
+        """The test rows."""
         return self.parts.test
 
     @property
     def extras(self) -> dict[str, Any]:
-        """What else belongs to the set, such as class names, a vocabulary or frozen bits."""
+        """Further contents by name, such as class names, a vocabulary or a fixed binarization."""
         return self.parts.extras
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one row of the first field; of sequences, as long as the longest."""
+        """The shape of one row of the first field; sequences have the length of the longest."""
         return tuple((self.parts.train or self.test).shape)
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the labels have; None where there are none."""
+        """Number of classes; None if there are no labels."""
         return self.source.num_classes
 
     @property
     def licence(self) -> str:
-        """The licence of the data, as far as it is stated."""
+        """The license of the data; ``"not stated"`` if it is unknown."""
         return self.source.licence
 
     @property
     def origin(self) -> str:
-        """Where the data come from."""
+        """The origin of the data."""
         return self.source.origin
 
     def __repr__(self) -> str:
@@ -103,27 +103,28 @@ def _rows(parts: Parts) -> str:
 
 
 def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | None = None) -> DataSet:
-    """A data set by name, from scikit-learn, a local folder, the user's cache or its public home.
+    """Load a data set by name from scikit-learn, a local folder, the user's cache or the internet.
 
-    Images are float32 in [0, 1]; tables are as they were measured, not standardised. Downloads
-    are checked before they are used, and kept below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    Images are float32 in [0, 1]; tables are not standardized. Downloads are checked before they are used, and kept
+    below ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
         name: One of the names that :func:`list_data` shows.
-        split: Which of the standard splits, for the ``uci`` sets.
-        folder: Where local sets are; by default what ``DEEPPROB_DATA`` names.
+        split: Number of the standard split, for the ``uci`` sets.
+        folder: The folder of local data sets; by default that of ``DEEPPROB_DATA``.
 
     Returns:
-        Its train, valid and test rows, with its description.
+        The data set with its train, valid and test rows.
 
     Raises:
         TypeError: If ``name`` is not text.
-        ValueError: If there is no such set or split, or a file cannot be read.
-        FileNotFoundError: If the set is not here and cannot be downloaded.
+        ValueError: If the set or the split is unknown.
+        StorageError: If a file is damaged.
+        FileNotFoundError: If the set is not on this machine and cannot be downloaded.
         ConnectionError: If a download fails.
 
     Examples:
-        The parts are the same in every session and hold each class alike:
+        The parts are the same in every session, with equal shares of each class:
 
         >>> digits = load_data("digits")
         >>> digits.train
@@ -147,8 +148,8 @@ def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | Non
         return DataSet(source, source.parse(place, split))
     except (OSError, EOFError, KeyError, IndexError, ValueError, zlib.error, BadZipFile) as error:
         raise StorageError(
-            f"data set {name!r} in {place} cannot be read: {error}. A file is damaged or not "
-            "ours; replace it, or remove it to download the set again."
+            f"data set {name!r} in {place} cannot be read: {error}. A file is damaged or of another origin; "
+            "replace it, or remove it to download the set again."
         ) from error
 
 
@@ -160,13 +161,13 @@ def _local(folder: str | os.PathLike[str] | None) -> Path | None:
     if not path.is_dir():
         what = "folder" if folder is not None else "DEEPPROB_DATA"
         raise FileNotFoundError(
-            f"{what} must name a folder of data sets; there is none at {path}. Correct the path or leave it out."
+            f"{what} must name a folder of data sets; there is no folder {path}. Correct the path or leave it out."
         )
     return path
 
 
 def _find(source: Source, local: Path | None) -> Path | None:
-    """Where all files of the set are: in the local folder, else in the cache."""
+    """The folder that holds all files of the set, local or in the cache; None if there is none."""
     if not source.files:
         return Path()
     places = [local / source.folder] if local else []
@@ -180,9 +181,8 @@ def _fetch(source: Source) -> Path:
     if source.remotes:
         return fetch(source)
     raise FileNotFoundError(
-        f"data set {source.name!r} is not here and has no public home in a form that could be "
-        f"checked. Put {source.folder}/{source.files[0]} into the folder that DEEPPROB_DATA names "
-        f"(origin: {source.origin})."
+        f"data set {source.name!r} is not on this machine and cannot be downloaded. "
+        f"Put {source.folder}/{source.files[0]} into the folder that DEEPPROB_DATA names (origin: {source.origin})."
     )
 
 
@@ -198,7 +198,7 @@ class DataRow(NamedTuple):
 
 
 class DataTable(list[DataRow]):
-    """Rows that print as a table."""
+    """A list of `DataRow` that prints as a table."""
 
     def __repr__(self) -> str:
         lines = [DataRow._fields, *self]
@@ -216,12 +216,12 @@ class DataTable(list[DataRow]):
 
 
 def list_data(*, folder: str | os.PathLike[str] | None = None) -> DataTable:
-    """All data sets: name, task, shape of a row, rows of train / valid / test, licence, where.
+    """List all data sets: name, task, shape of a row, rows of train / valid / test, license, location.
 
-    Where is ``bundled``, ``local`` (in the folder or the cache), ``download`` or ``not here``.
+    The location, ``where``, is ``bundled``, ``local`` (in the folder or the cache), ``download`` or ``not here``.
 
     Args:
-        folder: Where local sets are; by default what ``DEEPPROB_DATA`` names.
+        folder: The folder of local data sets; by default that of ``DEEPPROB_DATA``.
 
     Examples:
         >>> list_data()[0]

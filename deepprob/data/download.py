@@ -1,7 +1,7 @@
-"""Fetching a data set from its public home into the user's cache: whole and checked, or not at all.
+"""Downloading data sets into the user's cache, complete and checked.
 
-Files arrive in a folder that ends in ``.part``; only when every check has passed does one rename
-make it the data set. A fetch that is interrupted leaves nothing that a later load would read.
+Files are downloaded to a folder whose name ends in ``.part``. It is renamed after every check has passed, so an
+interrupted download leaves nothing that a later load would read.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from deepprob.data.sources import Remote, Source
 from deepprob.errors import StorageError
 
 CHUNK = 1 << 20
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without receiving data
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/deepprob/data`` or below ``~/.cache``."""
+    """The folder of downloads: ``$XDG_CACHE_HOME/deepprob/data``, or ``~/.cache/deepprob/data``."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "deepprob" / "data"
 
@@ -37,14 +37,14 @@ def fetch(source: Source) -> Path:
     """Download, check and convert a data set.
 
     Args:
-        source: A set with a public home.
+        source: A data set with ``remotes``.
 
     Returns:
         The folder in the cache that holds its files.
 
     Raises:
         ConnectionError: If a file cannot be downloaded or is incomplete.
-        StorageError: If what came is not what was published.
+        StorageError: If a checksum differs from that of the published file.
     """
     home = cache_folder() / source.name
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +59,12 @@ def fetch(source: Source) -> Path:
                 (part / remote.file).unlink()
         if source.digest and digest(part, source.files) != source.digest:
             raise StorageError(
-                f"data set {source.name!r} from {source.origin} is not what was published there: "
-                "its sha256 differs. Nothing was kept; get it elsewhere and set DEEPPROB_DATA."
+                f"data set {source.name!r} from {source.origin} has changed: its sha256 differs from the known one. "
+                f"Nothing was kept. Put the known files into {source.folder} in the folder that DEEPPROB_DATA names."
             )
-        if not all((home / file).is_file() for file in source.files):  # no process was faster
-            shutil.rmtree(home, ignore_errors=True)  # a set that lost a file
+        # Another process may have finished the same download first; keep its files.
+        if not all((home / file).is_file() for file in source.files):
+            shutil.rmtree(home, ignore_errors=True)  # an incomplete folder would block the rename
             part.rename(home)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -80,27 +81,27 @@ def _download(remote: Remote, path: Path) -> None:
                 seen.update(chunk)
                 file.write(chunk)
             if size is not None and file.tell() != int(size):
-                raise ConnectionError(f"broke off after {file.tell()} of {size} bytes")
+                raise ConnectionError(f"the connection ended after {file.tell()} of {size} bytes")
     except (OSError, HTTPException) as error:
         reason: object = getattr(error, "reason", error)
         if isinstance(error, urllib.error.HTTPError):
             reason = f"HTTP {error.code} {error.reason}"
-            error.close()  # it still holds the connection
+            error.close()  # the error holds the connection open
         raise ConnectionError(
-            f"could not download {remote.url}: {reason}. Try again, or put the data set into a "
-            "folder and set DEEPPROB_DATA to it."
+            f"could not download {remote.url}: {reason}. Try again, or put the data set into the folder that "
+            "DEEPPROB_DATA names."
         ) from error
     if expected and seen.hexdigest() != expected:
         raise StorageError(
-            f"{remote.url} is not the published file: {kind} {expected} was expected, "
-            f"{seen.hexdigest()} came. Nothing was kept; get it elsewhere and set DEEPPROB_DATA."
+            f"{remote.url} is not the published file: expected {kind} {expected}, got {seen.hexdigest()}. "
+            "Nothing was kept. Put the data set into the folder that DEEPPROB_DATA names."
         )
 
 
 def digest(folder: Path, files: Iterable[str]) -> str:
-    """The sha256 of some files' contents, end to end; of an npz file, of the arrays in it.
+    """The sha256 of the concatenated contents of files.
 
-    Compressed bytes depend on the library that wrote them, the arrays do not.
+    An npz file enters by its arrays, because its compressed bytes depend on the library that wrote them.
     """
     total = hashlib.sha256()
     for file in files:

@@ -1,4 +1,4 @@
-"""as_split: a user's data of any supported type, as named tensors that are safe to fit."""
+"""as_split: data of any supported type as checked, named tensors."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from deepprob.data.split import Split
 
 
 def as_split(data: Any, *, what: str = "data") -> Split:
-    """Any table, array or data set as a :class:`Split`, checked for what would spoil a fit.
+    """Convert any table, array or data set to a :class:`Split` and check its values.
 
-    Floats and bools come out in torch's default dtype, whole numbers as int64. Strides do not
-    matter. A tuple is always fields; a list of ``(T_i, D)`` arrays of unequal length is a list
-    of sequences, padded with zeros to ``(N, T_max, D)`` beside their ``lengths``.
+    Floats and bools are converted to torch's default dtype, whole numbers to int64. A tuple holds fields. A list of
+    ``(T_i, D)`` arrays of unequal length holds sequences: they are padded with zeros to ``(N, T_max, D)``, and their
+    lengths become the field ``lengths``.
 
     Args:
         data: A split, tensor, array, pandas frame or series, nested list of numbers, a tuple,
             list or dict of these, a list of sequences, a torch ``Dataset`` or ``DataLoader``.
-        what: What the data are called in errors.
+        what: Name of the data in error messages.
 
     Returns:
         The fields, named by the dict's keys or the series' names, else x, y, data_2, data_3, ...
 
     Raises:
-        TypeError: If the data, or a column of them, are not numbers.
-        ValueError: If they are empty, not finite, unequal in length, or have no axis of rows.
+        TypeError: If the data or one of their columns are not numbers.
+        ValueError: If the data are empty, not finite, unequal in length, or have no axis of rows.
 
     Examples:
-        Whatever holds the numbers, the numbers are the same:
+        Arrays and lists give the same fields:
 
         >>> pair = as_split((np.eye(3)[::-1], [1, 0, 1]))
         >>> pair
@@ -58,7 +58,7 @@ def as_split(data: Any, *, what: str = "data") -> Split:
 
 
 def _fields(data: Any, what: str) -> Mapping[str, Any]:
-    """Take the container apart; the values keep the user's types."""
+    """The fields of a container, in the user's types."""
     if isinstance(data, Split):
         return dict(zip(data.names, data.tensors, strict=True))
     if isinstance(data, Mapping):
@@ -87,7 +87,7 @@ def _is_array(value: object) -> bool:
 
 
 def _from_list(items: list[Any]) -> dict[str, Any]:
-    """A list of arrays is a list of fields, unless their lengths say that they are sequences."""
+    """A list of arrays holds sequences if these are matrices of unequal length, otherwise fields."""
     shapes = [tuple(item.shape) for item in items]
     matrices = all(len(shape) == 2 for shape in shapes) and len({s[1:] for s in shapes}) == 1
     if not matrices or len(items) == 1:
@@ -121,7 +121,7 @@ def _from_dataset(data: Dataset[Any], what: str) -> Any:
 
 
 def _from_loader(loader: DataLoader[Any], what: str) -> Any:
-    """All rows of a loader, in the order of its data set where it adds nothing of its own."""
+    """All rows of a loader, in the order of its data set unless it has a custom sampler or ``collate_fn``."""
     plain = type(loader.sampler) in (SequentialSampler, RandomSampler)
     replaced = getattr(loader.sampler, "replacement", False)
     if loader.collate_fn is default_collate and plain and not replaced:
@@ -140,7 +140,7 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
 
 
 def _checked(value: Any, label: str) -> Tensor:
-    """A dense tensor of numbers with rows, all finite, in one of our two dtypes."""
+    """A dense, finite tensor with rows, in int64 or torch's default dtype."""
     tensor = _tensor(value, label)
     if tensor.dim() == 0:
         raise ValueError(f"{label} is one number, not rows. Give it a leading axis of rows.")
@@ -169,19 +169,19 @@ def _tensor(value: Any, label: str) -> Tensor:
         if value.is_complex():
             raise TypeError(f"{label} is complex; expected real numbers. Use torch.view_as_real.")
         return value.detach()
-    pandas = sys.modules.get("pandas")  # whoever has a frame has imported it
+    pandas = sys.modules.get("pandas")  # a frame exists only if pandas is imported
     if pandas is not None and isinstance(value, pandas.DataFrame):
         array = _from_frame(value, label)
     elif pandas is not None and isinstance(value, pandas.Series):
         array = _from_frame(value.to_frame(), label)[:, 0]
     elif isinstance(value, list | tuple) or _is_array(value) or isinstance(value, int | float):
         if isinstance(value, np.ma.MaskedArray) and value.mask.any():
-            value = np.where(value.mask, np.nan, value.data)  # a masked value is a missing one
+            value = np.where(value.mask, np.nan, value.data)  # a masked value is missing
         try:
             array = np.asarray(value)
         except (ValueError, TypeError):
             raise ValueError(
-                f"{label} is a list of unequal parts; expected one shape. "
+                f"the items of {label} must have one shape; got a list of items of unequal shape. "
                 "Pass sequences of unequal length as a list of (T, D) arrays."
             ) from None
     else:
@@ -195,7 +195,7 @@ def _tensor(value: Any, label: str) -> Tensor:
         raise TypeError(
             f"{label} must be numbers; got dtype {array.dtype}. Encode text, dates and missing values as numbers."
         )
-    # torch takes neither negative strides nor foreign byte order nor the widest floats.
+    # torch accepts neither negative strides nor foreign byte order nor floats of more than 64 bits.
     dtype = np.dtype(np.int64) if array.dtype.kind in "ui" else array.dtype.newbyteorder("=")
     wide = dtype.itemsize > 8
     return torch.from_numpy(array.astype(np.float64 if wide else dtype, order="C", copy=True))

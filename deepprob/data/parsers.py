@@ -1,7 +1,6 @@
-"""Readers of the local layout: a folder of files becomes the parts of a data set.
+"""Readers of the local layout: from a folder of files to the parts of a data set.
 
-Every reader takes the folder and the number of the split; nothing here runs or unpickles
-what it reads.
+Every reader takes the folder and the number of the split. No reader unpickles or runs the contents of a file.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from deepprob.data.split import Split
 
 @dataclass(frozen=True)
 class Parts:
-    """What a reader returns: train and valid may be missing, extras are the set's own."""
+    """The parts of a data set; ``train`` and ``valid`` may be missing."""
 
     train: Split | None
     valid: Split | None
@@ -35,13 +34,13 @@ class Parts:
 
 @contextmanager
 def open_npz(path: Path) -> Iterator[NpzFile]:
-    """The arrays in an archive, none of them pickled; the file is closed even if it is damaged."""
+    """Open the arrays of an archive and refuse pickled ones; the file is closed even if it is damaged."""
     with path.open("rb") as file, NpzFile(file) as arrays:
         yield arrays
 
 
 def grey(values: np.ndarray, top: float = 255.0) -> Tensor:
-    """Whole numbers from 0 to ``top`` as float32 in [0, 1]."""
+    """Scale whole numbers from 0 to ``top`` to float32 in [0, 1]."""
     return torch.from_numpy(values).to(torch.float32).div_(top)
 
 
@@ -51,14 +50,14 @@ def labels(values: np.ndarray) -> Tensor:
 
 
 def image_split(images: Tensor, classes: np.ndarray) -> Split:
-    """Images beside their labels."""
+    """Images and their labels."""
     return Split({"images": images, "labels": labels(classes)})
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """One gzipped idx file of bytes: a big-endian header, then the values."""
+    """Read a gzipped idx file of bytes: a big-endian header, then the values."""
     with gzip.open(path, "rb") as file:
-        content = bytearray(file.read())  # writable, so that torch may share it
+        content = bytearray(file.read())  # torch warns of read-only memory
     if content[:3] != b"\0\0\x08":
         raise ValueError("not an idx file of unsigned bytes")
     shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
@@ -86,9 +85,9 @@ def _idx_parts(folder: Path) -> tuple[Split, Split, Split]:
 
 
 def mnist(folder: Path, split: int) -> Parts:
-    """MNIST, with one binarization of the test and validation images frozen as extras."""
+    """MNIST, with a fixed binarization of the test and validation images as extras."""
     train, valid, test = _idx_parts(folder)
-    # Drawn, not stored: the stream is fixed by its seed, and the test images come first.
+    # The binarization depends on this seed and on the order: test images first.
     generator = np.random.Generator(np.random.PCG64(20150901))
     bits = {
         "test_bits": _bits(test["images"], generator),
@@ -104,18 +103,18 @@ def _bits(images: Tensor, generator: np.random.Generator) -> Tensor:
 
 
 def notmnist(folder: Path, split: int) -> Parts:
-    """Letters A to J; only the test images."""
+    """Letters A to J; test images only."""
     return Parts(None, None, idx_pair(folder, "t10k"))
 
 
 def fashion_sprite(folder: Path, split: int) -> Parts:
-    """900 Fashion-MNIST images, for testing only."""
+    """900 Fashion-MNIST images; test images only."""
     with open_npz(folder / "fashion_sprite.npz") as z:
         return Parts(None, None, image_split(grey(z["images"]), z["label"]))
 
 
 def omniglot(folder: Path, split: int) -> Parts:
-    """Drawers 16 to 20 are the test part, 1,345 random drawings of the others validation."""
+    """Omniglot: test images by drawers 16 to 20; 1,345 random drawings of the others for validation."""
     with open_npz(folder / "omniglot28.npz") as z:
         images, test = z["images"], z["test"].astype(bool)
         character, alphabet, names = z["character"], z["alphabet"], z["alphabet_names"]
@@ -131,7 +130,7 @@ def omniglot(folder: Path, split: int) -> Parts:
 
 
 def usps(folder: Path, split: int) -> Parts:
-    """Grey values from -1 to 1, stored in thousandths."""
+    """USPS digits, stored as thousandths of values from -1 to 1."""
     with open_npz(folder / "usps.npz") as z:
         train, test = (
             image_split(grey(z[f"x_{part}"] + np.int16(1000), 2000.0), z[f"y_{part}"]) for part in ("train", "test")
@@ -140,7 +139,7 @@ def usps(folder: Path, split: int) -> Parts:
 
 
 def freyfaces(folder: Path, split: int) -> Parts:
-    """The usual random parts of a video, whose neighbouring frames are much alike."""
+    """Frey faces in the usual random parts. Neighboring frames of the video are similar, so the parts are too."""
     with open_npz(folder / "freyfaces.npz") as z:
         images = grey(z["images"])
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))
@@ -149,7 +148,7 @@ def freyfaces(folder: Path, split: int) -> Parts:
 
 
 def cifar10_small(folder: Path, split: int) -> Parts:
-    """Colour images from JPEG bytes, shape ``(3, 32, 32)``."""
+    """Color images from JPEG bytes, shape ``(3, 32, 32)``."""
     from PIL import Image  # comes with matplotlib; no other set needs it
 
     with open_npz(folder / "cifar10_small_jpeg.npz") as z:
@@ -165,7 +164,7 @@ def cifar10_small(folder: Path, split: int) -> Parts:
 
 
 def uci(folder: Path, split: int) -> Parts:
-    """A table, which columns are which, and the rows of one standard split."""
+    """A table, its input and target columns, and the rows of one standard split."""
     table = np.loadtxt(folder / "data.txt", dtype=np.float64, ndmin=2)
 
     def numbers(name: str) -> np.ndarray:
@@ -193,7 +192,7 @@ def _unpack(packed: np.ndarray, width: int) -> Tensor:
 
 
 def piano_roll(name: str, folder: Path, split: int) -> Parts:
-    """Songs of unequal length: notes padded with zeros, and how long each song is."""
+    """Songs of unequal length: notes padded with zeros, and the length of each song."""
     with open_npz(folder / f"{name}.npz") as z:
         train, valid, test = (
             padded("notes", _unpack(z[part], 88), z[f"{part}_len"]) for part in ("train", "valid", "test")
@@ -202,14 +201,14 @@ def piano_roll(name: str, folder: Path, split: int) -> Parts:
 
 
 def padded(name: str, frames: Tensor, lengths: np.ndarray, **more: Tensor) -> Split:
-    """Frames end to end, ``(sum T_i, D)``, as sequences ``(N, T_max, D)`` and their lengths."""
+    """Cut concatenated frames, ``(sum T_i, D)``, into padded sequences ``(N, T_max, D)``; keep their lengths."""
     songs = frames.split(lengths.tolist())
     notes = torch.nn.utils.rnn.pad_sequence(list(songs), batch_first=True)
     return Split({name: notes, "lengths": labels(lengths), **more})
 
 
 def fsdd(folder: Path, split: int) -> Parts:
-    """Log-mel frames of spoken digits; takes 0 to 4 of every speaker are the test part."""
+    """Log-mel frames of spoken digits; test rows are takes 0 to 4 of every speaker."""
     with open_npz(folder / "fsdd_logmel40.npz") as z:
         low, high = float(z["lo"]), float(z["hi"])
         frames = grey(z["logmel_u8"]).mul_(high - low).add_(low)  # (sum T_i, 40)
@@ -230,7 +229,7 @@ def fsdd(folder: Path, split: int) -> Parts:
 
 
 def bags(name: str, folder: Path, split: int) -> Parts:
-    """Word counts as dense rows, one column a word of the vocabulary."""
+    """Word counts as dense rows, one column per word of the vocabulary."""
     with open_npz(folder / f"{name}.npz") as z:
         words = bytes(z["vocab"]).decode().split("\n")
 
@@ -249,7 +248,7 @@ def bags(name: str, folder: Path, split: int) -> Parts:
         extras: dict[str, Any] = {"vocabulary": words}
         if "label_names" in z:
             extras["class_names"] = bytes(z["label_names"]).decode().split("\n")
-        # Document completion: topics are inferred from one half, words scored on the other.
+        # Document completion: topics are inferred from one half of a document, words scored on the other.
         for half, role in (("test_h1", "test_infer"), ("test_h2", "test_score")):
             if f"{half}_counts" in z:
                 extras[role] = counts(half)

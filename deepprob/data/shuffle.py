@@ -1,4 +1,4 @@
-"""Shuffle: which rows each step of an epoch sees."""
+"""Shuffle: the rows of every step of an epoch."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from deepprob.errors import whole
 
 
 class Shuffle:
-    r"""Endless minibatches of one size, as row numbers.
+    r"""Endless minibatches of one size, as row indices.
 
-    An epoch is one permutation of the rows cut into :math:`\lceil N / B \rceil` batches; the
-    last one wraps around to the permutation's start, so that every batch has the same size. A
-    full batch keeps the rows in order and draws nothing.
+    An epoch is one permutation of the rows, cut into :math:`\lceil N / B \rceil` batches. The last batch is filled up
+    from the permutation's start, so all batches have the same size. A full batch keeps the rows in order and draws no
+    random numbers.
 
-    Rows may come in groups that should not be mixed (short and long sequences): then the rows of an epoch are sorted by
-    group, at random within each, before they are cut into batches, and the batches come in random order. Only a batch
-    on a border holds rows of several groups.
+    With ``groups``, such as short and long sequences, the rows of an epoch are sorted by group, in random order within
+    a group, and cut into batches, whose order is random. Only batches at the border of two groups mix their rows.
 
     Args:
-        num_data: The number of rows N.
-        batch_size: The rows B in a batch; None, N or more is the full batch.
-        generator: Where the permutations come from, and the device they live on.
-        groups: Number of each row's group, shape ``(N,)``, on the same device; None for one group.
+        num_data: Number of rows, N.
+        batch_size: Rows per batch, B; None, N or more is the full batch.
+        generator: The source of the permutations, on the device of the indices.
+        groups: Group number of each row, shape ``(N,)``, on the same device; None for one group.
 
     Raises:
         ValueError: If a size is not a whole number of at least 1.
@@ -57,7 +56,7 @@ class Shuffle:
         order = torch.cat([order, order[:missing]])
         if self.groups is None:
             return order.view(self.steps_per_epoch, self.batch_size)
-        # Sorted after the rows that come twice are chosen: every row is equally likely to be one of them.
+        # Sorting comes after the choice of the repeated rows, so that every row is equally likely to be repeated.
         batches = order[self.groups[order].argsort(stable=True)].view(self.steps_per_epoch, self.batch_size)
         return batches[torch.randperm(self.steps_per_epoch, generator=self.generator, device=device)]
 

@@ -1,8 +1,8 @@
-"""The registry of data sets: what each one is, where it comes from, who reads it.
+"""The registry of data sets: description, origin and reader of each.
 
-Checksums are those that others published (of MNIST, Fashion-MNIST and Omniglot by TensorFlow
-Datasets, of USPS by torchvision, an md5) or were taken from a copy of the origin's own files.
-A set without ``remotes`` has no public home in a form that could be checked.
+Checksums of MNIST, Fashion-MNIST and Omniglot are those published by TensorFlow Datasets, those of USPS (md5) by
+torchvision. All others were computed from a copy of the original files. A set without ``remotes`` is not downloaded,
+because no published form of it can be checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNSTATED = "not stated"
 
 @dataclass(frozen=True)
 class Remote:
-    """One file at a public home; ``checksum`` is ``"sha256:..."``, ``"md5:..."`` or empty."""
+    """A file to download; ``checksum`` is ``"sha256:..."``, ``"md5:..."`` or empty."""
 
     file: str
     url: str
@@ -34,23 +34,23 @@ class Remote:
 
 @dataclass(frozen=True)
 class Source:
-    """One data set.
+    """The description of a data set.
 
     Args:
-        name: What a user calls it.
-        task: What it is for.
-        shape: Of one row of its first field; None is a length that varies.
-        rows: How many train, valid and test rows there are, in split 0.
-        num_classes: How many classes its labels have, or None.
-        licence: Of the data, as far as it is stated.
-        origin: Where they come from.
-        parse: Reads them from their folder, given the number of the split.
-        folder: The folder below DEEPPROB_DATA; empty for what comes with scikit-learn.
-        files: What that folder must hold.
-        remotes: What is downloaded where that folder is not there.
-        convert: Makes ``files`` out of the downloaded files.
+        name: The name that `load_data` takes.
+        task: The task.
+        shape: Shape of one row of the first field; None is a variable length.
+        rows: Numbers of train, valid and test rows in split 0.
+        num_classes: Number of classes; None if there are no labels.
+        licence: License of the data; ``"not stated"`` if it is unknown.
+        origin: Origin of the data.
+        parse: Reads the data from their folder, given the number of the split.
+        folder: The folder below ``DEEPPROB_DATA``; empty for the data sets of scikit-learn.
+        files: The files that the folder must hold.
+        remotes: The files to download if the folder lacks one.
+        convert: Makes ``files`` from the downloaded files.
         digest: sha256 of the contents of ``files``, checked after a download.
-        splits: How many standard splits there are.
+        splits: Number of standard splits.
     """
 
     name: str

@@ -14,10 +14,10 @@ Rows = int | slice | Tensor | np.ndarray | Sequence[int]
 
 
 class Split:
-    """Named tensors with one leading axis of rows, in order: inputs first, targets next.
+    """Named tensors that share a leading axis of rows, in order: inputs before targets.
 
     Args:
-        fields: The tensors by name; every one has as many rows as the others.
+        fields: The tensors by name, all with the same number of rows.
 
     Raises:
         TypeError: If a name is not text or a field is not a tensor.
@@ -72,7 +72,7 @@ class Split:
 
     @property
     def device(self) -> torch.device:
-        """Where the first field lives."""
+        """The device of the first field."""
         return self.tensors[0].device
 
     def __len__(self) -> int:
@@ -90,14 +90,14 @@ class Split:
         return iter(self.tensors)
 
     def rows(self, index: Rows) -> Split:
-        """The rows at ``index``: a number, a slice, whole numbers or a mask. The axis stays.
+        """The rows at ``index``: a number, a slice, several numbers or a mask. The axis of rows is kept.
 
         Examples:
             >>> Split({"x": torch.arange(5)}).rows(-1)["x"]
             tensor([4])
         """
         if isinstance(index, int):
-            # A slice would turn a row that does not exist into no rows at all.
+            # A slice would give no rows instead of an error if the row does not exist.
             index = [index]
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.device)
@@ -108,19 +108,17 @@ class Split:
         return Split({name: field.to(device) for name, field in self._fields.items()})
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Split, Split]:
-        """Two random parts that share no row; the first has ``fraction`` of them.
-
-        The parts depend on ``seed`` alone and keep the order of the rows.
+        """Split the rows at random into two disjoint parts; rows keep their order.
 
         Args:
-            fraction: The share of the first part, between 0 and 1.
-            seed: Which of the possible parts.
+            fraction: The first part's share of the rows, between 0 and 1.
+            seed: Random seed of the parts.
 
         Raises:
             ValueError: If ``fraction`` leaves one part without rows.
 
         Examples:
-            Together the parts are the whole:
+            The parts cover all rows:
 
             >>> first, second = Split({"x": torch.arange(10)}).split(0.8, seed=1)
             >>> torch.cat([first["x"], second["x"]]).sort().values.tolist() == list(range(10))

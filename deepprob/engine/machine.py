@@ -104,16 +104,22 @@ def pick_device(device: str | torch.device) -> torch.device:
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or a ``torch.device``.
 
     Raises:
+        TypeError: If ``device`` is neither a name nor a ``torch.device``.
         ValueError: If the name is unknown, or it names a GPU and there is none.
 
     Examples:
         >>> pick_device("cpu")
         device(type='cpu')
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
+    except TypeError:
+        raise TypeError(
+            f"device must be a name or a torch.device; got {type(device).__name__}. "
+            "Choose from: auto, cpu, cuda, cuda:<number>."
+        ) from None
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}. Choose from: auto, cpu, cuda, cuda:<number>.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """ArviZ 0.23 (Python 3.11) and 1.x (Python 3.12 and later) behind one set of functions on plain arrays.
 
-Nothing else in the package names ArviZ. ArviZ is imported when it is first needed: it takes
-seconds.
+No other module of the package imports ArviZ. It is imported on first use, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def rhat(draws: ArrayLike, *, method: str = "rank") -> float:
 
     Args:
         draws: Shape ``(chains, draws)``.
-        method: ``"rank"`` (rank-normalised and folded), ``"split"``, or another method of ArviZ.
+        method: ``"rank"`` (rank-normalized and folded), ``"split"``, or another method of ArviZ.
 
     Returns:
         R-hat.
@@ -91,8 +90,8 @@ def mcse(draws: ArrayLike, *, method: str = "mean") -> float:
     .. math:: \mathrm{mcse}_{mean} = s / \sqrt{S}, \qquad
               \mathrm{mcse}_{sd} = \sqrt{(\overline{c^4} - \overline{c^2}^2) / S'} \, / \, 2 \sqrt{\overline{c^2}}
 
-    with :math:`c` the draws less their mean, and :math:`S, S'` ArviZ's effective sample sizes of
-    the mean and of the mean of :math:`c^2`. ArviZ 0.23's own ``mcse`` fails beside numba and numpy
+    with :math:`c` the draws minus their mean, and :math:`S, S'` ArviZ's effective sample sizes of
+    the mean and of the mean of :math:`c^2`. The ``mcse`` of ArviZ 0.23 fails with numba and numpy
     2.4.
 
     Args:
@@ -115,7 +114,7 @@ def mcse(draws: ArrayLike, *, method: str = "mean") -> float:
         squares = np.square(values - values.mean())
         variance = (np.square(squares).mean() - squares.mean() ** 2) / ess(squares, method="mean")
         return float(np.sqrt(variance / squares.mean() / 4))
-    raise ValueError(f"mcse knows the methods 'mean' and 'sd'; got {method!r}. Choose one of them.")
+    raise ValueError(f"method must be 'mean' or 'sd'; got {method!r}. For other quantities use ArviZ.")
 
 
 def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
@@ -128,7 +127,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
         log_weights: Shape ``(*batch, K)``, up to a constant per row.
 
     Returns:
-        The smoothed log weights, normalised to sum to one, shape ``(*batch, K)``, and k-hat, shape
+        The smoothed log weights, normalized to sum to one, shape ``(*batch, K)``, and k-hat, shape
         ``batch``.
 
     Raises:

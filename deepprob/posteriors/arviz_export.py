@@ -28,13 +28,13 @@ def latents_to_arviz(fitted: FittedProgram, latents: Mapping[str, Tensor]) -> An
 def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     """The posterior and its predictions for some rows, as a container.
 
-    Every group is of the same draws from the guide, or of all stored ones.
+    All groups hold the same draws from the guide, or all stored draws.
 
     Args:
-        fitted: The program.
-        batch: Its arguments, observed ones included.
-        draws: How many, K.
-        seed: Of the draws.
+        fitted: The fitted program.
+        batch: The program's arguments, including the observed ones.
+        draws: Number of draws, K.
+        seed: Random seed of the draws.
     """
     layout, structure = fitted.layout(draws), fitted.structure
     with fitted.querying(seed):
@@ -45,7 +45,7 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in structure.latent}
     latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed}
     with fitted.querying(seed):
-        if structure.summed:  # of all observed sites together: the summed sites tie them
+        if structure.summed:  # summed-out sites couple the observed ones, so only their joint likelihood exists
             likelihoods = {"+".join(seen): log_likelihood(fitted, batch, draws)}
         else:
             likelihoods = {n: layout.log_prob(s) for n, s in seen.items()}

@@ -112,8 +112,8 @@ def _likelihood_of_terms(layout: Layout, structure: Structure, terms: list[Term]
     if any(structure.sites[name].local for name in structure.observed):
         outside = ", ".join(repr(n) for n in structure.summed if not structure.sites[n].local)
         raise ValueError(
-            f"site {outside} is summed out of all rows at once, so that no row has a likelihood of its own. Use "
-            "log_evidence, that of all rows together, or sample it in the guide."
+            f"site {outside} is summed out of all rows at once, so the likelihood does not split into rows. Use "
+            "log_evidence, the bound of all rows together, or sample the site in the guide."
         )
     return torch.stack([_rows_of(layout, t).sum(1) for t in parts]).sum(0).unsqueeze(1)
 

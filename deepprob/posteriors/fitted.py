@@ -114,7 +114,7 @@ class FittedProgram:
     # -- runs ----------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
-        """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
+        """Run guide and model; draw sites that the bound sums out, given the data unless ``predict`` is true."""
         run = self._prepared(batch, draws, predict=predict)
         traces = draw_summed(run) if self.structure.summed and not predict else run_program(run)
         check_stacked(self.structure, traces[1], self.program.data_name, draws)
@@ -135,8 +135,8 @@ class FittedProgram:
 
         Args:
             batch: The program's arguments.
-            draws: How many draws of the guide's other sites.
-            bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
+            draws: Number of draws of the guide's other sites.
+            bound: Whether to enumerate the guide's marked sites too, and to use closed-form KLs.
         """
         run, plate = self._prepared(batch, draws), self.program.data_name
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream

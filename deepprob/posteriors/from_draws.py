@@ -27,7 +27,7 @@ def draws_posterior(
 
     Args:
         program: The program whose latent sites were drawn; it is copied.
-        data: The data, or rows like them.
+        data: The data, or rows of the same shape.
         chains: Values by latent site, shape ``(chains, draws, *site)``.
         config: The routine and its settings, as JSON.
         seed: The routine's seed.

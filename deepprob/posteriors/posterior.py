@@ -31,18 +31,18 @@ class Posterior(Content):
 
     Args:
         instance: The fitted program; the posterior owns it.
-        history: What happened during the fit.
+        history: The record of the fit.
         config: The routine and its settings, as JSON.
         seed: The fit's seed.
         chains: For the kind that holds draws: values by site, shape ``(chains, draws, *site)``.
         exact: Whether `log_evidence` is a closed form.
-        versions: Of Python and the packages that made it.
+        versions: Versions of Python and of the packages used in the fit.
 
     Attributes:
         history: The record of the fit.
         config: The routine and its settings.
         seed: The fit's seed.
-        versions: Of Python and the packages that made it.
+        versions: Versions of Python and of the packages used in the fit.
         exact: Whether `log_evidence` is a closed form.
     """
 
@@ -114,20 +114,20 @@ class Posterior(Content):
             if data:
                 found |= {name: layout.draws_first(model_trace.nodes[name]) for name in self.structure.summed}
         if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
-            raise ValueError("the guide looks at the data. Give them: posterior.sample(*data).")
+            raise ValueError("the guide depends on the data, and none were given. Call posterior.sample(*data).")
         return found
 
     def predict(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
-        """The posterior predictive distribution of the rows given.
+        """The posterior predictive distribution of the given rows.
 
         Args:
             data: The program's arguments; observed ones may be left out.
-            draws: How many draws from the posterior, K.
-            seed: Of the draws.
-            site: Which observed site, if there are several.
+            draws: Number of draws from the posterior, K.
+            seed: Random seed of the draws.
+            site: The observed site to predict, if there are several.
 
         Raises:
-            ValueError: If the rows are not like the fit's, or the site is not clear.
+            ValueError: If the rows do not match those of the fit, or the site is unknown or ambiguous.
         """
         draws = whole("draws", draws)
         batch = self._fitted.accept(data)
@@ -137,14 +137,14 @@ class Posterior(Content):
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
     ) -> Prediction:
-        """The prior predictive distribution: the model's prediction before it sees a row, at the fitted parameters.
+        """The prior predictive distribution, with the fitted parameters.
 
         Args:
-            rows: How many rows, B.
-            data: The program's arguments where the model needs them (inputs of a regression).
-            draws: How many draws of everything, K.
-            seed: Of the draws.
-            site: Which observed site, if there are several.
+            rows: Number of rows, B.
+            data: The program's arguments, if the model needs them (inputs of a regression).
+            draws: Number of draws of every site, K.
+            seed: Random seed of the draws.
+            site: The observed site to predict, if there are several.
         """
         return self._predicted(self._prior_trace(rows, data, draws, seed), site, draws)
 
@@ -156,7 +156,9 @@ class Posterior(Content):
         observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
         if site is None:
             if len(observed) != 1:
-                raise ValueError(f"the program observes {', '.join(observed) or 'nothing'}. Say which: site='...'.")
+                raise ValueError(
+                    f"the program observes {', '.join(observed) or 'no site'}. Choose one with site='...'."
+                )
             site = observed[0]
         elif site not in observed:
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
@@ -187,9 +189,9 @@ class Posterior(Content):
         """Log-likelihood of every row under every draw, in nats; sites marked for enumeration are summed out.
 
         Args:
-            data: The program's arguments, observed ones included.
-            draws: How many, K.
-            seed: Of the draws.
+            data: The program's arguments, including the observed ones.
+            draws: Number of draws, K.
+            seed: Random seed of the draws.
 
         Returns:
             Shape ``(K, B)``.
@@ -238,6 +240,10 @@ class Posterior(Content):
 
         Returns:
             One value per row, shape ``(B,)``, if all latents are local; otherwise one number for all rows.
+
+        Raises:
+            ValueError: If the posterior holds draws, whose density is unknown; or if the data do not match those of the
+                fit, lack an observed argument, or lie outside of a site's support.
 
         References:
             Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
@@ -292,9 +298,9 @@ class Posterior(Content):
         sample_stats with ``lp`` and ``log_q`` of global latents.
 
         Args:
-            data: The program's arguments, observed ones included.
-            draws: How many; the kind that holds draws gives all of its own.
-            seed: Of the draws.
+            data: The program's arguments, including the observed ones.
+            draws: Number of draws; a posterior that holds draws exports all of them.
+            seed: Random seed of the draws.
         """
         if self.chains is not None:
             first = next(iter(self.chains.values()))
@@ -319,7 +325,7 @@ class Posterior(Content):
                 sd = column.std(unbiased=False)
                 lines.append(f"{title:28s} {column.mean():10.4g} {sd:10.4g} {low:10.4g} {high:10.4g}")
         lines += [
-            f"{name:28s} one for every row; give the rows to sample()"
+            f"{name:28s} local, one value per row: call sample(*data)"
             for name in self.structure.local
             if name not in found
         ]

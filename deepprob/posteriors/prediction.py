@@ -55,7 +55,7 @@ class Prediction:
         """Mean of the mixture, shape ``(B, ..., *event)``; for classes, their probabilities."""
         if self.kind == "classes":
             return self.probs
-        # The mixture's moments come from draws where a member's are unknown.
+        # Without closed-form moments of the components, the mixture's moments are estimated from draws.
         return self._moment("mean").mean(0) if self._known else self.draws.mean(0)
 
     @property
@@ -77,7 +77,9 @@ class Prediction:
             ValueError: If the predicted site is neither categorical nor binary.
         """
         if self.kind not in ("classes", "binary"):
-            raise ValueError(f"probs are for classes; {self.site!r} is {self.kind}. Use mean, sd or interval.")
+            raise ValueError(
+                f"probs needs a categorical or binary site, but {self.site!r} is {self.kind}. Use mean, sd or interval."
+            )
         return self._probs.mean(0)
 
     @property
@@ -124,12 +126,12 @@ class Prediction:
             Lower and upper ends, each of shape ``(B, ..., *event)``.
 
         Raises:
-            ValueError: If ``mass`` is out of range, or the site is of classes.
+            ValueError: If ``mass`` is out of range, or the site is categorical.
         """
         if not 0 < mass < 1:
-            raise ValueError(f"mass must lie between 0 and 1; got {mass}. For nine tenths, interval(0.9).")
+            raise ValueError(f"mass must lie between 0 and 1; got {mass}. Write interval(0.9) for 90 %.")
         if self.kind == "classes":
-            raise ValueError("classes have no order and so no interval. Use probs.")
+            raise ValueError(f"interval needs ordered values, but {self.site!r} is categorical. Use probs.")
         tail = (1 - mass) / 2
         at = torch.tensor([tail, 1 - tail], dtype=torch.get_default_dtype(), device=self.draws.device)
         low, high = torch.quantile(self.draws.to(at.dtype), at, dim=0)
@@ -137,10 +139,10 @@ class Prediction:
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
-        r"""Log predictive density of the truth, ``log mean_k p(y | x, theta_k)``, in nats.
+        r"""Log predictive density of observed values, ``log mean_k p(y | x, theta_k)``, in nats.
 
         Args:
-            y: The truth, shape ``(B, ..., *event)``.
+            y: The observed values, shape ``(B, ..., *event)``.
 
         Returns:
             One value per row, shape ``(B, ...)``.
@@ -153,12 +155,12 @@ class Prediction:
             value = value.to(self.draws.dtype)
         if self.kind == "classes" and value.is_floating_point():
             if bool((value != value.round()).any()):
-                raise ValueError("labels must be whole numbers; got fractions. Give the class of every row.")
+                raise ValueError("labels must be whole numbers; got fractions. Give the class number of every row.")
             value = value.long()
         if value.shape != self.draws.shape[1:]:
             raise ValueError(
-                f"the truth must have shape {tuple(self.draws.shape[1:])} like the prediction; "
-                f"got {tuple(value.shape)}. Reshape it."
+                f"y must have the shape of the prediction, {tuple(self.draws.shape[1:])}; "
+                f"got {tuple(value.shape)}. Reshape y."
             )
         if self.kind == "classes" and type(self._base).__name__ == "Categorical":
             count = self._base.probs.shape[-1]
@@ -168,7 +170,7 @@ class Prediction:
                     "Give labels of the fitted classes."
                 )
         for place in self._unused:
-            value = value.unsqueeze(place - 1)  # the truth has no dimension of draws
+            value = value.unsqueeze(place - 1)  # y has no dimension of draws
         terms = self._squeeze(self.distribution.log_prob(value))
         return terms.logsumexp(0) - math.log(terms.shape[0])
 

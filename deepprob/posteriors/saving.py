@@ -1,4 +1,4 @@
-"""Posteriors on disk: the files, and the way back to a program."""
+"""Saving posteriors to disk and loading them."""
 
 from __future__ import annotations
 
@@ -137,14 +137,14 @@ def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
     name = manifest["program"]
     if name is None:
         raise StorageError(
-            f"{path} holds a posterior of {manifest['program_class']}, a program of your own. "
-            "Give it: Posterior.load(path, program=...)."
+            f"{path} holds a posterior of {manifest['program_class']}, which is not a registered program. "
+            "Give the program: Posterior.load(path, program=...)."
         )
     try:
         model: Callable[..., Program] = program_named(name)
     except ValueError as error:
         raise StorageError(
-            f"{path} is of the program {name!r}, which is not registered. Import the module that defines it "
-            "(import deepprob.models for deepprob's own), or give the program: Posterior.load(path, program=...)."
+            f"{path} holds a posterior of {name!r}, which is not registered. Import the module that defines it "
+            "(deepprob.models for deepprob's models), or give the program: Posterior.load(path, program=...)."
         ) from error
     return model(**manifest["program_config"])

@@ -188,7 +188,7 @@ def test_a_posterior_without_a_data_set_needs_its_name(tmp_path: Path) -> None:
 def test_fit_does_not_overwrite_a_checkpoint(tmp_path: Path) -> None:
     write(tmp_path / "other", {}, {}, kind="checkpoint")
     said = error_of(deepprob_("fit", "vae", "digits", "--out", "other"))
-    assert re.match("error: will not write a posterior over a checkpoint", said)
+    assert re.match("error: a posterior cannot replace the checkpoint in", said)
 
 
 def test_a_program_without_from_data_raises_an_error() -> None:

@@ -364,6 +364,9 @@ def test_masked_rows_may_hold_any_value() -> None:
         ({"objective": "elbow"}, r"unknown objective 'elbow'\. Did you mean 'elbo'\?"),
         ({"optimizer": "adm"}, r"unknown optimizer 'adm'\. Did you mean 'adam'\?"),
         ({"device": "gpu"}, r"unknown device 'gpu'\. Choose from: auto, cpu, cuda, cuda:<number>\."),
+        ({"compile": "yes"}, r"compile must be True, False or 'auto'; got 'yes'\."),
+        ({"compile": X}, r"compile must be True, False or 'auto'; got a Tensor of shape \(300, 3\)\."),
+        ({"compile": np.zeros(2)}, r"compile must be True, False or 'auto'; got array\(\[0\., 0\.\]\)\."),
         ({"progress": "maybe"}, r"progress must be True, False or 'auto'; got 'maybe'\."),
     ],
 )
@@ -382,6 +385,8 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         ({"optimizer": 0.1}, r"optimizer must be a name, a class of torch\.optim, or .*got float\."),
         ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or an object .*; got int\."),
         ({"guide": 1}, r"guide must be a name, an AutoGuide class or a callable; got int\."),
+        ({"device": X}, r"device must be a name or a torch\.device; got Tensor\. Choose from: auto, cpu, cuda"),
+        ({"device": None}, r"device must be a name or a torch\.device; got NoneType\. Choose from: auto, cpu, cuda"),
     ],
 )
 def test_options_of_wrong_type(options: dict[str, Any], message: str) -> None:

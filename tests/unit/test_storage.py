@@ -1,4 +1,4 @@
-"""Storage: what is written is what is read, and nothing else is ever read."""
+"""Storage: saves are read back exactly, and damaged or foreign files are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tensor_file(folder: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object], sign: bool = True) -> None:
-    """Alter the manifest; ``sign`` makes its sha256 true again, as a forger would."""
+    """Alter the manifest; ``sign`` updates its sha256, as a forger would."""
     file = folder / "manifest.json"
     header = json.loads(file.read_text())
     change(header)
@@ -58,7 +58,7 @@ def assert_good(folder: Path, tensors: dict[str, Tensor] = TENSORS) -> None:
     assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
-def test_round_trip_leaves_two_files(saved: Path) -> None:
+def test_save_consists_of_two_files(saved: Path) -> None:
     assert_good(saved)
     assert sorted(file.name for file in saved.iterdir()) == [
         "manifest.json",
@@ -84,16 +84,16 @@ def test_round_trip_leaves_two_files(saved: Path) -> None:
     ],
     ids=lambda tensor: f"{tensor.dtype}-{tuple(tensor.shape)}",
 )
-def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path: Path, tensor: Tensor) -> None:
+def test_every_dtype_and_shape_is_restored_bit_for_bit(tmp_path: Path, tensor: Tensor) -> None:
     storage.write(tmp_path / "s", {"x": tensor}, {}, kind="checkpoint")
     found = storage.read(tmp_path / "s", kind="checkpoint")[0]["x"]
     assert found.dtype == tensor.dtype
     assert found.shape == tensor.shape
     assert bytes(found.untyped_storage()) == bytes(tensor.untyped_storage())
-    found.zero_()  # memory of its own, not the file's
+    found.zero_()  # would fail on memory of the file
 
 
-def test_no_tensors_at_all(tmp_path: Path) -> None:
+def test_save_without_tensors(tmp_path: Path) -> None:
     storage.write(tmp_path / "s", {}, {}, kind="checkpoint")
     assert storage.read(tmp_path / "s", kind="checkpoint") == ({}, {})
 
@@ -118,7 +118,7 @@ def test_tied_strided_and_differentiable_tensors(tmp_path: Path) -> None:
     assert net[0].weight is net[1].weight
 
 
-def test_numbers_that_json_lacks_survive(tmp_path: Path) -> None:
+def test_non_finite_numbers_are_restored(tmp_path: Path) -> None:
     manifest = {
         "a": math.inf,
         "b": [-math.inf, {"c": math.nan}],
@@ -133,14 +133,14 @@ def test_numbers_that_json_lacks_survive(tmp_path: Path) -> None:
     assert found == {"a": math.inf, "b": [-math.inf, {}], "d": [0.1, 1e-320, 2**70], "é": "✓"}
 
 
-def test_the_header_says_what_wrote_it(saved: Path) -> None:
+def test_header_names_format_and_versions(saved: Path) -> None:
     header = json.loads((saved / "manifest.json").read_text())
     assert (header["format"], header["kind"], header["schema"]) == ("deepprob", "posterior", 1)
     assert header["versions"]["torch"] == torch.__version__
     assert tensor_file(saved).name == f"tensors-{header['tensors']['sha256'][:12]}.safetensors"
 
 
-def test_an_uninstalled_package_has_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uninstalled_package_has_an_unknown_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
@@ -148,12 +148,12 @@ def test_an_uninstalled_package_has_an_unknown_version(monkeypatch: pytest.Monke
     assert storage.versions()["deepprob"] == "unknown"
 
 
-# What is refused ----------------------------------------------------------------------------------
+# Refused files ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tensors"])
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_a_truncated_file_is_refused_by_name(saved: Path, name: str, fraction: float) -> None:
+def test_error_names_a_truncated_file(saved: Path, name: str, fraction: float) -> None:
     file = saved / name if name == "manifest.json" else tensor_file(saved)
     data = file.read_bytes().rstrip()
     file.write_bytes(data[: min(int(len(data) * fraction), len(data) - 1)])
@@ -162,7 +162,7 @@ def test_a_truncated_file_is_refused_by_name(saved: Path, name: str, fraction: f
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "tensors"])
-def test_no_flipped_bit_goes_unseen(saved: Path, name: str) -> None:
+def test_refuses_every_flipped_bit(saved: Path, name: str) -> None:
     file = saved / name if name == "manifest.json" else tensor_file(saved)
     data = file.read_bytes()
     source = random.Random(0)
@@ -176,59 +176,59 @@ def test_no_flipped_bit_goes_unseen(saved: Path, name: str) -> None:
     assert_good(saved)
 
 
-def test_bytes_added_at_the_end_are_refused(saved: Path) -> None:
+def test_refuses_appended_bytes(saved: Path) -> None:
     with tensor_file(saved).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(StorageError, match="truncated or altered"):
         storage.read(saved, kind="posterior")
 
 
-def test_an_edited_manifest_is_refused(saved: Path) -> None:
+def test_refuses_an_edited_manifest(saved: Path) -> None:
     edit(saved, lambda header: header["manifest"].update(seed=1), sign=False)
-    with pytest.raises(StorageError, match=r"manifest\.json.*its sha256 is not the one it states"):
+    with pytest.raises(StorageError, match=r"manifest\.json.*its sha256 differs from the stated one"):
         storage.read(saved, kind="posterior")
 
 
-def test_altered_tensors_of_equal_size_are_refused(saved: Path) -> None:
+def test_refuses_altered_tensors_of_equal_size(saved: Path) -> None:
     data = tensor_file(saved).read_bytes()
     tensor_file(saved).write_bytes(data[:-1] + b"\1")
-    with pytest.raises(StorageError, match="its sha256 is not the one in the manifest"):
+    with pytest.raises(StorageError, match="its sha256 differs from the one in the manifest"):
         storage.read(saved, kind="posterior")
 
 
-def test_a_newer_schema_is_refused(saved: Path) -> None:
+def test_refuses_a_newer_schema(saved: Path) -> None:
     edit(saved, lambda header: header.update(schema=2, novelty=True))
     with pytest.raises(StorageError, match=r"has schema 2, .* reads up to 1\. Upgrade deepprob"):
         storage.read(saved, kind="posterior")
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "tensors-a/../b", 3, None])
-def test_a_tensor_file_outside_of_the_folder_is_refused(saved: Path, name: object) -> None:
+def test_refuses_a_tensor_file_outside_the_folder(saved: Path, name: object) -> None:
     edit(saved, lambda header: header["tensors"].update(file=name))
     with pytest.raises(StorageError, match="is not the name of a tensor file"):
         storage.read(saved, kind="posterior")
 
 
-def test_missing_entries_are_refused(saved: Path) -> None:
+def test_refuses_missing_entries(saved: Path) -> None:
     edit(saved, lambda header: header.pop("tensors"))
     with pytest.raises(StorageError, match="entries are missing or changed"):
         storage.read(saved, kind="posterior")
 
 
-def test_a_missing_tensor_file_is_refused(saved: Path) -> None:
+def test_refuses_a_missing_tensor_file(saved: Path) -> None:
     tensor_file(saved).unlink()
     with pytest.raises(StorageError, match=r"tensors-.*cannot be read"):
         storage.read(saved, kind="posterior")
 
 
-def test_the_wrong_kind_is_refused(saved: Path) -> None:
+def test_refuses_the_wrong_kind(saved: Path) -> None:
     with pytest.raises(StorageError, match="holds a posterior, not a checkpoint"):
         storage.read(saved, kind="checkpoint")
     with pytest.raises(ValueError, match=r"unknown kind of save 'postrior'\. Did you mean 'posterior'"):
         storage.read(saved, kind="postrior")  # type: ignore[arg-type]
 
 
-def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
+def test_refuses_a_missing_folder_and_a_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no such folder"):
         storage.read(tmp_path / "nowhere", kind="posterior")
     (tmp_path / "file").touch()
@@ -250,17 +250,17 @@ def test_a_missing_folder_and_a_file_are_refused(tmp_path: Path) -> None:
     ],
     ids=["json", "list", "nan", "deep", "binary", "pickle"],
 )
-def test_a_foreign_folder_is_neither_read_nor_written_over(tmp_path: Path, content: bytes, message: str) -> None:
+def test_foreign_folder_is_neither_read_nor_overwritten(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "manifest.json"
     file.write_bytes(content)
     with pytest.raises(StorageError, match=message):
         storage.read(tmp_path, kind="posterior")
-    with pytest.raises(StorageError, match=f"will not write over what is there: .*{message}"):
+    with pytest.raises(StorageError, match=f"cannot replace the files in .*: .*{message}"):
         storage.write(tmp_path, TENSORS, MANIFEST, kind="posterior")
     assert file.read_bytes() == content
 
 
-def test_a_folder_without_manifest(tmp_path: Path) -> None:
+def test_folder_without_manifest(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(StorageError, match=r"has no readable manifest\.json"):
         storage.read(tmp_path, kind="posterior")
@@ -269,7 +269,7 @@ def test_a_folder_without_manifest(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_bytes_that_are_not_safetensors_are_refused(saved: Path) -> None:
+def test_refuses_bytes_that_are_not_safetensors(saved: Path) -> None:
     tensor_file(saved).write_bytes(b"\x80\x04junk" * 9)
     data = tensor_file(saved).read_bytes()
     entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -278,8 +278,8 @@ def test_bytes_that_are_not_safetensors_are_refused(saved: Path) -> None:
         storage.read(saved, kind="posterior")
 
 
-def test_one_kind_is_never_written_over_another(saved: Path) -> None:
-    with pytest.raises(StorageError, match="will not write a checkpoint over a posterior"):
+def test_one_kind_never_replaces_another(saved: Path) -> None:
+    with pytest.raises(StorageError, match="a checkpoint cannot replace the posterior in"):
         storage.write(saved, TENSORS, MANIFEST, kind="checkpoint")
     assert_good(saved)
 
@@ -297,18 +297,18 @@ def test_one_kind_is_never_written_over_another(saved: Path) -> None:
         ({}, {"$float": "nan"}, r"got a mapping with keys \['\$float'\]"),
     ],
 )
-def test_what_cannot_be_saved_is_named(saved: Path, tensors: Any, manifest: Any, message: str) -> None:
+def test_error_names_the_value_that_cannot_be_saved(saved: Path, tensors: Any, manifest: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         storage.write(saved, tensors, manifest, kind="posterior")
     assert_good(saved)
 
 
-# What fails half-way ------------------------------------------------------------------------------
+# Interrupted saves --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("nth", [1, 2])
-def test_a_full_disk_leaves_the_old_save(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
+def test_full_disk_keeps_the_old_save(saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
     original, calls = getattr(os, call), []
 
     def fail(*args: Any) -> Any:
@@ -320,14 +320,14 @@ def test_a_full_disk_leaves_the_old_save(saved: Path, monkeypatch: pytest.Monkey
     before = sorted(saved.iterdir())
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match=r"No space left on device\. What was saved there before"):
+        with pytest.raises(OSError, match=r"No space left on device\. The last save there is unchanged\."):
             storage.write(saved, {"new": torch.zeros(3)}, {}, kind="posterior")
     assert_good(saved)
     assert sorted(saved.iterdir()) == before
 
 
-def test_a_process_killed_at_any_step_leaves_the_old_save_or_the_new(saved: Path) -> None:
-    """Die at the n-th file operation: 1-3 are the tensors', 4-6 the manifest's; 5 commits."""
+def test_killed_process_leaves_the_old_or_the_new_save(saved: Path) -> None:
+    """Die before the n-th file operation: 1 to 3 write the tensors, 4 to 6 the manifest; 5 commits."""
     script = textwrap.dedent("""
         import os, sys, torch
         from deepprob import storage
@@ -363,7 +363,7 @@ def test_a_process_killed_at_any_step_leaves_the_old_save_or_the_new(saved: Path
     assert len(list(saved.iterdir())) == 2
 
 
-def test_left_overs_go_and_other_files_stay(saved: Path) -> None:
+def test_stale_files_are_removed_and_other_files_kept(saved: Path) -> None:
     stale = [".deepprob-0123456789abcdef.tmp", "tensors-000000000000.safetensors"]
     foreign = ["tensors-mine.safetensors", ".deepprob-notes.tmp", "report.html"]
     for name in stale + foreign:
@@ -377,7 +377,7 @@ def tensor_file_of(folder: Path) -> str:
     return str(json.loads((folder / "manifest.json").read_text())["tensors"]["file"])
 
 
-def test_a_reader_follows_a_save_that_moved(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reader_follows_a_replaced_save(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = storage._read_header
     moved: list[bool] = []
 
@@ -392,7 +392,7 @@ def test_a_reader_follows_a_save_that_moved(saved: Path, monkeypatch: pytest.Mon
     assert "new" in storage.read(saved, kind="posterior")[0]
 
 
-def test_saving_the_same_twice_heals_a_damaged_tensor_file(saved: Path) -> None:
+def test_saving_again_repairs_a_damaged_tensor_file(saved: Path) -> None:
     tensor_file(saved).write_bytes(b"")
     storage.write(saved, TENSORS, MANIFEST, kind="posterior")
     assert_good(saved)

@@ -24,7 +24,7 @@ def _nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def check_promises(name: str, folder: Path | None = None) -> None:
+def check_description(name: str, folder: Path | None = None) -> None:
     """What the registry says of a set is what is loaded, and every part is fit for use."""
     data = load_data(name, folder=folder)
     source, parts = SOURCES[name], (data.parts.train, data.valid, data.test)
@@ -51,18 +51,18 @@ def check_promises(name: str, folder: Path | None = None) -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
-def test_bundled_sets_keep_their_promises(name: str) -> None:
-    check_promises(name)
+def test_bundled_sets_match_their_description(name: str) -> None:
+    check_description(name)
     first, second = load_data(name), load_data(name)
     assert all(map(torch.equal, first.train, second.train))
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_local_sets_keep_their_promises(name: str, data_folder: Path) -> None:
+def test_local_sets_match_their_description(name: str, data_folder: Path) -> None:
     source = SOURCES[name]
     if not all((data_folder / source.folder / file).is_file() for file in source.files):
         pytest.skip(f"{name} is not in the folder of data sets")
-    check_promises(name, data_folder)
+    check_description(name, data_folder)
 
 
 def test_parts_are_stratified_and_disjoint() -> None:
@@ -97,10 +97,10 @@ def test_uci_splits_differ_and_share_the_rows(data_folder: Path) -> None:
     assert first.train["y"].shape == (277, 1)
 
 
-def test_a_set_for_testing_has_no_train(data_folder: Path) -> None:
+def test_set_without_training_rows(data_folder: Path) -> None:
     letters = load_data("notmnist", folder=data_folder)
     assert letters.valid is None and len(letters.test) == 10_000
-    with pytest.raises(ValueError, match=r"'notmnist' has no rows to train on.*\.test\.split"):
+    with pytest.raises(ValueError, match=r"'notmnist' has test rows only, no training rows.*\.test\.split"):
         letters.train  # noqa: B018
 
 
@@ -128,19 +128,19 @@ def test_music_counts(data_folder: Path) -> None:
         (("uci/yacht", True), ValueError, r"split must be a whole number of at least 0; got True\."),
     ],
 )
-def test_wrong_names_and_splits(arguments: tuple[str, int], error: type, message: str) -> None:
+def test_unknown_names_and_splits(arguments: tuple[str, int], error: type, message: str) -> None:
     name, split = (*arguments, 0)[:2]
     with pytest.raises(error, match=message):
         load_data(name, split=split)
 
 
-def test_a_set_without_a_public_home_says_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_says_where_to_put_a_set_without_download(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEPPROB_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"Put freyfaces/freyfaces\.npz .* DEEPPROB_DATA"):
         load_data("freyfaces")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="folder must name a folder of data sets"):
         load_data("mnist", folder=tmp_path / "none")
     monkeypatch.setenv("DEEPPROB_DATA", str(tmp_path / "none"))
@@ -159,7 +159,7 @@ IMAGES = gzip.compress(b"\0\0\x08\x03" + b"".join(n.to_bytes(4) for n in (2, 1, 
 LABELS = gzip.compress(b"\0\0\x08\x01" + (2).to_bytes(4) + b"\x03\x09")
 
 
-def test_idx_files_are_read_as_written(tmp_path: Path) -> None:
+def test_idx_files_are_read(tmp_path: Path) -> None:
     write_letters(tmp_path, IMAGES, LABELS)
     letters = load_data("notmnist", folder=tmp_path).test
     assert letters["images"].tolist() == [[[0.0, 1.0]], [[0.0, 1.0]]]
@@ -176,16 +176,16 @@ def test_idx_files_are_read_as_written(tmp_path: Path) -> None:
         gzip.compress(b"\0\0\x08\x03\0"),
         gzip.compress(gzip.decompress(IMAGES)[:-1]),
     ],
-    # The bytes hold the time at which they were made: they cannot name a test.
+    # The bytes contain the time of compression, so they cannot identify a test.
     ids=["cut", "not gzip", "empty", "other magic", "short header", "short content"],
 )
-def test_a_damaged_file_is_refused_by_name(tmp_path: Path, images: bytes) -> None:
+def test_error_names_the_set_of_a_damaged_file(tmp_path: Path, images: bytes) -> None:
     write_letters(tmp_path, images, LABELS)
     with pytest.raises(StorageError, match=r"'notmnist' in .*notmnist cannot be read: .* replace"):
         load_data("notmnist", folder=tmp_path)
 
 
-def test_a_damaged_archive_is_refused_by_name(tmp_path: Path) -> None:
+def test_error_names_the_set_of_a_damaged_archive(tmp_path: Path) -> None:
     for content in (b"PK\x03\x04 no archive", b"\x80\x04N."):  # the second is a pickle
         (tmp_path / "usps").mkdir(exist_ok=True)
         (tmp_path / "usps" / "usps.npz").write_bytes(content)
@@ -193,7 +193,7 @@ def test_a_damaged_archive_is_refused_by_name(tmp_path: Path) -> None:
             load_data("usps", folder=tmp_path)
 
 
-def test_the_list_says_where_each_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_says_where_each_set_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DEEPPROB_DATA", raising=False)
     write_letters(tmp_path, IMAGES, LABELS)
     where = {row.name: row.where for row in list_data(folder=tmp_path)}
@@ -201,7 +201,7 @@ def test_the_list_says_where_each_set_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert where["mnist"] == "download" and where["freyfaces"] == "not here"
 
 
-def test_the_list_prints_as_an_aligned_table() -> None:
+def test_list_prints_as_an_aligned_table() -> None:
     lines = repr(list_data()).splitlines()
     assert len(lines) == len(SOURCES) + 1
     column = lines[0].index("where")

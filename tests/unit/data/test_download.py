@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole and checked, or not at all."""
+"""Downloads from a local server are complete and checked."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deepprob.errors import StorageError
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Serves a folder; of a file whose name holds "cut" it sends half of what it promises."""
+    """Serves a folder; of a file with "cut" in its name it sends half of the announced bytes."""
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -88,7 +88,7 @@ def where(name: str) -> str:
     return next(row.where for row in list_data() if row.name == name)
 
 
-def test_a_download_is_kept_and_used_again(cache: Path, sprite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_is_kept_and_reused(cache: Path, sprite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert where("fashion_sprite") == "download"
     assert load_data("fashion_sprite").test["images"].min() == 1
     assert "Downloading fashion_sprite from github.com" in capsys.readouterr().err
@@ -97,27 +97,29 @@ def test_a_download_is_kept_and_used_again(cache: Path, sprite: Path, capsys: py
     assert len(load_data("fashion_sprite").test) == 900 and where("fashion_sprite") == "local"
 
 
-def test_a_wrong_checksum_is_refused_and_nothing_is_kept(cache: Path, sprite: Path) -> None:
+def test_refuses_a_wrong_checksum_and_keeps_nothing(cache: Path, sprite: Path) -> None:
     sprite.write_bytes(sprite.read_bytes() + b"!")
-    with pytest.raises(StorageError, match=r"is not the published file: sha256 .* Nothing was kept"):
+    with pytest.raises(
+        StorageError, match=r"is not the published file: expected sha256 \w+, got \w+\. Nothing was kept"
+    ):
         load_data("fashion_sprite")
     assert files(cache) == []
 
 
-def test_a_download_that_breaks_off_leaves_nothing(
+def test_incomplete_download_leaves_nothing(
     cache: Path, public: Path, server: str, sprite: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(sprite, public / "cut.npz")
     source = SOURCES["fashion_sprite"]
-    for checksum in (source.remotes[0].checksum, ""):  # noticed without a checksum, too
+    for checksum in (source.remotes[0].checksum, ""):  # also detected without a checksum
         remote = Remote("fashion_sprite.npz", f"{server}/cut.npz", checksum)
         monkeypatch.setitem(SOURCES, source.name, replace(source, remotes=(remote,)))
-        with pytest.raises(ConnectionError, match=r"could not download http.*: broke off after \d+"):
+        with pytest.raises(ConnectionError, match=r"could not download http.*: the connection ended after \d+"):
             load_data("fashion_sprite")
         assert files(cache) == [] and where("fashion_sprite") == "download"
 
 
-def test_what_a_killed_download_left_is_never_read(cache: Path, sprite: Path) -> None:
+def test_remains_of_a_killed_download_are_never_read(cache: Path, sprite: Path) -> None:
     left = cache / "fashion_sprite.abc.part"
     left.mkdir(parents=True)
     (left / "fashion_sprite.npz").write_bytes(b"half")
@@ -125,22 +127,22 @@ def test_what_a_killed_download_left_is_never_read(cache: Path, sprite: Path) ->
     assert len(load_data("fashion_sprite").test) == 900
 
 
-def test_a_cached_set_that_lost_its_file_is_fetched_again(cache: Path, sprite: Path) -> None:
+def test_cached_set_without_its_file_is_downloaded_again(cache: Path, sprite: Path) -> None:
     load_data("fashion_sprite")
     (cache / "fashion_sprite" / "fashion_sprite.npz").unlink()
     assert len(load_data("fashion_sprite").test) == 900
 
 
-def test_a_missing_file_and_a_missing_server(cache: Path, sprite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_and_missing_server(cache: Path, sprite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sprite.unlink()
-    with pytest.raises(ConnectionError, match=r"could not download .*404.* set DEEPPROB_DATA"):
+    with pytest.raises(ConnectionError, match=r"could not download .*404.* put the data set into .* DEEPPROB_DATA"):
         load_data("fashion_sprite")
     serve(monkeypatch, "http://127.0.0.1:9", "fashion_sprite")
     with pytest.raises(ConnectionError, match=r"could not download .*[Rr]efused"):
         load_data("fashion_sprite")
 
 
-def test_content_is_checked_where_no_file_checksum_is_known(
+def test_content_is_checked_if_no_file_checksum_is_known(
     cache: Path, public: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for part in ("train", "valid", "test"):
@@ -154,7 +156,7 @@ def test_content_is_checked_where_no_file_checksum_is_known(
     assert files(cache / source.name) == ["nltcs.npz"]
 
 
-def test_every_download_is_checked() -> None:
+def test_every_download_has_a_checksum() -> None:
     for source in SOURCES.values():
         known = all(remote.checksum for remote in source.remotes)
         assert known or len(source.digest) == 64, source.name
@@ -163,7 +165,7 @@ def test_every_download_is_checked() -> None:
             assert len(value) == lengths[kind], source.name
 
 
-def test_the_digest_of_arrays_does_not_depend_on_compression(tmp_path: Path) -> None:
+def test_digest_of_arrays_does_not_depend_on_compression(tmp_path: Path) -> None:
     arrays = {"a": np.arange(5), "b": np.eye(2)}
     np.savez(tmp_path / "plain.npz", **arrays)  # type: ignore[arg-type]
     np.savez_compressed(tmp_path / "small.npz", **dict(reversed(arrays.items())))  # type: ignore[arg-type]
@@ -172,7 +174,7 @@ def test_the_digest_of_arrays_does_not_depend_on_compression(tmp_path: Path) -> 
     assert plain == small != other
 
 
-def test_omniglot_archives_become_the_layout(
+def test_omniglot_archives_are_converted(
     cache: Path, public: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ink = np.ones((105, 105), bool)
@@ -198,10 +200,10 @@ def test_omniglot_archives_become_the_layout(
 
 
 def _raw_omniglot(folder: Path, split: int) -> None:
-    """The reader wants all 24,345 training drawings."""
+    """Replaces the reader, which needs all 24,345 training drawings."""
 
 
-def test_usps_lines_become_the_layout(cache: Path, public: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usps_lines_are_converted(cache: Path, public: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.linspace(-1, 1, 256).round(3)
     line = "10 " + " ".join(f"{i}:{v}" for i, v in enumerate(values, 1)) + " \n"
     for file in ("usps.bz2", "usps.t.bz2"):
@@ -215,10 +217,10 @@ def test_usps_lines_become_the_layout(cache: Path, public: Path, server: str, mo
     assert np.allclose(digits["images"][1].flatten(), (values + 1) / 2, atol=1e-6)
 
 
-def test_the_origins_files_give_the_known_content(
+def test_published_files_give_the_known_content(
     cache: Path, public: Path, server: str, monkeypatch: pytest.MonkeyPatch, data_folder: Path
 ) -> None:
-    """The forms of the public homes, made from the local layout, pass the registry's checks."""
+    """Files in their published forms, made from the local layout, pass the registry's checks."""
     shutil.copytree(data_folder / "uci" / "yacht", public, dirs_exist_ok=True)
     shutil.copytree(data_folder / "notmnist", public, dirs_exist_ok=True)
     with np.load(data_folder / "debd" / "nltcs.npz") as z:

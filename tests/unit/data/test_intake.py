@@ -1,4 +1,4 @@
-"""as_split: what is taken, what comes out, what is refused."""
+"""as_split: accepted types, results and errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ TENSORS = (torch.from_numpy(X), torch.from_numpy(Y))
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_whatever_holds_the_numbers_they_are_the_same(data: Any, names: str, dtype: torch.dtype) -> None:
+def test_every_container_gives_the_same_fields(data: Any, names: str, dtype: torch.dtype) -> None:
     split = as_split(data)
     assert split.names == tuple(names.split())
     x, y = split
@@ -81,12 +81,12 @@ def test_whatever_holds_the_numbers_they_are_the_same(data: Any, names: str, dty
 
 
 @pytest.mark.parametrize("data", [X, FRAME, X.tolist(), [X], torch.from_numpy(X), Split({"x": TENSORS[0]})])
-def test_one_field_is_x(data: Any) -> None:
+def test_single_field_is_named_x(data: Any) -> None:
     split = as_split(data)
     assert split.names == ("x",) and split["x"].tolist() == X.tolist()
 
 
-def test_more_fields_are_numbered_and_equal_names_are_not_used() -> None:
+def test_further_fields_are_numbered_and_equal_names_ignored() -> None:
     assert as_split((X, Y, X, Y)).names == ("x", "y", "data_2", "data_3")
     twice = pd.Series(Y, name="a")
     assert as_split((twice, twice)).names == ("x", "y")
@@ -115,18 +115,18 @@ def test_strides_and_widths_do_not_matter(array: Any, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", ">i4"])
-def test_whole_numbers_stay_whole(kind: str) -> None:
+def test_whole_numbers_stay_integers(kind: str) -> None:
     assert as_split(Y.astype(kind))["x"].dtype == torch.int64
     assert as_split(torch.tensor([1, 2], dtype=torch.uint8))["x"].dtype == torch.int64
 
 
-def test_bools_are_numbers(dtype: torch.dtype) -> None:
+def test_bools_become_floats(dtype: torch.dtype) -> None:
     for data in (Y > 0, torch.from_numpy(Y > 0), pd.Series(Y > 0), [False, True, True, False]):
         (x,) = as_split(data)
         assert x.dtype == dtype and x.tolist() == [0.0, 1.0, 1.0, 0.0]
 
 
-def test_an_array_is_copied_so_that_later_changes_do_not_reach_the_fit() -> None:
+def test_arrays_are_copied() -> None:
     mine = X.astype(np.float32)
     (x,) = as_split(mine)
     mine[:] = -1
@@ -150,7 +150,7 @@ def test_sequences_of_unequal_length_are_padded(dtype: torch.dtype) -> None:
     assert as_split([np.ones((2, 1), int), np.ones((1, 1), int)])["x"].dtype == torch.int64
 
 
-def test_a_loader_keeps_its_own_batching_and_the_random_state() -> None:
+def test_loader_with_custom_collate_keeps_the_random_state() -> None:
     before = torch.random.get_rng_state()
     doubled = DataLoader(Pairs(), batch_size=2, collate_fn=lambda rows: torch.tensor(
         np.stack([2 * x for x, _ in rows])))  # fmt: skip
@@ -184,13 +184,13 @@ MASKED = np.ma.MaskedArray(X, mask=X == 4.0)
         ((X, Y[:3]), r"data: all fields must have the same number of rows; 'x' has 4, 'y' has 3"),
         (3.0, "'x' of data is one number, not rows"),
         (np.float64(3), "'x' of data is one number, not rows"),
-        ([[1.0], [2.0, 3.0]], "unequal parts; expected one shape"),
+        ([[1.0], [2.0, 3.0]], r"the items of 'x' of data must have one shape; got a list of items of unequal"),
         ([X, X], r"2 arrays of one shape \(4, 3\) may be 2 sequences or 2 fields"),
         (Pairs(0), "data is empty; expected at least one row"),
         (DataLoader(Stream(), batch_size=8, drop_last=True), "expected at least one batch"),
     ],
 )
-def test_values_that_would_spoil_a_fit_are_refused(data: Any, message: str) -> None:
+def test_refuses_invalid_values(data: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_split(data)
 
@@ -214,7 +214,7 @@ def test_values_that_would_spoil_a_fit_are_refused(data: Any, message: str) -> N
         ({0: X}, "data: field names must be text; got 0"),
     ],
 )
-def test_what_is_not_numbers_is_refused(data: Any, message: str) -> None:
+def test_refuses_values_that_are_not_numbers(data: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         as_split(data)
 
@@ -224,7 +224,7 @@ class Ragged(Pairs):
         return torch.ones(index + 1, 2)
 
 
-def test_rows_and_batches_of_unequal_shape_are_refused() -> None:
+def test_refuses_rows_and_batches_of_unequal_shape() -> None:
     with pytest.raises(ValueError, match=r"rows of songs must be numbers of one shape each .* list"):
         as_split(Ragged(), what="songs")
     longest = DataLoader(Ragged(), batch_size=2, collate_fn=lambda rows: (
@@ -233,17 +233,17 @@ def test_rows_and_batches_of_unequal_shape_are_refused() -> None:
         as_split(longest)
 
 
-def test_errors_say_what_the_data_are() -> None:
+def test_errors_name_the_data() -> None:
     with pytest.raises(ValueError, match="'x' of held_out has 2 NaN values"):
         as_split(NAN, what="held_out")
     with pytest.raises(ValueError, match="held_out: all fields must have"):
         as_split((X, Y[:1]), what="held_out")
 
 
-def test_numbers_too_large_for_the_dtype_are_found() -> None:
+def test_refuses_numbers_too_large_for_the_dtype() -> None:
     if torch.get_default_dtype() == torch.float32:
         with pytest.raises(ValueError, match="1 infinite value, the first in row 0"):
             as_split(np.array([1e300, 1.0]))
-    # A sum that overflows is not a value that does.
+    # The sum of these finite values overflows.
     top = torch.finfo(torch.get_default_dtype()).max
     assert len(as_split(torch.full((4,), top))) == 4

@@ -16,7 +16,7 @@ def pair(rows: int = 10) -> Split:
     return Split({"x": x, "y": torch.arange(rows)})
 
 
-def test_a_split_is_its_fields_in_order() -> None:
+def test_split_holds_its_fields_in_order() -> None:
     data = pair()
     x, y = data
     assert data.names == ("x", "y") and data["x"] is x and data.tensors[1] is y
@@ -36,13 +36,13 @@ def test_a_split_is_its_fields_in_order() -> None:
         (torch.arange(10) > 7, [8, 9]),
     ],
 )
-def test_rows_keeps_the_axis_and_the_pairs(index: object, expected: list[int]) -> None:
+def test_rows_keeps_the_axis_and_the_pairing(index: object, expected: list[int]) -> None:
     part = pair().rows(index)  # type: ignore[arg-type]
     assert part["y"].tolist() == expected
     assert part["x"][:, 0].tolist() == [2.0 * row for row in expected]
 
 
-def test_a_row_that_is_not_there_is_an_error() -> None:
+def test_rows_refuses_a_missing_row() -> None:
     with pytest.raises(IndexError, match="out of bounds"):
         pair().rows(10)
 
@@ -52,7 +52,7 @@ def test_to_moves_every_field() -> None:
     assert moved.device.type == "meta" and all(field.is_meta for field in moved)
 
 
-def test_split_parts_depend_on_the_seed_alone() -> None:
+def test_split_depends_on_the_seed_alone() -> None:
     before = torch.random.get_rng_state()
     first, second = pair(100).split(0.8, seed=3)
     again, _ = pair(100).split(0.8, seed=3)
@@ -64,7 +64,7 @@ def test_split_parts_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, 0.01, float("nan")])
-def test_split_leaves_no_part_empty(fraction: float) -> None:
+def test_split_refuses_an_empty_part(fraction: float) -> None:
     with pytest.raises(ValueError, match=r"both parts at least one of 10 rows; got .* e\.g\. 0\.8"):
         pair().split(fraction)
 
@@ -83,18 +83,18 @@ def test_split_leaves_no_part_empty(fraction: float) -> None:
         ),
     ],
 )
-def test_a_split_refuses(fields: dict[str, torch.Tensor], error: type, message: str) -> None:
+def test_split_refuses_invalid_fields(fields: dict[str, torch.Tensor], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         Split(fields)
 
 
-def test_an_unknown_field_is_named() -> None:
+def test_error_names_an_unknown_field() -> None:
     with pytest.raises(ValueError, match=r"unknown field 'image'\. Did you mean 'images'\?"):
         Split({"images": torch.ones(1)})["image"]
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(10, 3), (10, 5), (7, 6), (3, 1)])
-def test_an_epoch_holds_every_row_and_repeats_only_its_start(rows: int, batch: int) -> None:
+def test_epoch_holds_every_row_and_repeats_only_its_start(rows: int, batch: int) -> None:
     shuffle = Shuffle(rows, batch, torch.Generator().manual_seed(0))
     epoch = shuffle.epoch()
     flat = epoch.flatten()
@@ -104,7 +104,7 @@ def test_an_epoch_holds_every_row_and_repeats_only_its_start(rows: int, batch: i
 
 
 @pytest.mark.parametrize("batch", [None, 10, 11])
-def test_a_full_batch_is_in_order_and_draws_nothing(batch: int | None) -> None:
+def test_full_batch_is_in_order_and_draws_nothing(batch: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
     shuffle = Shuffle(10, batch, generator)
@@ -131,6 +131,6 @@ def test_batches_are_endless_and_follow_the_generator() -> None:
         (True, 2, r"num_data must be a whole number of at least 1; got True\."),
     ],
 )
-def test_shuffle_refuses(rows: int, batch: int, message: str) -> None:
+def test_shuffle_refuses_invalid_sizes(rows: int, batch: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Shuffle(rows, batch, torch.Generator())

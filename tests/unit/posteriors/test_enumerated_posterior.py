@@ -1,4 +1,4 @@
-"""Queries of programs with discrete sites that are summed out, against sums over all of their values by hand."""
+"""Queries of programs with summed-out discrete sites, compared with explicit sums over their values."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ X = torch.tensor([0.3, 1.2, -0.4, 0.9])
 
 
 def mixture(x: Tensor | None = None) -> None:
-    """Nothing is left for the guide."""
+    """A mixture whose only latent site is summed out."""
     with pyro.plate("data", 4 if x is None else len(x)):
         k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
         pyro.sample("x", dist.Normal(LOCS[k], 1.0), obs=x)
 
 
 def shifted(x: Tensor | None = None) -> None:
-    """A global latent beside."""
+    """A mixture with a global latent site."""
     shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
     with pyro.plate("data", 4 if x is None else len(x)):
         k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
@@ -44,7 +44,7 @@ def shifted(x: Tensor | None = None) -> None:
 
 
 def coded(x: Tensor | None = None) -> None:
-    """A code of every row whose prior is a mixture."""
+    """A local latent site whose prior is a mixture."""
     with pyro.plate("data", 4 if x is None else len(x)):
         k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
         z = pyro.sample("z", dist.Normal(LOCS[k], 0.5))
@@ -52,14 +52,14 @@ def coded(x: Tensor | None = None) -> None:
 
 
 def switched(x: Tensor | None = None) -> None:
-    """One choice for all rows."""
+    """A discrete site that all rows share."""
     k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
     with pyro.plate("data", 4 if x is None else len(x)):
         pyro.sample("x", dist.Normal(LOCS[k], 1.0), obs=x)
 
 
 def markov(x: Tensor | None = None) -> None:
-    """Three hidden states in a row, for every row."""
+    """A Markov chain of three hidden states in every row."""
     with pyro.plate("data", 2 if x is None else len(x)):
         state: Any = 0
         for t in pyro.markov(range(3)):
@@ -77,7 +77,7 @@ def joint(shift: Tensor | float = 0.0) -> Tensor:
     return PRIOR.log() + dist.Normal(LOCS + shift, 1.0).log_prob(X[:, None])
 
 
-def test_a_mixtures_evidence_is_exact() -> None:
+def test_evidence_of_a_mixture_is_exact() -> None:
     posterior = posterior_of(mixture)
     assert posterior.exact
     assert repr(posterior) == "Posterior of FunctionProgram (guide): k (summed out)"
@@ -86,7 +86,7 @@ def test_a_mixtures_evidence_is_exact() -> None:
     assert posterior.log_weights(X, particles=3).shape == (3, 4)
 
 
-def test_a_global_latent_is_drawn_and_the_rest_summed() -> None:
+def test_global_latent_is_drawn_and_the_rest_summed_out() -> None:
     posterior = posterior_of(shifted, "normal")
     assert not posterior.exact
     draws = posterior.sample(X, draws=5)
@@ -107,7 +107,7 @@ def test_summed_sites_are_drawn_from_their_posterior() -> None:
     assert ((draws - exact).abs() < 4 * (exact * (1 - exact) / 20_000).sqrt()).all()  # four standard errors, four rows
 
 
-def test_a_chains_posterior_keeps_its_states_together() -> None:
+def test_states_of_a_chain_are_drawn_jointly() -> None:
     x = torch.tensor([[0.3, 1.2, -0.4], [0.9, 0.5, 0.1]])
     posterior = posterior_of(markov, x=x)
     draws = posterior.sample(x, draws=20_000)
@@ -123,7 +123,7 @@ def test_a_chains_posterior_keeps_its_states_together() -> None:
     assert ((found - exact).abs() < 4.5 * (exact * (1 - exact) / 20_000).sqrt()).all()
 
 
-def test_a_mixture_prior_stays_out_of_the_likelihood() -> None:
+def test_mixture_prior_stays_out_of_the_likelihood() -> None:
     def guide(x: Tensor | None = None) -> None:
         with pyro.plate("data", 4 if x is None else len(x)):
             pyro.sample("z", dist.Normal(0.0 if x is None else x / 2, 0.7))
@@ -138,18 +138,16 @@ def test_a_mixture_prior_stays_out_of_the_likelihood() -> None:
     torch.testing.assert_close(posterior.elbo(X, particles=6), weights.mean(0))
 
 
-def test_one_choice_for_all_rows_has_no_likelihood_by_row() -> None:
+def test_shared_discrete_site_has_no_likelihood_per_row() -> None:
     posterior = posterior_of(switched)
     both = PRIOR.log() + dist.Normal(LOCS, 1.0).log_prob(X[:, None]).sum(0)
     torch.testing.assert_close(posterior.log_evidence(X), both.logsumexp(0))
-    with pytest.raises(
-        ValueError, match=r"site 'k' is summed out of all rows at once, so that no row has a likelihood"
-    ):
+    with pytest.raises(ValueError, match=r"site 'k' is summed out of all rows at once, so the likelihood does not"):
         posterior.log_likelihood(X)
     assert posterior.sample(X, draws=3)["k"].shape == (3,)
 
 
-def test_without_a_plate_the_data_are_one_row() -> None:
+def test_data_without_a_plate_are_one_row() -> None:
     def single(x: Tensor | None = None) -> None:
         k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
         pyro.sample("x", dist.Normal(LOCS[k].unsqueeze(-1), torch.ones(4)).to_event(1), obs=x)
@@ -160,7 +158,7 @@ def test_without_a_plate_the_data_are_one_row() -> None:
     torch.testing.assert_close(posterior.log_likelihood(X, draws=2), both.logsumexp(0).expand(2, 1))
 
 
-def test_a_guides_enumerated_site_is_averaged_in_the_bound_and_drawn_elsewhere() -> None:
+def test_enumerated_guide_site_is_averaged_in_the_bound_and_drawn_elsewhere() -> None:
     logits = torch.tensor([0.5, -0.2])
 
     def guide(x: Tensor | None = None) -> None:
@@ -180,7 +178,7 @@ def test_predictions_draw_from_the_model() -> None:
     assert float((prediction.log_prob(X) - joint().logsumexp(1)).abs().max()) < 0.1
 
 
-def test_arviz_has_a_likelihood_with_the_sum() -> None:
+def test_arviz_likelihood_sums_out_discrete_sites() -> None:
     posterior = posterior_of(shifted, "normal")
     found = posterior.to_arviz(X, draws=5)
     assert found["log_likelihood"]["x"].shape == (1, 5, 4)
@@ -194,12 +192,12 @@ def test_arviz_has_a_likelihood_with_the_sum() -> None:
     assert list(chain["log_likelihood"].data_vars) == ["x_0+x_1+x_2"]
 
 
-def test_rows_are_needed_to_draw_what_belongs_to_rows() -> None:
+def test_sampling_local_sites_needs_rows() -> None:
     with pytest.raises(ValueError, match=r"every latent site \(k\) belongs to rows\. Give the rows: posterior\.sample"):
         posterior_of(mixture).sample()
 
 
-def test_stored_draws_are_scored_with_the_sum() -> None:
+def test_likelihood_of_stored_draws_sums_out_discrete_sites() -> None:
     shift = torch.tensor([[0.1, -0.3, 0.5]])
     posterior = draws_posterior(Program.of(shifted, data_plate="data"), X, {"shift": shift})
     expected = torch.stack([joint(s).logsumexp(1) for s in shift[0]])
@@ -207,7 +205,7 @@ def test_stored_draws_are_scored_with_the_sum() -> None:
     assert posterior.sample(X, draws=3)["k"].shape == (3, 4)
 
 
-def test_a_fit_finds_the_maximum_and_comes_back(tmp_path: Path) -> None:
+def test_fit_finds_the_maximum_and_is_saved_and_loaded(tmp_path: Path) -> None:
     def model(x: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.5))
         with pyro.plate("data", len(x)):
@@ -224,8 +222,8 @@ def test_a_fit_finds_the_maximum_and_comes_back(tmp_path: Path) -> None:
     assert torch.equal(again.log_evidence(x), posterior.log_evidence(x))
 
 
-def test_the_objective_runs_without_a_first_run() -> None:
-    """Used by hand, the objective looks for marks itself."""
+def test_objective_runs_without_a_first_run() -> None:
+    """Called without a first run, the objective finds the enumeration marks itself."""
     program = Program.of(mixture, lambda x=None: None, data_plate="data")
     assert program.enumerates is None
     _, terms = ELBO()(Run(program, (X,), torch.arange(4), 4))

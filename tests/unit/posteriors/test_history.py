@@ -1,4 +1,4 @@
-"""History: what was recorded comes back."""
+"""History: the round trip through tensors and JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def test_round_trip() -> None:
     assert again.steps["elbo"] == [-1.0, math.inf]
 
 
-def test_facts_that_were_renamed_are_read() -> None:
+def test_reads_facts_under_their_old_names() -> None:
     facts = History(compiled_graphs=2).facts()
     old = {"specialisations" if name == "compiled_graphs" else name: value for name, value in facts.items()}
     assert History.restore({}, old) == History(compiled_graphs=2)
 
 
-def test_an_empty_record() -> None:
+def test_empty_record() -> None:
     assert History.restore({}, History().facts()) == History()

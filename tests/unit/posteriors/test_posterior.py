@@ -1,4 +1,4 @@
-"""Posterior: shapes of every query, both kinds, and what comes back from a folder."""
+"""Posterior: shapes of every query, both kinds, and saving and loading."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_codes_of_an_amortized_guide_need_rows() -> None:
     posterior = svi(VAE((3,), latent_dim=2, hidden_dims=()), torch.rand(6, 3), epochs=1)
     with pytest.raises(ValueError, match=r"every latent site \(z\) belongs to rows\. Give the rows: posterior\.sample"):
         posterior.sample()
-    assert "one for every row" in posterior.summary()
+    assert "local, one value per row: call sample(*data)" in posterior.summary()
 
 
-def test_a_guide_that_looks_at_the_data_needs_them() -> None:
+def test_a_guide_that_reads_the_data_needs_them() -> None:
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y)):
@@ -108,7 +108,9 @@ def test_a_guide_that_looks_at_the_data_needs_them() -> None:
 
     posterior = svi(Program.of(model, guide), torch.ones(5), epochs=2)
     assert posterior.sample(torch.ones(5), draws=3)["mu"].shape == (3,)
-    with pytest.raises(ValueError, match=r"the guide looks at the data\. Give them: posterior\.sample\(\*data\)"):
+    with pytest.raises(
+        ValueError, match=r"guide depends on the data, and none were given\. Call posterior\.sample\(\*d"
+    ):
         posterior.sample()
 
 
@@ -118,7 +120,7 @@ def masked_model(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
-def test_what_the_model_masks_has_no_entropy() -> None:
+def test_masked_latents_add_nothing_to_the_bound() -> None:
     y = torch.linspace(-1, 1, 12)
     posterior = svi(Program.of(masked_model, "normal"), y, epochs=600, optimizer=Optimizer(learning_rate=3e-2))
     exact = float(dist.Normal(0.0, 2**0.5).log_prob(y[:8]).sum())
@@ -126,7 +128,7 @@ def test_what_the_model_masks_has_no_entropy() -> None:
     assert abs(posterior.history.epochs["elbo"][-1] * 12 - exact) < 2.0
 
 
-def test_scales_weigh_queries_as_they_weigh_the_fit() -> None:
+def test_scale_handler_applies_to_queries() -> None:
     def model(y: Tensor) -> None:
         with pyro.plate("data", len(y)), pyro.poutine.scale(scale=0.1):
             pyro.sample("y", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0), obs=y)
@@ -138,7 +140,7 @@ def test_scales_weigh_queries_as_they_weigh_the_fit() -> None:
     assert torch.allclose(found, 0.1 * dist.Normal(loc, 1.0).log_prob(y), atol=1e-6)
 
 
-def test_an_amortized_guide_in_a_fixed_plate_serves_other_rows() -> None:
+def test_amortized_guide_in_a_fixed_plate_accepts_other_rows() -> None:
     def model(y: Tensor) -> None:
         with pyro.plate("data", 12):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -161,7 +163,7 @@ def test_an_amortized_guide_in_a_fixed_plate_serves_other_rows() -> None:
     assert torch.allclose(posterior.log_evidence(y[:7], particles=4), exact, atol=1e-4)
 
 
-def test_a_program_that_draws_its_own_rows_is_not_scored() -> None:
+def test_refuses_to_score_a_program_that_subsamples() -> None:
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", 12, subsample_size=3) as rows:
@@ -172,7 +174,7 @@ def test_a_program_that_draws_its_own_rows_is_not_scored() -> None:
         posterior.log_evidence(torch.linspace(-1, 1, 12))
 
 
-def test_a_site_that_takes_no_draws_in_front_is_named() -> None:
+def test_error_names_the_site_that_cannot_be_stacked() -> None:
     def model(x: Tensor, y: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(w * x, 1.0).to_event(1), obs=y)
@@ -183,7 +185,7 @@ def test_a_site_that_takes_no_draws_in_front_is_named() -> None:
         posterior.predict(x, x, draws=10)
 
 
-def test_a_joint_guide_has_no_bound_by_row() -> None:
+def test_joint_guide_has_no_bound_per_row() -> None:
     posterior = fitted(codes, Y, guide="multivariate_normal")
     assert posterior.log_evidence(Y, particles=5).shape == ()
     with pytest.raises(ValueError, match=r"one distribution over the latents of all rows.*Use log_evidence"):
@@ -200,7 +202,7 @@ def test_shapes_of_nested_plates_and_matrices() -> None:
     assert torch.allclose(twin.log_likelihood(X, Y, draws=6), posterior.log_likelihood(X, Y, draws=6), atol=1e-4)
 
 
-def test_sites_whose_batch_is_in_no_plate() -> None:
+def test_site_with_batch_dimensions_outside_plates() -> None:
     def model(y: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(3, 2), 1.0))
         pyro.sample("y", dist.Normal(w.sum((-1, -2)), 1.0), obs=y.sum())
@@ -208,7 +210,7 @@ def test_sites_whose_batch_is_in_no_plate() -> None:
     assert svi(Program.of(model, "normal"), Y, epochs=1).sample(draws=7)["w"].shape == (7, 3, 2)
 
 
-def test_queries_are_seeded_and_leave_the_callers_random_state(posterior: Posterior) -> None:
+def test_queries_are_seeded_and_keep_the_callers_random_state(posterior: Posterior) -> None:
     before = torch.get_rng_state()
     first, again, other = (posterior.sample(draws=3, seed=s)["w"] for s in (0, 0, 1))
     assert torch.equal(first, again)
@@ -232,7 +234,7 @@ def test_parameters_are_copies(posterior: Posterior) -> None:
     assert torch.equal(posterior.sample(draws=2)["w"], before)
 
 
-def test_log_likelihood_is_the_densities(posterior: Posterior) -> None:
+def test_log_likelihood_matches_the_density(posterior: Posterior) -> None:
     draws = posterior.sample(X, draws=4, seed=3)
     mean = draws["w"] @ X.T  # (4, 12)
     expected = dist.Normal(mean, draws["noise"].unsqueeze(-1)).log_prob(Y)
@@ -271,7 +273,7 @@ def likelihood(name: str) -> Program:
 @pytest.mark.parametrize(
     "name", ["normal", "bernoulli", "categorical", "gamma", "lognormal", "mixture", "student", "multivariate"]
 )
-def test_a_prediction_of_one_seed_is_the_same_again(name: str) -> None:
+def test_equal_seeds_give_equal_predictions(name: str) -> None:
     program = likelihood(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -286,7 +288,7 @@ def test_a_prediction_of_one_seed_is_the_same_again(name: str) -> None:
     assert torch.equal(other.distribution.log_prob(other.draws), repeated.distribution.log_prob(other.draws))
 
 
-def test_each_of_two_observed_sites_is_predicted_by_its_seed() -> None:
+def test_equal_seeds_give_equal_predictions_of_two_observed_sites() -> None:
     def model(x: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -300,7 +302,7 @@ def test_each_of_two_observed_sites_is_predicted_by_its_seed() -> None:
     assert not torch.equal(posterior.predict(X, site="z", seed=1).draws, posterior.predict(X, site="z", seed=2).draws)
 
 
-def test_predictions_of_rows_with_codes_and_of_draws_are_the_same_again() -> None:
+def test_equal_seeds_give_equal_predictions_of_both_kinds_of_posterior() -> None:
     program = Program.of(regression, data_plate="data")
     drawn = draws_posterior(program, (X, Y), {"w": torch.randn(2, 4, 2), "noise": torch.rand(2, 4) + 0.1})
     coded = svi(VAE((3,), latent_dim=2, hidden_dims=(4,)), torch.rand(12, 3), epochs=2, progress=False)
@@ -309,7 +311,7 @@ def test_predictions_of_rows_with_codes_and_of_draws_are_the_same_again() -> Non
         assert torch.equal(first.draws, again.draws)
 
 
-def test_a_row_that_becomes_nan_leaves_the_noise_of_the_others() -> None:
+def test_nan_row_does_not_change_the_noise_of_other_rows() -> None:
     def model(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -325,7 +327,7 @@ def test_a_row_that_becomes_nan_leaves_the_noise_of_the_others() -> None:
     assert bool(after[:, 3].isnan().all())
 
 
-def test_a_second_query_refuses_data_outside_the_support() -> None:
+def test_second_query_refuses_data_outside_the_support() -> None:
     def model(y: Tensor) -> None:
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
         with pyro.plate("data", len(y)):
@@ -354,11 +356,11 @@ def test_evidence_of_an_exact_guide_is_exact() -> None:
     assert torch.allclose(posterior.elbo(Y, particles=2000), exact, atol=0.05)
 
 
-# -- what is asked wrongly ----------------------------------------------------------------------------------------
+# -- wrong arguments ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, True])
-def test_draws_and_particles_are_counted_under_their_names(posterior: Posterior, count: Any) -> None:
+def test_refuses_counts_that_are_not_whole_numbers(posterior: Posterior, count: Any) -> None:
     for query in (
         lambda: posterior.sample(draws=count),
         lambda: posterior.predict(X, draws=count),
@@ -378,7 +380,7 @@ def test_draws_and_particles_are_counted_under_their_names(posterior: Posterior,
             query()
 
 
-def test_rows_are_needed_and_the_observed_too(posterior: Posterior) -> None:
+def test_queries_need_rows_and_observed_values(posterior: Posterior) -> None:
     with pytest.raises(ValueError, match=r"the program needs rows of x, y; got none\. Give them as in the fit"):
         posterior.predict()
     for query in (posterior.log_likelihood, posterior.elbo, posterior.log_evidence):
@@ -386,7 +388,7 @@ def test_rows_are_needed_and_the_observed_too(posterior: Posterior) -> None:
             query(X)
 
 
-def test_which_site_to_predict() -> None:
+def test_predict_needs_a_site_if_several_are_observed() -> None:
     def two(x: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -394,7 +396,7 @@ def test_which_site_to_predict() -> None:
             pyro.sample("b", dist.Poisson(w.exp()), obs=b)
 
     posterior = fitted(two, (X, Y, torch.ones(12)))
-    with pytest.raises(ValueError, match=r"the program observes a, b\. Say which: site='\.\.\.'\."):
+    with pytest.raises(ValueError, match=r"the program observes a, b\. Choose one with site='\.\.\.'\."):
         posterior.predict(X)
     with pytest.raises(ValueError, match=r"the program observes no site 'c'\. Choose from: a, b\."):
         posterior.predict(X, site="c")
@@ -411,7 +413,7 @@ def test_shapes_that_cannot_be_stacked_are_explained() -> None:
         fitted(model).log_likelihood(X, Y, draws=3)
 
 
-def test_deterministic_values_and_factors_do_not_disturb() -> None:
+def test_deterministic_sites_and_factors_are_not_exported() -> None:
     def model(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -435,7 +437,7 @@ def drawn() -> Posterior:
     return draws_posterior(Program.of(regression, data_plate="data"), (X, Y), chains)
 
 
-def test_draws_answer_the_same_questions() -> None:
+def test_stored_draws_answer_queries() -> None:
     posterior = drawn()
     before = torch.get_rng_state()
     assert posterior.kind == "draws"
@@ -453,7 +455,7 @@ def test_draws_answer_the_same_questions() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_draws_come_back(tmp_path: Path) -> None:
+def test_stored_draws_are_saved_and_loaded(tmp_path: Path) -> None:
     posterior = drawn()
     posterior.save(tmp_path / "p")
     again = Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
@@ -461,14 +463,14 @@ def test_draws_come_back(tmp_path: Path) -> None:
     assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
 
 
-def test_draws_of_local_sites() -> None:
+def test_stored_draws_of_local_sites() -> None:
     values = torch.arange(24.0).reshape(1, 2, 12)
     posterior = draws_posterior(Program.of(codes, data_plate="data"), Y, {"z": values})
     assert torch.equal(posterior.sample(Y, draws=2)["z"], values[0])
     assert posterior.log_likelihood(Y, draws=2).shape == (2, 12)
 
 
-def test_draws_that_do_not_fit() -> None:
+def test_refuses_draws_of_wrong_shape() -> None:
     program = Program.of(regression)
     for chains in (
         {"w": torch.zeros(2, 5, 2), "noise": torch.ones(2, 4)},
@@ -485,7 +487,7 @@ def test_draws_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_every_guide_comes_back(guide: str, tmp_path: Path) -> None:
+def test_every_guide_is_saved_and_loaded(guide: str, tmp_path: Path) -> None:
     posterior = fitted(guide=guide, epochs=400 if guide == "laplace" else 3, optimizer=Optimizer(learning_rate=0.05))
     posterior.save(tmp_path / "p")
     before = torch.get_rng_state()
@@ -497,7 +499,7 @@ def test_every_guide_comes_back(guide: str, tmp_path: Path) -> None:
     assert repr(again) == repr(posterior)
 
 
-def test_a_guide_class_comes_back_with_its_program(tmp_path: Path) -> None:
+def test_guide_class_is_loaded_with_its_program(tmp_path: Path) -> None:
     posterior = fitted(guide=AutoDiagonalNormal)
     posterior.save(tmp_path / "p")
     program = Program.of(regression, AutoDiagonalNormal, data_plate="data")
@@ -507,9 +509,11 @@ def test_a_guide_class_comes_back_with_its_program(tmp_path: Path) -> None:
         Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
 
 
-def test_a_program_of_ones_own_must_be_given_and_be_the_one(tmp_path: Path, posterior: Posterior) -> None:
+def test_load_needs_the_program_if_it_is_not_registered(tmp_path: Path, posterior: Posterior) -> None:
     posterior.save(tmp_path / "p")
-    with pytest.raises(StorageError, match=r"holds a posterior of FunctionProgram, a program of your own\. Give it: P"):
+    with pytest.raises(
+        StorageError, match=r"of FunctionProgram, which is not a registered program\. Give the program: P"
+    ):
         Posterior.load(tmp_path / "p")
 
     def wider(x: Tensor, y: Tensor | None = None) -> None:
@@ -526,16 +530,16 @@ def test_a_program_of_ones_own_must_be_given_and_be_the_one(tmp_path: Path, post
         Posterior.load(tmp_path / "p", program=Program.of(nested, data_plate="data"))
 
 
-def test_an_unknown_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_names_an_unregistered_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     posterior = svi(VAE((4,), latent_dim=1, hidden_dims=(3,)), torch.rand(6, 4), epochs=1)
     posterior.save(tmp_path / "p")
     assert Posterior.load(tmp_path / "p").latent_sites == {"z": "local"}
     monkeypatch.delitem(registry._PROGRAMS, "vae")
-    with pytest.raises(StorageError, match=r"is of the program 'vae', which is not registered\. Import the module"):
+    with pytest.raises(StorageError, match=r"holds a posterior of 'vae', which is not registered\. Import the module"):
         Posterior.load(tmp_path / "p")
 
 
-def test_the_manifest_is_json_without_code(tmp_path: Path, posterior: Posterior) -> None:
+def test_manifest_is_json_without_code(tmp_path: Path, posterior: Posterior) -> None:
     posterior.save(tmp_path / "p")
     files = sorted(f.name.split("-")[0] for f in (tmp_path / "p").iterdir())
     assert files == ["manifest.json", "tensors"]

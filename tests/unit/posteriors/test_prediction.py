@@ -33,7 +33,7 @@ def test_variance_is_the_sum_of_its_parts(event: tuple[int, ...]) -> None:
     assert repr(p) == "Prediction('y': real, 3 rows, 400 draws)"
 
 
-def test_intervals_hold_their_mass() -> None:
+def test_intervals_contain_their_mass() -> None:
     low, high = predict(dist.Normal(torch.zeros(20_000, 1), 1.0)).interval(0.9)
     assert float(low) == pytest.approx(-1.645, abs=0.05)
     assert float(high) == pytest.approx(1.645, abs=0.05)
@@ -50,7 +50,7 @@ def test_classes_in_nats() -> None:
     assert float(dispute.epistemic) == pytest.approx(math.log(2), abs=1e-5)
     assert torch.equal(dispute.mean, torch.tensor([[0.5, 0.5]]))
     assert torch.allclose(dispute.sd, torch.tensor(0.5))
-    with pytest.raises(ValueError, match=r"classes have no order and so no interval\. Use probs\."):
+    with pytest.raises(ValueError, match=r"interval needs ordered values, but 'y' is categorical\. Use probs\."):
         doubt.interval()
 
 
@@ -64,27 +64,29 @@ def test_binary_and_counts() -> None:
     assert predict(dist.Poisson(torch.ones(K, B))).kind == "count"
 
 
-def test_log_prob_is_of_the_mixture() -> None:
+def test_log_prob_is_that_of_the_mixture() -> None:
     p = predict(dist.Normal(torch.tensor([[-1.0], [1.0]]), 0.1))
     expected = math.log(0.5) + dist.Normal(1.0, 0.1).log_prob(torch.tensor(1.0))
     assert float(p.log_prob([1.0])) == pytest.approx(float(expected), abs=1e-4)
     assert p.log_prob(torch.tensor([1.0], dtype=torch.float64)).dtype == torch.get_default_dtype()
-    with pytest.raises(ValueError, match=r"the truth must have shape \(1,\) like the prediction; got \(1, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"y must have the shape of the prediction, \(1,\); got \(1, 1\)\. Reshape y\."
+    ):
         p.log_prob(torch.ones(1, 1))
 
 
 @pytest.mark.parametrize("mass", [0.0, 1.0, 90])
 def test_mass_is_a_probability(mass: float) -> None:
-    with pytest.raises(ValueError, match=r"mass must lie between 0 and 1; got .* For nine tenths, interval\(0\.9\)\."):
+    with pytest.raises(ValueError, match=r"mass must lie between 0 and 1; got .*\. Write interval\(0\.9\) for 90 %\."):
         predict(dist.Normal(torch.zeros(K, B), 1.0)).interval(mass)
 
 
 def test_probs_are_for_classes() -> None:
-    with pytest.raises(ValueError, match=r"probs are for classes; 'y' is real\. Use mean, sd or interval\."):
+    with pytest.raises(ValueError, match=r"probs needs a categorical or binary site, but 'y' is real\. Use mean, sd"):
         _ = predict(dist.Normal(torch.zeros(K, B), 1.0)).probs
 
 
-def test_masks_and_expansions_are_seen_through() -> None:
+def test_kind_of_masked_and_expanded_distributions() -> None:
     p = predict(dist.Categorical(torch.ones(2, 1, 4)).expand([2, 5]).mask(torch.ones(5, dtype=torch.bool)))
     assert p.kind == "classes"
     assert p.probs.shape == (5, 4)
