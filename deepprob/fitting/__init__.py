@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
 from deepprob.fitting.divergence import DivergenceError
-from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES
+from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES, Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
 
 __all__ = [
@@ -18,5 +18,7 @@ __all__ = [
     "EarlyStopping",
     "KLWarmUp",
     "Log",
+    "Objective",
     "Optimizer",
+    "Terms",
 ]

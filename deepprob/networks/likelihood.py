@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
-from deepprob.errors import unknown, whole
+from deepprob.errors import shown, unknown, whole
 from deepprob.networks.conditional import positive_link
 
 _FLOOR = 1e-4  # of noise, rates and inverse total counts; the default floor of Conditional
@@ -51,8 +51,9 @@ class Likelihood:
         grey: Whether ``"bernoulli"`` takes values in [0, 1] as probabilities, from which `prepare` draws binary values.
 
     Raises:
-        ValueError: If the family is unknown, ``num_classes`` is missing or out of range, or an option belongs to
-            another family.
+        TypeError: If ``event_shape`` is not a sequence.
+        ValueError: If the family is unknown, a size is not a whole number of at least 1, ``num_classes`` is missing or
+            out of range, or an option belongs to another family.
 
     Examples:
         The scale sets the mean of counts, and the dispersion does not change it:
@@ -83,6 +84,10 @@ class Likelihood:
     def __post_init__(self) -> None:
         if self.family not in LIKELIHOODS:
             raise unknown("likelihood", self.family, LIKELIHOODS)
+        if not isinstance(self.event_shape, Sequence):
+            raise TypeError(f"event_shape must be a tuple of sizes; got {shown(self.event_shape)}. Write (8,) or ().")
+        sizes = (None if n is None else whole("a size in event_shape", n) for n in self.event_shape)
+        object.__setattr__(self, "event_shape", tuple(sizes))
         if self.grey and self.family != "bernoulli":
             raise ValueError(f"grey is only for likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
         if self.family != "categorical":
@@ -233,8 +238,13 @@ class Likelihood:
             A Pyro distribution whose event shape is that of the observation.
 
         Raises:
-            ValueError: If the output has the wrong size.
+            ValueError: If the output has the wrong size, a family with a dispersion has none, or a categorical has
+                ``inside``.
         """
+        if self.dispersion and dispersion is None:
+            raise ValueError(f"likelihood={self.family!r} needs dispersion, its {self.dispersion}; got None.")
+        if inside is not None and self.family == "categorical":
+            raise ValueError("inside is not for likelihood='categorical'. Mask the distribution: .mask(inside).")
         if None not in self.event_shape:
             self._check_size(out.shape[-1] if out.dim() else 0)
             out = out.reshape(out.shape[:-1] + self._sizes)

@@ -137,7 +137,7 @@ def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
     name = manifest["program"]
     if name is None:
         raise StorageError(
-            f"{path} holds a posterior of {manifest['program_class']}, which is not a registered program. "
+            f"{path} holds a posterior of {manifest['program_class']}, which its name and settings cannot rebuild. "
             "Give the program: Posterior.load(path, program=...)."
         )
     try:
@@ -147,4 +147,10 @@ def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:
             f"{path} holds a posterior of {name!r}, which is not registered. Import the module that defines it "
             "(deepprob.models for deepprob's models), or give the program: Posterior.load(path, program=...)."
         ) from error
-    return model(**manifest["program_config"])
+    try:
+        return model(**manifest["program_config"])
+    except (TypeError, ValueError) as error:
+        raise StorageError(
+            f"{path} cannot rebuild its program {name!r}: {error}. Its constructor has changed since the save; build "
+            "the program and give it: Posterior.load(path, program=...)."
+        ) from error

@@ -325,7 +325,7 @@ def test_config_rebuilds_the_program() -> None:
 def test_custom_network_must_be_given_to_load(tmp_path: Path) -> None:
     found = fit(BayesianNeuralNetwork(network()), table())
     found.save(tmp_path / "bnn")
-    with pytest.raises(ValueError, match="program of your own"):
+    with pytest.raises(ValueError, match="of BayesianNeuralNetwork, which its name and settings cannot rebuild"):
         Posterior.load(tmp_path / "bnn")
     again = Posterior.load(tmp_path / "bnn", program=BayesianNeuralNetwork(network()))
     assert torch.equal(again.log_likelihood(*table()), found.log_likelihood(*table()))

@@ -227,9 +227,24 @@ def test_likelihoods_compare_by_value() -> None:
             lambda: Likelihood("poisson", (2, 3)).distribution(torch.zeros(4, 5)),
             r"likelihood='poisson' over rows of shape \(2, 3\) needs a network with 6 outputs on its last axis; got 5",
         ),
+        (lambda: Likelihood("normal", (2.5,)), r"a size in event_shape must be .* of at least 1; got 2\.5"),
+        (lambda: Likelihood("normal", (-2,)), r"a size in event_shape must be .* of at least 1; got -2"),
+        (
+            lambda: Likelihood("negative_binomial", ()).distribution(torch.zeros(4, 1)),
+            r"likelihood='negative_binomial' needs dispersion, its total_count; got None",
+        ),
+        (
+            lambda: Likelihood("categorical", (), num_classes=2).distribution(torch.zeros(4, 2), inside=torch.ones(4)),
+            r"inside is not for likelihood='categorical'\. Mask the distribution",
+        ),
         (lambda: Likelihood("poisson", ()).distribution(torch.tensor(1.0)), "needs a network with 1 outputs .* got 0"),
     ],
 )
 def test_wrong_settings_raise(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_event_shape_must_be_a_sequence() -> None:
+    with pytest.raises(TypeError, match=r"event_shape must be a tuple of sizes; got 3\. Write \(8,\) or \(\)"):
+        Likelihood("normal", 3)  # type: ignore[arg-type]

@@ -512,7 +512,7 @@ def test_guide_class_is_loaded_with_its_program(tmp_path: Path) -> None:
 def test_load_needs_the_program_if_it_is_not_registered(tmp_path: Path, posterior: Posterior) -> None:
     posterior.save(tmp_path / "p")
     with pytest.raises(
-        StorageError, match=r"of FunctionProgram, which is not a registered program\. Give the program: P"
+        StorageError, match=r"of FunctionProgram, which its name and settings cannot rebuild\. Give the program"
     ):
         Posterior.load(tmp_path / "p")
 
