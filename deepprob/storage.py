@@ -81,7 +81,7 @@ def write(
     folder = Path(path)
     _check_kind(kind)
     content = _encode(manifest, "manifest")
-    data = _serialise(tensors)
+    data = _serialize(tensors)
     check_free(folder, kind=kind)
     digest = hashlib.sha256(data).hexdigest()
     name = f"tensors-{digest[:12]}.safetensors"
@@ -190,7 +190,7 @@ def check_free(path: str | os.PathLike[str], *, kind: Kind) -> None:
         raise StorageError(f"a {kind} cannot replace the {found} in {str(folder)!r}. Choose another folder.")
 
 
-def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
+def _serialize(tensors: Mapping[str, Tensor]) -> bytes:
     plain = {}
     for name, tensor in tensors.items():
         if not isinstance(name, str) or name == "__metadata__" or not isinstance(tensor, Tensor):

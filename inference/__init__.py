@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# A second name would make a second copy of everything here, and isinstance would fail between them.
+# Imported under a second name, the module would define a second copy of every class, and isinstance would fail.
 if __name__ == "inference":
     raise ImportError(
         "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"

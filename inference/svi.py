@@ -37,7 +37,7 @@ _DEFAULT_BATCH_SIZE = 128
 _DEFAULT_EPOCHS = 100
 
 QUICK = {"epochs": 3, "batch_size": 8}
-"""Settings that make a fit short, for the tests of what all routines promise."""
+"""Settings of a short fit, for the contract tests of all routines."""
 
 __all__ = ["QUICK", "Knobs", "State", "init", "step", "svi"]
 
@@ -75,7 +75,7 @@ def step(
         rows: Indices of the batch's rows, shape ``(B,)``.
         noise: The source of random numbers.
         knobs: Learning rate, weight of the KL, and values of the state's annealed buffers.
-        objective: The objective to maximise.
+        objective: The objective to maximize.
         optimizer: The optimizer.
 
     Returns:
@@ -139,6 +139,7 @@ def svi(
         The posterior. After Ctrl-C it holds the best state so far.
 
     Raises:
+        TypeError: If an argument has a wrong type.
         ValueError: If data, program and settings do not fit together; raised before the first step.
         DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
 

@@ -1,4 +1,4 @@
-"""The evidence lower bound, with named terms and without a host sync."""
+"""The evidence lower bound, with named terms and without synchronization of host and device."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ class ELBO:
         - \frac1N \mathrm{KL}(q(w) \,\|\, p(w))
 
     with local latents :math:`z_i` inside the data plate and global latents :math:`w` outside. A minibatch of any
-    size gives an unbiased estimate. A site's KL is in closed form where torch or Pyro know one and where it is
-    allowed: when all that the model drew before the site, the guide drew before it too. Otherwise ``log q - log p``
-    is averaged. Sites that cannot be reparameterised get the score-function estimator, its weight summed over the
-    site's own plates only.
+    size gives an unbiased estimate. A site's KL has its closed form if torch or Pyro know one, and if the guide also
+    drew, before the site, all that the model drew before it; otherwise ``log q - log p`` is averaged. Sites that
+    cannot be reparameterized get the score-function estimator, with a weight summed over the site's own plates only.
 
-    A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly: in the model, where the guide
-    leaves it out, so that its part of the data's evidence counts as likelihood; in the guide (there also
-    ``"sequential"``), whose average of ``log p(x | y)`` is likelihood and whose ``log q(y) - log p(y)`` is KL; see
-    `deepprob.programs.elimination.terms`.
+    A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly. If the guide leaves it out, it is
+    summed out of the model, and its part of the evidence counts as likelihood. If the guide draws it (where the mark
+    may also be ``"sequential"``), the average of ``log p(x | y)`` over its values counts as likelihood, and that of
+    ``log q(y) - log p(y)`` as KL; see `deepprob.programs.elimination.terms`.
 
     Args:
         particles: Draws from the guide per step, vectorized in a leading plate.
-        analytic_kl: Whether to use closed forms.
-        layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; whatever
-            they feed, log-probabilities above all, is in float32.
+        analytic_kl: Whether to use closed-form KLs.
+        layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; their
+            outputs and all log-probabilities are in float32.
 
     References:
         Kingma, Welling (2014), Auto-Encoding Variational Bayes.
@@ -80,11 +79,11 @@ class ELBO:
         check_precision(self.layers)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and the terms of the bound, all per datum.
+        """The loss to minimize and the terms of the bound, all per datum.
 
         Args:
-            run: The program and its batch; the objective's particles are its draws.
-            kl_weight: What both KL terms are multiplied by in the loss (not in ``terms``).
+            run: The program and its batch; the number of draws is that of the particles.
+            kl_weight: Weight of both KL terms in the loss (not in ``terms``).
 
         Returns:
             The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
@@ -103,7 +102,7 @@ class ELBO:
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
         if scores is not None:
-            loss = loss - (scores - scores.detach()) * norm  # a gradient, no value
+            loss = loss - (scores - scores.detach()) * norm  # changes the gradient only, not the value
         terms = {
             "elbo": (likelihood - kl_local - kl_global).detach(),
             "likelihood": likelihood.detach(),
@@ -152,7 +151,10 @@ def _add(local: Tensor, global_: Tensor, term: Tensor, to_local: bool) -> tuple[
 
 
 def _log_q(site: Site) -> Tensor:
-    """A guide's log-probability; its own gradient averages to zero, and is left out where it only adds noise."""
+    """Log-probability of a guide's site, detached if the site has the score-function estimator.
+
+    The gradient of ``log q`` itself is zero in expectation there, and would only add noise.
+    """
     value = log_prob(site)
     return value.detach() if is_rough(site) else value
 
@@ -160,14 +162,14 @@ def _log_q(site: Site) -> Tensor:
 def _score_terms(
     guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
 ) -> Tensor | None:
-    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterised draw."""
+    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterized draw."""
     rough = [s for _, s in sample_sites(guide_trace) if is_rough(s)]
     if not rough:
         return None
     ratio = MultiFrameTensor()
     for name, site in sample_sites(model_trace):
         if not site["is_observed"]:
-            # A KL in closed form has its own gradient in the loss; here it stands for its average.
+            # A closed-form KL has its gradient in the loss; here its value replaces a sampled log-ratio.
             term = -closed[name] if name in closed else log_prob(site)
             ratio.add((site["cond_indep_stack"], (kl_weight * term).detach()))
         elif not is_deterministic(site):

@@ -1,4 +1,4 @@
-"""The importance-weighted bound, tighter than the ELBO, with named terms and without a host sync."""
+"""The importance-weighted bound, with named terms and without synchronization of host and device."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ class IWAE:
     with :math:`K` particles of the latents :math:`z_i` of a row. With one particle it is the ELBO; it grows with
     :math:`K` and reaches the log evidence in the limit.
 
-    *Rows and the whole.* Where all sites of model and guide are inside the data plate, every row has a bound of its
-    own, weighed by ``N / B``. Where any is outside (global latents), or the guide is one distribution over all rows,
-    there is one bound of all data: :math:`w_k` is then a product over rows, whose logarithm a minibatch does not
-    estimate, so that a batch must hold all rows.
+    *Minibatches.* If all sites of model and guide are inside the data plate, every row has its own bound, scaled by
+    ``N / B``. If a site is outside (global latents), or the guide is one distribution over all rows, there is one bound
+    of all data. Its :math:`w_k` is a product over rows, and a minibatch does not estimate the logarithm of its mean,
+    so a batch must hold all rows.
 
-    *Gradients.* Reparameterised sites get the gradient of the logarithm. What the guide draws otherwise gets the
-    score-function gradient, in which the bound without each particle (its weight replaced by the geometric mean of the
-    others) is the baseline; that takes :math:`K^2` numbers a row.
+    *Gradients.* Reparameterized sites get the gradient of the logarithm. Other sites of the guide get the
+    score-function gradient. Its baseline for a particle is the bound with the particle's weight replaced by the
+    geometric mean of the others, which takes :math:`K^2` numbers per row.
 
-    *Enumeration.* What the guide leaves out is summed out of the model exactly, inside of the weights. A site that is
-    enumerated in the guide is refused.
+    *Enumeration.* Discrete sites that the guide leaves out are summed out of the model exactly, inside the weights. A
+    site that is enumerated in the guide is refused.
 
-    *Warm-up.* ``kl_weight`` multiplies ``log q - log p`` of the latents inside of the weights,
+    *Warm-up.* ``kl_weight`` multiplies ``log q - log p`` of the latents inside the weights,
     :math:`\log w = \log p(x \mid z) - \beta (\log q(z \mid x) - \log p(z))`.
 
-    Held-out scores, and so the choice of the best epoch, remain those of the ELBO; `Posterior.log_evidence` is this
-    bound of any rows.
+    Held-out scores, which choose the best epoch, are ELBOs for this objective too. `Posterior.log_evidence` is this
+    bound for any rows.
 
     Args:
         particles: Draws from the guide per step, K, vectorized in a leading plate.
-        layers: Precision in which linear and convolutional layers multiply, as of `ELBO`.
+        layers: Precision in which linear and convolutional layers multiply, as in `ELBO`.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
         Mnih, Rezende (2016), Variational Inference for Monte Carlo Objectives.
 
     Examples:
-        The bound of a guide that is too wide grows with its particles, from the ELBO to the log evidence:
+        For a guide that is too wide, the bound grows with the particles, from the ELBO to the log evidence:
 
         >>> import pyro, pyro.distributions as dist
         >>> from deepprob.programs.program import Program
@@ -89,18 +89,18 @@ class IWAE:
         check_precision(self.layers)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and the terms of the bound, all per datum.
+        """The loss to minimize and the terms of the bound, all per datum.
 
         Args:
-            run: The program and its batch; the objective's particles are its draws.
-            kl_weight: What ``log q - log p`` is multiplied by inside of the weights in the loss (not in ``terms``).
+            run: The program and its batch; the number of draws is that of the particles.
+            kl_weight: Weight of ``log q - log p`` inside the weights in the loss (not in ``terms``).
 
         Returns:
             The loss, a scalar whose gradient is unbiased, and detached scalars: ``iwae``, the bound; ``elbo``, the mean
             of the same log weights, with its parts ``likelihood``, ``kl_local``, ``kl_global`` averaged over particles.
 
         Raises:
-            ValueError: If the bound is one of all data and the batch is not, or the guide enumerates a site.
+            ValueError: If the bound needs all rows but the batch is smaller, or the guide enumerates a site.
         """
         traces = run_particles(run, self.particles, self.layers)
         _check_guide(traces)
@@ -109,19 +109,19 @@ class IWAE:
         outside = _outside(layout.plate, guide_trace, model_trace)
         if outside and len(run.rows) < run.num_data:
             raise ValueError(
-                f"site {outside!r} is not inside the data plate, so that the importance-weighted bound is one of all "
+                f"site {outside!r} is not inside the data plate, so the importance-weighted bound needs all "
                 f"{run.num_data} rows; got a batch of {len(run.rows)}. Use batch_size=None, or objective='elbo'."
             )
         scale = 1.0 if outside else _row_scale(run, model_trace)
         parts = _parts(layout, guide_trace, model_trace, bool(outside))
-        parts = {part: value / scale for part, value in parts.items()}  # (K, R), R rows, or 1 of all data
+        parts = {part: value / scale for part, value in parts.items()}  # (K, R), with R = B, or 1 for all data
         norm = scale / run.num_data
         weights = _log_weights(parts, kl_weight)
         bound = _log_mean(weights)
         loss = -norm * bound.sum()
         if (log_q := _rough_log_q(layout, guide_trace, bool(outside))) is not None:
             scores = (_signals(weights, bound) * log_q).sum() * norm
-            loss = loss - (scores - scores.detach())  # a gradient, no value
+            loss = loss - (scores - scores.detach())  # changes the gradient only, not the value
         averages: dict[str, Tensor] = {part: norm * value.mean(0).sum().detach() for part, value in parts.items()}
         elbo = averages["likelihood"] - averages["kl_local"] - averages["kl_global"]
         tight = norm * _log_mean(_log_weights(parts, 1.0).detach()).sum()
@@ -136,29 +136,29 @@ def _check_guide(traces: list[tuple[Trace, Trace]]) -> None:
     for name, site in sample_sites(traces[0][0]):
         if is_enumerated(site):
             raise ValueError(
-                f"site {name!r} is marked for enumeration in the guide, which importance weights do not average over. "
-                "Leave it out of the guide, so that it is summed out of the model exactly; or remove the mark there, "
-                "so that it is drawn."
+                f"site {name!r} is marked for enumeration in the guide, but importance weights need draws. Leave the "
+                "site out of the guide to sum it out of the model exactly, or remove the mark there to draw it."
             )
 
 
 def _outside(plate: str, guide_trace: Trace, model_trace: Trace) -> str:
-    """The first site that keeps rows from having bounds of their own; empty if there is none."""
+    """The first site outside the data plate; empty if there is none."""
     sites = [*sample_sites(model_trace), *sample_sites(guide_trace)]
     return next((n for n, s in sites if not is_deterministic(s) and not is_local(s, plate)), "")
 
 
 def _row_scale(run: Run, model_trace: Trace) -> float:
-    """What the data plate multiplies log-probabilities by, N / B."""
+    """The data plate's scale of log-probabilities, N / B."""
     frames = (f for _, s in sample_sites(model_trace) for f in s["cond_indep_stack"] if f.name == run.program.data_name)
     frame = next(frames, None)
     if frame is None or frame.size == len(run.rows):
         return run.num_data / len(run.rows)
-    return float((frame.full_size or frame.size) / frame.size)  # a plate over something else than rows is Pyro's
+    # The plate does not run over the batch's rows, so Pyro scales it by its own sizes.
+    return float((frame.full_size or frame.size) / frame.size)
 
 
 def _parts(layout: Layout, guide_trace: Trace, model_trace: Trace, whole: bool) -> Parts:
-    """The parts of the log weights by particle and row, ``(K, B)``, or of all data, ``(K, 1)``."""
+    """The parts of the log weights by particle: of every row, ``(K, B)``, or of all data, ``(K, 1)``."""
     found: list[tuple[Part, Tensor]] = []
     if any_enumerated([(guide_trace, model_trace)]):
         for term in terms(guide_trace, model_trace, layout.plate, {}, average=False):
@@ -190,7 +190,7 @@ def _log_mean(weights: Tensor) -> Tensor:
 
 
 def _rough_log_q(layout: Layout, guide_trace: Trace, whole: bool) -> Tensor | None:
-    """``log q`` of what was drawn without a reparameterised gradient, unscaled, ``(K, R)``; None if nothing was."""
+    """``log q`` of sites without a reparameterized gradient, unscaled, ``(K, R)``; None if there is no such site."""
     found = []
     for _, site in sample_sites(guide_trace):
         if is_rough(site):
@@ -201,7 +201,7 @@ def _rough_log_q(layout: Layout, guide_trace: Trace, whole: bool) -> Tensor | No
 
 
 def _signals(weights: Tensor, bound: Tensor) -> Tensor:
-    """What each particle adds to the bound, ``(K, R)``, without a gradient."""
+    """The contribution of each particle to the bound, ``(K, R)``, detached."""
     weights, bound, count = weights.detach(), bound.detach(), len(weights)
     if count == 1:
         return bound.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Objectives: what a routine maximises by gradient steps, and their registry."""
+"""Objectives, which routines maximize by gradient steps, and their registry."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Terms = dict[str, Tensor]
 
 
 class Objective(Protocol):
-    """A lower bound on the log evidence per datum, as a loss to minimise.
+    """A lower bound on the log evidence per datum, as a loss to minimize.
 
-    An objective may also have an attribute ``layers``, the precision in which linear and convolutional layers multiply
-    (see `ELBO`). It is then a dataclass, so that a compiled fit can be compared with one in float32. Compiled fits
-    trace the call: what it asks the device for (``.item()``, ``if tensor:``) makes a fit eager.
+    An objective with the attribute ``layers``, the precision in which linear and convolutional layers multiply (see
+    `ELBO`), must be a dataclass, so that a compiled fit can be compared with one in float32. Compiled fits trace the
+    call: an objective that reads a value from the device (``.item()``, ``if tensor:``) is fitted eagerly.
     """
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
         """The loss and the terms, both per datum.
 
         Args:
-            run: The program and its batch. An objective chooses its own number of draws.
-            kl_weight: Weight of ``log q - log p`` of latents in the loss, for warm-ups; the terms do without.
+            run: The program and its batch. The objective chooses the number of draws.
+            kl_weight: Weight of ``log q - log p`` of latents in the loss, for warm-ups; the terms are unweighted.
 
         Returns:
-            A scalar to minimise, and detached scalars by name, among them ``elbo``, an estimate of the evidence lower
-            bound. A fit records them all under these names.
+            A scalar to minimize, and detached scalars by name, among them ``elbo``, an estimate of the evidence lower
+            bound. A fit records all of them.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -45,11 +45,11 @@ OBJECTIVES: dict[str, Objective] = {"elbo": ELBO(), "iwae": IWAE()}
 
 
 def objective_named(objective: str | Objective) -> Objective:
-    """The objective that a name stands for, or the object itself.
+    """Look up an objective by its name; an objective is returned unchanged.
 
     Raises:
-        ValueError: If there is none of that name.
-        TypeError: If it is neither a name nor an objective.
+        ValueError: If the name is unknown.
+        TypeError: If the value is neither a name nor an objective.
     """
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
@@ -60,7 +60,7 @@ def objective_named(objective: str | Objective) -> Objective:
         raise TypeError(f"objective must be a name or an object; got the class {name}. Write {name}().")
     if not callable(objective) or not callable(getattr(objective, "describe", None)):
         raise TypeError(
-            f"objective must be a name ({', '.join(OBJECTIVES)}) or an object that can be called and described, such "
-            f"as ELBO(particles=4); got {type(objective).__name__}."
+            f"objective must be a name ({', '.join(OBJECTIVES)}) or a callable with a method describe, such as "
+            f"ELBO(particles=4); got {type(objective).__name__}."
         )
     return objective

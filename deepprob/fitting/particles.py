@@ -1,4 +1,4 @@
-"""Runs of a program under the particles of a bound."""
+"""Running a program under the particles of a bound."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _PRECISIONS = ("float32", "bfloat16")
 
 
 def check_precision(layers: str) -> None:
-    """Refuse an unknown precision of layers.
+    """Check the precision of layers.
 
     Raises:
-        ValueError: If it is unknown.
+        ValueError: If the precision is unknown.
     """
     if layers not in _PRECISIONS:
         raise unknown("precision of layers", layers, _PRECISIONS)
 
 
 def run_particles(run: Run, particles: int, layers: str) -> list[tuple[Trace, Trace]]:
-    """Run guide and model under particles, with all values of the sites that are marked for enumeration.
+    """Run guide and model under particles; sites marked for enumeration take all of their values.
 
     Args:
-        run: What to run.
-        particles: Draws from the guide, in a leading plate if there are several.
+        run: The program and its batch.
+        particles: Number of draws from the guide, in a leading plate if there are several.
         layers: Precision in which linear and convolutional layers multiply.
 
     Returns:
-        Pairs of the guide's trace and the model's: one, or one for every combination of sequential values.
+        Pairs of guide trace and model trace: one pair, or one for every combination of sequentially enumerated values.
     """
     run = replace(run, draws=None if particles == 1 else particles)
     with layers_in(layers):
@@ -42,19 +42,19 @@ def run_particles(run: Run, particles: int, layers: str) -> list[tuple[Trace, Tr
 
 
 def check_drawn(guide_trace: Trace, model_trace: Trace) -> None:
-    """Refuse a run whose model samples what the guide did not draw, though nothing is summed out.
+    """Check that the guide drew every latent site, in a run without summed-out sites.
 
     Raises:
-        ValueError: If there is such a site.
+        ValueError: If a latent site is not in the guide.
     """
     for name, site in sample_sites(model_trace):
         if not site["is_observed"] and name not in guide_trace.nodes:
             raise ValueError(
-                f"site {name!r} is not in the guide, nor was it marked for enumeration in the first run. "
-                "Let every run of the program have the same sites."
+                f"site {name!r} is neither in the guide nor marked for enumeration in the first run. "
+                "Make every run of the program have the same sites."
             )
 
 
 def is_rough(site: Site) -> bool:
-    """Whether a site of a guide was drawn without a reparameterised gradient."""
+    """Whether a site of a guide was drawn without a reparameterized gradient."""
     return not (site["is_observed"] or site["fn"].has_rsample or is_deterministic(site))

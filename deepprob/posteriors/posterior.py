@@ -93,6 +93,10 @@ class Posterior(Content):
         Returns:
             Values by site: ``(K, *site)`` for global sites (``(K,)`` for a scalar site), ``(K, B, *site)`` for local
             sites.
+
+        Raises:
+            ValueError: If no data are given but every latent site is local, or the guide depends on the data; or if the
+                data do not match those of the fit.
         """
         draws, fitted = whole("draws", draws), self._fitted
         if data:
@@ -103,7 +107,7 @@ class Posterior(Content):
             names = self.structure.latent if fitted.keeps_rows else self.structure.global_
             if not names:
                 hidden = ", ".join(self.structure.local + self.structure.summed)
-                raise ValueError(f"every latent site ({hidden}) belongs to rows. Give the rows: posterior.sample(x).")
+                raise ValueError(f"every latent site ({hidden}) is local. Give the rows: posterior.sample(*data).")
         layout = fitted.layout(draws)
         with fitted.querying(seed):
             if data and self.structure.summed:

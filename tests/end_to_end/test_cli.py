@@ -179,7 +179,7 @@ def test_errors_are_one_line_and_come_before_training(message: str, monkeypatch:
     assert re.match(f"error: .*{message}", error_of(deepprob_(*WRONG[message])))
 
 
-def test_a_posterior_without_a_data_set_needs_its_name(tmp_path: Path) -> None:
+def test_check_needs_data_if_the_posterior_names_none(tmp_path: Path) -> None:
     digits = load_data("digits")
     svi(VAE((8, 8), 2, (8,)), digits.train, epochs=1, progress=False).save(tmp_path / "own")
     assert re.match("error: .*own does not name its data set.*check .*own DATA", error_of(deepprob_("check", "own")))
@@ -263,7 +263,7 @@ def test_resume_without_a_checkpoint_prints_a_note() -> None:
 
 
 class Line(Program):
-    """A small supervised program with an option of its own."""
+    """A small supervised program with the option ``scale``."""
 
     registry_name = "line"
     tasks = ("regression",)

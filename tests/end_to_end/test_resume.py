@@ -1,4 +1,4 @@
-"""A fit that is killed at random moments and resumed ends with the parameters of an undisturbed fit."""
+"""A fit that is killed at random moments and resumed ends with the parameters of an uninterrupted fit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def killed_and_resumed(tmp_path: Path, kills: int, epochs: int) -> None:
     done = 0
     while done < kills:
         process = start(tmp_path / "b", pieces, epochs)
-        # Some kills hit the imports, some the time between two checkpoints, some a write.
+        # Kills fall into the imports, between two checkpoints, or into a write.
         began = time.monotonic()
         while process.poll() is None and not (tmp_path / "b" / "manifest.json").exists():
             if time.monotonic() - began > 120:
@@ -79,10 +79,10 @@ def killed_and_resumed(tmp_path: Path, kills: int, epochs: int) -> None:
     assert one.history.epochs["held_out_elbo"] == other.history.epochs["held_out_elbo"]
 
 
-def test_killed_twice(tmp_path: Path) -> None:
+def test_fit_killed_twice_resumes(tmp_path: Path) -> None:
     killed_and_resumed(tmp_path, kills=2, epochs=200)
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+def test_fit_killed_at_twenty_random_moments_resumes(tmp_path: Path) -> None:
     killed_and_resumed(tmp_path, kills=20, epochs=2000)

@@ -1,6 +1,6 @@
-"""The walls of the house, read off the source: who imports whom, and what nobody does.
+"""The architecture of the package, checked on its source: imports, sizes and forbidden calls.
 
-Nothing here imports what it checks, so a cycle is found even where the order of imports hides it.
+The tests parse the modules without importing them, so they find a cycle even if the order of imports hides it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The folder, or the file on the ground floor; empty for the face of the package."""
+        """The folder, or the top-level module; empty for the package's ``__init__``."""
         return room_of(self.name)
 
     def where(self, line: int) -> str:
@@ -76,13 +76,13 @@ def _imports(tree: ast.AST) -> Iterator[Import]:
 
 
 def _imported_by_call(call: ast.Call) -> str:
-    """The module that import_module("...") or __import__("...") names, else nothing."""
+    """The module that ``import_module("...")`` or ``__import__("...")`` names; empty for other calls."""
     function = ast.unparse(call.func).rpartition(".")[2]
     if function in ("import_module", "__import__") and call.args:
         argument = call.args[0]
         if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
             return argument.value
-        # A name put together at run time is judged by its fixed beginning.
+        # Of a name that is built at run time only the constant beginning is checked.
         if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
             return str(argument.values[0].value).rstrip(".")
     return ""
@@ -90,7 +90,7 @@ def _imported_by_call(call: ast.Call) -> str:
 
 @cache
 def modules() -> tuple[Module, ...]:
-    """Every file of the package under its installed name, each once (links left out)."""
+    """Every module of the package by its installed name; links are left out, so each module is listed once."""
     found = []
     for folder, package in {"deepprob": "deepprob", **HOMES}.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -107,8 +107,8 @@ def report(broken: list[str], rule: str) -> None:
     assert not broken, rule + "\n" + "\n".join(broken)
 
 
-# Who may import whom: from a lower floor or from one's own folder, late and type-only imports included. Neighbours on
-# one floor never import each other. The same table stands in docs/decisions/0005-rooms-and-floors.md.
+# A module may import from a lower floor or from its own folder; this includes imports inside functions and for types.
+# Folders on one floor never import each other. docs/decisions/0005-rooms-and-floors.md has the same table.
 FLOORS = {
     **{"errors": 0},
     **{"engine": 1, "storage": 1},
@@ -125,7 +125,7 @@ FLOORS = {
 MOST_LINES = 400  # of a file
 MOST_LINES_OF_A_FUNCTION = 60  # without its docstring
 MOST_PUBLIC_NAMES = 10
-MANY_NAMES = {  # registries; faces are exempt too
+MANY_NAMES = {  # registries; every __init__.py is exempt too
     "deepprob.data.parsers",
     "deepprob.data.sources",
 }
@@ -160,7 +160,7 @@ def test_routines_import_neither_models_nor_each_other() -> None:
     report(broken, "routines import neither models nor each other:")
 
 
-def test_the_engine_knows_torch_only() -> None:
+def test_engine_does_not_import_pyro() -> None:
     broken = [
         f"{module.where(imported.line)} imports {imported.module}"
         for module in modules()
@@ -168,10 +168,10 @@ def test_the_engine_knows_torch_only() -> None:
         for imported in module.imports()
         if imported.module.split(".")[0] == "pyro"
     ]
-    report(broken, "the engine knows no Pyro:")
+    report(broken, "the engine does not import Pyro:")
 
 
-def test_no_statement_of_pyro_below_the_programs() -> None:
+def test_no_pyro_statement_below_programs() -> None:
     broken = []
     for module in modules():
         if not module.room or FLOORS[module.room] >= FLOORS["programs"]:
@@ -186,7 +186,7 @@ def test_no_statement_of_pyro_below_the_programs() -> None:
             for node in ast.walk(module.tree)
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("pyro.sample", "pyro.plate", "pyro.poutine")
         ]
-    report(broken, "sample, plate and poutine belong to programs:")
+    report(broken, "only programs and higher floors use sample, plate and poutine:")
 
 
 def test_files_are_short() -> None:
@@ -208,7 +208,7 @@ def test_functions_are_short() -> None:
     report(broken, f"a function has at most {MOST_LINES_OF_A_FUNCTION} lines without its docstring:")
 
 
-def test_modules_have_a_handful_of_public_names() -> None:
+def test_modules_have_few_public_names() -> None:
     broken = [
         f"{module.path.relative_to(ROOT)}: {len(names)} public names ({', '.join(sorted(names))})"
         for module in modules()
@@ -237,7 +237,7 @@ def public_names(tree: ast.Module) -> set[str]:
     return {name for name in found if not name.startswith("_")}
 
 
-def test_imports_are_absolute_and_never_of_the_root() -> None:
+def test_imports_are_absolute_and_never_from_the_root() -> None:
     broken = [
         f"{module.where(imported.line)} imports {imported.module}"
         for module in modules()
@@ -251,7 +251,7 @@ def test_no_import_cycles() -> None:
     names = {module.name for module in modules()}
     graph: dict[str, set[str]] = {name: set() for name in names}
     for module in modules():
-        for imported in module.imports():  # those inside functions and for types too
+        for imported in module.imports():  # includes imports inside functions and for types
             # `from package import module` needs the module; any other name needs the package.
             graph[module.name].add(imported.target if imported.target in names else imported.module)
     try:
@@ -282,17 +282,17 @@ def test_nothing_is_pickled() -> None:
             )
             if unsafe:
                 broken.append(f"{module.where(node.lineno)}: {ast.unparse(node)}")
-    report(broken, "no file of ours can run code; storage.py writes safetensors:")
+    report(broken, "do not pickle, a pickle can run code; use deepprob.storage:")
 
 
-def test_no_assert_stands_for_an_error() -> None:
+def test_no_assert_in_package() -> None:
     broken = [
         module.where(node.lineno)
         for module in modules()
         for node in ast.walk(module.tree)
         if isinstance(node, ast.Assert)
     ]
-    report(broken, "an assert vanishes under python -O; raise an error that says what to do:")
+    report(broken, "python -O removes asserts; raise an error with a remedy:")
 
 
 def test_packaging_lists_every_package() -> None:
@@ -305,7 +305,7 @@ def test_packaging_lists_every_package() -> None:
 
 
 @pytest.mark.parametrize("folder", sorted(HOMES))
-def test_links_show_the_top_level_folders(folder: str) -> None:
+def test_links_point_to_the_top_level_folders(folder: str) -> None:
     link = ROOT / "deepprob" / folder
     if link.is_file():
         pytest.skip("a checkout without symbolic links")
@@ -350,8 +350,8 @@ def test_importing_changes_no_setting() -> None:
     assert json.loads(run.stdout) == {}
 
 
-def test_the_public_api_is_the_frozen_one() -> None:
-    """Names and signatures; after a change that is meant: python tests/unit/public_api.py > .../public_api.txt."""
+def test_public_api_matches_the_frozen_file() -> None:
+    """After an intended change run: python tests/unit/public_api.py > tests/unit/public_api.txt."""
     folder = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(folder / "public_api.py")],
@@ -360,10 +360,10 @@ def test_the_public_api_is_the_frozen_one() -> None:
     assert done.returncode == 0, done.stderr
     frozen = (folder / "public_api.txt").read_text()
     changed = difflib.unified_diff(frozen.splitlines(), done.stdout.splitlines(), "public_api.txt", "now", lineterm="")
-    report(list(changed), "the public API changed; if it was meant, write the file anew:")
+    report(list(changed), "the public API changed; if that is intended, regenerate public_api.txt:")
 
 
-def test_the_face_is_lazy_and_complete() -> None:
+def test_root_import_is_lazy_and_complete() -> None:
     code = (
         "import sys, deepprob as dp; heavy = {'torch', 'pyro', 'numpy', 'sklearn'} & sys.modules.keys();"
         "assert not heavy, heavy; assert 25 <= len(dp.__all__) <= 35, len(dp.__all__);"

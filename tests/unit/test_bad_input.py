@@ -1,6 +1,6 @@
 """Mistaken input to the public API raises a helpful message before the first step.
 
-Every message says what was expected in the user's names, what came, and one thing to do.
+Every message states the expected value in the user's names, the given one, and a remedy.
 """
 
 from __future__ import annotations
@@ -383,7 +383,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         ),
         ({"callbacks": [print]}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"optimizer": 0.1}, r"optimizer must be a name, a class of torch\.optim, or .*got float\."),
-        ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or an object .*; got int\."),
+        ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or a callable .*; got int\."),
         ({"guide": 1}, r"guide must be a name, an AutoGuide class or a callable; got int\."),
         ({"device": X}, r"device must be a name or a torch\.device; got Tensor\. Choose from: auto, cpu, cuda"),
         ({"device": None}, r"device must be a name or a torch\.device; got NoneType\. Choose from: auto, cpu, cuda"),

@@ -1,4 +1,4 @@
-"""The top-level folders refuse the name that would make a second copy of every class."""
+"""The top-level folders refuse an import under a second name, which would duplicate every class."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def test_bare_import_is_refused(folder: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["models", "inference"])
-def test_the_right_import_reaches_the_same_file(folder: str) -> None:
+def test_package_import_loads_the_top_level_folder(folder: str) -> None:
     module = importlib.import_module(f"deepprob.{folder}")
     assert Path(str(module.__file__)).samefile(ROOT / folder / "__init__.py")

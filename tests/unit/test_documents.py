@@ -24,18 +24,18 @@ MADE = ("runs/", "manifest.json", "report.html", "sampling/", "estimators/")
 
 
 @every_document
-def test_links_lead_somewhere(path: Path) -> None:
+def test_links_point_to_existing_files(path: Path) -> None:
     targets = [target for target in LINK.findall(path.read_text()) if not target.startswith(("http", "mailto:"))]
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 @every_document
 def test_named_files_exist(path: Path) -> None:
-    """A file named without its folder stands beside the one named before it."""
+    """A file named without its folder is in the folder of the file named before it."""
     assert missing([name for name in CODE.findall(path.read_text()) if FILE.fullmatch(name)]) == []
 
 
-def test_the_picture_names_files_that_exist() -> None:
+def test_picture_names_existing_files() -> None:
     names = re.findall(r"[\w/]+\.py", (ROOT / "docs" / "images" / "how-a-fit-flows.svg").read_text())
     assert len(names) > 20
     assert missing(names) == []

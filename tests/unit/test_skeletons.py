@@ -1,4 +1,4 @@
-"""The skeletons that newcomers copy: they run, give right answers, and pass the contract of their kind."""
+"""The skeletons in docs: they run, give right answers, and pass the contract tests."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def routine(load: Callable[..., ModuleType]) -> ModuleType:
 
 
 @pytest.mark.parametrize("name", ["model", "routine"])
-def test_the_examples_in_its_docstrings_hold(name: str, load: Callable[..., ModuleType]) -> None:
+def test_docstring_examples_pass(name: str, load: Callable[..., ModuleType]) -> None:
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     failed, tried = doctest.testmod(load(f"docs/skeletons/{name}.py"), optionflags=flags)
     assert (failed, tried > 0) == (0, True)
 
 
-def test_the_model_is_fitted_asked_and_saved(model: ModuleType, tmp_path: Path) -> None:
+def test_model_is_fitted_queried_and_saved(model: ModuleType, tmp_path: Path) -> None:
     example = model.FactorAnalysis.example()
     posterior = svi(example.program, example.data, steps=20, batch_size=8)
     assert posterior.sample(*example.data, draws=3)["z"].shape == (3, 24, 2)
@@ -70,7 +70,7 @@ def test_the_model_is_fitted_asked_and_saved(model: ModuleType, tmp_path: Path) 
     assert torch.equal(again.log_likelihood(*example.data), posterior.log_likelihood(*example.data))
 
 
-def test_the_bound_of_the_model_reaches_the_exact_evidence(model: ModuleType) -> None:
+def test_bound_of_the_model_reaches_the_exact_evidence(model: ModuleType) -> None:
     example = model.FactorAnalysis.example()
     posterior = svi(example.program, example.data, steps=800, batch_size=None)
     program = posterior.program
@@ -82,14 +82,14 @@ def test_the_bound_of_the_model_reaches_the_exact_evidence(model: ModuleType) ->
     assert -0.05 < float(gap.mean()) < 0.2, float(gap.mean())
 
 
-def test_the_model_takes_its_size_from_a_data_set(model: ModuleType) -> None:
+def test_model_takes_its_size_from_a_data_set(model: ModuleType) -> None:
     assert model.FactorAnalysis.from_data(load_data("iris"), latent_dim=1).config == {
         "num_features": 4,
         "latent_dim": 1,
     }
 
 
-def test_the_model_says_which_size_is_wrong(model: ModuleType) -> None:
+def test_model_error_names_the_wrong_size(model: ModuleType) -> None:
     with pytest.raises(ValueError, match="latent_dim must be a whole number of at least 1; got 0"):
         model.FactorAnalysis(4, latent_dim=0)
 
@@ -104,13 +104,13 @@ def regression(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal((x * w).sum(-1), 0.5), obs=y)
 
 
-def test_the_routine_finds_the_mode_of_a_conjugate_model(routine: ModuleType) -> None:
+def test_routine_finds_the_mode_of_a_conjugate_model(routine: ModuleType) -> None:
     posterior = routine.map_estimate(Program.of(regression), (X, Y), steps=400, learning_rate=0.1)
     mode = torch.linalg.solve(X.T @ X / 0.25 + torch.eye(2), X.T @ Y / 0.25)
     torch.testing.assert_close(posterior.sample(draws=1)["w"][0], mode, atol=1e-3, rtol=0)
 
 
-def test_the_steps_of_the_routine_can_be_written_out(routine: ModuleType) -> None:
+def test_steps_of_the_routine_can_be_taken_one_by_one(routine: ModuleType) -> None:
     instance = ProgramInstance(Program.of(regression), (X, Y), 4, guide="map")
     state, elbos = routine.init(instance, 0.05), []
     with instance.running():
@@ -120,7 +120,7 @@ def test_the_steps_of_the_routine_can_be_written_out(routine: ModuleType) -> Non
     assert elbos[-1] > elbos[0] + 1.0
 
 
-def test_a_step_of_the_routine_that_is_not_finite_is_skipped(routine: ModuleType) -> None:
+def test_routine_skips_a_step_that_is_not_finite(routine: ModuleType) -> None:
     instance = ProgramInstance(Program.of(regression), (X, Y), 4, guide="map")
     state = routine.init(instance, 0.05)
     before = {name: p.detach().clone() for name, p in state.params.items()}
@@ -130,7 +130,7 @@ def test_a_step_of_the_routine_that_is_not_finite_is_skipped(routine: ModuleType
     assert all(torch.equal(p, before[name]) for name, p in state.params.items())
 
 
-def test_the_routine_says_what_it_cannot_fit(routine: ModuleType) -> None:
+def test_routine_refuses_invalid_programs(routine: ModuleType) -> None:
     with pytest.raises(TypeError, match=r"map_estimate fits a Program; got function\. Make one"):
         routine.map_estimate(regression, (X, Y))
 
@@ -154,7 +154,7 @@ def contract(
     yield tests
 
 
-def test_the_routine_passes_the_contract_tests(contract: ModuleType, tmp_path: Path) -> None:
+def test_routine_passes_the_contract_tests(contract: ModuleType, tmp_path: Path) -> None:
     given: dict[str, Any] = {"routine": "map_estimate", "tmp_path": tmp_path}
     held = 0
     for name, test in inspect.getmembers(contract, inspect.isfunction):

@@ -59,8 +59,8 @@ def kl_from_prior(guide_trace: Any, model_trace: Any) -> dict[str, Array]:
         model_trace: Trace of the model with the guide's values.
 
     Returns:
-        An array by site: one number per latent dimension, or a single number where the guide does not
-        factorise over the dimensions.
+        An array by site: one number per latent dimension, or a single number if the guide does not
+        factorize over the dimensions.
     """
     result = {}
     for name, node in guide_trace.nodes.items():
@@ -77,11 +77,11 @@ def _dimension_kl(guide: Any, prior: Any, value: Any) -> Array:
     q, p = _base(guide), _base(prior)
     try:
         kl = torch.distributions.kl_divergence(q, p)
-        factorised = not q.event_shape and bool(guide.event_shape)
+        factorized = not q.event_shape and bool(guide.event_shape)
     except NotImplementedError:
-        kl, factorised = guide.log_prob(value) - prior.log_prob(value), False
+        kl, factorized = guide.log_prob(value) - prior.log_prob(value), False
     values = array(kl)
-    if not factorised:
+    if not factorized:
         return array([values.mean()])
     events = len(guide.event_shape)
     if events > 1:  # axes before the last one belong to the same code: sum their KL

@@ -30,7 +30,7 @@ def two_sided_p_values(observed: ArrayLike, replicated: ArrayLike) -> Array:
 
 
 def joint_p_value(observed: ArrayLike, replicated: ArrayLike) -> float:
-    """One p-value for several statistics: the rank of the largest standardised distance among the replicates.
+    """One p-value for several statistics: the rank of the largest standardized distance among the replicates.
 
     Distances are measured from the median, in units of the root mean square distance on the same side. The
     data are treated like a replicate, so if data and replicates are exchangeable, the level of the test is

@@ -22,7 +22,7 @@ def statistics(data: ArrayLike, centre: ArrayLike | None = None, spread: ArrayLi
         spread: Predicted standard deviations, shape ``(rows, ...)``.
 
     Returns:
-        Mean, sd, min, max and, given predictions, the root mean square of the standardised
+        Mean, sd, min, max and, given predictions, the root mean square of the standardized
         residual, each ``(R,)``.
 
     Examples:
@@ -152,7 +152,7 @@ def _check_rows(case: Case, level: float) -> Check:
     latents come from the posterior.
     """
     site = case.posterior.structure.observed[0]
-    seen = array(case.traces[1].nodes[site]["value"])  # as prepared by the program, for example binarised
+    seen = array(case.traces[1].nodes[site]["value"])  # as prepared by the program, for example binarized
     if case.per_row:
         drawn = case.posterior.sample_prior(len(seen), draws=case.particles, seed=case.seed)[site]
     else:

@@ -1,4 +1,4 @@
-"""Did every optimisation step have a finite loss and gradient?"""
+"""Did every optimization step have a finite loss and gradient?"""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def _applies(case: Case) -> bool:
     return len(case.posterior.history.steps.get("skipped", ())) > 0
 
 
-finite_steps = Diagnostic(NAME, "Did every optimisation step have a finite loss and gradient?", _applies, _run)
+finite_steps = Diagnostic(NAME, "Did every optimization step have a finite loss and gradient?", _applies, _run)

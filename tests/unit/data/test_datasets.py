@@ -25,7 +25,7 @@ def _nothing_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_description(name: str, folder: Path | None = None) -> None:
-    """What the registry says of a set is what is loaded, and every part is fit for use."""
+    """The loaded set matches its entry in the registry, and every part has valid values."""
     data = load_data(name, folder=folder)
     source, parts = SOURCES[name], (data.parts.train, data.valid, data.test)
     assert tuple(len(part) if part else 0 for part in parts) == source.rows

@@ -55,7 +55,7 @@ def test_names_and_objects() -> None:
     assert own.describe() == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
     with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo, iwae\."):
         objective_named("elb")
-    message = r"objective must be a name \(elbo, iwae\) or an object that can be called and described, such as"
+    message = r"objective must be a name \(elbo, iwae\) or a callable with a method describe, such as"
     with pytest.raises(TypeError, match=message + r" ELBO\(particles=4\); got float\."):
         objective_named(1.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=message):

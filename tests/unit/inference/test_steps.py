@@ -35,7 +35,7 @@ def same(one: dp.Posterior, other: dp.Posterior) -> bool:
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_steps_of_whole_epochs_are_these_epochs(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_whole_epochs_equal_epochs(compile: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_compiler(monkeypatch)
     one, other = fitted(epochs=3, compile=compile), fitted(steps=12, compile=compile)
     assert same(one, other)
@@ -44,13 +44,13 @@ def test_steps_of_whole_epochs_are_these_epochs(compile: bool, monkeypatch: pyte
     assert (other.config["epochs"], other.config["steps"]) == (None, 12)
 
 
-def test_neither_is_a_hundred_epochs() -> None:
+def test_default_is_a_hundred_epochs() -> None:
     assert len(fitted(batch_size=None).history.steps["elbo"]) == 100
 
 
 @pytest.mark.parametrize("steps", [1, 3, 6])
 @pytest.mark.parametrize("held_out", [None, Y])
-def test_a_fit_may_end_within_an_epoch(steps: int, held_out: Tensor | None) -> None:
+def test_fit_may_end_within_an_epoch(steps: int, held_out: Tensor | None) -> None:
     posterior = fitted(steps=steps, held_out=held_out)
     assert len(posterior.history.steps["elbo"]) == steps
     assert len(posterior.history.epochs.get("elbo", [])) == steps // 4
@@ -59,12 +59,12 @@ def test_a_fit_may_end_within_an_epoch(steps: int, held_out: Tensor | None) -> N
     assert not same(posterior, start)
 
 
-def test_the_schedule_ends_at_the_last_step() -> None:
+def test_schedule_ends_at_the_last_step() -> None:
     rates = fitted(steps=8).history.epochs["learning_rate"]
     assert rates[-1] < 0.1 * rates[0]
 
 
-def test_a_checkpoint_of_fewer_steps_is_of_another_fit(tmp_path: Path) -> None:
+def test_refuses_a_checkpoint_of_fewer_steps(tmp_path: Path) -> None:
     fitted(steps=6, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])
     with pytest.raises(ValueError, match=r"belongs to another fit: steps \(was 6, now 9\)"):
         fitted(steps=9, callbacks=[dp.Checkpoint(tmp_path / "c", every=0.5)])

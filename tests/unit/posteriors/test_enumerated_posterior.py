@@ -193,7 +193,7 @@ def test_arviz_likelihood_sums_out_discrete_sites() -> None:
 
 
 def test_sampling_local_sites_needs_rows() -> None:
-    with pytest.raises(ValueError, match=r"every latent site \(k\) belongs to rows\. Give the rows: posterior\.sample"):
+    with pytest.raises(ValueError, match=r"every latent site \(k\) is local\. Give the rows: posterior\.sample"):
         posterior_of(mixture).sample()
 
 

@@ -92,7 +92,7 @@ def test_shapes_of_local_sites() -> None:
 
 def test_codes_of_an_amortized_guide_need_rows() -> None:
     posterior = svi(VAE((3,), latent_dim=2, hidden_dims=()), torch.rand(6, 3), epochs=1)
-    with pytest.raises(ValueError, match=r"every latent site \(z\) belongs to rows\. Give the rows: posterior\.sample"):
+    with pytest.raises(ValueError, match=r"every latent site \(z\) is local\. Give the rows: posterior\.sample"):
         posterior.sample()
     assert "local, one value per row: call sample(*data)" in posterior.summary()
 
