@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
+_NEW: dict[str, Callable[..., Tensor]] = {"normal": torch.randn, "uniform": torch.rand}
 _BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks does not depend on the rows beside it
 
 
@@ -26,6 +27,7 @@ class NoiseSize:
         unserved: Names of random operations that noise cannot serve (gamma, multinomial, permutations): they draw
             from torch's generator during the run.
         operations: Number of tensor operations of the run, gradients included.
+        requests: Kind and amount of every request for noise, in order.
     """
 
     normal: int
@@ -33,6 +35,7 @@ class NoiseSize:
     dtype: torch.dtype
     unserved: tuple[str, ...] = ()
     operations: int = 0
+    requests: tuple[tuple[str, int], ...] = ()
 
     def draw_once(self, generators: Sequence[torch.Generator], device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw the noise of one run, ``(normal,)`` and ``(uniform,)``; see `draw`."""
@@ -60,6 +63,21 @@ class NoiseSize:
             torch.rand(count, self.uniform, generator=generators[1], **options),
         )
 
+    def draw_stacked(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw the noise of ``count`` runs from torch's generators, request by request.
+
+        One run whose random operations have a leading dimension of size ``count`` draws the same numbers, as long as
+        the program itself asks for normal and uniform numbers only.
+
+        Returns:
+            Normal and uniform numbers, with the shapes of `draw`.
+        """
+        options: dict[str, Any] = {"dtype": self.dtype, "device": device}
+        drawn = [(kind, _NEW[kind](count, amount, **options)) for kind, amount in self.requests]
+        padding = torch.zeros(count, -self.normal % _BLOCK, **options)
+        normal = torch.cat([*(x for kind, x in drawn if kind == "normal"), padding], 1)
+        return normal, torch.cat([torch.zeros(count, 0, **options), *(x for k, x in drawn if k == "uniform")], 1)
+
 
 class LiftedNoise(TorchDispatchMode):
     """Within this context random operations take their numbers from two vectors, in order.
@@ -85,6 +103,7 @@ class LiftedNoise(TorchDispatchMode):
         self._dtype = torch.get_default_dtype()
         self._unserved: list[str] = []
         self._operations = 0
+        self._requests: list[tuple[str, int]] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -94,7 +113,10 @@ class LiftedNoise(TorchDispatchMode):
     def size(self) -> NoiseSize:
         """The noise used so far."""
         unserved = tuple(dict.fromkeys(self._unserved))
-        return NoiseSize(self._used["normal"], self._used["uniform"], self._dtype, unserved, self._operations)
+        used = self._used
+        return NoiseSize(
+            used["normal"], used["uniform"], self._dtype, unserved, self._operations, tuple(self._requests)
+        )
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,12 +140,12 @@ class LiftedNoise(TorchDispatchMode):
         """
         count, start = math.prod(shape), self._used[kind]
         self._used[kind] += count
+        self._requests.append((kind, count))
         if dtype == torch.float64:
             self._dtype = dtype
         source = self._sources[kind]
         if source is None:
-            draw = torch.randn if kind == "normal" else torch.rand
-            return draw(tuple(shape), dtype=dtype, device=device)
+            return _NEW[kind](tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
             raise RuntimeError(
                 f"the program draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "

@@ -39,13 +39,18 @@ def functionalise(run: Callable[..., Any], *inputs: Any) -> GraphModule:
     try:
         with torch.no_grad():
             graph: GraphModule = make_fx(
-                torch.func.functionalize(run), tracing_mode="fake", _allow_non_fake_inputs=True
+                torch.func.functionalize(run), {torch.ops.aten.copy.default: _copied}, "fake", True
             )(*inputs)  # fmt: skip
     except Exception as error:
         raise Untraceable(reason_of(error)) from error
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """A functional copy by operations that ``torch.vmap`` can batch."""
+    return source.to(x.dtype).expand(x.shape)
 
 
 def trace_graph(
@@ -95,8 +100,9 @@ def trace_graph(
 class SkipValueChecks(TorchFunctionMode):
     """Skips value checks inside torch functions while tracing; a failed check is recorded and makes the result nan.
 
-    It also refuses ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become
-    constants of the graph. `make_fx` itself refuses only ``.item()``.
+    An index that is a computed whole number, ``table[k]``, is not read by Python. The mode also refuses
+    ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become constants of the graph.
+    `make_fx` itself refuses only ``.item()``.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -105,6 +111,8 @@ class SkipValueChecks(TorchFunctionMode):
             if classes > 0:
                 defer_error(((x < 0) | (x >= classes)).any())
                 return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).long()
+        if func is Tensor.__getitem__ and any(_is_computed_number(i) for i in _parts(args[1])):
+            return _select(*args)
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
             raise RuntimeError("Python reads the values of a tensor, as by .item()")
         return func(*args, **(kwargs or {}))
@@ -115,6 +123,37 @@ def _depends_on_inputs(x: Tensor) -> bool:
     mode = get_proxy_mode()
     slot = None if mode is None else get_proxy_slot(x, mode.tracer, None)
     return slot is not None and slot.constant is None
+
+
+def _parts(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _is_computed_number(index: Any) -> bool:
+    """Whether an index is a whole number that the trace computed; torch would read its value."""
+    if not isinstance(index, Tensor) or index.dim() or index.is_floating_point() or index.dtype == torch.bool:
+        return False
+    return _depends_on_inputs(index)
+
+
+def _select(x: Tensor, index: Any) -> Tensor:
+    """Index a tensor, with computed whole numbers as ``index_select``."""
+    parts, rest, dim = list(_parts(index)), [], 0
+    if (at := next((i for i, part in enumerate(parts) if part is Ellipsis), None)) is not None:
+        given = sum(part.dim() if _is_mask(part) else part is not None for part in parts) - 1
+        parts[at : at + 1] = [slice(None)] * (x.dim() - given)
+    for part in parts:
+        if _is_computed_number(part):
+            part = torch.where(part < 0, part + x.shape[dim], part)
+            x = x.index_select(dim, part.reshape(1)).squeeze(dim)
+            continue
+        rest.append(part)
+        dim += part.dim() if _is_mask(part) else part is not None
+    return x[tuple(rest)] if rest else x
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, int]:

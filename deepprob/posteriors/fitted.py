@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
-from deepprob.posteriors.stored_draws import replay
+from deepprob.posteriors.draws import DrawRunner, Job
+from deepprob.posteriors.stored_draws import choose
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.instance import ProgramInstance
@@ -23,7 +24,8 @@ from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
-from deepprob.programs.structure import Structure, check_stacked
+from deepprob.programs.sites import sample_sites
+from deepprob.programs.structure import Structure, check_all_rows
 from deepprob.programs.support import check_data
 
 # Most numbers that one layer's activations may hold at a time; more rows are split into several calls.
@@ -40,6 +42,7 @@ class FittedProgram:
 
     def __init__(self, instance: ProgramInstance, chains: Mapping[str, Tensor] | None = None) -> None:
         self.instance, self.chains = instance, chains
+        self._draws = DrawRunner(instance)
 
     @property
     def program(self) -> Program:
@@ -114,38 +117,46 @@ class FittedProgram:
     # -- runs ----------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
-        """Run guide and model; draw sites that the bound sums out, given the data unless ``predict`` is true."""
-        run = self._prepared(batch, draws, predict=predict)
-        traces = draw_summed(run) if self.structure.summed and not predict else run_program(run)
-        check_stacked(self.structure, traces[1], self.program.data_name, draws)
-        return traces
+        """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
+        job = _PREDICTED if predict else _SUMMED if self.structure.summed else _TRACES
+        guide_trace, model_trace = self._under_draws(job, self._prepared(batch, draws, predict=predict))
+        check_all_rows(model_trace, self.program.data_name)
+        return guide_trace, model_trace
 
     def run_guide(self, batch: Batch, draws: int) -> Trace:
         """Run the guide alone."""
-        return run_guide(self._prepared(batch, draws))
+        trace: Trace
+        (trace,) = self._under_draws(_GUIDE, self._prepared(batch, draws))
+        return trace
 
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
         """Run the model alone and draw its observed sites."""
         size = num_rows(batch) if batch else rows
         plates = self.structure.plates
-        return run_prior(Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates))
+        run = Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates)
+        trace: Trace
+        (trace,) = self._under_draws(_PRIOR, run)
+        return trace
 
     def terms(self, batch: Batch, draws: int, *, bound: bool = False) -> list[Term]:
         """The terms of the bound under draws; enumerated sites are summed out.
 
         Args:
             batch: The program's arguments.
-            draws: Number of draws of the guide's other sites.
-            bound: Whether to enumerate the guide's marked sites too, and to use closed-form KLs.
+            draws: How many draws of the guide's other sites.
+            bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
         """
-        run, plate = self._prepared(batch, draws), self.program.data_name
+        run = self._prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
-            _, look = run_program(replace(run, draws=2, guide=self._stored(2)))
-        check_stacked(self.structure, look, plate, draws)
+            _, look = self._under_draws(_TRACES, replace(run, draws=1))
+        check_all_rows(look, self.program.data_name)
         check_data(look)
-        traces = run_enumerated(run, enumerate_guide=bound)
-        pairs = [(g, m, closed_form_kls(g, m) if bound else {}) for g, m in traces]
-        return [term for g, m, closed in pairs for term in terms(g, m, plate, closed)]
+        found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
+        return found
+
+    def _under_draws(self, job: Job, run: Run) -> Any:
+        stored = None if self.chains is None else choose(self.chains, run.draws or 1)
+        return self._draws(job, run, stored)
 
     def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         batch = self.program.pad(self.program.prepare(*batch))
@@ -153,7 +164,27 @@ class FittedProgram:
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.program.data_name, fitted, size))
         rows = torch.arange(size, device=self.instance.device)
-        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, self._stored(draws))
+        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict)
 
-    def _stored(self, draws: int) -> Callable[..., None] | None:
-        return None if self.chains is None else replay(self.chains, self.structure, draws, self.structure.plates)
+
+def _terms(run: Run, *, bound: bool) -> list[Term]:
+    pairs = run_enumerated(run, enumerate_guide=bound)
+    plate = run.program.data_name
+    return [t for g, m in pairs for t in terms(g, m, plate, closed_form_kls(g, m) if bound else {})]
+
+
+def _unmarked(trace: Trace) -> Trace:
+    """A trace of the sites that are drawn, not enumerated."""
+    for name in [n for n, s in sample_sites(trace) if s["infer"].get("enumerate")]:
+        trace.remove_node(name)
+    return trace
+
+
+_TRACES = Job("traces", lambda run: list(run_program(run)))
+_PREDICTED = Job("predicted traces", lambda run: list(run_program(run)))
+_GUIDE = Job("guide", lambda run: [run_guide(run)])
+_PRIOR = Job("prior", lambda run: [run_prior(run)])
+_TERMS = Job("terms", lambda run: _terms(run, bound=False), drawn=lambda run: [run_guide(run)])
+_BOUND = Job("terms of the bound", lambda run: _terms(run, bound=True), drawn=lambda run: [_unmarked(run_guide(run))])
+# Draws of the summed-out sites cannot be repeated; the sums that they come from can.
+_SUMMED = Job("summed-out sites", lambda run: list(draw_summed(run)), trial=_TERMS)

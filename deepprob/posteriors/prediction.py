@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepprob.distributions.per_draw import PerDraw, unwrapped
+
 _DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
 
 
@@ -39,7 +41,7 @@ class Prediction:
         self.distribution, self.draws, self.site = distribution, draws, site
         # Counted from the left, because events and classes add dimensions on the right.
         self._unused = tuple(len(distribution.batch_shape) + dim for dim in unused)
-        base = _base(distribution)
+        base = unwrapped(distribution.first if isinstance(distribution, PerDraw) else distribution)
         name = type(base).__name__
         if name in _DISCRETE:
             self.kind = _DISCRETE[name]
@@ -201,7 +203,8 @@ class Prediction:
 
     @property
     def _probs(self) -> Tensor:
-        return self._squeeze(torch.as_tensor(self._base.probs))
+        owner = self.distribution if isinstance(self.distribution, PerDraw) else self._base
+        return self._squeeze(torch.as_tensor(owner.probs))
 
     def _squeeze(self, value: Tensor) -> Tensor:
         for place in reversed(self._unused):
@@ -210,16 +213,6 @@ class Prediction:
 
     def _between(self) -> Tensor:
         return self._moment("mean").var(0, unbiased=False)
-
-
-def _base(distribution: Any) -> Any:
-    while hasattr(distribution, "base_dist") and type(distribution).__name__ in (
-        "Independent",
-        "MaskedDistribution",
-        "ExpandedDistribution",
-    ):
-        distribution = distribution.base_dist
-    return distribution
 
 
 def _entropy(probs: Tensor) -> Tensor:

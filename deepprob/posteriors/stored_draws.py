@@ -13,25 +13,47 @@ from torch import Tensor
 from deepprob.programs.structure import Structure
 
 
-def replay(chains: Mapping[str, Tensor], found: Structure, draws: int, plates: int) -> Callable[..., None]:
-    """A guide that returns stored draws, spread evenly over all chains."""
+def choose(chains: Mapping[str, Tensor], draws: int) -> dict[str, Tensor]:
+    """Choose draws, spread evenly over all chains.
+
+    Args:
+        chains: Values by site, shape ``(chains, draws, *site)``.
+        draws: How many to choose, K; repeated if there are fewer.
+
+    Returns:
+        Values by site, shape ``(K, *site)``.
+    """
+    found = {}
+    for name, value in chains.items():
+        flat = value.flatten(0, 1)  # (C * S, *site)
+        if draws <= len(flat):
+            index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
+        else:
+            index = torch.arange(draws, device=flat.device) % len(flat)
+        found[name] = flat[index]
+    return found
+
+
+def replay(values: Mapping[str, Tensor], found: Structure, draws: int | None = None) -> Callable[..., None]:
+    """A guide that returns given values.
+
+    Args:
+        values: Values by site: of one draw, or of all draws, with the draws first.
+        found: The program's structure.
+        draws: The number of draws, or None.
+    """
+    lead = () if draws is None else (draws,)
 
     def guide(*batch: Any) -> None:
-        for name, value in chains.items():
-            flat = value.flatten(0, 1)  # (C * S, *site)
-            if draws <= len(flat):
-                index = torch.linspace(0, len(flat) - 1, draws, device=flat.device).round().long()
-            else:
-                index = torch.arange(draws, device=flat.device) % len(flat)
-            event_dim = found.sites[name].event_dim
-            chosen = flat[index]
-            batch_dims = chosen.dim() - 1 - event_dim
-            plate_dims, batch_shape = found.sites[name].plate_dims, [1] * plates
+        for name, value in values.items():
+            site = found.sites[name]
+            batch_dims = value.dim() - len(lead) - site.event_dim
             # A site's values have no dimension for plates that it is outside of.
-            dims = plate_dims if len(plate_dims) == batch_dims else range(-batch_dims, 0)
-            for dim, size in zip(dims, chosen.shape[1:], strict=False):
+            dims = site.plate_dims if len(site.plate_dims) == batch_dims else range(-batch_dims, 0)
+            batch_shape = [1] * (found.plates if lead else max([0, *(-dim for dim in dims)]))
+            for dim, size in zip(dims, value.shape[len(lead) :], strict=False):
                 batch_shape[dim] = size
-            shape = (draws, *batch_shape, *chosen.shape[1 + batch_dims :])
-            pyro.sample(name, dist.Delta(chosen.reshape(shape), event_dim=event_dim))
+            shape = (*lead, *batch_shape, *value.shape[len(lead) + batch_dims :])
+            pyro.sample(name, dist.Delta(value.reshape(shape), event_dim=site.event_dim))
 
     return guide

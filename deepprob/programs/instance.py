@@ -51,6 +51,8 @@ class ProgramInstance:
         store: The parameters registered by ``pyro.param`` and AutoGuides.
         structure: Its sites and plates.
         inputs: Types and shapes of the data.
+        ways: How draws are run, by job; see `deepprob.posteriors.draws`.
+        graphs: Graphs of single draws.
         guide_name: The guide's name if it has one.
     """
 
@@ -70,6 +72,8 @@ class ProgramInstance:
         self.program: Program = copy_with_modules(program, memo)
         self.store: StoreState = empty_store()
         self.num_data = num_data
+        self.ways: dict[str, str] = {}
+        self.graphs: dict[Any, Any] = {}
         self.device = torch.device(device)
         self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
         self.program.to(self.device)
@@ -93,6 +97,8 @@ class ProgramInstance:
             check: As for the class.
         """
         self.store.update(empty_store())
+        self.ways.clear()
+        self.graphs.clear()
         batch = tuple(x.to(self.device) for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training

@@ -103,21 +103,12 @@ def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
 
 @contextmanager
 def _stacked(draws: int | None, plates: int) -> Iterator[None]:
-    """Surround a program with a leading plate of draws, and explain an error that the plate causes."""
+    """Surround a program with a leading plate of draws."""
     if draws is None:
         yield
         return
-    try:
-        with pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
-            yield
-    except (RuntimeError, IndexError, ValueError) as error:
-        if isinstance(error, ValueError) and "Shape mismatch inside plate" not in str(error):
-            raise
-        reason = str(error).splitlines()[0].removesuffix(".")
-        raise ValueError(
-            f"the program failed when {draws} draws were stacked in a leading dimension: {reason}. "
-            "Write its shapes from the right (x[..., 0], sum(-1), mean @ w.unsqueeze(-1)) so that they broadcast."
-        ) from error
+    with pyro.plate(DRAWS, draws, dim=-plates - 1), broadcast_linear():
+        yield
 
 
 def run_prior(run: Run) -> Trace:

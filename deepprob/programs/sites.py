@@ -36,7 +36,7 @@ def is_deterministic(site: Site) -> bool:
 
 def is_factor(site: Site) -> bool:
     """Whether a site is ``pyro.factor``: it has a log-probability but no value."""
-    return type(site["fn"]).__name__ == "Unit"
+    return type(getattr(site["fn"], "first", site["fn"])).__name__ == "Unit"
 
 
 def is_auxiliary(site: Site) -> bool:

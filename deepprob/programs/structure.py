@@ -27,7 +27,6 @@ class SiteInfo:
         enumerated: Whether it takes all of its values in the guide.
         event_dim: Number of event dimensions.
         plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
-        loose_shape: Its batch shape, with 1 in the dimensions of its plates.
     """
 
     role: Role
@@ -35,7 +34,6 @@ class SiteInfo:
     enumerated: bool
     event_dim: int
     plate_dims: tuple[int, ...]
-    loose_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,6 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             enumerated=name in drawn and _is_marked(drawn[name]),
             event_dim=site["fn"].event_dim,
             plate_dims=tuple(sorted(f.dim for f in site["cond_indep_stack"] if f.vectorized)),
-            loose_shape=_loose_shape(site),
         )
 
     sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}
@@ -191,14 +188,6 @@ def _depth(sites: list[Site]) -> int:
     return max([1, *depths])
 
 
-def _loose_shape(site: Site) -> tuple[int, ...]:
-    shape = list(site["fn"].batch_shape)
-    for frame in site["cond_indep_stack"]:
-        if frame.vectorized and -frame.dim <= len(shape):
-            shape[frame.dim] = 1
-    return tuple(shape)
-
-
 def _data_plate(observed: list[Site]) -> str:
     plates = [
         {f.name for f in s["cond_indep_stack"] if f.vectorized and f.size == (f.full_size or f.size)} for s in observed
@@ -207,29 +196,18 @@ def _data_plate(observed: list[Site]) -> str:
     return common.pop() if len(common) == 1 else ""
 
 
-def check_stacked(found: Structure, model_trace: Trace, plate: str, draws: int) -> None:
-    """Refuse a run under a plate of draws if draws moved into another dimension, or a plate subsampled its rows.
+def check_all_rows(model_trace: Trace, plate: str) -> None:
+    """Refuse a run that saw some rows only.
 
     Args:
-        found: The program's structure, from a run without draws.
-        model_trace: Trace of the model under draws.
+        model_trace: Trace of the model.
         plate: Name of the data plate.
-        draws: How many draws.
 
     Raises:
-        ValueError: If a site's batch shape has grown outside of its plates, or a plate subsamples its rows.
+        ValueError: If a plate, other than the data plate, draws some of its rows.
     """
-    for name, site in sample_sites(model_trace):
+    for _, site in sample_sites(model_trace):
         _check_all_rows(site, plate)
-        now = _loose_shape(site)
-        own = found.sites[name].loose_shape if name in found.sites else ()
-        before = (1,) * (len(now) - len(own)) + own[max(0, len(own) - len(now)) :]
-        if any(size not in (1, was) for size, was in zip(now, before, strict=True)):
-            raise ValueError(
-                f"site {name!r} does not take {draws} draws stacked in a leading dimension: its batch shape "
-                f"becomes {tuple(site['fn'].batch_shape)}. Put its rows in a plate, or write its shapes from the "
-                "right (x * w.unsqueeze(-1)) so that draws stay in front."
-            )
 
 
 def _check_all_rows(site: Site, plate: str) -> None:

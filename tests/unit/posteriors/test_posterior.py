@@ -174,17 +174,6 @@ def test_refuses_to_score_a_program_that_subsamples() -> None:
         posterior.log_evidence(torch.linspace(-1, 1, 12))
 
 
-def test_error_names_the_site_that_cannot_be_stacked() -> None:
-    def model(x: Tensor, y: Tensor) -> None:
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(w * x, 1.0).to_event(1), obs=y)
-
-    x = torch.linspace(-1, 1, 12)
-    posterior = svi(Program.of(model, "normal"), (x, x), epochs=2)
-    with pytest.raises(ValueError, match="site 'y' does not take 10 draws stacked in a leading dimension"):
-        posterior.predict(x, x, draws=10)
-
-
 def test_joint_guide_has_no_bound_per_row() -> None:
     posterior = fitted(codes, Y, guide="multivariate_normal")
     assert posterior.log_evidence(Y, particles=5).shape == ()
@@ -401,16 +390,6 @@ def test_predict_needs_a_site_if_several_are_observed() -> None:
     with pytest.raises(ValueError, match=r"the program observes no site 'c'\. Choose from: a, b\."):
         posterior.predict(X, site="c")
     assert posterior.predict(X, site="b").kind == "count"
-
-
-def test_shapes_that_cannot_be_stacked_are_explained() -> None:
-    def model(x: Tensor, y: Tensor | None = None) -> None:
-        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
-
-    with pytest.raises(ValueError, match=r"the program failed when 3 draws were stacked.*Write its shapes from the"):
-        fitted(model).log_likelihood(X, Y, draws=3)
 
 
 def test_deterministic_sites_and_factors_are_not_exported() -> None:

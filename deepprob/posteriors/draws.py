@@ -1,0 +1,369 @@
+"""Running a program once per draw, many draws in one call.
+
+A query is defined by K runs of the program, one per draw. They are computed in the fastest of three ways that gives
+the same result:
+
+- *stacked*: one run under a leading plate of draws, if every statement of the program broadcasts over it;
+- *traced*: ``torch.vmap`` of the graph of one run;
+- *one by one*: K runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from deepprob.distributions.per_draw import PerDraw, take_apart, unwrapped
+from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import Untraceable
+from deepprob.posteriors.stored_draws import replay
+from deepprob.programs.elimination import Term
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.run import DRAWS, Run
+from deepprob.programs.sites import Site, is_deterministic, sample_sites
+from deepprob.programs.tracing import QueryGraph, trace_query
+
+Result = list[Trace] | list[Term]
+Stored = Mapping[str, Tensor]
+
+_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
+_TOLERANCE = 1e-4  # relative: two orders of summation in float32 stay well below
+_MOST_GRAPHS = 8
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to compute from a run of a program.
+
+    Attributes:
+        name: Identifies the job among those of a program.
+        call: From a run, with or without draws, to traces or terms.
+        drawn: For a job whose results are terms, traces of what it draws.
+        trial: The job that decides how draws are run, if the draws of this one cannot be repeated.
+    """
+
+    name: str
+    call: Callable[[Run], Result]
+    drawn: Callable[[Run], Result] | None = None
+    trial: Job | None = None
+
+
+class DrawRunner:
+    """Runs jobs under draws; the way is chosen once for each job by a trial.
+
+    Args:
+        instance: The program.
+    """
+
+    def __init__(self, instance: ProgramInstance) -> None:
+        self.instance = instance
+
+    def __call__(self, job: Job, run: Run, stored: Stored | None = None) -> Result:
+        """The result of a job under ``run.draws`` draws.
+
+        Args:
+            job: The job.
+            run: The run, with a number of draws.
+            stored: Latent values to use in the place of the guide's draws, by site, each ``(K, *site)``.
+        """
+        ways = self.instance.ways
+        trial = job.trial or job
+        if trial.name not in ways:
+            ways[trial.name] = "stacked" if self._stacks(trial, run, stored) else "traced"
+        if ways[trial.name] == "stacked":
+            return job.call(self._stacked(run, stored))
+        if ways[trial.name] == "traced":
+            try:
+                return self._traced(job, run, stored)
+            except (Untraceable, RuntimeError) as error:
+                result = self._one_by_one(job, run, stored)
+                ways[trial.name] = "one by one"
+                reason = str(error).splitlines()[0].removesuffix(".")
+                warnings.warn(f"draws run one by one, which is slow: {reason}.", stacklevel=2)
+                return result
+        return self._one_by_one(job, run, stored)
+
+    # -- stacked -------------------------------------------------------------------------------------------------
+
+    def _stacked(self, run: Run, stored: Stored | None) -> Run:
+        if stored is None:
+            return run
+        return replace(run, guide=replay(stored, self.instance.structure, run.draws))
+
+    def _stacks(self, job: Job, run: Run, stored: Stored | None) -> bool:
+        """Whether stacked draws give the same distributions as runs of single draws with the same values."""
+        draws = _unlike_all_sizes(run.batch, self.instance)
+        if stored is not None:
+            index = torch.arange(draws) % len(next(iter(stored.values())))
+            stored = {name: value[index] for name, value in stored.items()}
+        run = replace(run, draws=draws)
+        # Neither a graph that is being traced nor the query's random stream may see the trial.
+        with _disable_current_modes(), RandomStream(0, self.instance.device).drawing():
+            try:
+                given = job.drawn(self._stacked(run, stored)) if job.drawn else None
+                values = {} if given is None else _values_of(given)
+                with _Fixed(values):
+                    together = job.call(self._stacked(run, stored))
+                values = _values_of(together) if given is None else values
+                for k in range(draws):
+                    with _Fixed({name: value[k] for name, value in values.items()}):
+                        alone = job.call(self._single(run, _draw(stored, k)))
+                    _compare(together, alone, k, draws)
+            except _FAILURES:
+                return False
+        return True
+
+    # -- traced --------------------------------------------------------------------------------------------------
+
+    def _traced(self, job: Job, run: Run, stored: Stored | None) -> Result:
+        tensors = [x for x in run.batch if isinstance(x, Tensor)]
+        kept = {} if stored is None else dict(stored)
+        query, recipe = self._graph(job, run, tensors, kept)
+        assert run.draws is not None
+        noise = query.noise.draw_stacked(run.draws, self.instance.device)
+        own = [x.detach() for x in query.tensors]
+
+        def one(values: list[Tensor], normal: Tensor, uniform: Tensor) -> list[Tensor]:
+            results: list[Tensor] = query.graph(own, (*tensors, *values), normal, uniform)
+            return results
+
+        found = torch.vmap(one, randomness="different")(list(kept.values()), *noise)
+        return recipe.stack(found, run)
+
+    def _graph(self, job: Job, run: Run, tensors: list[Tensor], stored: Stored) -> tuple[QueryGraph, Recipe]:
+        """The graph of one draw, and the recipe of its results."""
+        shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
+        key = job.name, shapes, tuple(x is None for x in run.batch)
+        graphs = self.instance.graphs
+        if key not in graphs:
+            recipes: list[Recipe] = []
+
+            def ask(given: Sequence[Tensor]) -> list[Tensor]:
+                rest = iter(given)
+                batch = tuple(next(rest) if isinstance(x, Tensor) else x for x in run.batch)
+                single = self._single(replace(run, batch=batch), dict(zip(stored, rest, strict=True)) or None)
+                recipe, found = taken_apart(job.call(single))
+                recipes.append(recipe)
+                return found
+
+            with RandomStream(0, self.instance.device).drawing():  # the query's own stream must not advance
+                query = trace_query(self.instance, ask, (*tensors, *(x[0] for x in stored.values())))
+                self._compare_with_runs(query, ask, tensors, stored)
+            if len(graphs) >= _MOST_GRAPHS:
+                graphs.pop(next(iter(graphs)))
+            graphs[key] = query, recipes[0]
+        found: tuple[QueryGraph, Recipe] = graphs[key]
+        return found
+
+    def _compare_with_runs(
+        self, query: QueryGraph, ask: Callable[[Sequence[Tensor]], list[Tensor]], tensors: list[Tensor], stored: Stored
+    ) -> None:
+        """Compare two batched draws with two runs of the program, where its noise can be served to both."""
+        if query.noise.unserved:
+            return
+        own = [x.detach() for x in query.tensors]
+        noise = query.noise.draw_stacked(2, self.instance.device)
+        values = [x[[0, -1]] for x in stored.values()]
+        graphs = torch.vmap(lambda v, *n: query.graph(own, (*tensors, *v), *n))(values, *noise)
+        for k in range(2):
+            with LiftedNoise(noise[0][k], noise[1][k]):
+                alone = ask((*tensors, *(v[k] for v in values)))
+            for batched, one in zip(graphs, alone, strict=True):
+                if not _is_close(batched[k], one):
+                    raise Untraceable("its graph gives another result than its run")
+
+    # -- one by one ----------------------------------------------------------------------------------------------
+
+    def _single(self, run: Run, stored: Stored | None) -> Run:
+        guide = None if stored is None else replay(stored, self.instance.structure)
+        return replace(run, draws=None, guide=guide)
+
+    def _one_by_one(self, job: Job, run: Run, stored: Stored | None) -> Result:
+        assert run.draws is not None
+        with RandomStream(0, self.instance.device).drawing(), LiftedNoise() as count:
+            job.call(self._single(run, _draw(stored, 0)))
+        normal, uniform = count.size.draw_stacked(run.draws, self.instance.device)
+        parts: list[list[Tensor]] = []
+        recipe = None
+        for k in range(run.draws):
+            with LiftedNoise(normal[k], uniform[k]):
+                recipe, found = taken_apart(job.call(self._single(run, _draw(stored, k))))
+            if parts and [x.shape for x in found] != [x.shape for x in parts[0]]:
+                raise ValueError(
+                    "the program's sites or their shapes differ from draw to draw, so that its draws cannot be put "
+                    "together. Give every run the same sites and shapes."
+                )
+            parts.append(found)
+        assert recipe is not None
+        return recipe.stack([torch.stack(x) for x in zip(*parts, strict=True)], run)
+
+
+# Results of single draws, put together -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How tensors of many draws make one result with the draws first.
+
+    Attributes:
+        items: For each trace the static parts of its sites, or for each term its part and frames.
+    """
+
+    items: list[Any]
+
+    def stack(self, tensors: Sequence[Tensor], run: Run) -> Result:
+        """The result of all draws, from tensors ``(K, *shape)``."""
+        rest = iter(tensors)
+        assert run.draws is not None
+        found: list[Any] = []
+        for item in self.items:
+            if isinstance(item, Term):
+                found.append(replace(item, value=_with_rank(next(rest), run.plates + 1)))
+                continue
+            trace = Trace()
+            for site, template, count, of_scale, of_mask in item:
+                fn = PerDraw(template, [next(rest) for _ in range(count)], draws=run.draws, plates=run.plates)
+                value = _with_rank(next(rest), 1 + run.plates + len(fn.event_shape))
+                frames = (*site["cond_indep_stack"], CondIndepStackFrame(DRAWS, -run.plates - 1, run.draws, 0))
+                node = site | {"fn": fn, "value": value, "cond_indep_stack": frames}
+                for name, is_tensor in (("scale", of_scale), ("mask", of_mask)):
+                    if is_tensor:
+                        node[name] = _with_rank(next(rest), 1 + run.plates)
+                trace.add_node(site["name"], **node)
+            found.append(trace)
+        return found
+
+
+def taken_apart(result: Result) -> tuple[Recipe, list[Tensor]]:
+    """Split a result of one draw into a recipe and its tensors."""
+    items: list[Any] = []
+    tensors: list[Tensor] = []
+    for part in result:
+        if isinstance(part, Term):
+            items.append(replace(part, value=torch.empty(0)))
+            tensors.append(part.value)
+            continue
+        sites = []
+        for _, site in sample_sites(part):
+            template, own = take_apart(site["fn"])
+            extra = [name for name in ("scale", "mask") if isinstance(site[name], Tensor)]
+            static = {k: v for k, v in site.items() if k not in ("fn", "value", "args", "kwargs", *extra)}
+            static |= {"args": (), "kwargs": {}}
+            tensors += [*own, torch.as_tensor(site["value"]), *(site[name] for name in extra)]
+            sites.append((static, template, len(own), "scale" in extra, "mask" in extra))
+        items.append(sites)
+    return Recipe(items), tensors
+
+
+def _with_rank(value: Tensor, rank: int) -> Tensor:
+    """Insert dimensions of size 1 after the first one."""
+    return value.reshape(value.shape[:1] + (1,) * (rank - value.dim()) + value.shape[1:])
+
+
+# The trial -----------------------------------------------------------------------------------------------------------
+
+
+class _Fixed(Messenger):
+    """Gives sites fixed values.
+
+    Args:
+        values: Values by site: those of a stacked run, or of one of its draws.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.values or msg["is_observed"] or msg["done"]:
+            return
+        value, shape = self.values[msg["name"]], msg["fn"].shape()
+        while value.dim() > len(shape) and value.shape[0] == 1:
+            value = value[0]
+        if value.shape != shape:
+            raise ValueError(f"site {msg['name']!r} has another shape in a single run")
+        msg["value"], msg["done"] = value, True
+
+
+def _values_of(result: Result) -> dict[str, Tensor]:
+    """The drawn values of all traces, with the draws first."""
+    found = {}
+    for trace in result:
+        assert isinstance(trace, Trace)
+        for name, site in sample_sites(trace):
+            if not site["is_observed"]:
+                found[name] = site["value"]
+    return found
+
+
+def _compare(together: Result, alone: Result, k: int, draws: int) -> None:
+    """Compare one draw of a stacked result with a single run.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    for many, one in zip(together, alone, strict=True):
+        if isinstance(one, Term):
+            assert isinstance(many, Term)
+            _same("terms", many.value, one.value, k, draws)
+            continue
+        assert isinstance(many, Trace) and isinstance(one, Trace)
+        sites = dict(sample_sites(many))
+        for name, site in sample_sites(one):
+            events = site["fn"].event_dim
+            if sites[name]["fn"].event_dim != events and not is_deterministic(site):
+                raise ValueError(f"site {name!r} has other event dimensions under draws")
+            for a, b in zip(_facts(sites[name]), _facts(site), strict=True):
+                _same(name, a, b, k, draws)
+
+
+def _facts(site: Site) -> list[Tensor]:
+    """Tensors that identify a site's distribution, given its value."""
+    if is_deterministic(site):
+        return [site["value"]]
+    if isinstance(delta := unwrapped(site["fn"]), Delta):
+        return [delta.v, delta.log_density]
+    log_prob = site["fn"].log_prob(site["value"])
+    return [torch.as_tensor(scale_and_mask(log_prob, site["scale"], site["mask"]))]
+
+
+def _same(name: str, many: Tensor, one: Tensor, k: int, draws: int) -> None:
+    if many.dim() and many.shape[0] == draws and many.dim() > one.dim():
+        many = many[k]
+    while many.dim() > one.dim() and many.shape[0] == 1:
+        many = many[0]
+    if not _is_close(many, one):
+        raise ValueError(f"{name} differs under draws")
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return False
+    if not a.is_floating_point():
+        return bool((a == b).all())
+    scale = b.abs().nan_to_num(0.0, 0.0, 0.0).max().clamp_min(1.0) if b.numel() else 1.0
+    return bool(((a == b) | ((a - b).abs() <= _TOLERANCE * scale) | (a.isnan() & b.isnan())).all())
+
+
+def _draw(stored: Stored | None, k: int) -> Stored | None:
+    return None if stored is None else {name: value[k] for name, value in stored.items()}
+
+
+def _unlike_all_sizes(batch: Sequence[Any], instance: ProgramInstance) -> int:
+    """A small number of draws that is no size of the data or of a parameter."""
+    tensors = [*batch, *instance.tensors().values()]
+    sizes = {size for x in tensors if isinstance(x, Tensor) for size in x.shape}
+    return next(n for n in itertools.count(3) if n not in sizes)
