@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from torch import Tensor
 
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 from deepprob.posteriors.history import History
 
 
@@ -219,7 +219,8 @@ def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: st
     if callback.warm_up(fit) > fit.total_steps:
         warnings.warn(
             f"{type(callback).__name__}(epochs={epochs}) is longer than the fit "
-            f"({fit.total_steps / fit.steps_per_epoch:g} epochs): {consequence} or raise epochs.",
+            f"({fit.total_steps / fit.steps_per_epoch:g} epochs): {consequence}, or fit for longer: raise epochs= or "
+            "steps= of svi.",
             UserWarning,
             stacklevel=5,
         )
@@ -236,9 +237,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise ValueError(f"EarlyStopping's patience must be at least 1 epoch; got {patience}.")
-        self.patience, self.min_delta = patience, min_delta
+        self.patience, self.min_delta = whole("EarlyStopping's patience", patience), min_delta
         self.best, self.waited = -math.inf, 0
 
     def start(self, fit: Fit) -> None:
@@ -303,9 +302,7 @@ class Log(Callback):
     """
 
     def __init__(self, every: int = 1, file: TextIO | None = None) -> None:
-        if every < 1:
-            raise ValueError(f"Log's every must be at least 1 epoch; got {every}.")
-        self.every, self.file = every, file
+        self.every, self.file = whole("Log's every", every), file
 
     def epoch_end(self, fit: Fit) -> None:
         if fit.epoch % self.every == 0:

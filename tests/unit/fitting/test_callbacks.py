@@ -49,9 +49,10 @@ class Scripted:
         (lambda: KLWarmUp(0), r"KLWarmUp's epochs must be positive; got 0\."),
         (lambda: KLWarmUp(math.nan), r"KLWarmUp's epochs must be positive; got nan\."),
         (lambda: KLWarmUp(2, start_weight=2.0), r"KLWarmUp's start_weight must lie in \[0, 1\]; got 2\.0\."),
-        (lambda: EarlyStopping(patience=0), r"EarlyStopping's patience must be at least 1 epoch; got 0\."),
+        (lambda: EarlyStopping(patience=0), r"EarlyStopping's patience must be a whole number of at least 1; got 0\."),
         (lambda: Checkpoint("x", every=0), r"Checkpoint's every must be a positive number of epochs; got 0\."),
-        (lambda: Log(every=0), r"Log's every must be at least 1 epoch; got 0\."),
+        (lambda: Log(every=0), r"Log's every must be a whole number of at least 1; got 0\."),
+        (lambda: Log(every=1.5), r"Log's every must be a whole number of at least 1; got 1\.5\."),  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_range(make: Any, message: str) -> None:
@@ -68,7 +69,11 @@ def test_warm_up_is_linear_and_ends_at_one() -> None:
 
 
 def test_warns_of_warm_up_longer_than_the_fit() -> None:
-    with pytest.warns(UserWarning, match=r"KLWarmUp\(epochs=20\) is longer than the fit \(10 epochs\): the KL never"):
+    message = (
+        r"KLWarmUp\(epochs=20\) is longer than the fit \(10 epochs\): the KL never reaches its full weight\. "
+        r"Shorten the warm-up, or fit for longer: raise epochs= or steps= of svi\."
+    )
+    with pytest.warns(UserWarning, match=message):
         KLWarmUp(20).start(Scripted(epochs=10))
     KLWarmUp(10).start(Scripted(epochs=10))
 
