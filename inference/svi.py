@@ -115,7 +115,7 @@ def svi(
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
         epochs: Passes over the data, 100 by default. A fit without data takes one step an epoch.
-        steps: Gradient steps, in place of ``epochs``.
+        steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
             If the program defines ``lengths``, sequences of similar length share a batch.
         objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
@@ -184,7 +184,7 @@ def svi(
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
         stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
         if score is not None and stepper is not eager:
-            compile_score(score, total // per_epoch, always=compile is True)
+            compile_score(score, math.ceil(total / per_epoch), always=compile is True)
     config = {
         "routine": "svi",
         "epochs": None if steps is not None else total // per_epoch,

@@ -18,12 +18,12 @@ class Fit(Protocol):
     """The part of a running fit that callbacks may use.
 
     Attributes:
-        epoch: Epochs done.
+        epoch: Epochs done; the last epoch of a fit may have fewer steps.
         step: Steps done.
         total_steps: Planned steps.
         steps_per_epoch: Steps in one epoch.
         history: The history so far.
-        stop: Set it to True to end the fit after this epoch.
+        stop: Set it to True to end the fit, and with it the current epoch.
         warm_up_steps: Steps until every warm-up is over.
     """
 
@@ -64,7 +64,7 @@ class Callback:
         """Called after every step whose number is a multiple of `interval`."""
 
     def epoch_end(self, fit: Fit) -> None:
-        """Called after every epoch, when the epoch is in the history."""
+        """Called after every epoch, when the epoch is in the history; the end of a fit ends its last epoch."""
 
     def state(self) -> dict[str, Any]:
         """The callback's state, as JSON, which a checkpoint stores for a resumed fit."""

@@ -358,6 +358,80 @@ def test_stop_during_warm_up_keeps_the_last_state() -> None:
     assert not same(posterior, fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(1)]))
 
 
+# -- fits that end within an epoch ----------------------------------------------------------------------------------
+
+
+class Epochs(Callback):
+    """The steps at which epochs ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+
+    def epoch_end(self, fit: Fit) -> None:
+        assert len(fit.history.epochs["elbo"]) == fit.epoch
+        self.ends.append(fit.step)
+
+
+class StopAtStep(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def step_end(self, fit: Fit) -> None:
+        fit.stop = fit.step == self.step
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(3, [3]), (7, [4, 7]), (8, [4, 8])])
+@pytest.mark.parametrize("held_out", [None, (X, Y)])
+def test_end_of_a_fit_ends_its_last_epoch(steps: int, ends: list[int], held_out: Any, tmp_path: Path) -> None:
+    seen, log = Epochs(), io.StringIO()
+    steering: list[Callback] = [EarlyStopping(5), Checkpoint(tmp_path)]
+    callbacks = [seen, Log(file=log), *steering]
+    posterior = fitted(epochs=None, steps=steps, held_out=held_out, callbacks=callbacks)
+    history = posterior.history
+    assert seen.ends == ends
+    assert len(log.getvalue().splitlines()) == len(ends)
+    elbo, last = history.steps["elbo"], (len(ends) - 1) * 4
+    assert history.epochs["elbo"][-1] == np.mean(elbo[last:steps])
+    assert history.epochs["learning_rate"][-1] < history.epochs["learning_rate"][0] or len(ends) == 1
+    assert not history.stopped_early
+    if held_out is not None:
+        assert history.best_epoch == int(np.argmax(history.epochs["held_out_elbo"])) + 1
+    assert same(posterior, fitted(epochs=None, steps=steps, held_out=held_out, callbacks=steering))
+
+
+def test_posterior_holds_the_steps_of_a_last_short_epoch() -> None:
+    """The step size is constant, so that the fits of 4 and 7 steps share their first epoch."""
+    options: dict[str, Any] = {"epochs": None, "held_out": (X, Y), "optimizer": Optimizer(schedule="constant")}
+    short, long = fitted(steps=4, **options), fitted(steps=7, **options)
+    scores = long.history.epochs["held_out_elbo"]
+    assert short.history.epochs["held_out_elbo"] == scores[:1]
+    assert long.history.best_epoch == 2
+    assert scores[1] > scores[0]
+    assert not same(short, long)
+
+
+def test_stop_within_an_epoch_ends_it() -> None:
+    seen = Epochs()
+    posterior = fitted(epochs=4, held_out=(X, Y), callbacks=[seen, StopAtStep(6)])
+    assert seen.ends == [4, 6]
+    assert len(posterior.history.epochs["held_out_elbo"]) == 2
+    assert len(posterior.history.steps["elbo"]) == 6
+
+
+@pytest.mark.parametrize("at", [2, 4, 6, 7])
+def test_killed_fit_with_a_short_last_epoch_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
+    def run(*more: Callback, folder: str = "run") -> Posterior:
+        callbacks = [Checkpoint(tmp_path / folder, every=0.25), *more]
+        return fitted(epochs=None, steps=7, held_out=(X, Y), callbacks=callbacks)
+
+    whole = run(folder="whole")
+    with pytest.raises(Killed):
+        run(Kill(at))
+    resumed = run()
+    assert same(whole, resumed)
+    assert resumed.history.epochs["held_out_elbo"] == whole.history.epochs["held_out_elbo"]
+
+
 # -- resuming -----------------------------------------------------------------------------------------------------
 
 
