@@ -36,7 +36,10 @@ class Fit(Protocol):
     warm_up_steps: int
 
     def parameters(self) -> dict[str, Tensor]:
-        """A detached copy of the trained parameters by name, at their present unconstrained values."""
+        """A detached copy of the trained parameters at their present constrained values.
+
+        The names are those of `Posterior.parameters`.
+        """
 
     def save_checkpoint(self, path: Path) -> None:
         """Write a checkpoint, from which the fit resumes bit for bit."""

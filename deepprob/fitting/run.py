@@ -115,8 +115,8 @@ class RunningFit:
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
 
     def parameters(self) -> dict[str, Tensor]:
-        """A detached copy of the trained parameters, by name."""
-        return {name: p.detach().clone() for name, p in self.state.params.items()}
+        """A detached copy of the trained parameters at their constrained values, by the names of a posterior's."""
+        return self.state.instance.constrained(trained=True)
 
     def run(self, progress: bool | str) -> Posterior:
         """Take all steps, resuming from a checkpoint if there is one, and return the posterior.
@@ -272,7 +272,7 @@ class RunningFit:
         if average is None:
             yield
             return
-        live = self.parameters()
+        live = {name: p.detach().clone() for name, p in self.state.params.items()}
         try:
             _assign(self.state.params, average)
             yield

@@ -58,7 +58,7 @@ def fitted(data: Any = (X, Y), model: Callable[..., Any] = regression, **options
 
 
 def same(a: Posterior, b: Posterior) -> bool:
-    first, second = a.parameters(), b.parameters()
+    first, second = a.instance.tensors(), b.instance.tensors()
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
@@ -95,10 +95,10 @@ def test_random_state_and_store_are_unchanged() -> None:
 
 def test_clipping_bounds_the_step_and_averaging_smooths_it() -> None:
     base = Optimizer("sgd", learning_rate=0.1, schedule="constant")
-    start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).parameters()
+    start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).instance.tensors()
 
     def moved(**options: Any) -> float:
-        end = fitted(optimizer=Optimizer(**{**base.__dict__, **options}), epochs=1, batch_size=None).parameters()
+        end = fitted(optimizer=Optimizer(**{**base.__dict__, **options}), epochs=1, batch_size=None).instance.tensors()
         return math.sqrt(sum(float((end[n] - start[n]).square().sum()) for n in end))
 
     assert moved(clip_norm=0.01) == pytest.approx(0.001, rel=0.01)
@@ -132,10 +132,10 @@ def test_fresh_and_kept_weights() -> None:
         svi(program, (X, Y), epochs=1, guide="normal", optimizer=tiny, weights=how).parameters()
         for how in ("fresh", "fresh", "keep")
     )
-    assert torch.allclose(kept["program.new.weight"], program.new.weight)
-    assert not torch.allclose(fresh["program.new.weight"], program.new.weight)
-    assert torch.equal(fresh["program.new.weight"], again["program.new.weight"])
-    assert torch.allclose(fresh["program.old.weight"], program.old.weight)
+    assert torch.allclose(kept["new.weight"], program.new.weight)
+    assert not torch.allclose(fresh["new.weight"], program.new.weight)
+    assert torch.equal(fresh["new.weight"], again["new.weight"])
+    assert torch.allclose(fresh["old.weight"], program.old.weight)
 
 
 def test_program_without_data() -> None:
@@ -276,7 +276,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert posterior.history.epochs["skipped"] == [1.0] * 5
     assert sum(posterior.history.steps["skipped"]) == 5.0
     assert all(math.isfinite(v) for v in posterior.history.epochs["elbo"])
-    assert all(bool(torch.isfinite(v).all()) for v in posterior.parameters().values())
+    assert all(bool(torch.isfinite(v).all()) for v in posterior.instance.tensors().values())
 
 
 def test_skipped_step_restores_batch_norm_statistics() -> None:
@@ -293,7 +293,7 @@ def test_skipped_step_restores_batch_norm_statistics() -> None:
 
     posterior = svi(Normed(), X, guide="normal", epochs=2, batch_size=10)
     assert sum(posterior.history.steps["skipped"]) == 2
-    statistics = posterior.parameters()
+    statistics = posterior.instance.tensors()
     assert bool(torch.isfinite(statistics["program.norm.running_mean"]).all())
     assert float(statistics["program.norm.num_batches_tracked"]) == 6
 
