@@ -119,10 +119,10 @@ def work(name: str, folder: Path) -> dict[str, Any]:
         raise RuntimeError(f"deepprob was imported from {dp.__file__}, not from {checkout}")
     torch.manual_seed(0)
     case = PROGRAMS[name]()
-    torch.save(case.fit(case.short).parameters(), folder / f"{name}.pt")
+    torch.save(case.fit(case.short).instance.tensors(), folder / f"{name}.pt")
     return {
         "compared_steps": case.short * case.steps_per_epoch,
-        "digest": digest(case.fit(case.short, compile=False).parameters()),
+        "digest": digest(case.fit(case.short, compile=False).instance.tensors()),
         "seconds_per_step": per_step(case),
     }
 

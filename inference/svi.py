@@ -22,7 +22,7 @@ from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_scor
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.objectives import Objective, Terms, objective_named
+from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
@@ -115,7 +115,7 @@ def svi(
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
         epochs: Passes over the data, 100 by default. A fit without data takes one step an epoch.
-        steps: Gradient steps, in place of ``epochs``.
+        steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
             If the program defines ``lengths``, sequences of similar length share a batch.
         objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
@@ -162,8 +162,7 @@ def svi(
     _check_choices(program, compile, weights)
     compile = compile if isinstance(compile, str) else bool(compile)
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks = _callback_list(callbacks)
-    device = pick_device(device)
+    callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
     batch, held_out_batch = _batches(program, data, held_out)
     size = _batch_size(batch_size, num_rows(batch), program)
     per_epoch, total = _num_steps(epochs, steps, num_rows(batch), size)
@@ -175,6 +174,7 @@ def svi(
     learning_rate = factory.learning_rate or program.learning_rate
     state = init(instance, factory, learning_rate)
     state.annealed = _annealed_buffers(instance, callbacks)
+    check_objective(bound, instance, tuple(x[:size] for x in batch))
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
@@ -185,13 +185,13 @@ def svi(
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
         stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
         if score is not None and stepper is not eager:
-            compile_score(score, total // per_epoch, always=compile is True)
+            compile_score(score, math.ceil(total / per_epoch), always=compile is True)
     config = {
         "routine": "svi",
         "epochs": None if steps is not None else total // per_epoch,
         "steps": total,
         "batch_size": size,
-        "objective": bound.describe(),
+        "objective": described,
         "guide": instance.guide_name or "own",
         "optimizer": factory.describe() | {"learning_rate": learning_rate},
         "weights": weights,

@@ -72,7 +72,8 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
             label=f"mean of {width} steps",
         )
     if np.isfinite(held).any():
-        axes.plot(np.arange(len(held)) + 1, held, color=_ORANGE, linewidth=1.6, label="held out")
+        ends = np.minimum(np.arange(len(held)) + 1.0, max(len(values) / steps_per_epoch, 1.0))  # the last may be short
+        axes.plot(ends, held, color=_ORANGE, linewidth=1.6, label="held out")
     seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
     seen = seen[np.isfinite(seen)]
     if len(seen):  # the first steps may be so low that they would flatten the rest of the curve: clip them

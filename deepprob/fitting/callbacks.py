@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, TextIO
 
 from torch import Tensor
 
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 from deepprob.posteriors.history import History
 
 
@@ -18,12 +18,12 @@ class Fit(Protocol):
     """The part of a running fit that callbacks may use.
 
     Attributes:
-        epoch: Epochs done.
+        epoch: Epochs done; the last epoch of a fit may have fewer steps.
         step: Steps done.
         total_steps: Planned steps.
         steps_per_epoch: Steps in one epoch.
         history: The history so far.
-        stop: Set it to True to end the fit after this epoch.
+        stop: Set it to True to end the fit, and with it the current epoch.
         warm_up_steps: Steps until every warm-up is over.
     """
 
@@ -36,7 +36,10 @@ class Fit(Protocol):
     warm_up_steps: int
 
     def parameters(self) -> dict[str, Tensor]:
-        """A detached copy of the trained parameters by name, at their present unconstrained values."""
+        """A detached copy of the trained parameters at their present constrained values.
+
+        The names are those of `Posterior.parameters`.
+        """
 
     def save_checkpoint(self, path: Path) -> None:
         """Write a checkpoint, from which the fit resumes bit for bit."""
@@ -64,7 +67,7 @@ class Callback:
         """Called after every step whose number is a multiple of `interval`."""
 
     def epoch_end(self, fit: Fit) -> None:
-        """Called after every epoch, when the epoch is in the history."""
+        """Called after every epoch, when the epoch is in the history; the end of a fit ends its last epoch."""
 
     def state(self) -> dict[str, Any]:
         """The callback's state, as JSON, which a checkpoint stores for a resumed fit."""
@@ -219,7 +222,8 @@ def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: st
     if callback.warm_up(fit) > fit.total_steps:
         warnings.warn(
             f"{type(callback).__name__}(epochs={epochs}) is longer than the fit "
-            f"({fit.total_steps / fit.steps_per_epoch:g} epochs): {consequence} or raise epochs.",
+            f"({fit.total_steps / fit.steps_per_epoch:g} epochs): {consequence}, or fit for longer: raise epochs= or "
+            "steps= of svi.",
             UserWarning,
             stacklevel=5,
         )
@@ -236,9 +240,7 @@ class EarlyStopping(Callback):
     """
 
     def __init__(self, patience: int = 10, min_delta: float = 0.0) -> None:
-        if patience < 1:
-            raise ValueError(f"EarlyStopping's patience must be at least 1 epoch; got {patience}.")
-        self.patience, self.min_delta = patience, min_delta
+        self.patience, self.min_delta = whole("EarlyStopping's patience", patience), min_delta
         self.best, self.waited = -math.inf, 0
 
     def start(self, fit: Fit) -> None:
@@ -303,9 +305,7 @@ class Log(Callback):
     """
 
     def __init__(self, every: int = 1, file: TextIO | None = None) -> None:
-        if every < 1:
-            raise ValueError(f"Log's every must be at least 1 epoch; got {every}.")
-        self.every, self.file = every, file
+        self.every, self.file = whole("Log's every", every), file
 
     def epoch_end(self, fit: Fit) -> None:
         if fit.epoch % self.every == 0:

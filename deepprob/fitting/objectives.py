@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from dataclasses import replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from deepprob.errors import unknown
+from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import restore
+from deepprob.errors import shown, unknown
 from deepprob.fitting.elbo import ELBO
 from deepprob.fitting.importance_weighted import IWAE
+from deepprob.fitting.particles import check_precision
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run
+from deepprob.programs.tracing import tensors_of
 
-__all__ = ["ELBO", "IWAE", "OBJECTIVES", "Objective", "Terms", "objective_named"]
+__all__ = [
+    "ELBO",
+    "IWAE",
+    "OBJECTIVES",
+    "Objective",
+    "Terms",
+    "check_objective",
+    "description",
+    "objective_named",
+]
 
 Terms = dict[str, Tensor]
 """Named parts of an objective: detached scalars, in nats per datum; ``elbo`` is always among them."""
@@ -22,7 +41,8 @@ class Objective(Protocol):
 
     An objective with the attribute ``layers``, the precision in which linear and convolutional layers multiply (see
     `ELBO`), must be a dataclass, so that a compiled fit can be compared with one in float32. Compiled fits trace the
-    call: an objective that reads a value from the device (``.item()``, ``if tensor:``) is fitted eagerly.
+    call: an objective that reads a value from the device (``.item()``, ``if tensor:``) is fitted eagerly. A fit calls a
+    user's objective once before the first step, to check its results.
     """
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, Terms]:
@@ -34,12 +54,14 @@ class Objective(Protocol):
 
         Returns:
             A scalar to minimize, and detached scalars by name, among them ``elbo``, an estimate of the evidence lower
-            bound. A fit records all of them.
+            bound. A fit records all of them, beside its own ``gradient_norm`` and ``skipped``.
         """
 
     def describe(self) -> dict[str, Any]:
         """Name and settings as JSON, for a posterior's ``config``."""
 
+
+_RECORDED = ("gradient_norm", "skipped")  # a step adds these to the terms
 
 OBJECTIVES: dict[str, Objective] = {"elbo": ELBO(), "iwae": IWAE()}
 
@@ -64,3 +86,112 @@ def objective_named(objective: str | Objective) -> Objective:
             f"ELBO(particles=4); got {type(objective).__name__}."
         )
     return objective
+
+
+def description(objective: Objective) -> dict[str, Any]:
+    """Name and settings of an objective, converted to JSON.
+
+    Raises:
+        TypeError: If its ``describe`` does not return a dict that can be written as JSON.
+    """
+    name, found = type(objective).__name__, objective.describe()
+    if not isinstance(found, dict):
+        raise TypeError(f"{name}.describe() must return a dict; got {shown(found)}. Return {{'name': {name!r}}}.")
+    try:
+        converted: dict[str, Any] = json.loads(json.dumps(found))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}.describe() must return a dict that can be written as JSON; got {shown(found)} ({error}). "
+            "Convert numbers by float(...) or int(...), and arrays by .tolist()."
+        ) from error
+    return converted
+
+
+def check_objective(objective: Objective, instance: ProgramInstance, batch: Batch) -> None:
+    """Call a user's objective once, and check its results; the program's tensors are restored.
+
+    The package's own objectives are not called.
+
+    Args:
+        objective: The objective.
+        instance: The program to fit.
+        batch: The first rows of the data, on the device.
+
+    Raises:
+        TypeError: If the objective cannot be called as a fit calls it, or returns other types than it must.
+        ValueError: If the loss or a term has the wrong shape or name, the loss has no gradient, or ``elbo`` is missing.
+    """
+    if type(objective) in {type(own) for own in OBJECTIVES.values()}:
+        return
+    name = type(objective).__name__
+    _check_layers(objective, name)
+    try:
+        inspect.signature(objective).bind(None, kl_weight=1.0)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be callable as objective(run, kl_weight=1.0), but {error}. "
+            f"Write def __call__(self, run, *, kl_weight=1.0)."
+        ) from error
+    tensors = tensors_of(instance)
+    before = [x.clone() for x in tensors]
+    rows = torch.arange(len(batch[0]) if batch else 1, device=instance.device)
+    instance.program.train()
+    try:
+        with instance.running(), RandomStream(0, instance.device).drawing():
+            prepared = instance.program.prepare(*batch)
+            run = Run(instance.program, prepared, rows, instance.num_data, plates=instance.structure.plates)
+            result: Any = objective(run, kl_weight=1.0)
+    finally:
+        restore(tensors, before)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+        raise TypeError(
+            f"{name} must return the loss and a dict of terms; got {shown(result)}. "
+            "Write return loss, {'elbo': elbo.detach()}."
+        )
+    _check_loss(name, result[0])
+    _check_terms(name, result[1])
+
+
+def _check_layers(objective: Any, name: str) -> None:
+    """Raise unless an objective with ``layers`` can be copied with another precision."""
+    if not hasattr(objective, "layers"):
+        return
+    check_precision(objective.layers)
+    try:
+        replace(objective, layers="float32")
+    except TypeError as error:
+        raise TypeError(
+            f"{name} has an attribute layers, the precision of layers, so it must be a dataclass with a field of this "
+            f"name. Decorate the class with @dataclass, or rename the attribute."
+        ) from error
+
+
+def _check_loss(name: str, loss: Any) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss of {name} must be a tensor; got {shown(loss)}. Return it without .item().")
+    if loss.shape != ():
+        raise ValueError(
+            f"the loss of {name} must be one number, of shape (); got shape {tuple(loss.shape)}. Take its mean or sum."
+        )
+    if not loss.requires_grad:
+        raise ValueError(f"the loss of {name} has no gradient, so nothing would train. Return it without .detach().")
+
+
+def _check_terms(name: str, terms: dict[Any, Any]) -> None:
+    if "elbo" not in terms:
+        raise ValueError(
+            f"the terms of {name} must include 'elbo', an estimate of the evidence lower bound per datum; got "
+            f"{', '.join(map(str, terms)) or 'no term'}. Add it."
+        )
+    for term, value in terms.items():
+        if term in _RECORDED:
+            raise ValueError(f"{name} has a term named {term!r}, a name that every fit records itself. Rename it.")
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the term {term!r} of {name} must be a tensor; got {shown(value)}. Write torch.tensor(...)."
+            )
+        if value.shape != ():
+            raise ValueError(
+                f"the term {term!r} of {name} must be one number, of shape (); got shape {tuple(value.shape)}. "
+                "Take its mean or sum."
+            )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deepprob.errors import unknown
+from deepprob.errors import unknown, whole
 from deepprob.fitting.update_rules import Carry, Rule, advance, rule_named
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
@@ -100,8 +100,7 @@ class Optimizer:
             raise ValueError(f"clip_norm must be positive, or None; got {self.clip_norm}.")
         if self.average is not None and not 0 < self.average < 1:
             raise ValueError(f"average must lie between 0 and 1, or be None; got {self.average}.")
-        if isinstance(self.accumulate, bool) or not isinstance(self.accumulate, int) or self.accumulate < 1:
-            raise ValueError(f"accumulate must be a whole number of at least 1; got {self.accumulate!r}.")
+        object.__setattr__(self, "accumulate", whole("accumulate", self.accumulate))
 
     @property
     def rule(self) -> tuple[Rule, int] | None:

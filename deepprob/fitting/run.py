@@ -115,8 +115,8 @@ class RunningFit:
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
 
     def parameters(self) -> dict[str, Tensor]:
-        """A detached copy of the trained parameters, by name."""
-        return {name: p.detach().clone() for name, p in self.state.params.items()}
+        """A detached copy of the trained parameters at their constrained values, by the names of a posterior's."""
+        return self.state.instance.constrained(trained=True)
 
     def run(self, progress: bool | str) -> Posterior:
         """Take all steps, resuming from a checkpoint if there is one, and return the posterior.
@@ -138,6 +138,8 @@ class RunningFit:
             with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
+                if self.step > self.epoch * self.steps_per_epoch and not interrupted:
+                    self._end_epochs(1, self._knobs(self.step - 1, self.step))  # the last epoch has fewer steps
                 self.history.interrupted = bool(interrupted)
         except KeyboardInterrupt:
             self.history.interrupted = True
@@ -184,11 +186,20 @@ class RunningFit:
         completed = end // self.steps_per_epoch - self.epoch
         self.epoch_seconds += seconds * (end - first)
         if completed:
-            self.state.instance.check_complete()
-            self._record_epochs(completed, knobs)
-            for callback in self.callbacks:
-                callback.epoch_end(self)
+            self._end_epochs(completed, knobs)
         bar.advance(end - first, self.history)
+
+    def _end_epochs(self, count: int, knobs: FloatArray) -> None:
+        """End one or more epochs; the last epoch of a fit may have fewer steps, and is then ended alone.
+
+        Args:
+            count: Number of epochs.
+            knobs: The knobs of their steps, or of the last steps among them.
+        """
+        self.state.instance.check_complete()
+        self._record_epochs(count, knobs)
+        for callback in self.callbacks:
+            callback.epoch_end(self)
 
     def _position(self) -> _Position:
         carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
@@ -222,15 +233,14 @@ class RunningFit:
         return np.stack([rates, weights, *annealed], 1)
 
     def _record_epochs(self, count: int, knobs: FloatArray) -> None:
-        """Add the epochs that the last call completed to the history, and update the best state."""
+        """Add the epochs that just ended to the history, and update the best state."""
         size, first = self.steps_per_epoch, self.epoch * self.steps_per_epoch
         self.epoch += count
-        epochs = slice(first, first + count * size)
-        elbo = np.array(self.history.steps["elbo"][epochs]).reshape(count, size)
-        skipped = np.array(self.history.steps["skipped"][epochs]).reshape(count, size)
+        elbo = np.array(self.history.steps["elbo"][first:]).reshape(count, -1)
+        skipped = np.array(self.history.steps["skipped"][first:]).reshape(count, -1)
         kept = np.where(skipped, 0.0, elbo)
         with np.errstate(invalid="ignore"):
-            means = kept.sum(1) / np.where(skipped.all(1), np.nan, size - skipped.sum(1))
+            means = kept.sum(1) / np.where(skipped.all(1), np.nan, skipped.shape[1] - skipped.sum(1))
         last = knobs[len(knobs) - 1 - (count - 1) * size :: size]  # of the last step of each epoch
         rows: dict[str, Any] = {
             "elbo": means.tolist(),
@@ -262,7 +272,7 @@ class RunningFit:
         if average is None:
             yield
             return
-        live = self.parameters()
+        live = {name: p.detach().clone() for name, p in self.state.params.items()}
         try:
             _assign(self.state.params, average)
             yield
@@ -312,12 +322,11 @@ class RunningFit:
 
     def _posterior(self) -> Posterior:
         instance = self.state.instance
-        unscored = self.held_out is None or not self.history.best_epoch
         if self.bad_in_a_row:
             self.best.withdraw()
             self.history.best_epoch = self.best.epoch
-        elif self.step % self.steps_per_epoch and unscored:
-            self.best.tensors = self._current()  # the fit stopped within an epoch, and every applied step was finite
+        elif self.step > self.epoch * self.steps_per_epoch and (self.held_out is None or not self.best.epoch):
+            self.best.tensors = self._current()  # interrupted within an epoch, and every applied step was finite
         instance.load(self.best.tensors)
         try:
             finish_guide(instance, self.data)

@@ -21,6 +21,7 @@ class History:
             ``iwae`` too), ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
         epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
             ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` for each buffer that a callback anneals.
+            The last epoch may have fewer steps.
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was interrupted from outside.

@@ -75,8 +75,25 @@ class Posterior(Content):
         return found | dict.fromkeys(self.structure.local, "local")
 
     def parameters(self) -> dict[str, Tensor]:
-        """A copy of the fitted parameters and buffers, by name."""
-        return self.instance.snapshot()
+        """A copy of the fitted parameters at their constrained values, by the names that the user gave them.
+
+        ``pyro.param("s")`` is called ``s``, and the weight of ``self.net`` is called ``net.weight``. If both kinds have
+        the same name, the ``pyro.param`` is called ``store.<name>``. A callback's ``fit.parameters()`` has the same
+        names. Buffers are attributes of `program`.
+
+        Examples:
+            >>> import pyro, pyro.distributions as dist
+            >>> from deepprob.inference import svi
+            >>> def model(y):
+            ...     scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+            ...     with pyro.plate("data", len(y)):
+            ...         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+            >>> y = torch.tensor([-3.0, 3.0])
+            >>> posterior = svi(Program.of(model, lambda y: None), y, epochs=1000, progress=False)
+            >>> {name: round(value.item(), 2) for name, value in posterior.parameters().items()}
+            {'scale': 3.0}
+        """
+        return self.instance.constrained()
 
     # -- queries -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
@@ -250,6 +251,36 @@ class ProgramInstance:
                 found[f"store.{name}"] = value
         return found
 
+    def constrained(self, *, trained: bool = False) -> dict[str, Tensor]:
+        """A copy of the parameters at their constrained values, by the names that the user gave them.
+
+        A parameter has its name in Pyro's store, such as ``s`` for ``pyro.param("s")``, ``net.weight`` for
+        ``pyro.module("net", net)`` and ``AutoNormal.locs.w`` for a guide; a parameter that Pyro did not register has
+        its name in the program, such as ``net.weight``. If two parameters have the same name, the ``pyro.param`` is
+        called ``store.<name>``.
+
+        Args:
+            trained: Whether to leave out parameters that are not trained.
+        """
+        named = {id(value): name.replace("$$$", ".") for name, value in self.store["params"].items()}
+        found: dict[str, Tensor] = {}
+
+        def add(name: str, value: Tensor) -> None:
+            while name in found:
+                name = f"store.{name}"
+            found[name] = value.detach().clone()
+
+        own = dict(self.program.named_parameters())
+        for path, parameter in own.items():
+            if parameter.requires_grad or not trained:
+                name, value = _constrained(self.program, path)
+                add(named.get(id(parameter), name), value)
+        known = {id(parameter) for parameter in own.values()}
+        for name, value in self.store["params"].items():
+            if id(value) not in known and (value.requires_grad or not trained):
+                add(named[id(value)], transform_to(self.store["constraints"][name])(value))
+        return found
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the program's state by name, including frozen parameters and buffers."""
         found = {f"program.{n}": t for n, t in self.program.state_dict(keep_vars=True).items()}
@@ -310,6 +341,15 @@ class ProgramInstance:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state."""
         return {name: value.clone() for name, value in self.tensors().items()}
+
+
+def _constrained(program: nn.Module, path: str) -> tuple[str, Tensor]:
+    """Name and value of a module's parameter; a `PyroParam` is stored as ``<name>_unconstrained``."""
+    owner, _, name = path.rpartition(".")
+    module = program.get_submodule(owner)
+    if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
+        name = constrained
+    return f"{owner}.{name}" if owner else name, getattr(module, name)
 
 
 def _leaves(terms: list[Tensor]) -> Iterator[Tensor]:

@@ -111,12 +111,12 @@ def test_seeded_fits_are_equal_and_independent(name: str, posterior: Posterior) 
     data = scenario.data if len(scenario.data) > 1 else scenario.data[0]
     first, second = (svi(program, data, epochs=3, batch_size=8) for _ in range(2))
     assert all(torch.equal(v, before[n]) for n, v in program.state_dict().items())
-    state, other = first.parameters(), second.parameters()
+    state, other = first.instance.snapshot(), second.instance.snapshot()
     assert all(torch.equal(v, other[n]) for n, v in state.items())
     with torch.no_grad():
         for value in first.program.parameters():
             value.zero_()
-    assert all(torch.equal(v, other[n]) for n, v in second.parameters().items())
+    assert all(torch.equal(v, other[n]) for n, v in second.instance.tensors().items())
 
 
 def test_random_state_and_store_are_unchanged(name: str, tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_random_state_and_store_are_unchanged(name: str, tmp_path: Path) -> None
 
 def test_programs_with_equal_parameter_names_train_apart(name: str) -> None:
     scenario = MODEL_SCENARIOS[name]
-    alone = fit(name, seed=1).parameters()
+    alone = fit(name, seed=1).instance.tensors()
     fit(name, seed=2)
-    beside = fit(name, seed=1).parameters()
+    beside = fit(name, seed=1).instance.tensors()
     assert all(torch.equal(v, beside[n]) for n, v in alone.items())
     start = svi(scenario.make(), scenario.data if len(scenario.data) > 1 else scenario.data[0], epochs=1, seed=1,
                 optimizer="sgd")  # fmt: skip
-    assert start.parameters().keys() == alone.keys()
+    assert start.instance.tensors().keys() == alone.keys()
 
 
 def test_query_shapes(name: str, posterior: Posterior) -> None:

@@ -131,7 +131,7 @@ def test_loss_and_gradients_equal_pyros(example: Example, device: torch.device) 
 def test_svi_fits_every_program(example: Example) -> None:
     program, data = example.make()
     posterior = svi(program, data or None, epochs=2, batch_size=example.batch_size, objective=example.objective)
-    assert all(bool(torch.isfinite(p).all()) for p in posterior.parameters().values())
+    assert all(bool(torch.isfinite(p).all()) for p in posterior.instance.tensors().values())
 
 
 # -- traced ---------------------------------------------------------------------------------------------------------

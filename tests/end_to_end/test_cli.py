@@ -83,7 +83,7 @@ def test_fit_stores_its_data_set_and_equals_the_python_call(fitted: Path) -> Non
     digits = load_data("digits")
     program = VAE(digits.shape, latent_dim=2, hidden_dims=(16,))
     twin = svi(program, digits.train, epochs=2, held_out=digits.valid, progress=False)
-    here, there = posterior.parameters(), twin.parameters()
+    here, there = posterior.instance.tensors(), twin.instance.tensors()
     assert all(bool((here[name] == there[name]).all()) for name in there)
 
 
@@ -242,7 +242,7 @@ def test_ctrl_c_saves_the_best_posterior_and_resume_continues(monkeypatch: pytes
     assert resumed.exit_code in (0, 1), resumed.output
     assert resumed.stderr == ""
     assert deepprob_(*fit[:-1], "whole").exit_code in (0, 1)
-    a, b = Posterior.load("stopped").parameters(), Posterior.load("whole").parameters()
+    a, b = Posterior.load("stopped").instance.tensors(), Posterior.load("whole").instance.tensors()
     assert all(bool((a[name] == b[name]).all()) for name in b)
 
 

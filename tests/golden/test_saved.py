@@ -49,7 +49,7 @@ def check_close(found: Tensor, expected: Any) -> None:
 
 
 def test_parameters_keep_their_names_and_values(name: str, posterior: dp.Posterior) -> None:
-    found, expected = posterior.parameters(), EXPECTED[name]["parameter_sums"]
+    found, expected = posterior.instance.tensors(), EXPECTED[name]["parameter_sums"]
     assert list(found) == list(expected)
     for key, value in found.items():
         check_close(value.double().sum(), expected[key])

@@ -46,11 +46,11 @@ def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int
     parameters = fit_linear(batch_size, steps=2000 if batch_size == 20 else 1000).parameters()
     x = torch.cat([x, torch.ones(200, 1)], dim=1)  # the bias is a weight of 1
     precision = torch.eye(6) + x.T @ x / SIGMA**2
-    fitted = torch.cat([softplus(parameters[f"program.raw_sd.{i}"]).flatten() for i in (0, 1)])
+    fitted = torch.cat([softplus(parameters[f"raw_sd.{i}"]).flatten() for i in (0, 1)])
     ratio = fitted / precision.diagonal().rsqrt()  # the optimum of a mean-field Gaussian
     assert ((ratio - 1).abs() < 0.03).all(), ratio
     mean = torch.linalg.solve(precision, x.T @ y / SIGMA**2).flatten()
-    found = torch.cat([parameters[f"program.raw_loc.{i}"].flatten() for i in (0, 1)])
+    found = torch.cat([parameters[f"raw_loc.{i}"].flatten() for i in (0, 1)])
     assert ((found - mean).abs() < 0.2 * fitted).all()
 
 

@@ -56,7 +56,7 @@ def check_convergence(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.
             threshold=scale,
             verdict="caution",
             reading=f"A fit of {len(values)} steps is too short for this check, which needs {2 * BATCHES}.",
-            next_step="Fit for more steps.",
+            next_step="Fit for longer: raise epochs= or steps= of svi.",
             details={"steps": len(values)},
         )
     tail = tail[len(tail) % BATCHES :]
@@ -133,7 +133,7 @@ def _advice(verdict: Verdict, rise: float, trends: bool) -> str:
     if not trends:
         return "The ELBO fluctuates: lower the learning rate towards the end, or average the parameters."
     if rise > 0:
-        return "Fit for more epochs, or raise the learning rate."
+        return "Fit for longer (raise epochs= or steps= of svi), or raise the learning rate."
     return "The ELBO falls: lower the learning rate, and keep the best state."
 
 

@@ -65,7 +65,7 @@ class TestConvergence:
         assert check_convergence(noise, scale=0.1).verdict == "pass"
         rising, falling = (check_convergence(noise + s * time / 1000, scale=0.1) for s in (1, -1))
         assert rising.verdict == falling.verdict == "caution"
-        assert "rose" in rising.reading and "more epochs" in rising.next_step
+        assert "rose" in rising.reading and "raise epochs= or steps= of svi" in rising.next_step
         assert "fell" in falling.reading and "falls" in falling.next_step
         assert check_convergence(noise + time / 100, scale=0.1).verdict == "fail"
 

@@ -276,7 +276,7 @@ def test_fit_with_several_buckets_resumes_bit_for_bit(compile: bool, tmp_path: P
         fitted(compile, noisy=True, epochs=4, callbacks=[Checkpoint(tmp_path / "saved"), Stop()])
     resumed = fitted(compile, noisy=True, epochs=4, callbacks=[Checkpoint(tmp_path / "saved")])
     assert resumed.history.steps == whole.history.steps
-    assert all(torch.equal(v, whole.parameters()[n]) for n, v in resumed.parameters().items())
+    assert all(torch.equal(v, whole.instance.tensors()[n]) for n, v in resumed.instance.tensors().items())
 
 
 @pytest.mark.slow

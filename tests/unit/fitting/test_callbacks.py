@@ -49,9 +49,10 @@ class Scripted:
         (lambda: KLWarmUp(0), r"KLWarmUp's epochs must be positive; got 0\."),
         (lambda: KLWarmUp(math.nan), r"KLWarmUp's epochs must be positive; got nan\."),
         (lambda: KLWarmUp(2, start_weight=2.0), r"KLWarmUp's start_weight must lie in \[0, 1\]; got 2\.0\."),
-        (lambda: EarlyStopping(patience=0), r"EarlyStopping's patience must be at least 1 epoch; got 0\."),
+        (lambda: EarlyStopping(patience=0), r"EarlyStopping's patience must be a whole number of at least 1; got 0\."),
         (lambda: Checkpoint("x", every=0), r"Checkpoint's every must be a positive number of epochs; got 0\."),
-        (lambda: Log(every=0), r"Log's every must be at least 1 epoch; got 0\."),
+        (lambda: Log(every=0), r"Log's every must be a whole number of at least 1; got 0\."),
+        (lambda: Log(every=1.5), r"Log's every must be a whole number of at least 1; got 1\.5\."),  # type: ignore[arg-type]
     ],
 )
 def test_settings_out_of_range(make: Any, message: str) -> None:
@@ -68,7 +69,11 @@ def test_warm_up_is_linear_and_ends_at_one() -> None:
 
 
 def test_warns_of_warm_up_longer_than_the_fit() -> None:
-    with pytest.warns(UserWarning, match=r"KLWarmUp\(epochs=20\) is longer than the fit \(10 epochs\): the KL never"):
+    message = (
+        r"KLWarmUp\(epochs=20\) is longer than the fit \(10 epochs\): the KL never reaches its full weight\. "
+        r"Shorten the warm-up, or fit for longer: raise epochs= or steps= of svi\."
+    )
+    with pytest.warns(UserWarning, match=message):
         KLWarmUp(20).start(Scripted(epochs=10))
     KLWarmUp(10).start(Scripted(epochs=10))
 
@@ -174,9 +179,9 @@ def test_callback_averages_the_parameters_of_a_fit(compile: bool, monkeypatch: p
     assert posterior.config["compiled"] is compile
     path = [2 * (1 - 0.8**step) for step in (3, 6, 9, 12)]
     assert averaged.count == 4
-    assert averaged.mean.keys() == {"store.mode"}
-    assert float(averaged.mean["store.mode"]) == pytest.approx(sum(path) / 4, rel=1e-4)
-    assert float(posterior.parameters()["store.mode"]) == pytest.approx(path[-1], rel=1e-4)
+    assert averaged.mean.keys() == posterior.parameters().keys() == {"mode"}
+    assert float(averaged.mean["mode"]) == pytest.approx(sum(path) / 4, rel=1e-4)
+    assert float(posterior.parameters()["mode"]) == pytest.approx(path[-1], rel=1e-4)
 
 
 def test_parameters_are_copies() -> None:
@@ -194,5 +199,5 @@ def test_parameters_are_copies() -> None:
         svi(Program.of(model, "normal"), torch.ones(4), steps=5, callbacks=callbacks, progress=False)
         for callbacks in ([], [Spoiler()])
     ]
-    one, other = (fit.parameters() for fit in fits)
+    one, other = (fit.instance.tensors() for fit in fits)
     assert all(torch.equal(one[name], other[name]) for name in one)

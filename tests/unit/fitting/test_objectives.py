@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 from uncompiled import replace_compiler
 
-from deepprob.fitting.objectives import ELBO, OBJECTIVES, Terms, objective_named
+from deepprob.fitting.objectives import ELBO, OBJECTIVES, Terms, description, objective_named
 from deepprob.inference import svi
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
@@ -173,3 +177,156 @@ def test_fits_a_users_objective(compile: bool, monkeypatch: pytest.MonkeyPatch) 
     assert steps["twice"] == pytest.approx([2 * value for value in steps["elbo"]])
     assert posterior.config["objective"] == {"name": "own"}
     assert posterior.config["compiled"] == compile
+
+
+# -- mistakes in a user's objective, found before the first step -----------------------------------------------------
+
+
+class Changed(Own):
+    """`Own` with a changed result.
+
+    Args:
+        change: Makes the result from the loss and the terms.
+    """
+
+    def __init__(self, change: Callable[[Tensor, Terms], Any]) -> None:
+        self.change, self.calls = change, 0
+
+    def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> Any:
+        self.calls += 1
+        return self.change(*super().__call__(run, kl_weight=kl_weight))
+
+
+def fit_with(objective: Any, **options: Any) -> Any:
+    program = Program.of(model, "normal", data_plate="data")
+    return svi(
+        program, torch.ones(6), objective=objective, **{"steps": 3, "compile": False, "progress": False} | options
+    )
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda loss, terms: loss, r"TypeError: Own must return the loss and a dict of terms; got tensor\("),
+        (lambda loss, terms: (loss, [loss]), r"TypeError: Own must return the loss and a dict of .* Write return loss"),
+        (
+            lambda loss, terms: (loss.item(), terms),
+            r"TypeError: the loss of Own must be a tensor; got .* without \.item",
+        ),
+        (
+            lambda loss, terms: (loss.expand(3), terms),
+            r"ValueError: the loss of Own must be .*; got shape \(3,\)\. Take",
+        ),
+        (lambda loss, terms: (loss.detach(), terms), r"ValueError: the loss of Own has no gradient, .* \.detach\(\)\."),
+        (lambda loss, terms: (loss, {"a": loss}), r"ValueError: the terms of Own must include 'elbo', .*; got a\. Add"),
+        (
+            lambda loss, terms: (loss, {}),
+            r"ValueError: the terms of Own must include 'elbo', .*; got no term\. Add it\.",
+        ),
+        (
+            lambda loss, terms: (loss, terms | {"a": 1.0}),
+            r"TypeError: the term 'a' of Own must be a tensor; got 1\.0\.",
+        ),
+        (
+            lambda loss, terms: (loss, terms | {"a": torch.zeros(3)}),
+            r"ValueError: the term 'a' of Own must be one number, of shape \(\); got shape \(3,\)\. Take its mean",
+        ),
+        (
+            lambda loss, terms: (loss, terms | {"skipped": loss}),
+            r"ValueError: Own has a term named 'skipped', a name that every fit records itself\. Rename it\.",
+        ),
+        (
+            lambda loss, terms: (loss, terms | {"gradient_norm": loss}),
+            r"ValueError: Own has a term named 'gradient_norm', a name that every fit records itself\. Rename it\.",
+        ),
+    ],
+)
+def test_results_are_checked_before_the_first_step(
+    change: Callable[[Tensor, Terms], Any], message: str, compile: bool
+) -> None:
+    objective = Changed(change)
+    with pytest.raises((TypeError, ValueError)) as caught:
+        fit_with(objective, compile=compile)
+    assert re.match(message.replace("Own", "Changed"), f"{caught.type.__name__}: {caught.value}")
+    assert objective.calls == 1
+
+
+class WithoutWeight(Own):
+    def __call__(self, run: Run) -> Any:  # type: ignore[override]
+        return super().__call__(run)
+
+
+class WithLayers(Own):
+    def __init__(self, layers: Any) -> None:
+        self.layers = layers
+
+
+def test_signature_and_layers_are_checked_before_the_first_step() -> None:
+    message = (
+        r"WithoutWeight must be callable as objective\(run, kl_weight=1\.0\), but .*'kl_weight'\. Write def __call__"
+    )
+    with pytest.raises(TypeError, match=message):
+        fit_with(WithoutWeight())
+    with pytest.raises(
+        TypeError, match=r"WithLayers has an attribute layers, .* Decorate the class with @dataclass, or"
+    ):
+        fit_with(WithLayers("bfloat16"))
+    with pytest.raises(ValueError, match=r"unknown precision of layers 3\. Choose from: bfloat16, float32\."):
+        fit_with(WithLayers(3))
+
+
+class Described(Own):
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    def describe(self) -> Any:
+        return self.settings
+
+
+def test_description_is_checked_before_the_first_step() -> None:
+    for value in (np.float32(0.5), torch.zeros(2)):
+        message = (
+            r"Described\.describe\(\) must return a dict that can be written as JSON; got .* is not JSON serializable"
+        )
+        with pytest.raises(TypeError, match=message):
+            fit_with(Described({"name": "own", "temperature": value}))
+    with pytest.raises(TypeError, match=r"Described\.describe\(\) must return a dict; got 'own'\. Return \{'name'"):
+        fit_with(Described("own"))
+
+
+def test_description_is_equal_after_it_was_saved() -> None:
+    """Tuples become lists, so that a checkpoint's settings equal those of the fit that resumes from it."""
+    assert description(Described({"dims": (2, 3), "scale": np.float64(0.5)})) == {"dims": [2, 3], "scale": 0.5}
+    for own in OBJECTIVES.values():
+        assert description(own) == own.describe()
+
+
+def test_check_of_an_objective_leaves_the_fit_as_it_is() -> None:
+    """A subclass is checked and `ELBO` is not; the statistics of the batch norm and all draws are equal."""
+
+    @dataclass(frozen=True)
+    class Same(ELBO):
+        pass
+
+    class Normed(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+            self.loc = torch.nn.Parameter(torch.zeros(()))
+
+        def model(self, x: Tensor) -> None:
+            with self.data_plate(x):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(self.norm(x.unsqueeze(-1)).squeeze(-1) + z, 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with self.data_plate(x):
+                pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+    x = torch.arange(6.0)
+    options: dict[str, Any] = {"batch_size": 3, "epochs": 2, "compile": False, "progress": False}
+    plain, checked = (svi(Normed(), x, objective=own, **options) for own in (ELBO(), Same()))
+    assert plain.history.steps == checked.history.steps
+    first, second = plain.instance.tensors(), checked.instance.tensors()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())

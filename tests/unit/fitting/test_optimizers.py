@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ from deepprob.fitting.optimizers import Optimizer, constant, cosine, linear, opt
         ({"learning_rate": math.nan}, r"learning_rate must be positive; got nan\."),
         ({"clip_norm": -1.0}, r"clip_norm must be positive, or None; got -1\.0\."),
         ({"average": 1.0}, r"average must lie between 0 and 1, or be None; got 1\.0\."),
+        ({"accumulate": 2.5}, r"accumulate must be a whole number of at least 1; got 2\.5\."),
+        ({"accumulate": True}, r"accumulate must be a whole number of at least 1; got True\."),
         ({"name": torch.optim.LBFGS}, r"LBFGS evaluates the loss several times per step, .* Choose adam"),
     ],
 )
@@ -34,6 +37,7 @@ def test_names_classes_and_factories() -> None:
     assert optimizer_named(None) == Optimizer()
     assert optimizer_named("sgd").name == "sgd"
     assert optimizer_named(torch.optim.RAdam).name is torch.optim.RAdam
+    assert type(Optimizer(accumulate=np.int64(2)).accumulate) is int
     own = Optimizer(learning_rate=0.1)
     assert optimizer_named(own) is own
     built = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)

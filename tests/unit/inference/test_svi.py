@@ -58,7 +58,7 @@ def fitted(data: Any = (X, Y), model: Callable[..., Any] = regression, **options
 
 
 def same(a: Posterior, b: Posterior) -> bool:
-    first, second = a.parameters(), b.parameters()
+    first, second = a.instance.tensors(), b.instance.tensors()
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
@@ -95,10 +95,10 @@ def test_random_state_and_store_are_unchanged() -> None:
 
 def test_clipping_bounds_the_step_and_averaging_smooths_it() -> None:
     base = Optimizer("sgd", learning_rate=0.1, schedule="constant")
-    start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).parameters()
+    start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).instance.tensors()
 
     def moved(**options: Any) -> float:
-        end = fitted(optimizer=Optimizer(**{**base.__dict__, **options}), epochs=1, batch_size=None).parameters()
+        end = fitted(optimizer=Optimizer(**{**base.__dict__, **options}), epochs=1, batch_size=None).instance.tensors()
         return math.sqrt(sum(float((end[n] - start[n]).square().sum()) for n in end))
 
     assert moved(clip_norm=0.01) == pytest.approx(0.001, rel=0.01)
@@ -132,10 +132,10 @@ def test_fresh_and_kept_weights() -> None:
         svi(program, (X, Y), epochs=1, guide="normal", optimizer=tiny, weights=how).parameters()
         for how in ("fresh", "fresh", "keep")
     )
-    assert torch.allclose(kept["program.new.weight"], program.new.weight)
-    assert not torch.allclose(fresh["program.new.weight"], program.new.weight)
-    assert torch.equal(fresh["program.new.weight"], again["program.new.weight"])
-    assert torch.allclose(fresh["program.old.weight"], program.old.weight)
+    assert torch.allclose(kept["new.weight"], program.new.weight)
+    assert not torch.allclose(fresh["new.weight"], program.new.weight)
+    assert torch.equal(fresh["new.weight"], again["new.weight"])
+    assert torch.allclose(fresh["old.weight"], program.old.weight)
 
 
 def test_program_without_data() -> None:
@@ -276,7 +276,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert posterior.history.epochs["skipped"] == [1.0] * 5
     assert sum(posterior.history.steps["skipped"]) == 5.0
     assert all(math.isfinite(v) for v in posterior.history.epochs["elbo"])
-    assert all(bool(torch.isfinite(v).all()) for v in posterior.parameters().values())
+    assert all(bool(torch.isfinite(v).all()) for v in posterior.instance.tensors().values())
 
 
 def test_skipped_step_restores_batch_norm_statistics() -> None:
@@ -293,7 +293,7 @@ def test_skipped_step_restores_batch_norm_statistics() -> None:
 
     posterior = svi(Normed(), X, guide="normal", epochs=2, batch_size=10)
     assert sum(posterior.history.steps["skipped"]) == 2
-    statistics = posterior.parameters()
+    statistics = posterior.instance.tensors()
     assert bool(torch.isfinite(statistics["program.norm.running_mean"]).all())
     assert float(statistics["program.norm.num_batches_tracked"]) == 6
 
@@ -356,6 +356,80 @@ def test_stop_during_warm_up_keeps_the_last_state() -> None:
     posterior = fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(3)])
     assert posterior.history.best_epoch == 3
     assert not same(posterior, fitted(epochs=10, callbacks=[KLWarmUp(10), _StopAfter(1)]))
+
+
+# -- fits that end within an epoch ----------------------------------------------------------------------------------
+
+
+class Epochs(Callback):
+    """The steps at which epochs ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+
+    def epoch_end(self, fit: Fit) -> None:
+        assert len(fit.history.epochs["elbo"]) == fit.epoch
+        self.ends.append(fit.step)
+
+
+class StopAtStep(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def step_end(self, fit: Fit) -> None:
+        fit.stop = fit.step == self.step
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(3, [3]), (7, [4, 7]), (8, [4, 8])])
+@pytest.mark.parametrize("held_out", [None, (X, Y)])
+def test_end_of_a_fit_ends_its_last_epoch(steps: int, ends: list[int], held_out: Any, tmp_path: Path) -> None:
+    seen, log = Epochs(), io.StringIO()
+    steering: list[Callback] = [EarlyStopping(5), Checkpoint(tmp_path)]
+    callbacks = [seen, Log(file=log), *steering]
+    posterior = fitted(epochs=None, steps=steps, held_out=held_out, callbacks=callbacks)
+    history = posterior.history
+    assert seen.ends == ends
+    assert len(log.getvalue().splitlines()) == len(ends)
+    elbo, last = history.steps["elbo"], (len(ends) - 1) * 4
+    assert history.epochs["elbo"][-1] == np.mean(elbo[last:steps])
+    assert history.epochs["learning_rate"][-1] < history.epochs["learning_rate"][0] or len(ends) == 1
+    assert not history.stopped_early
+    if held_out is not None:
+        assert history.best_epoch == int(np.argmax(history.epochs["held_out_elbo"])) + 1
+    assert same(posterior, fitted(epochs=None, steps=steps, held_out=held_out, callbacks=steering))
+
+
+def test_posterior_holds_the_steps_of_a_last_short_epoch() -> None:
+    """The step size is constant, so that the fits of 4 and 7 steps share their first epoch."""
+    options: dict[str, Any] = {"epochs": None, "held_out": (X, Y), "optimizer": Optimizer(schedule="constant")}
+    short, long = fitted(steps=4, **options), fitted(steps=7, **options)
+    scores = long.history.epochs["held_out_elbo"]
+    assert short.history.epochs["held_out_elbo"] == scores[:1]
+    assert long.history.best_epoch == 2
+    assert scores[1] > scores[0]
+    assert not same(short, long)
+
+
+def test_stop_within_an_epoch_ends_it() -> None:
+    seen = Epochs()
+    posterior = fitted(epochs=4, held_out=(X, Y), callbacks=[seen, StopAtStep(6)])
+    assert seen.ends == [4, 6]
+    assert len(posterior.history.epochs["held_out_elbo"]) == 2
+    assert len(posterior.history.steps["elbo"]) == 6
+
+
+@pytest.mark.parametrize("at", [2, 4, 6, 7])
+def test_killed_fit_with_a_short_last_epoch_resumes_bit_for_bit(at: int, tmp_path: Path) -> None:
+    def run(*more: Callback, folder: str = "run") -> Posterior:
+        callbacks = [Checkpoint(tmp_path / folder, every=0.25), *more]
+        return fitted(epochs=None, steps=7, held_out=(X, Y), callbacks=callbacks)
+
+    whole = run(folder="whole")
+    with pytest.raises(Killed):
+        run(Kill(at))
+    resumed = run()
+    assert same(whole, resumed)
+    assert resumed.history.epochs["held_out_elbo"] == whole.history.epochs["held_out_elbo"]
 
 
 # -- resuming -----------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def test_frozen_parameters_are_not_random_and_not_trained() -> None:
     net[0].requires_grad_(False)
     found = fit(BayesianNeuralNetwork(net), table())
     assert set(found.latent_sites) == {"2.weight.scale", "2.weight", "2.bias", "noise"}
-    assert torch.equal(found.parameters()["program.net.0.weight"], net[0].weight)
+    assert torch.equal(found.parameters()["net.0.weight"], net[0].weight)
     assert BayesianNeuralNetwork(MLP(3, 1)).config is not None and found.program.config is None
 
 
@@ -133,7 +133,7 @@ def test_fit_starts_at_new_or_given_weights() -> None:
     def means(posterior: Posterior) -> tuple[Tensor, Tensor]:
         # In units of the prior, whose initial scale is 1 / sqrt(fan_in).
         state = posterior.parameters()
-        return state["program.raw_loc.0"] / 3**0.5, state["program.raw_loc.2"] / 8**0.5
+        return state["raw_loc.0"] / 3**0.5, state["raw_loc.2"] / 8**0.5
 
     first, last = net[0].weight.detach(), net[2].weight.detach()
     kept = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights="keep", optimizer=still))
@@ -163,7 +163,7 @@ def test_dropout_is_off_and_batch_norm_keeps_its_statistics() -> None:
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 1))
     net[1].running_mean.fill_(0.3)
     found = fit(BayesianNeuralNetwork(net), table())
-    assert (found.parameters()["program.net.1.running_mean"] == 0.3).all()
+    assert (found.program.net[1].running_mean == 0.3).all()
     x = table()[0]
     whole, part = found.predict(x, draws=20).distribution.mean, found.predict(x[:5], draws=20).distribution.mean
     torch.testing.assert_close(whole[:, :5], part)  # rows are independent, and only the weights are random
@@ -199,9 +199,9 @@ def test_predictions_scale_with_the_units_of_the_data() -> None:
 def test_units_come_only_from_the_training_rows() -> None:
     x, y = table()
     found = fit(BayesianNeuralNetwork(network()), (x, y), held_out=(100 * x, 100 * y))
-    parameters = found.parameters()
-    torch.testing.assert_close(parameters["program.x_loc"], x.mean(0))
-    torch.testing.assert_close(parameters["program.y_scale"], y.std(0, unbiased=False))
+    units = found.instance.tensors()
+    torch.testing.assert_close(units["program.x_loc"], x.mean(0))
+    torch.testing.assert_close(units["program.y_scale"], y.std(0, unbiased=False))
 
 
 def test_constant_column_has_scale_one() -> None:
@@ -242,7 +242,7 @@ def test_known_noise_is_in_the_units_of_y() -> None:
 
 def test_without_standardization_units_are_zero_and_one() -> None:
     x, y = table()
-    found = fit(BayesianNeuralNetwork(network(2), standardize=False), (x + 5, y.repeat(1, 2) + 5)).parameters()
+    found = fit(BayesianNeuralNetwork(network(2), standardize=False), (x + 5, y.repeat(1, 2) + 5)).instance.tensors()
     assert (found["program.x_loc"] == 0).all() and (found["program.y_scale"] == 1).all()
     assert found["program.noise_loc.0"].shape == (2,)
 

@@ -215,7 +215,7 @@ def test_fit_finds_the_maximum_and_is_saved_and_loaded(tmp_path: Path) -> None:
     x = torch.tensor([-2.0, 2.1, 1.9, -2.0])
     program = Program.of(model, lambda x: None, data_plate="data")
     posterior = svi(program, x, epochs=500, batch_size=2, held_out=x, seed=0)
-    assert posterior.parameters()["store.loc"].item() == pytest.approx(2.0, abs=0.05)
+    assert posterior.parameters()["loc"].item() == pytest.approx(2.0, abs=0.05)
     posterior.save(tmp_path / "fit")
     again = Posterior.load(tmp_path / "fit", program=program)
     assert again.exact

@@ -14,9 +14,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal
-from torch import Tensor
+from pyro.nn import PyroParam
+from torch import Tensor, nn
 
 from deepprob.errors import StorageError
+from deepprob.fitting.callbacks import Callback, Fit
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE
@@ -136,7 +138,7 @@ def test_scale_handler_applies_to_queries() -> None:
     y = torch.linspace(-1, 1, 12)
     posterior = svi(Program.of(model, lambda y: None), y, epochs=1)
     found = posterior.log_likelihood(y, draws=1)[0]
-    loc = posterior.parameters()["store.loc"]
+    loc = posterior.parameters()["loc"]
     assert torch.allclose(found, 0.1 * dist.Normal(loc, 1.0).log_prob(y), atol=1e-6)
 
 
@@ -214,6 +216,64 @@ def test_no_gradient_and_no_dropout(posterior: Posterior) -> None:
     assert not posterior.sample(draws=2)["w"].requires_grad
     assert not posterior.predict(X).mean.requires_grad
     assert not posterior.program.training
+
+
+def test_parameters_have_the_names_and_values_of_the_user(tmp_path: Path) -> None:
+    """Names and constrained values of Pyro's three ways to make parameters, in callbacks too; buffers are left out."""
+
+    class Kinds(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.BatchNorm1d(1)
+            self.raw = nn.ParameterList([nn.Parameter(torch.zeros(()))])
+            self.frozen = nn.Parameter(torch.tensor(3.0), requires_grad=False)
+            self.scale = PyroParam(torch.tensor(2.0), constraint=dist.constraints.positive)
+
+        def model(self, x: Tensor) -> None:
+            chance = pyro.param("chance", torch.tensor(0.25), constraint=dist.constraints.unit_interval)
+            shift = pyro.param("net.weight", torch.tensor([4.0]))
+            with self.data_plate(x):
+                loc = self.net(x.unsqueeze(-1)).squeeze(-1) + shift + self.raw[0] + self.frozen
+                pyro.sample("x", dist.Normal(loc, self.scale + chance), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            pass
+
+    class Seen(Callback):
+        def start(self, fit: Fit) -> None:
+            self.first = fit.parameters()
+
+        def step_end(self, fit: Fit) -> None:
+            self.last = fit.parameters()
+
+    seen = Seen()
+    posterior = svi(Kinds(), torch.arange(5.0), steps=3, callbacks=[seen], compile=False, progress=False)
+    found = posterior.parameters()
+    assert found.keys() == {"net.weight", "net.bias", "raw.0", "frozen", "scale", "chance", "store.net.weight"}
+    assert seen.last.keys() == found.keys() - {"frozen"}
+    assert all(torch.equal(value, found[name]) for name, value in seen.last.items())
+    start = {"net.weight": 1.0, "net.bias": 0.0, "raw.0": 0.0, "scale": 2.0, "chance": 0.25, "store.net.weight": 4.0}
+    assert {name: value.item() for name, value in seen.first.items()} == pytest.approx(start)
+    assert torch.equal(found["scale"], posterior.program.scale.detach())
+    posterior.save(tmp_path)
+    loaded = Posterior.load(tmp_path, program=Kinds()).parameters()
+    assert list(loaded) == list(found)
+    assert all(torch.equal(value, found[name]) for name, value in loaded.items())
+
+
+def test_parameters_of_modules_and_guides_have_the_names_of_pyro() -> None:
+    net = nn.Linear(1, 1)
+
+    def model(x: Tensor) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(net(z.unsqueeze(-1)).squeeze(-1), 1.0), obs=x)
+
+    posterior = svi(Program.of(model, "normal"), torch.arange(5.0), steps=3, compile=False, progress=False)
+    found = posterior.parameters()
+    assert found.keys() == {"net.weight", "net.bias", "AutoNormal.locs.z", "AutoNormal.scales.z"}
+    assert (found["AutoNormal.scales.z"] > 0).all()
 
 
 def test_parameters_are_copies(posterior: Posterior) -> None:

@@ -164,7 +164,7 @@ def test_bare_parameters_and_tensors_are_never_trained_in_place() -> None:
 
         posterior = fitted(Program.of(functools.partial(model, start=start), "normal", data_plate="data"))
         assert torch.equal(start, torch.zeros(3))
-        assert bool((posterior.parameters()["store.w"] != 0).all())
+        assert bool((posterior.parameters()["w"] != 0).all())
     assert not tensor.requires_grad
 
 
@@ -241,7 +241,8 @@ def test_fit_trains_every_kind_of_parameter_of_a_copy() -> None:
     before = {n: v.clone() for n, v in program.state_dict().items()}
     posterior = fitted(program)
     assert all(torch.equal(v, before[n]) for n, v in program.state_dict().items())
-    start = {f"program.{n}": v for n, v in before.items()} | dict.fromkeys(("store.shift", "store.slope"), 0.3)
+    start: dict[str, Any] = before | dict.fromkeys(("shift", "slope"), 0.3)
+    start["scale"] = start.pop("scale_unconstrained").exp()
     assert posterior.parameters().keys() == start.keys()
     assert all(bool((v != start[n]).any()) for n, v in posterior.parameters().items())
 
