@@ -12,6 +12,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints, kl_divergence, register_kl
 
+from deepprob.engine.batching import over_draws
+
 _SLOT = object()  # the place of a tensor in a template
 
 
@@ -138,7 +140,7 @@ def _each_draw(one: Callable[..., Tensor], draws: int, *arguments: list[Tensor])
         result = one(*arguments)
         return result.expand(draws, *result.shape)
     try:
-        found: Tensor = torch.vmap(one, randomness="different")(*arguments)
+        found: Tensor = over_draws(one, *arguments)
     except RuntimeError as error:
         if type(error) is NotImplementedError:
             raise

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.distributions.per_draw import PerDraw, take_apart, unwrapped
+from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable
+from deepprob.engine.trace import Untraceable, same_values
 from deepprob.posteriors.stored_draws import replay
 from deepprob.programs.elimination import Term
 from deepprob.programs.instance import ProgramInstance
@@ -140,7 +141,7 @@ class DrawRunner:
             results: list[Tensor] = query.graph(own, (*tensors, *values), normal, uniform)
             return results
 
-        found = torch.vmap(one, randomness="different")(list(kept.values()), *noise)
+        found = over_draws(one, list(kept.values()), *noise)
         return recipe.stack(found, run)
 
     def _graph(self, job: Job, run: Run, tensors: list[Tensor], stored: Stored) -> tuple[QueryGraph, Recipe]:
@@ -177,7 +178,7 @@ class DrawRunner:
         own = [x.detach() for x in query.tensors]
         noise = query.noise.draw_stacked(2, self.instance.device)
         values = [x[[0, -1]] for x in stored.values()]
-        graphs = torch.vmap(lambda v, *n: query.graph(own, (*tensors, *v), *n))(values, *noise)
+        graphs = over_draws(lambda v, *n: query.graph(own, (*tensors, *v), *n), values, *noise)
         for k in range(2):
             with LiftedNoise(noise[0][k], noise[1][k]):
                 alone = ask((*tensors, *(v[k] for v in values)))
@@ -236,7 +237,11 @@ class Recipe:
             trace = Trace()
             for site, template, count, of_scale, of_mask in item:
                 fn = PerDraw(template, [next(rest) for _ in range(count)], draws=run.draws, plates=run.plates)
-                value = _with_rank(next(rest), 1 + run.plates + len(fn.event_shape))
+                value = next(rest)
+                if not site["is_observed"] or is_deterministic(site) or not _is_shared(value):
+                    value = _with_rank(value, 1 + run.plates + len(fn.event_shape))
+                else:
+                    value = value[0]  # data
                 frames = (*site["cond_indep_stack"], CondIndepStackFrame(DRAWS, -run.plates - 1, run.draws, 0))
                 node = site | {"fn": fn, "value": value, "cond_indep_stack": frames}
                 for name, is_tensor in (("scale", of_scale), ("mask", of_mask)):
@@ -266,6 +271,11 @@ def taken_apart(result: Result) -> tuple[Recipe, list[Tensor]]:
             sites.append((static, template, len(own), "scale" in extra, "mask" in extra))
         items.append(sites)
     return Recipe(items), tensors
+
+
+def _is_shared(value: Tensor) -> bool:
+    """Whether a value is the same for all draws."""
+    return value.stride(0) == 0 or same_values(value, value[:1].expand(value.shape))
 
 
 def _with_rank(value: Tensor, rank: int) -> Tensor:

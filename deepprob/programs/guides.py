@@ -6,10 +6,14 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_feasible
+from torch import Tensor
+from torch.distributions import constraints
 
 from deepprob.errors import unknown
 from deepprob.programs.copying import copy_with_modules
@@ -23,8 +27,23 @@ def _flow(model: Callable[..., Any]) -> AutoGuide:
     return autoguide.AutoIAFNormal(model, num_transforms=2)
 
 
+def _start(site: Site) -> Tensor:
+    """Where a site starts: at its prior mean if it is real, else at zero in unconstrained coordinates.
+
+    Pyro's zero for all sites would let noise decide which component of a mixture takes which ordered location.
+    """
+    fn = site["fn"]
+    try:
+        real, mean = fn.support == constraints.real or fn.support == constraints.real_vector, fn.mean
+    except NotImplementedError:
+        return torch.as_tensor(init_to_feasible(site))
+    if real and bool(torch.isfinite(mean).all()):
+        return torch.as_tensor(mean.detach().expand(fn.shape()).clone())
+    return torch.as_tensor(init_to_feasible(site))
+
+
 GUIDES: dict[str, Callable[[Callable[..., Any]], AutoGuide]] = {
-    "normal": autoguide.AutoNormal,
+    "normal": functools.partial(autoguide.AutoNormal, init_loc_fn=_start),
     "multivariate_normal": autoguide.AutoMultivariateNormal,
     "low_rank": autoguide.AutoLowRankMultivariateNormal,
     "flow": _flow,
@@ -66,7 +85,7 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
             raise unknown("guide", spec, GUIDES)
         name, built = spec, GUIDES[spec](model)
     elif isinstance(spec, type) and issubclass(spec, AutoGuide):
-        name = next((n for n, g in GUIDES.items() if g is spec), None)
+        name = next((n for n, g in GUIDES.items() if getattr(g, "func", g) is spec), None)
         built = spec(model)
     elif callable(spec):
         built = spec

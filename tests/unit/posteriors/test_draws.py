@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deepprob.distributions.per_draw import PerDraw, put_together, take_apart
 from deepprob.engine.random import RandomStream
@@ -205,10 +205,6 @@ def test_an_error_of_the_program_is_its_own() -> None:
         posterior_of(model).predict(X[:5])
 
 
-class Normals(nn.Module):
-    """A guide's network, to have tensors inside of a transform."""
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -216,7 +212,9 @@ class Normals(nn.Module):
         lambda t: dist.Categorical(logits=torch.stack([t, 2 * t, -t], -1)),
         lambda t: dist.MultivariateNormal(torch.stack([t, -t], -1), torch.eye(2)),
         lambda t: dist.LowRankMultivariateNormal(torch.stack([t, -t], -1), torch.ones(2, 1), torch.ones(2)),
-        lambda t: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.stack([t, -t], -1), 1.0)),
+        lambda t: dist.MixtureSameFamily(
+            dist.Categorical(torch.ones(3, 2)), dist.Normal(torch.stack([t, -t], -1), 1.0)
+        ),
         lambda t: dist.StudentT(3.0, t, 2.0),
         lambda t: dist.NegativeBinomial(t.exp(), logits=t),
         lambda t: dist.Beta(t.exp(), 2.0),
@@ -251,7 +249,7 @@ def test_per_draw_is_each_draws_distribution(make: Callable[[Tensor], Any]) -> N
             with pytest.raises(NotImplementedError):
                 getattr(stacked, name)
             continue
-        torch.testing.assert_close(getattr(stacked, name), expected)
+        torch.testing.assert_close(getattr(stacked, name), expected, equal_nan=True)
 
 
 def test_kl_per_draw_is_each_draws_kl() -> None:

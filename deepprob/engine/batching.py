@@ -1,0 +1,31 @@
+"""Functions of one draw, applied to all draws in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_functorch: Any = torch._C._functorch
+
+
+def over_draws(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Apply a function to every entry along the first axis of its arguments, with ``torch.vmap``.
+
+    Random operations draw separately for every entry. An operation that torch cannot batch runs entry by entry, without
+    torch's warning: nothing a user could change would avoid it.
+
+    Args:
+        function: A function of tensors, or of lists of tensors, to tensors.
+        arguments: Its arguments, each tensor with the draws first.
+
+    Examples:
+        >>> over_draws(lambda w, x: w @ x, torch.eye(3).expand(4, 3, 3), torch.ones(4, 3)).shape
+        torch.Size([4, 3])
+    """
+    _functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        return torch.vmap(function, randomness="different")(*arguments)
+    finally:
+        _functorch._set_vmap_fallback_warning_enabled(True)
