@@ -1,4 +1,4 @@
-"""Noise as an input: random operations of a program take their numbers from vectors drawn ahead."""
+"""Noise as an input: random operations take their numbers from vectors drawn ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks does n
 
 @dataclass(frozen=True)
 class NoiseSize:
-    """How much noise one run of a program takes.
+    """How much noise one run of a program or a step takes.
 
     Attributes:
         normal: Number of standard normal numbers.
@@ -126,7 +126,7 @@ class LiftedNoise(TorchDispatchMode):
             return draw(tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
             raise RuntimeError(
-                f"the program draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "
+                f"a run draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "
                 "the first run."
             )
         taken = source[start : start + count].view(tuple(shape)).to(dtype)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
+from deepprob.engine.loop import Loop, Step
+from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 
 # Largest relative difference, by the precision of layers. Products in bfloat16 round to 3 digits, and a fused sum
 # rounds at other places; `difference` measures how far such rounding grows.

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.dynamic_length import DifferentGraphs
-from deepprob.engine.loop import Loop, Noise, StepData
+from deepprob.engine.loop import Loop
+from deepprob.engine.loop_inputs import Noise, StepData
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable
+from deepprob.engine.subject import Untraceable
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.comparison import TOLERANCE, Reading, Trial, difference
 from deepprob.fitting.cost_model import (

@@ -22,9 +22,9 @@ from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import compile_module
 from deepprob.engine.noise import LiftedNoise, NoiseSize
+from deepprob.engine.subject import Subject, Untraceable
 from deepprob.engine.trace import (
     SkipValueChecks,
-    Untraceable,
     functionalise,
     lift_constants,
     reason_of,
@@ -41,6 +41,18 @@ def tensors_of(instance: ProgramInstance) -> list[Tensor]:
     """All tensors of a program: parameters, buffers and the entries of its store, each once."""
     everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
     return list({id(x): x for x in everything}.values())
+
+
+def subject_of(instance: ProgramInstance) -> Subject:
+    """A program as the subject of a trace."""
+    return Subject(
+        instance.program,
+        "the program",
+        "keep a schedule in a buffer and change it with Anneal",
+        "one of its buffers: use register_buffer",
+        "its input, or changes a buffer in some steps only",
+        (pyro,),
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
 
     size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=instance.program, libraries=[pyro])
+    graph = trace_graph(run, (tensors, batch, *drawn), tensors, subject=subject_of(instance))
     functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 
@@ -260,9 +272,7 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
     tensors = tensors_of(instance)
     example = torch.zeros(chains, size, device=instance.device)
     with instance.running():
-        graph = trace_graph(
-            evaluate, (example, tensors, batch), tensors, owner=instance.program, libraries=[pyro]
-        )  # fmt: skip
+        graph = trace_graph(evaluate, (example, tensors, batch), tensors, subject=subject_of(instance))
     return LogDensity(graph, tensors, batch, shapes, size, values)
 
 
