@@ -255,7 +255,12 @@ class CompileTask:
         norm = {"gradient_norm": terms.pop("gradient_norm")}
         key = next(k for k in (GRADIENTS, "accumulated", "first") if k in carry)
         gradients = zip(self.state.params, self.state.packing.unpack(carry[key]), strict=True)
-        return Reading([terms, norm], {f"gradient of {name}": x for name, x in gradients}, carry["buffers"])
+        names = {id(x): name for name, x in self.state.instance.program.named_buffers()}
+        buffers = {
+            f"buffer {names.get(id(own), i)}": x
+            for i, (own, x) in enumerate(zip(self.state.carry["buffers"], carry["buffers"], strict=True))
+        }
+        return Reading([terms, norm], {f"gradient of {name}": x for name, x in gradients}, buffers)
 
 
 def _compile(loops: Sequence[Loop], announce: bool) -> str:
