@@ -134,6 +134,33 @@ class LiftedNoise(TorchDispatchMode):
         return taken.clamp(max=1 - torch.finfo(dtype).eps / 2) if kind == "uniform" and dtype != source.dtype else taken
 
 
+class RandomDraw(Exception):
+    """An operation draws random numbers where none may be drawn."""
+
+
+class NoDraws(TorchDispatchMode):
+    """Within this context random operations raise `RandomDraw`.
+
+    Examples:
+        >>> with NoDraws():
+        ...     torch.randn(2)
+        Traceback (most recent call last):
+            ...
+        deepprob.engine.noise.RandomDraw: randn draws random numbers
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see LiftedNoise
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RandomDraw(f"{func.overloadpacket.__name__} draws random numbers")
+        return func(*args, **(kwargs or {}))
+
+
 _Serve = Callable[..., Tensor]
 
 

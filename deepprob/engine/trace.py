@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,7 +105,7 @@ def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, i
     return tensor, num_classes
 
 
-@contextmanager
+@contextlib.contextmanager
 def _decomposed_layers() -> Iterator[None]:
     """Turn oneDNN and cuDNN off, so that recurrent layers are traced as many small operations.
 
@@ -223,7 +223,11 @@ def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str
     """The reason why tracing failed, with the innermost line of the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
-    users = [f for f in frames if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), "<"))]
+    users = [
+        f
+        for f in frames
+        if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<"))
+    ]
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
         text = "the computation depends on a value of a tensor (if, while or .item())"
