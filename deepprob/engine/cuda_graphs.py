@@ -46,6 +46,12 @@ class Replay:
                         place.copy_(value)
                 self.graphs[steps] = graph
 
+    def reads(self, captured: Sequence[Tensor]) -> bool:
+        """Whether the graphs read these captured tensors, by their place in memory."""
+        return all(
+            mine is x or mine.data_ptr() == x.data_ptr() for mine, x in zip(self.captured, captured, strict=True)
+        )
+
     def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
         """Take ``count`` steps, and return the carried tensors in this object's own memory."""
         for place, value in zip(self.carried, carried, strict=True):
