@@ -32,7 +32,7 @@ class Replay:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(2):  # CUDA libraries initialise themselves before the recording
+                for _ in range(2):  # CUDA libraries initialize themselves before the recording
                     run([*self.carried, *captured])
             torch.cuda.current_stream().wait_stream(side)
             pool = torch.cuda.graph_pool_handle()
