@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
+from deepprob.engine.loop import Loop, Step
+from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.random import RandomStream
 

@@ -32,7 +32,7 @@ class Replay:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
-                for _ in range(2):  # CUDA libraries initialise themselves before the recording
+                for _ in range(2):  # CUDA libraries initialize themselves before the recording
                     run([*self.carried, *captured])
             torch.cuda.current_stream().wait_stream(side)
             pool = torch.cuda.graph_pool_handle()
@@ -45,6 +45,12 @@ class Replay:
                     for place, value in zip(self.carried, now, strict=True):
                         place.copy_(value)
                 self.graphs[steps] = graph
+
+    def reads(self, captured: Sequence[Tensor]) -> bool:
+        """Whether the graphs read these captured tensors, by their place in memory."""
+        return all(
+            mine is x or mine.data_ptr() == x.data_ptr() for mine, x in zip(self.captured, captured, strict=True)
+        )
 
     def __call__(self, count: int, carried: Sequence[Tensor]) -> Sequence[Tensor]:
         """Take ``count`` steps, and return the carried tensors in this object's own memory."""

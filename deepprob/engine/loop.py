@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,51 +24,30 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from deepprob.engine.cuda_graphs import Replay
 from deepprob.engine.dynamic_length import DifferentGraphs, Lengths, Line, serve_all_lengths
+from deepprob.engine.loop_inputs import (
+    Example,
+    Noise,
+    PerStep,
+    StepData,
+    check_call,
+    check_example,
+    check_noise,
+    checked_result,
+)
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
-from deepprob.engine.trace import lift_constants, same_values, trace_graph
+from deepprob.engine.records import Records
+from deepprob.engine.subject import Subject, unchanged_in_python
+from deepprob.engine.trace import (
+    check_graph,
+    lift_constants,
+    same_values,
+    trace_graph,
+)
 
 _SMALL_SUM = 2**12  # table entries times added numbers
-
-
-class StepData(NamedTuple):
-    """The data of one step.
-
-    Attributes:
-        fixed: The captured tensors, whole.
-        rows: The step's row indices, shape ``(B,)``.
-        number: The step's number, a scalar.
-    """
-
-    fixed: Any
-    rows: Tensor
-    number: Tensor
-
-
-class Noise(NamedTuple):
-    """Random numbers of one step, or of ``n`` steps with a leading dimension.
-
-    Attributes:
-        normal: Standard normal numbers.
-        uniform: Uniform numbers in [0, 1).
-    """
-
-    normal: Tensor
-    uniform: Tensor
-
-
-class PerStep(NamedTuple):
-    """The inputs that differ from step to step.
-
-    Attributes:
-        rows: Row indices of each step, shape ``(n, B)``; ``(1, B)`` if all steps use the same rows.
-        knobs: Real numbers of each step, shape ``(n, k)``.
-    """
-
-    rows: Tensor
-    knobs: Tensor
 
 
 Step = Callable[[Any, StepData, Noise, Tensor], tuple[Any, dict[str, Tensor]]]
@@ -95,7 +74,10 @@ class Loop:
         scalars: Names of the scalars in a record.
 
     Raises:
-        ValueError: If the new carry has another structure than the old one.
+        ValueError: If the new carry differs from the old one in structure, shapes, dtypes or devices.
+        TypeError: If the step does not return a carry and a dict of tensors.
+        Untraceable: If the step keeps state in Python, changes its inputs, or depends on values other than by tensor
+            operations.
 
     Examples:
         Powers of two, three steps in one call:
@@ -118,24 +100,26 @@ class Loop:
         noise: NoiseSize | None = None,
         capacity: int = 1024,
     ) -> None:
+        check_example(per_step)
         self.capacity, self._step, self._device = capacity, step, per_step.knobs.device
-        if noise is None:
-            noise, self._step = _lift_draws(step, carry, self._first_data(per_step, fixed), per_step.knobs[0])
-        self.noise = noise
-        new, record = self._try_step(carry, per_step, fixed)
-        spec = tree_flatten(carry)[1]
-        if tree_flatten(new)[1] != spec:
-            raise ValueError(
-                f"a step must return a carry of the structure it was given, {spec}; got {tree_flatten(new)[1]}. "
-                "Return the same lists, tuples and dict keys."
-            )
-        self.scalars = tuple(name for name, x in record.items() if not x.dim())
+        self._carry, self._fixed = Example("carry", carry), Example("fixed", fixed)
+        carry, fixed = self._carry.tree(), self._fixed.tree()
+        self._subject = Subject(step)
         self._run: Run | None = None
         self._replay: Replay | None = None
         self._lengths: Lengths = {}
         self._noise_lines: tuple[Line, Line] | None = None
-        self._make_inputs(carry, per_step, fixed, record)
-        self._body = self._trace()
+        with unchanged_in_python(self._subject):
+            if noise is None:
+                data = self._first_data(per_step, fixed)
+                noise, self._step = _lift_draws(step, carry, data, per_step.knobs[0], self._subject)
+            self.noise = noise
+            new, record = self._try_step(carry, per_step, fixed)
+            self._carry.check_new(new)
+            self._records = Records(record)
+            self.scalars = self._records.scalars
+            self._make_inputs(carry, per_step, fixed)
+            self._body = self._trace()
 
     def _first_data(self, per_step: PerStep, fixed: Any) -> StepData:
         """The data of the first step."""
@@ -151,9 +135,9 @@ class Loop:
         given = carry, self._first_data(per_step, fixed), noise, per_step.knobs[0]
         fake = tree_map_only(Tensor, lambda x: mode.from_tensor(x, static_shapes=True), given)
         with torch.no_grad(), mode:
-            return self._step(*fake)
+            return checked_result(self._step(*fake))
 
-    def _make_inputs(self, carry: Any, per_step: PerStep, fixed: Any, record: dict[str, Tensor]) -> None:
+    def _make_inputs(self, carry: Any, per_step: PerStep, fixed: Any) -> None:
         """Allocate the loop's inputs: carried tensors, and captured tensors at a fixed place in memory.
 
         The carry includes a counter of steps and the record of all steps; the last two captured tensors are the
@@ -166,36 +150,24 @@ class Loop:
         generators = [torch.Generator(device).manual_seed(0) for _ in range(2)]
         noise = Noise(*self.noise.draw(count, generators, device))
         index = torch.zeros((), dtype=torch.long, device=device)
-        scalars = torch.zeros(count, len(self.scalars), dtype=dtype, device=device)
-        shapes = {name: (count, *x.shape) for name, x in record.items() if x.dim()}
-        others = {n: torch.zeros(shape, dtype=record[n].dtype, device=device) for n, shape in shapes.items()}
-        self._carried, self._carry_spec = tree_flatten((index, carry, scalars, others))
-        self._num_fixed = len(tree_flatten(fixed)[0])
+        self._carried, self._carry_spec = tree_flatten((index, carry, self._records.empty(count, device)))
         captured = (fixed, PerStep(rows, knobs), noise, torch.zeros_like(index), torch.ones_like(index))
         self._captured, self._captured_spec = tree_flatten(captured)
 
     def _iteration(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """One iteration of the loop, from carried and captured tensors to carried tensors."""
         count = len(self._carried)
-        index, carry, scalars, others = tree_unflatten(list(inputs[:count]), self._carry_spec)
+        index, carry, tables = tree_unflatten(list(inputs[:count]), self._carry_spec)
         fixed, per_step, noise, first, _ = tree_unflatten(list(inputs[count:]), self._captured_spec)
         at = index.reshape(1)
         rows = per_step.rows[0] if len(per_step.rows) == 1 else per_step.rows.index_select(0, at).squeeze(0)
         mine = Noise(*(x.index_select(0, at).squeeze(0) for x in noise))
         knobs = per_step.knobs.index_select(0, at).squeeze(0)
         new, record = self._step(carry, StepData(fixed, rows, first + index), mine, knobs)
-        row, columns = torch.zeros_like(scalars[0]), torch.arange(len(self.scalars), device=scalars.device)
-        for column, name in enumerate(self.scalars):
-            # torch.stack would first allocate memory for every number.
-            row = torch.where(columns == column, record[name].to(scalars.dtype), row)
-        if self.scalars:
-            scalars = scalars.index_copy(0, at, row.unsqueeze(0))
-        others = {name: x.index_copy(0, at, record[name].unsqueeze(0)) for name, x in others.items()}
+        tables = self._records.write(tables, at, record)
         given = {id(x) for x in inputs}
         # An input returned unchanged would share memory with a tensor that is still read.
-        return tuple(
-            x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, scalars, others))[0]
-        )  # fmt: skip
+        return tuple(x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, tables))[0])
 
     def _trace(self) -> GraphModule:
         with torch.no_grad():
@@ -205,6 +177,7 @@ class Loop:
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*self._carried, *self._captured)
+        check_graph(body, self._subject)
         self._captured += [x.detach().clone() for x in lift_constants(body)]
         return body
 
@@ -228,7 +201,7 @@ class Loop:
             DifferentGraphs: If the two graphs differ in more than whole numbers that are linear in the length.
         """
         lengths: Lengths = {}
-        for i in range(self._num_fixed):
+        for i in range(len(self._fixed.tensors)):
             a, b = shorter._captured[i], self._captured[i]
             if a.shape != b.shape:
                 lengths[len(self._carried) + i] = a.shape[1], b.shape[1]
@@ -243,6 +216,7 @@ class Loop:
         lines = (Line(between, (short.normal, long.normal)), Line(between, (short.uniform, long.uniform)))
         serve_all_lengths(self._body, shorter._body, between, (min(lengths), 1))
         self._lengths, self._noise_lines = lengths, lines
+        self._fixed.serve_lengths({i - len(self._carried): ends for i, ends in lengths.items()})
 
     def noise_for(self, fixed: Any) -> NoiseSize:
         """How much noise a step takes on captured data with sequences of this length."""
@@ -297,10 +271,17 @@ class Loop:
         Returns:
             The new carry, and the record of each step, ``(n, ...)`` by name. On a GPU they lie in the loop's own
             memory: clone them to keep them beyond the next call.
+
+        Raises:
+            ValueError: If a tensor differs from the example in shape, dtype or device, if there are more steps than
+                `capacity`, or if there is no noise for a step that draws.
         """
         count = len(per_step.knobs)
+        given, data = self._carry.match(carry), self._fixed.match(fixed)
         buffers = tree_unflatten(self._captured[: self._captured_spec.num_leaves], self._captured_spec)
         _, mine, drawn, number, steps = buffers
+        check_call(per_step, mine, self.capacity)
+        check_noise(noise, drawn, count, self.noise_for(fixed))
         # Rows beyond `count` and noise beyond the need of shorter sequences are never read.
         mine.knobs[:count].copy_(per_step.knobs)
         same_rows = len(mine.rows) == 1
@@ -309,14 +290,12 @@ class Loop:
             buffer[:count, : x.shape[1]].copy_(x)
         number.fill_(first)
         steps.fill_(count)
-        captured = tree_flatten((fixed, mine, drawn, number, steps))[0]
-        captured += self._captured[len(captured) :]
-        index, _, scalars, others = tree_unflatten(self._carried, self._carry_spec)
+        captured = [*data, *self._captured[len(data) :]]
+        index, *rest = self._carried
         with torch.no_grad():
-            out = self._iterate(count, tree_flatten((index, carry, scalars, others))[0], captured)
-        _, new, scalars, others = tree_unflatten(list(out), self._carry_spec)
-        record = dict(zip(self.scalars, scalars[:count].unbind(1), strict=True))
-        return new, record | {name: x[:count] for name, x in others.items()}
+            out = self._iterate(count, [index, *given, *rest[len(given) :]], captured)
+        _, new, tables = tree_unflatten(list(out), self._carry_spec)
+        return new, self._records.read(tables, count)
 
     def _iterate(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
         on_gpu = self._device.type == "cuda"
@@ -325,7 +304,7 @@ class Loop:
         iteration: Run = self._run or (lambda inputs: list(self._body(*inputs)))
         # An unserved draw may read values, and the extra runs of a recording would advance torch's generator.
         if on_gpu and not self.noise.unserved:
-            if self._replay is None:
+            if self._replay is None or not self._replay.reads(captured):
                 self._replay = Replay(iteration, carried, captured, self.capacity)
             return self._replay(count, carried)
         out: Sequence[Tensor] = carried
@@ -334,11 +313,13 @@ class Loop:
         return out
 
 
-def _lift_draws(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[NoiseSize, Step]:
+def _lift_draws(step: Step, carry: Any, data: StepData, knobs: Tensor, subject: Subject) -> tuple[NoiseSize, Step]:
     """Count the draws of a step from torch's generator, and return the step with these draws as its noise."""
+    # The step may change its inputs, which is refused only when it is traced.
+    carry, data, knobs = tree_map_only(Tensor, torch.clone, (carry, data, knobs))
     empty = Noise(*(torch.zeros(0, device=knobs.device) for _ in range(2)))
     with torch.no_grad(), LiftedNoise() as counted:
-        step(carry, data, empty, knobs)
+        checked_result(step(carry, data, empty, knobs))
 
     def drawing(carry: Any, data: StepData, noise: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
         with LiftedNoise(*noise):
@@ -346,7 +327,7 @@ def _lift_draws(step: Step, carry: Any, data: StepData, knobs: Tensor) -> tuple[
 
     size = counted.size
     noise = Noise(*size.draw_once([torch.Generator(knobs.device) for _ in range(2)], knobs.device))
-    return size, trace_graph(drawing, (carry, data, noise, knobs), [])
+    return size, trace_graph(drawing, (carry, data, noise, knobs), [], subject=subject)
 
 
 def index_put_as_sum(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:

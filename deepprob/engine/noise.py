@@ -1,4 +1,4 @@
-"""Noise as an input: random operations of a program take their numbers from vectors drawn ahead."""
+"""Noise as an input: random operations take their numbers from vectors drawn ahead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 16  # torch draws normals in blocks of 16: a row of whole blocks does n
 
 @dataclass(frozen=True)
 class NoiseSize:
-    """How much noise one run of a program takes.
+    """How much noise one run of a program or a step takes.
 
     Attributes:
         normal: Number of standard normal numbers.
@@ -148,12 +148,39 @@ class LiftedNoise(TorchDispatchMode):
             return _NEW[kind](tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
             raise RuntimeError(
-                f"the program draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "
+                f"a run draws more {kind} numbers than the {len(source)} drawn ahead for it. Draw as many as in "
                 "the first run."
             )
         taken = source[start : start + count].view(tuple(shape)).to(dtype)
         # Rounded to a shorter dtype, a number just below 1 would become 1, and log(1 - u) infinite.
         return taken.clamp(max=1 - torch.finfo(dtype).eps / 2) if kind == "uniform" and dtype != source.dtype else taken
+
+
+class RandomDraw(Exception):
+    """An operation draws random numbers where none may be drawn."""
+
+
+class NoDraws(TorchDispatchMode):
+    """Within this context random operations raise `RandomDraw`.
+
+    Examples:
+        >>> with NoDraws():
+        ...     torch.randn(2)
+        Traceback (most recent call last):
+            ...
+        deepprob.engine.noise.RandomDraw: randn draws random numbers
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see LiftedNoise
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RandomDraw(f"{func.overloadpacket.__name__} draws random numbers")
+        return func(*args, **(kwargs or {}))
 
 
 _Serve = Callable[..., Tensor]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,13 +20,9 @@ from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 
 from deepprob.engine.deferred_errors import defer_error
-from deepprob.engine.python_state import changed, python_state
+from deepprob.engine.subject import Subject, Untraceable, unchanged_in_python
 
 _OUR_FOLDER = Path(__file__).parents[1]
-
-
-class Untraceable(Exception):
-    """The program is not one fixed sequence of tensor operations; the message gives the reason and the line."""
 
 
 def functionalise(run: Callable[..., Any], *inputs: Any) -> GraphModule:
@@ -58,42 +53,31 @@ def trace_graph(
     inputs: tuple[Any, ...],
     own: Sequence[Tensor],
     *,
-    owner: object = None,
+    subject: Subject,
     changing: Sequence[str] = (),
     settled: Sequence[str] = (),
-    libraries: Sequence[ModuleType] = (),
 ) -> GraphModule:
     """Trace a function into a graph, and check that its result depends on nothing but its inputs.
 
     Args:
         run: The function.
         inputs: Its inputs.
-        own: The program's tensors. They are among the inputs and may not become constants of the graph.
-        owner: The object whose Python state the function must not change.
+        own: The subject's tensors. They are among the inputs and may not become constants of the graph.
+        subject: The object that the function runs.
         changing: Names of the arguments that the function may write to.
         settled: Names of the arguments whose values never change.
-        libraries: Modules whose lines an error does not name, besides torch, numpy and this package.
 
     Raises:
         Untraceable: If the result depends on anything else, or shapes depend on values.
     """
-    generators, kept = _generator_states(), python_state(owner)
-    try:
-        with warnings.catch_warnings(), _decomposed_layers():
-            warnings.simplefilter("ignore")  # the program ran before and gave its warnings then
-            graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
-    except Exception as error:
-        raise Untraceable(reason_of(error, libraries)) from error
-    if generators != _generator_states():
-        raise Untraceable(
-            "the program draws random numbers from Python or numpy, which would be frozen: draw them with torch"
-        )
-    if name := changed(kept, python_state(owner)):
-        raise Untraceable(
-            f"the program changes {name!r} in Python from run to run, which would be frozen (keep a schedule in a "
-            "buffer and change it with Anneal)"
-        )
-    _check_graph(graph, own, changing, settled)
+    with unchanged_in_python(subject):
+        try:
+            with warnings.catch_warnings(), _decomposed_layers():
+                warnings.simplefilter("ignore")  # the function ran before and gave its warnings then
+                graph: GraphModule = make_fx(run, tracing_mode="real", _allow_non_fake_inputs=True)(*inputs)
+        except Exception as error:
+            raise Untraceable(reason_of(error, subject.libraries)) from error
+    check_graph(graph, subject, own, changing, settled)
     return graph
 
 
@@ -160,7 +144,7 @@ def _one_hot_arguments(tensor: Tensor, num_classes: int = -1) -> tuple[Tensor, i
     return tensor, num_classes
 
 
-@contextmanager
+@contextlib.contextmanager
 def _decomposed_layers() -> Iterator[None]:
     """Turn oneDNN and cuDNN off, so that recurrent layers are traced as many small operations.
 
@@ -177,20 +161,24 @@ def _decomposed_layers() -> Iterator[None]:
         torch._C._set_cudnn_enabled(cudnn)
 
 
-def _generator_states() -> tuple[Any, ...]:
-    """The states of Python's and numpy's global random generators."""
-    name, keys, *rest = np.random.get_state()
-    return random.getstate(), name, tuple(np.asarray(keys).tolist()), *rest
-
-
-def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[str], settled: Sequence[str]) -> None:
-    """Refuse a graph with a program's tensor as a constant, an undeclared write, or shapes that depend on values.
+def check_graph(
+    graph: GraphModule,
+    subject: Subject,
+    own: Sequence[Tensor] = (),
+    changing: Sequence[str] = (),
+    settled: Sequence[str] = (),
+) -> None:
+    """Refuse a graph with a subject's tensor as a constant, an undeclared write, or shapes that depend on values.
 
     Args:
         graph: The traced graph, with in-place operations.
-        own: The program's tensors, none of which may be a constant.
+        subject: The object that was traced.
+        own: The subject's tensors, none of which may be a constant.
         changing: Names of the inputs that may be written to.
         settled: Names of the inputs whose values never change.
+
+    Raises:
+        Untraceable: If the graph has any of these.
     """
     memory = {x.untyped_storage().data_ptr() for x in own if x.numel()}
     roots: dict[Node, Node] = {}  # the node that allocated the memory of a value
@@ -204,7 +192,7 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
             value = getattr(graph, node.target)
             if isinstance(value, Tensor) and value.numel() and value.untyped_storage().data_ptr() in memory:
                 raise Untraceable(
-                    "the program reads a parameter's .data, which would be frozen: use the parameter itself"
+                    f"{subject.name} reads a parameter's .data, which would be frozen: use the parameter itself"
                 )
         if node.op != "call_function":
             continue
@@ -217,9 +205,9 @@ def _check_graph(graph: GraphModule, own: Sequence[Tensor], changing: Sequence[s
                 continue
             root = roots[node] = roots[value]
             if argument.alias_info.is_write and root.op == "get_attr":
-                raise Untraceable("the program changes a tensor that is not one of its buffers: use register_buffer")
+                raise Untraceable(f"{subject.name} changes a tensor that is not {subject.buffers}")
             if argument.alias_info.is_write and root.op == "placeholder" and not root.name.startswith(tuple(changing)):
-                raise Untraceable("the program changes its input, or changes a buffer in some steps only")
+                raise Untraceable(f"{subject.name} changes {subject.inputs}")
 
 
 def _check_shape(node: Node, varying: set[Node]) -> None:
@@ -274,7 +262,11 @@ def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str
     """The reason why tracing failed, with the innermost line of the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
-    users = [f for f in frames if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), "<"))]
+    users = [
+        f
+        for f in frames
+        if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<"))
+    ]
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
         text = "the computation depends on a value of a tensor (if, while or .item())"

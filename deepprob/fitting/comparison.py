@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
+from deepprob.engine.loop import Loop, Step
+from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 
 # Largest relative difference, by the precision of layers. Products in bfloat16 round to 3 digits, and a fused sum
 # rounds at other places; `difference` measures how far such rounding grows.
@@ -40,12 +41,12 @@ class Reading(NamedTuple):
         groups: Groups of scalars by name. Differences are relative to the largest scalar of the group, at least 1.
         named: Tensors by name. Differences are relative to the tensor's largest entry, at least a tenth of the largest
             entry of all.
-        others: Tensors that are compared entry by entry.
+        others: Tensors by name that are compared entry by entry.
     """
 
     groups: list[dict[str, Tensor]]
     named: dict[str, Tensor]
-    others: list[Tensor]
+    others: dict[str, Tensor]
 
 
 Read = Callable[[Any, dict[str, Tensor]], Reading]
@@ -81,14 +82,21 @@ def difference(
     """
     for trial in trials:
         expected = read(*eager(*trial))
-        if all(bool(torch.isfinite(x).all()) for group in expected.groups for x in group.values()):
+        not_finite = _not_finite(expected)
+        if not not_finite:
             break
     else:
-        return "the elbo or its gradient is not finite, so compiled and eager steps cannot be compared"
+        return f"the eager {not_finite} is not finite, so compiled and eager steps cannot be compared"
     with drawing():
         found = read(*_one_step(loop, trial))
     unrounded = expected if exact is None else read(*exact(*trial))
     return _first_difference(found, expected, unrounded, tolerance)
+
+
+def _not_finite(reading: Reading) -> str:
+    """Name of the first scalar or tensor that is not finite, or "" if all are."""
+    compared = [*reading.groups, reading.named]
+    return next((name for group in compared for name, x in group.items() if not bool(torch.isfinite(x).all())), "")
 
 
 def _one_step(loop: Loop, trial: Trial) -> tuple[Any, dict[str, Tensor]]:
@@ -108,10 +116,10 @@ def _first_difference(found: Reading, expected: Reading, exact: Reading, toleran
     sizes = {name: max(size, 0.1 * max(own.values())) for name, size in own.items()}
     if name := _first_outside(found.named, expected.named, exact.named, sizes, tolerance):
         return f"the compiled {name} differs from the eager one"
-    for x, y, z in zip(found.others, expected.others, exact.others, strict=True):
-        rounding = _largest_difference(y, z) if y is not z else 0.0
-        if not torch.allclose(x.double(), y.double(), rtol=tolerance, atol=tolerance + 2 * rounding):
-            return "a buffer changes differently when compiled"
+    for name, y in expected.others.items():
+        rounding = _largest_difference(y, exact.others[name]) if y is not exact.others[name] else 0.0
+        if not torch.allclose(found.others[name].double(), y.double(), rtol=tolerance, atol=tolerance + 2 * rounding):
+            return f"the compiled {name} differs from the eager one"
     return ""
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.dynamic_length import DifferentGraphs
-from deepprob.engine.loop import Loop, Noise, StepData
+from deepprob.engine.loop import Loop
+from deepprob.engine.loop_inputs import Noise, StepData
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable
+from deepprob.engine.subject import Untraceable
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.comparison import TOLERANCE, Reading, Trial, difference
 from deepprob.fitting.cost_model import (
@@ -254,7 +255,12 @@ class CompileTask:
         norm = {"gradient_norm": terms.pop("gradient_norm")}
         key = next(k for k in (GRADIENTS, "accumulated", "first") if k in carry)
         gradients = zip(self.state.params, self.state.packing.unpack(carry[key]), strict=True)
-        return Reading([terms, norm], {f"gradient of {name}": x for name, x in gradients}, carry["buffers"])
+        names = {id(x): name for name, x in self.state.instance.program.named_buffers()}
+        buffers = {
+            f"buffer {names.get(id(own), i)}": x
+            for i, (own, x) in enumerate(zip(self.state.carry["buffers"], carry["buffers"], strict=True))
+        }
+        return Reading([terms, norm], {f"gradient of {name}": x for name, x in gradients}, buffers)
 
 
 def _compile(loops: Sequence[Loop], announce: bool) -> str:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.noise import LiftedNoise, NoiseSize
+from deepprob.engine.subject import unchanged_in_python
 from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_graph
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run
-from deepprob.programs.tracing import TraceableSites, tensors_of
+from deepprob.programs.tracing import TraceableSites, subject_of, tensors_of
 
 
 @dataclass(frozen=True)
@@ -148,16 +148,12 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     before = [x.clone() for x in buffers]
     changing_names = ["buffers"] if buffers else []
     settled = ["batch", "rows"] if len(rows) == program.instance.num_data else []
+    subject = subject_of(program.instance)
     try:
-        graph = trace_graph(
-            run,
-            inputs,
-            [*program.params, *others],
-            owner=program.instance.program,
-            changing=changing_names,
-            settled=settled,
-            libraries=[pyro],
-        )
+        with unchanged_in_python(subject._replace(owner=program.objective, name="the objective")):
+            graph = trace_graph(
+                run, inputs, [*program.params, *others], subject=subject, changing=changing_names, settled=settled
+            )  # fmt: skip
     finally:
         restore(buffers, before)
 

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepprob.engine.loop import Loop, Noise, PerStep, Step, StepData
+from deepprob.engine.loop import Loop, Step
+from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
@@ -134,4 +135,4 @@ def _new_carry_and_record(
         new = optimizer.advance(carry, gradients, finite, rate, number)
     pairs = zip(carry["buffers"], buffers, strict=True)
     new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
-    return {name: new[name] for name in carry}, terms | {"gradient_norm": norm, "skipped": ~finite}
+    return {name: new[name] for name in carry}, terms | {"gradient_norm": norm, "skipped": (~finite).to(rate.dtype)}

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deepprob.engine.loop import Loop, Noise, PerStep
+from deepprob.engine.loop import Loop
+from deepprob.engine.loop_inputs import Noise, PerStep
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.objectives import Terms

@@ -197,9 +197,7 @@ class ProgramInstance:
             ValueError: If values lie outside of the support of the site that observes them, or a site observes rows
                 outside of the data plate.
         """
-        training = self.program.training
-        self.program.eval()
-        with torch.no_grad(), self.running():
+        with torch.no_grad(), self.evaluating():
             for start in range(0, self.num_data, size):
                 first = min(start, self.num_data - size)
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
@@ -208,7 +206,6 @@ class ProgramInstance:
                 _, trace = run_program(Run(self.program, piece, rows, self.num_data))
                 check_observations(trace)
                 self._check_plate(piece, trace)
-        self.program.train(training)
 
     def _check_plate(self, batch: Batch, trace: Trace) -> None:
         for name, site in sample_sites(trace):
@@ -221,9 +218,10 @@ class ProgramInstance:
     def _check_observed_sites(self, model_trace: Trace) -> None:
         if any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace)):
             return
+        names = ", ".join(self.program.argument_names)
+        remedy = f"Give the observed arguments too, all of {names}, and pass them" if names else "Pass the data"
         raise ValueError(
-            "nothing is observed, so there is nothing to learn from. Give the observed arguments too, all of "
-            f"{', '.join(self.program.argument_names)}, and pass them to pyro.sample(..., obs=...)."
+            f"nothing is observed, so there is nothing to learn from. {remedy} to pyro.sample(..., obs=...)."
         )
 
     def _check_ownership(self, terms: list[Tensor]) -> None:
@@ -241,6 +239,18 @@ class ProgramInstance:
         """A context in which the program runs with its own parameter store."""
         with private_store(self.store, validate=validate, device=self.device):
             yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A context in which the program runs in evaluation mode: dropout is off, batch norm uses its statistics."""
+        training = [module for module in self.program.modules() if module.training]
+        self.program.eval()
+        try:
+            with self.running():
+                yield
+        finally:
+            for module in training:
+                module.training = True
 
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name: the modules' parameters and the store's unconstrained values, each once."""

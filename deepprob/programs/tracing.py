@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import compile_module
-from deepprob.engine.noise import LiftedNoise, NoiseSize
+from deepprob.engine.noise import LiftedNoise, NoDraws, NoiseSize, RandomDraw
+from deepprob.engine.random import RandomStream
+from deepprob.engine.subject import Subject, Untraceable
 from deepprob.engine.trace import (
     SkipValueChecks,
-    Untraceable,
     functionalise,
     lift_constants,
     reason_of,
@@ -41,6 +42,18 @@ def tensors_of(instance: ProgramInstance) -> list[Tensor]:
     """All tensors of a program: parameters, buffers and the entries of its store, each once."""
     everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
     return list({id(x): x for x in everything}.values())
+
+
+def subject_of(instance: ProgramInstance) -> Subject:
+    """A program as the subject of a trace."""
+    return Subject(
+        instance.program,
+        "the program",
+        "keep a schedule in a buffer and change it with Anneal",
+        "one of its buffers: use register_buffer",
+        "its input, or changes a buffer in some steps only",
+        (pyro,),
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
 
     size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, owner=instance.program, libraries=[pyro])
+    graph = trace_graph(run, (tensors, batch, *drawn), tensors, subject=subject_of(instance))
     functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
     return QueryGraph(functional, tensors, size, device)
 
@@ -174,6 +187,7 @@ class LogDensity:
     .. math:: \log \pi(q) = \log p\big(x, z\big) + \log \Big| \frac{\partial z}{\partial q} \Big|, \qquad z = T(q)
 
     with :math:`T` the map from the reals to the support of every site. Support and map may depend on other latents.
+    It is a pure function of ``q``: the program runs in evaluation mode, so dropout is off.
 
     Attributes:
         function: From ``q`` of shape ``(C, D)``, ``tensors`` and ``batch`` to the log-densities ``(C,)`` and their
@@ -198,7 +212,7 @@ class LogDensity:
 
 
 def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogDensity:
-    """The log-density of a program's latents given data.
+    """The log-density of a program's latents given data, in evaluation mode.
 
     Args:
         instance: The program; its parameters are constants.
@@ -206,7 +220,8 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
         chains: Number of points at which it is evaluated, C.
 
     Raises:
-        ValueError: If a latent site is discrete or is summed out.
+        ValueError: If a latent site is discrete or is summed out, or the model draws random numbers outside of its
+            sample sites.
         Untraceable: If the program is not one sequence of tensor operations.
 
     References:
@@ -231,7 +246,7 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
     """
     batch = tuple(x.clone() for x in batch)  # one tensor given twice would become one input
     rows, plates = torch.arange(num_rows(batch), device=instance.device), instance.structure.plates
-    with torch.no_grad(), instance.running():
+    with torch.no_grad(), RandomStream(0, instance.device).drawing(), instance.evaluating():
         batch = instance.program.pad(instance.program.prepare(*batch))
         shapes = _shapes(Run(instance.program, batch, rows, len(rows), plates=plates))
     size = sum(shape.numel() for shape in shapes.values())
@@ -253,16 +268,22 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
         return density.detach(), gradient
 
     def values(q: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad(), instance.running():
+        with torch.no_grad(), instance.evaluating():
             _, trace = run_at(q, batch)
             return {name: layout.draws_first(trace.nodes[name]) for name in shapes}
 
     tensors = tensors_of(instance)
     example = torch.zeros(chains, size, device=instance.device)
-    with instance.running():
-        graph = trace_graph(
-            evaluate, (example, tensors, batch), tensors, owner=instance.program, libraries=[pyro]
-        )  # fmt: skip
+    with instance.evaluating():
+        try:
+            with torch.no_grad(), NoDraws():  # type: ignore[no-untyped-call]
+                run_at(example, batch)
+        except RandomDraw as error:
+            raise ValueError(
+                f"the model draws random numbers outside of its sample sites, so its log-density is not a function of "
+                f"its latents: {reason_of(error, [pyro])}. Draw them at pyro.sample, or give them as data."
+            ) from error
+        graph = trace_graph(evaluate, (example, tensors, batch), tensors, subject=subject_of(instance))
     return LogDensity(graph, tensors, batch, shapes, size, values)
 
 

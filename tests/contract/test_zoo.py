@@ -18,11 +18,12 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 from zoo import COMPILED, ZOO, Example
 
-from deepprob.engine.loop import Loop, Noise, PerStep
+from deepprob.engine.loop import Loop
+from deepprob.engine.loop_inputs import Noise, PerStep
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable
+from deepprob.engine.subject import Untraceable
 from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gradients
 from deepprob.fitting.objectives import Objective
 from deepprob.fitting.optimizers import Optimizer

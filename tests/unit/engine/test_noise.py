@@ -249,9 +249,7 @@ def test_the_dtype_of_the_noise_is_the_longest_used() -> None:
 def test_refuses_to_draw_more_than_was_given(kind: str, f: Callable[[int], Tensor]) -> None:
     with LiftedNoise(torch.zeros(4), torch.zeros(4)):
         f(3)
-        with pytest.raises(
-            RuntimeError, match=rf"the program draws more {kind} numbers than the 4 drawn ahead for it\."
-        ):
+        with pytest.raises(RuntimeError, match=rf"a run draws more {kind} numbers than the 4 drawn ahead for it\."):
             f(2)
 
 

@@ -41,7 +41,7 @@ def loop_of(step: Step) -> Loop:
 
 
 def read(carry: Any, record: dict[str, Tensor]) -> Reading:
-    return Reading([record], {"gradient": carry["gradient"]}, [carry["count"]])
+    return Reading([record], {"gradient": carry["gradient"]}, {"count": carry["count"]})
 
 
 def test_equal_steps_do_not_differ() -> None:
@@ -53,7 +53,7 @@ def test_equal_steps_do_not_differ() -> None:
     [
         (mover(lambda g: 1.001 * g), r"the compiled loss is 4.* but the eager one is 4.37"),
         (mover(lambda g: g.flip(0)), r"the compiled gradient differs from the eager one"),
-        (mover(extra=0.1), r"a buffer changes differently when compiled"),
+        (mover(extra=0.1), r"the compiled count differs from the eager one"),
         (mover(lambda g: g * torch.nan), r"the compiled loss is nan"),
     ],
 )
@@ -64,7 +64,12 @@ def test_difference_names_the_wrong_value(wrong: Step, said: str) -> None:
 
 def test_first_finite_trial_decides() -> None:
     assert difference(trials(torch.inf, 0.5), mover(), loop_of(mover()), read) == ""
-    assert "not finite" in difference(trials(torch.inf, torch.nan), mover(), loop_of(mover()), read)
+    found = difference(trials(torch.inf, torch.nan), mover(), loop_of(mover()), read)
+    assert found == "the eager loss is not finite, so compiled and eager steps cannot be compared"
+    found = difference(
+        trials(torch.nan), mover(), loop_of(mover()), lambda carry, _: Reading([], {"x": carry["x"]}, {})
+    )  # fmt: skip
+    assert found == "the eager x is not finite, so compiled and eager steps cannot be compared"
 
 
 def test_allows_twice_the_rounding_of_the_eager_step_and_no_more() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable
+from deepprob.engine.subject import Untraceable
 from deepprob.fitting.gradients import GradientGraph, GradientProgram, trace_gradients
 from deepprob.fitting.objectives import ELBO, Objective
 from deepprob.programs.instance import ProgramInstance
