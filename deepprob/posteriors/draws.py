@@ -14,7 +14,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.distributions import Delta
@@ -29,7 +29,8 @@ from deepprob.distributions.per_draw import PerDraw, take_apart, unwrapped
 from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import Untraceable, same_values
+from deepprob.engine.subject import Untraceable
+from deepprob.engine.trace import same_values
 from deepprob.posteriors.stored_draws import replay
 from deepprob.programs.elimination import Term
 from deepprob.programs.instance import ProgramInstance
@@ -133,8 +134,7 @@ class DrawRunner:
         tensors = [x for x in run.batch if isinstance(x, Tensor)]
         kept = {} if stored is None else dict(stored)
         query, recipe = self._graph(job, run, tensors, kept)
-        assert run.draws is not None
-        noise = query.noise.draw_stacked(run.draws, self.instance.device)
+        noise = query.noise.draw_stacked(_count(run), self.instance.device)
         own = [x.detach() for x in query.tensors]
 
         def one(values: list[Tensor], normal: Tensor, uniform: Tensor) -> list[Tensor]:
@@ -193,22 +193,19 @@ class DrawRunner:
         return replace(run, draws=None, guide=guide)
 
     def _one_by_one(self, job: Job, run: Run, stored: Stored | None) -> Result:
-        assert run.draws is not None
-        with RandomStream(0, self.instance.device).drawing(), LiftedNoise() as count:
-            job.call(self._single(run, _draw(stored, 0)))
-        normal, uniform = count.size.draw_stacked(run.draws, self.instance.device)
+        with RandomStream(0, self.instance.device).drawing(), LiftedNoise() as first:
+            recipe, _ = taken_apart(job.call(self._single(run, _draw(stored, 0))))
+        normal, uniform = first.size.draw_stacked(_count(run), self.instance.device)
         parts: list[list[Tensor]] = []
-        recipe = None
-        for k in range(run.draws):
+        for k in range(_count(run)):
             with LiftedNoise(normal[k], uniform[k]):
-                recipe, found = taken_apart(job.call(self._single(run, _draw(stored, k))))
+                _, found = taken_apart(job.call(self._single(run, _draw(stored, k))))
             if parts and [x.shape for x in found] != [x.shape for x in parts[0]]:
                 raise ValueError(
                     "the program's sites or their shapes differ from draw to draw, so that its draws cannot be put "
                     "together. Give every run the same sites and shapes."
                 )
             parts.append(found)
-        assert recipe is not None
         return recipe.stack([torch.stack(x) for x in zip(*parts, strict=True)], run)
 
 
@@ -227,8 +224,7 @@ class Recipe:
 
     def stack(self, tensors: Sequence[Tensor], run: Run) -> Result:
         """The result of all draws, from tensors ``(K, *shape)``."""
-        rest = iter(tensors)
-        assert run.draws is not None
+        rest, draws = iter(tensors), _count(run)
         found: list[Any] = []
         for item in self.items:
             if isinstance(item, Term):
@@ -236,13 +232,13 @@ class Recipe:
                 continue
             trace = Trace()
             for site, template, count, of_scale, of_mask in item:
-                fn = PerDraw(template, [next(rest) for _ in range(count)], draws=run.draws, plates=run.plates)
+                fn = PerDraw(template, [next(rest) for _ in range(count)], draws=draws, plates=run.plates)
                 value = next(rest)
                 if not site["is_observed"] or is_deterministic(site) or not _is_shared(value):
                     value = _with_rank(value, 1 + run.plates + len(fn.event_shape))
                 else:
                     value = value[0]  # data
-                frames = (*site["cond_indep_stack"], CondIndepStackFrame(DRAWS, -run.plates - 1, run.draws, 0))
+                frames = (*site["cond_indep_stack"], CondIndepStackFrame(DRAWS, -run.plates - 1, draws, 0))
                 node = site | {"fn": fn, "value": value, "cond_indep_stack": frames}
                 for name, is_tensor in (("scale", of_scale), ("mask", of_mask)):
                     if is_tensor:
@@ -312,8 +308,7 @@ def _values_of(result: Result) -> dict[str, Tensor]:
     """The drawn values of all traces, with the draws first."""
     found = {}
     for trace in result:
-        assert isinstance(trace, Trace)
-        for name, site in sample_sites(trace):
+        for name, site in sample_sites(cast(Trace, trace)):
             if not site["is_observed"]:
                 found[name] = site["value"]
     return found
@@ -327,12 +322,10 @@ def _compare(together: Result, alone: Result, k: int, draws: int) -> None:
     """
     for many, one in zip(together, alone, strict=True):
         if isinstance(one, Term):
-            assert isinstance(many, Term)
-            _same("terms", many.value, one.value, k, draws)
+            _same("terms", cast(Term, many).value, one.value, k, draws)
             continue
-        assert isinstance(many, Trace) and isinstance(one, Trace)
-        sites = dict(sample_sites(many))
-        for name, site in sample_sites(one):
+        sites = dict(sample_sites(cast(Trace, many)))
+        for name, site in sample_sites(cast(Trace, one)):
             events = site["fn"].event_dim
             if sites[name]["fn"].event_dim != events and not is_deterministic(site):
                 raise ValueError(f"site {name!r} has other event dimensions under draws")
@@ -370,6 +363,10 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 def _draw(stored: Stored | None, k: int) -> Stored | None:
     return None if stored is None else {name: value[k] for name, value in stored.items()}
+
+
+def _count(run: Run) -> int:
+    return run.draws or 1
 
 
 def _unlike_all_sizes(batch: Sequence[Any], instance: ProgramInstance) -> int:
