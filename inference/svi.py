@@ -28,6 +28,7 @@ from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.arguments import Arguments
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -267,6 +268,9 @@ def _instance(
 
 def _checked_held_out(instance: ProgramInstance, held_out: Batch) -> Batch:
     """Held-out data on the device, checked against the shapes of the data."""
+    if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
+        by_name = dict(zip(held_out.call.names, held_out, strict=True))
+        held_out = tuple(by_name[spec.name] for spec in instance.inputs)
     if len(held_out) != len(instance.inputs):
         names = ", ".join(spec.name for spec in instance.inputs)
         raise ValueError(
@@ -298,11 +302,10 @@ def _annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) 
 
 def _checked_arguments(program: Program, batch: Batch, what: str) -> Batch:
     """The arguments, if none that the model requires is missing."""
-    if len(batch) < program.num_required:
-        missing = ", ".join(program.argument_names[len(batch) : program.num_required])
+    if lacking := program.missing_arguments(batch):
         raise ValueError(
-            f"the model takes {', '.join(program.argument_names)}; {what} lacks {missing}. "
-            "Pass a tuple in this order, observed values included."
+            f"the model takes {', '.join(program.argument_names)}; {what} lacks {', '.join(lacking)}. "
+            "Pass a tuple in this order, or a dict, observed values included."
         )
     return batch
 

@@ -139,6 +139,35 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
     return {name: torch.cat(field) for name, field in parts.items()}
 
 
+def is_table(value: object) -> bool:
+    """Whether a value is a tensor, an array, a frame, a series or a list of numbers."""
+    if isinstance(value, list):
+        return _holds_numbers(value)
+    return _is_array(value) or type(value).__module__.partition(".")[0] == "pandas"
+
+
+def _holds_numbers(value: list[Any]) -> bool:
+    try:
+        return bool(value) and np.asarray(value).dtype.kind in "biuf"
+    except (ValueError, TypeError):
+        return False
+
+
+def tensor_of(value: Any, label: str) -> Tensor:
+    """A dense, finite tensor with rows; bools and whole numbers keep their type.
+
+    Args:
+        value: A tensor, an array, a frame, a series or a list of numbers.
+        label: The name of the value in error messages.
+
+    Raises:
+        TypeError: If it does not hold numbers.
+        ValueError: If it is empty, not finite or has no rows.
+    """
+    tensor = _tensor(value, label)
+    return tensor.contiguous() if tensor.dtype == torch.bool and tensor.dim() else _checked(tensor, label)
+
+
 def _checked(value: Any, label: str) -> Tensor:
     """A dense, finite tensor with rows, in int64 or torch's default dtype."""
     tensor = _tensor(value, label)

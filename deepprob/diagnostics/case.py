@@ -57,7 +57,7 @@ class Case:
         self.max_sample = max_sample
         # Without a named data plate rows cannot be selected: every step of the fit saw all of the data.
         self.needs_all_rows = not self.program.data_name or self.program.adopted
-        split = as_split(data)
+        split = _split(self.program, data)
         self.rows = len(split)
         self.data = self._random_rows(split, max_rows)
         self.batch = self.program.accept(self.data)
@@ -129,6 +129,14 @@ class Case:
             return data
         order = np.random.default_rng(self.seed).permutation(len(data))[:most]
         return data.rows(torch.from_numpy(np.sort(order)))
+
+
+def _split(program: Program, data: Any) -> Split:
+    """The rows of data; a tuple's fields have the names of the model's arguments, so that they keep their order."""
+    split, names = as_split(data), program.argument_names
+    if type(data) is not tuple or len(names) < len(data):
+        return split
+    return Split(dict(zip(names, split, strict=False)))
 
 
 def num_optional(program: Program) -> int:

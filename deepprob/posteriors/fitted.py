@@ -16,6 +16,7 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
 from deepprob.posteriors.stored_draws import choose
+from deepprob.programs.arguments import Arguments
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.instance import ProgramInstance
@@ -91,9 +92,14 @@ class FittedProgram:
         if not data:
             return ()
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
-        free = self.program.variable_length
+        free, device = self.program.variable_length, self.instance.device
+        if isinstance(batch, Arguments):
+            specs = {spec.name: spec for spec in self.instance.inputs}
+            pairs = zip(batch.call.names, batch, strict=True)
+            known = [specs[name].conform(x, free) if name in specs else x for name, x in pairs]
+            return Arguments([x.to(device) for x in known], batch.call.to(device))
         known = [spec.conform(x, free) for spec, x in zip(self.instance.inputs, batch, strict=False)]
-        return tuple(x.to(self.instance.device) for x in (*known, *batch[len(known) :]))
+        return tuple(x.to(device) for x in (*known, *batch[len(known) :]))
 
     def example(self) -> Batch:
         """Rows for a guide that does not read them; a guide that does would return nan."""
@@ -110,7 +116,7 @@ class FittedProgram:
             step = max(1, _CHUNK // max(1, draws * width))
             if step < size and not (found.local and found.global_):
                 for start in range(0, size, step):
-                    yield tuple(x[start : start + step] for x in batch)
+                    yield _rows(batch, slice(start, start + step))
                 return
         yield batch
 
@@ -133,7 +139,8 @@ class FittedProgram:
         """Run the model alone and draw its observed sites."""
         size = num_rows(batch) if batch else rows
         plates = self.structure.plates
-        run = Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates)
+        call = batch.call if isinstance(batch, Arguments) else None
+        run = Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates, call=call)
         trace: Trace
         (trace,) = self._under_draws(_PRIOR, run)
         return trace
@@ -159,12 +166,17 @@ class FittedProgram:
         return self._draws(job, run, stored)
 
     def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
+        call = batch.call if isinstance(batch, Arguments) else None
         batch = self.program.pad(self.program.prepare(*batch))
         size, fitted = num_rows(batch), self.instance.num_data
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.program.data_name, fitted, size))
         rows = torch.arange(size, device=self.instance.device)
-        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict)
+        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, call=call)
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return batch.map(lambda x: x[rows]) if isinstance(batch, Arguments) else tuple(x[rows] for x in batch)
 
 
 def _terms(run: Run, *, bound: bool) -> list[Term]:

@@ -161,6 +161,6 @@ def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
     return twin
 
 
-def _draw_prior(sites: list[str], model: Callable[..., Any], *batch: Any) -> None:
+def _draw_prior(sites: list[str], model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     with poutine.block(expose=sites):
-        model(*batch)
+        model(*args, **kwargs)

@@ -13,6 +13,7 @@ from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
+from deepprob.programs.arguments import Arguments
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
@@ -80,6 +81,8 @@ class ProgramInstance:
         self.program.to(self.device)
         if fresh:
             init_weights(self.program)
+        if isinstance(batch, Arguments):
+            self.program.__dict__["call"] = batch.call.to(self.device)
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.dry_run(probe, check=check)
@@ -88,7 +91,9 @@ class ProgramInstance:
             self.program.adopt_plate(self.structure.data_plate)
             self.structure = self.dry_run(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
-        self.inputs: list[InputSpec] = specs_of(batch, self.program.argument_names)
+        self.inputs: list[InputSpec] = specs_of(
+            batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
+        )
 
     def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
         """Run the program once with validation on, which registers every parameter in the emptied store.

@@ -40,10 +40,10 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
     rows = torch.arange(num_rows(batch), device=instance.device)
     # Incidental draws do not affect the curvature, and must not advance the caller's random state.
     with RandomStream(0, instance.device).drawing(), instance.running(), program.bound(rows, instance.num_data):
-        prepared = program.prepare(*batch)
+        args, kwargs = program.call_arguments(program.prepare(*batch))
         try:
-            gaussian = program.current_guide.laplace_approximation(*prepared)
-            covariance_root = gaussian.get_posterior(*prepared).scale_tril.detach()
+            gaussian = program.current_guide.laplace_approximation(*args, **kwargs)
+            covariance_root = gaussian.get_posterior(*args, **kwargs).scale_tril.detach()
         except RuntimeError as error:
             raise ValueError(
                 "the Laplace approximation needs a mode, and the fit has not reached one (the curvature is not that of "

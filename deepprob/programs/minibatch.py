@@ -74,15 +74,15 @@ def unknown_rows_message(plate: str, fitted: int, came: int) -> str:
     )
 
 
-def run_bound(bound: BoundRows, fn: Callable[..., Any], *batch: Any) -> Any:
+def run_bound(bound: BoundRows, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a model or guide on the bound rows, even if the program blocks outer handlers."""
     if bound.rows is None or bound.num_data is None:
-        return call_sampling(fn, *batch)
+        return call_sampling(fn, *args, **kwargs)
     with Minibatch(bound.plate, bound.rows, bound.num_data):
-        return call_sampling(fn, *batch)
+        return call_sampling(fn, *args, **kwargs)
 
 
-def call_sampling(fn: Callable[..., Any], *batch: Any) -> Any:
+def call_sampling(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a model or guide so that a ``PyroSample`` attribute read in it is a sample statement.
 
     Pyro does so only in ``forward`` and in methods marked ``pyro_method``; anywhere else the attribute is a draw from
@@ -90,9 +90,9 @@ def call_sampling(fn: Callable[..., Any], *batch: Any) -> Any:
     """
     owner = getattr(fn, "__self__", None)
     if not isinstance(owner, PyroModule) or not any(m.__dict__.get("_pyro_samples") for m in owner.modules()):
-        return fn(*batch)
+        return fn(*args, **kwargs)
     with owner._pyro_context:
-        return fn(*batch)
+        return fn(*args, **kwargs)
 
 
 def num_rows(batch: Sequence[Any]) -> int:

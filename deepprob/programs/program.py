@@ -16,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet, Split, as_split
+from deepprob.programs.arguments import Arguments, Call, missing, read_arguments
 from deepprob.programs.copying import captured_modules, copy_with_modules
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
 from deepprob.programs.registry import register
@@ -44,6 +45,7 @@ class Program(PyroModule):
         registry_name: The name under which a saved posterior finds the class; a subclass that sets it is registered.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The default learning rate of a routine.
+        call: How a batch makes the arguments of a program made by `Program.of`, in the fit.
         adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
@@ -74,6 +76,7 @@ class Program(PyroModule):
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
     variable_length: bool = False
+    call: Call | None = None
     adopted: bool = False
     enumerates: bool | None = None
     tasks: tuple[str, ...] = ()
@@ -140,16 +143,24 @@ class Program(PyroModule):
         return pyro.plate(self.data_name, size, dim=-1)
 
     @contextmanager
-    def bound(self, rows: Tensor, num_data: int) -> Iterator[None]:
-        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``."""
+    def bound(self, rows: Tensor, num_data: int, call: Call | None = None) -> Iterator[None]:
+        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``.
+
+        Args:
+            rows: Indices of the batch's rows, shape ``(B,)``.
+            num_data: Number of rows of the whole data, N.
+            call: How the batch makes the arguments; None for the call of the fit.
+        """
         bound = self.bound_rows
-        before = bound.rows, bound.num_data
+        before, fitted = (bound.rows, bound.num_data), self.call
         bound.rows, bound.num_data = rows, num_data
+        self.__dict__["call"] = call or fitted
         try:
             with Minibatch(bound.plate, rows, num_data):
                 yield
         finally:
             bound.rows, bound.num_data = before
+            self.__dict__["call"] = fitted
 
     @property
     def bound_rows(self) -> BoundRows:
@@ -227,6 +238,14 @@ class Program(PyroModule):
             f"the model takes {', '.join(names)} in this order; {what} has the fields {', '.join(fields)}. "
             "Name every field after its argument, or give a tuple in the model's order."
         )
+
+    def missing_arguments(self, batch: Batch) -> list[str]:
+        """Names of the arguments without a default that a batch does not give."""
+        return self.argument_names[len(batch) : self.num_required]
+
+    def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and keyword arguments of a call, for a batch."""
+        return batch, {}
 
     def pad(self, batch: Batch) -> Batch:
         """The batch with None for arguments that were left out and have no default, to predict them."""
@@ -315,7 +334,7 @@ class FunctionProgram(Program):
         parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
         model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
-        twin.__dict__["_bound_rows"] = bound_rows
+        twin.__dict__.update(_bound_rows=bound_rows, call=self.call)
         memo[id(self)] = twin
         return twin
 
@@ -326,10 +345,39 @@ class FunctionProgram(Program):
         return functools.partial(run_bound, self.bound_rows, self.__dict__["_model"])
 
     def model(self, *batch: Any) -> Any:
-        return call_sampling(self.__dict__["_model"], *batch)
+        args, kwargs = self.call_arguments(batch)
+        return call_sampling(self.__dict__["_model"], *args, **kwargs)
 
     def guide(self, *batch: Any) -> Any:
-        return call_sampling(self.__dict__["_guide"], *batch)
+        args, kwargs = self.call_arguments(batch)
+        return call_sampling(self.__dict__["_guide"], *args, **kwargs)
+
+    def accept(self, data: Any, *, what: str = "data") -> Arguments:
+        """Read data as the arguments of the model; see `read_arguments`."""
+        if isinstance(data, Arguments):
+            return data
+        fitted = self.call.names if self.call is not None else ()
+        return read_arguments(data, self._signature(), what=what, fitted=fitted)
+
+    def missing_arguments(self, batch: Batch) -> list[str]:
+        call = batch.call if isinstance(batch, Arguments) else self.call
+        if call is None:
+            return super().missing_arguments(batch)
+        return missing(call.args, call.kwargs, self._signature())
+
+    def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        signature = self._signature()
+        if self.call is None:  # rows in the order of the parameters
+            names = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+            count = len(batch) if self.takes_any else min(len(batch), len(self.argument_names))
+            args, kwargs = tuple(batch[:count]), dict(zip(names, batch[count:], strict=False))
+        else:
+            args, kwargs = self.call.fill(batch)
+        # An argument that was left out is to be predicted.
+        return args, kwargs | dict.fromkeys(missing(args, kwargs, signature))
+
+    def pad(self, batch: Batch) -> Batch:
+        return batch
 
     @property
     def current_guide(self) -> Any:

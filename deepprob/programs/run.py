@@ -15,6 +15,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from deepprob.networks.layer_modes import broadcast_linear
+from deepprob.programs.arguments import Call
 from deepprob.programs.copying import forget_values
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
@@ -44,6 +45,7 @@ class Run:
         plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
         predict: Whether the model draws its observed sites instead of observing them.
         guide: A guide to run instead of the program's own.
+        call: How the batch makes the arguments; None for the call of the fit.
     """
 
     program: Program
@@ -54,10 +56,11 @@ class Run:
     plates: int = 1
     predict: bool = False
     guide: Callable[..., Any] | None = None
+    call: Call | None = None
 
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""
-        return self.program.bound(self.rows, self.num_data)
+        return self.program.bound(self.rows, self.num_data, self.call)
 
     def stacked(self) -> AbstractContextManager[None]:
         """A context in which a leading plate of draws surrounds the program, if there are draws."""

@@ -369,16 +369,16 @@ def test_fields_match_arguments_by_name_and_tuples_by_position() -> None:
         x, y = program.accept(data)
         assert x.shape == (40, 3)
         assert y.shape == (40,)
-    images, labels = program.accept({"images": X, "labels": Y})
+    images, labels = program.accept(Split({"images": X, "labels": Y}))
     assert images.shape == (40, 3)
     assert labels.shape == (40,)
 
 
 def test_refuses_fields_that_match_no_argument() -> None:
     program = Program.of(regression)
-    with pytest.raises(ValueError, match=r"the model takes x, y in this order; data has the fields y, images\. Name"):
+    with pytest.raises(ValueError, match=r"the model takes x, y; data has the fields y, images\. Name"):
         program.accept({"y": Y, "images": X})
-    with pytest.raises(ValueError, match=r"the model takes 2 argument\(s\) \(x, y\); held_out has 3 parts"):
+    with pytest.raises(ValueError, match=r"the model takes 2 argument\(s\) by position \(x, y\); held_out has 3 parts"):
         program.accept((X, Y, Y), what="held_out")
     assert len(program.accept(Split({"x": X, "y": Y, "weight": Y}))) == 2
 

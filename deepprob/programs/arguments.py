@@ -1,0 +1,222 @@
+"""The arguments of a program's call: tensors with rows, and everything else as the user gave it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from deepprob.data import Split, as_split
+from deepprob.data.intake import is_table, tensor_of
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The place of a tensor with rows in a call."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Call:
+    """How tensors with rows, and constants, make the arguments of a call.
+
+    Attributes:
+        args: The positional arguments, with a mark in the place of every tensor with rows.
+        kwargs: The keyword arguments, likewise.
+        names: A name for every tensor with rows: its argument, or its place inside of it.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: tuple[str, ...]
+
+    def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for some rows."""
+
+        def leaf(x: Any) -> Any:
+            return rows[x.index] if isinstance(x, _Row) else x
+
+        return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
+
+    def to(self, device: torch.device) -> Call:
+        """The call with its constant tensors on a device."""
+
+        def leaf(x: Any) -> Any:
+            return x.to(device) if isinstance(x, Tensor | PackedSequence) else x  # type: ignore[arg-type]
+
+        return replace(self, args=_mapped(self.args, leaf), kwargs=_mapped(self.kwargs, leaf))
+
+
+class Arguments(tuple[Any, ...]):
+    """Tensors that share their rows, in the order of a call, and the `Call` that they belong to."""
+
+    call: Call
+
+    def __new__(cls, rows: Sequence[Any], call: Call) -> Arguments:
+        made = super().__new__(cls, rows)
+        made.call = call
+        return made
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Arguments:
+        """The same call with other rows."""
+        return Arguments([function(x) for x in self], self.call)
+
+    def without_last(self) -> Arguments:
+        """The same call with None for the last tensor, to predict it."""
+        last = _Row(len(self) - 1)
+
+        def leaf(x: Any) -> Any:
+            return None if x == last else x
+
+        call = replace(self.call, args=_mapped(self.call.args, leaf), kwargs=_mapped(self.call.kwargs, leaf))
+        return Arguments(self[:-1], replace(call, names=call.names[:-1]))
+
+
+def read_arguments(
+    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = ()
+) -> Arguments:
+    """Read a user's data as the arguments of a call.
+
+    A tuple holds positional arguments. A dict holds keyword arguments if its keys are names of parameters, and is one
+    argument otherwise. A `Split`, and what `as_split` reads as one, holds one argument a field: by name where the names
+    are those of parameters, else in order. Arrays and frames become tensors; bools and whole numbers keep their type.
+
+    Args:
+        data: The data; None for a call without arguments.
+        signature: The model's signature.
+        what: The name of the data in error messages.
+        fitted: The names of the tensors with rows in the fit. Without them, tensors have rows if they have the length
+            that most tensors have, and the first one's if that is not clear.
+
+    Raises:
+        TypeError: If the model cannot be called in this way.
+        ValueError: If a value is not valid data.
+    """
+    args, kwargs = _split_up(data, signature, what)
+    named = dict(_leaves(args, _positional_names(signature, len(args)))) | dict(_leaves(kwargs, None))
+    tensors = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.dim()}
+    if any(name in fitted for name in tensors):
+        chosen = [name for name in tensors if name in fitted or len(tensors[name]) == _length(tensors, fitted)]
+    else:
+        length = _common_length(list(tensors.values()))
+        chosen = [name for name, x in tensors.items() if len(x) == length]
+    places = {id(tensors[name]): _Row(i) for i, name in enumerate(chosen)}
+
+    def leaf(x: Any) -> Any:
+        return places.get(id(x), x)
+
+    call = Call(_mapped(args, leaf), _mapped(kwargs, leaf), tuple(chosen))
+    return Arguments([tensors[name] for name in chosen], call)
+
+
+def _length(tensors: Mapping[str, Tensor], fitted: Sequence[str]) -> int:
+    return len(next(x for name, x in tensors.items() if name in fitted))
+
+
+def _common_length(tensors: Sequence[Tensor]) -> int:
+    lengths = [len(x) for x in tensors]
+    return max(lengths, key=lengths.count, default=0)  # the first of the most frequent
+
+
+def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments that data stand for, with tensors in the place of arrays."""
+    if data is None:
+        return (), {}
+    parameters = signature.parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
+        return (), {name: _converted(value, f"{name!r} of {what}") for name, value in data.items()}
+    if isinstance(data, Mapping) and {*data} & {*named}:
+        raise ValueError(
+            f"the model takes {', '.join(named)}; {what} has the fields {', '.join(map(str, data))}. "
+            "Name every field after its argument, or give a tuple in the model's order."
+        )
+    if type(data) is tuple:
+        names = _positional_names(signature, len(data))
+        args = tuple(_converted(x, f"{name!r} of {what}") for name, x in zip(names, data, strict=True))
+    elif isinstance(data, Mapping) or is_table(data) or isinstance(data, PackedSequence):
+        args = (_converted(data, what),)
+    else:  # splits, data sets, loaders, lists
+        split = data if isinstance(data, Split) else as_split(data, what=what)
+        if {*split.names} & {*named}:
+            return (), {name: x for name, x in zip(split.names, split, strict=True) if name in named}
+        args = split.tensors
+        if isinstance(data, Split) and not _takes_any(signature):
+            args = args[: len(_positional_names(signature, 0))]
+    _check_count(args, signature, what)
+    return args, {}
+
+
+def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -> None:
+    names = _positional_names(signature, 0)
+    if len(args) > len(names) and not _takes_any(signature):
+        raise ValueError(
+            f"the model takes {len(names)} argument(s) by position ({', '.join(names) or 'none'}); {what} has "
+            f"{len(args)} parts. Leave out what the model does not use, or give a dict by argument."
+        )
+
+
+def _positional_names(signature: inspect.Signature, count: int) -> list[str]:
+    """The names of the positional parameters, and at least ``count`` names."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in signature.parameters.values() if p.kind in kinds]
+    more = [f"argument {i + 1}" for i in range(len(names), count)]
+    return [*names, *more][: count or None]
+
+
+def _takes_any(signature: inspect.Signature) -> bool:
+    return any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+
+
+def _takes_keywords(signature: inspect.Signature) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+
+
+def missing(args: Sequence[Any], kwargs: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
+    """Names of the parameters without a default that a call does not give."""
+    positional = _positional_names(signature, 0)
+    given = {*positional[: len(args)], *kwargs}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    required = [p.name for p in signature.parameters.values() if p.default is p.empty and p.kind not in kinds]
+    return [name for name in required if name not in given]
+
+
+def _converted(value: Any, label: str) -> Any:
+    """A value with tensors in the place of arrays, frames and lists of numbers; anything else as it is."""
+    if isinstance(value, PackedSequence) or (isinstance(value, Tensor) and not value.dim()):
+        return value
+    if is_table(value):
+        return tensor_of(value, label)
+    if isinstance(value, list | tuple | dict):
+        return _mapped(value, lambda x: tensor_of(x, label) if is_table(x) and getattr(x, "ndim", True) else x)
+    return value
+
+
+def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A copy of nested tuples, lists and dicts, with every leaf replaced."""
+    if isinstance(value, PackedSequence):
+        return leaf(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(x, leaf) for x in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(x, leaf) for x in value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(x, leaf) for key, x in value.items()}
+    return leaf(value)
+
+
+def _leaves(value: Any, names: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+    """The leaves of arguments, each with its name: the argument, and its place inside of it."""
+    items = value.items() if isinstance(value, Mapping) else zip(names or (), value, strict=False)
+    for name, part in items:
+        if isinstance(part, PackedSequence) or not isinstance(part, list | tuple | Mapping):
+            yield str(name), part
+            continue
+        inner = part if isinstance(part, Mapping) else dict(enumerate(part))
+        yield from ((f"{name}[{key}]", x) for key, x in _leaves({str(k): x for k, x in inner.items()}, None))
