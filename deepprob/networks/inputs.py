@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -150,6 +151,53 @@ def checked_rows(out: Any, net: nn.Module, x: Tensor) -> Tensor:
             f"{tuple(out.shape)} for {len(x)} rows. Flatten or unsqueeze its last layer's output."
         )
     return out
+
+
+def run_by_row(name: str, net: nn.Module, x: Tensor, event_dim: int, size: int, needed_by: str) -> Tensor:
+    """Run a network on rows ``(rows, *event)``, whatever the leading dimensions of ``x``.
+
+    Args:
+        name: Name of the network for error messages ("decoder").
+        net: The network, which may return a row in any shape.
+        x: Its input, ``(*leading, *event)``.
+        event_dim: Number of dimensions of the event.
+        size: Outputs that a row needs.
+        needed_by: What needs them, for error messages.
+
+    Returns:
+        Outputs, ``(*leading, size)``.
+
+    Raises:
+        ValueError: If the network does not return ``size`` numbers for each row.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4)))  # dimension 1 counts from the rows
+        >>> run_by_row("decoder", net, torch.zeros(7, 5, 2), 1, 12, "the likelihood").shape
+        torch.Size([7, 5, 12])
+    """
+    leading = x.shape[: x.dim() - event_dim]
+    rows = x if len(leading) == 1 else x.reshape(-1, *x.shape[x.dim() - event_dim :])
+    out = net(rows)
+    if not isinstance(out, Tensor) or not out.dim() or len(out) != len(rows):
+        came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(
+            f"{name} must return one tensor with a row of outputs for each of {len(rows)} rows of shape "
+            f"{tuple(rows.shape[1:])}; got {came}. Wrap it in a module that does."
+        )
+    check_outputs(name, math.prod(out.shape[1:]), size, needed_by)
+    return out.reshape(*leading, size)
+
+
+def check_outputs(name: str, found: int, size: int, needed_by: str) -> None:
+    """Compare the number of a network's outputs per row with the number needed.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if found != size:
+        raise ValueError(
+            f"{name} returns {found} outputs per row, but {needed_by} needs {size}. Give its last layer {size} outputs."
+        )
 
 
 def _copy_inputs(net: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
