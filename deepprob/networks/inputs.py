@@ -123,7 +123,7 @@ def moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def same_state(net: nn.Module) -> Iterator[None]:
-    """Undo changes of a network's attributes, so that no draw sees what another one left there."""
+    """Undo changes of a network's attributes, so that no run sees what another one left there."""
     before = [(part, dict(vars(part)), dict(part._buffers)) for part in net.modules()]
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,23 +82,22 @@ def run_with(
         >>> run_with(net, {"weight": draws}, {"weight": (2, 3)}, x)[:, 0].tolist()
         [[0.0, 0.0], [3.0, 3.0]]
     """
-    leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
-    if not leading:
-        return checked_rows(functional_call(net, dict(weights), inputs), net, inputs[0])
-
-    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
-    out = _all_draws(net, stacked, inputs)
-    # The last leading dimension holds the place of the row axis, which the network adds.
-    return out.reshape(*leading[:-1], *out.shape[-2:])
-
-
-def _all_draws(net: nn.Module, stacked: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network, else draw by draw."""
 
     def run_one(weights: dict[str, Tensor]) -> Tensor:
         with same_state(net):
             return checked_rows(functional_call(net, weights, inputs), net, inputs[0])
 
+    leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
+    if not leading:
+        return run_one(dict(weights))
+    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
+    out = _all_draws(run_one, stacked)
+    # The last leading dimension holds the place of the row axis, which the network adds.
+    return out.reshape(*leading[:-1], *out.shape[-2:])
+
+
+def _all_draws(run_one: Callable[[dict[str, Tensor]], Tensor], stacked: dict[str, Tensor]) -> Tensor:
+    """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network, else draw by draw."""
     try:
         with _quiet_vmap():
             return vmap(run_one, randomness="different")(stacked)
