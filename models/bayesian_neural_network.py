@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -16,6 +17,7 @@ from deepprob.data import DataSet
 from deepprob.errors import positive, unknown
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
+from deepprob.networks.inputs import as_accepted, has_lazy_parts, input_names, meet_rows, moments, signature_of
 from deepprob.networks.lifting import fans, gains, lift, pretrained_names, run_with
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.registry import NETWORKS
@@ -67,7 +69,8 @@ class BayesianNeuralNetwork(Program):
         prior: ``"hierarchical"``, as above; or ``"normal"``, all weights and biases ``N(0, prior_scale^2)``.
         prior_scale: Scale of the prior, see above.
         noise: Known standard deviation of the noise, in the units of y; None to learn it.
-        standardize: Whether to standardize x (each column of a table, an image as a whole) and the columns of y.
+        standardize: Whether to standardize real inputs (each column of a table, an image as a whole) and the columns
+            of y.
             Without it, counts have a scale of 1.
 
     Raises:
@@ -119,36 +122,16 @@ class BayesianNeuralNetwork(Program):
             raise ValueError(f"noise is only for likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
         self.standardize = bool(standardize)
         self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
-        weights = {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        all_trainable = len(weights) == len(list(self.net.parameters()))
-        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        self.gains = gains(self.net)
-        self.fans = fans(self.net, weights)
-        self.kept = pretrained_names(self.net)
-        self.net.requires_grad_(False)  # the guide's means and scales are trained instead
-        self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
-        with torch.no_grad():
-            for weight in weights.values():
-                weight.zero_()  # unused from here on; zeroed so that saved fits do not depend on it
-        self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
-        scaled = list(self.fans) if prior == "hierarchical" else []
-        self.scaled = tuple(scaled)
-        self.scale_loc = nn.ParameterList([torch.full((), math.log(self.prior_scale)) for _ in scaled])
-        self.scale_raw = nn.ParameterList([torch.full((), _raw(_HYPER_SD)) for _ in scaled])
+        self.inputs = input_names(self.net)
+        all_trainable = all(p.requires_grad for p in self.net.parameters())
+        self._make_random()
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
-        self._set_units(torch.zeros(1), torch.ones(1), torch.zeros(1), torch.ones(1))
+        self._set_units([(torch.zeros(1), torch.ones(1)) for _ in self.inputs], (torch.zeros(1), torch.ones(1)))
         self._start_narrow()
         self.train()
         if type(self.net) in NETWORKS.values() and all_trainable:
-            self.config = {
-                "net": self.net.config,
-                "likelihood": likelihood,
-                "num_classes": self.num_classes,
-                "prior": prior,
-                "prior_scale": self.prior_scale,
-                "noise": self.noise,
-                "standardize": self.standardize,
-            }
+            names = ("likelihood", "num_classes", "prior", "prior_scale", "noise", "standardize")
+            self.config = {"net": self.net.config} | {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_data(
@@ -209,8 +192,9 @@ class BayesianNeuralNetwork(Program):
 
     # -- the program ---------------------------------------------------------------------------------------------
 
-    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+    def model(self, *batch: Tensor | None) -> Tensor:
         """Draw weights, dispersion and targets given inputs; returns the targets."""
+        inputs, y = self._parts(batch)
         prior = dist.LogNormal(self.scale_start, 1.0)
         scales = {name: pyro.sample(f"{name}.scale", prior) for name in self.scaled}
         weights = {}
@@ -218,14 +202,14 @@ class BayesianNeuralNetwork(Program):
             loc, unit = self._prior(name, like, scales.get(name))
             weights[name] = pyro.sample(name, dist.Normal(loc, unit.expand_as(loc + unit)).to_event(like.dim()))
         dispersion = self._dispersion()
-        with self.data_plate(x):
-            out = self.outputs(weights, x)
-            self._check_columns(out, y)
+        with self.data_plate(*inputs):
+            out = self.outputs(weights, *inputs)
+            self._check_outputs(out, y)
             fn = self.observation.distribution(out, loc=self.y_loc, scale=self.y_scale, dispersion=dispersion)
             value: Tensor = pyro.sample("y", fn, obs=y)
         return value
 
-    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+    def guide(self, *batch: Tensor | None) -> None:
         """Draw every global latent site: scales, weights and dispersion."""
         scales = {
             name: pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)))
@@ -237,58 +221,68 @@ class BayesianNeuralNetwork(Program):
         if self.noise is None and (site := self.observation.dispersion) is not None:
             pyro.sample(site, dist.LogNormal(self.noise_loc[0], softplus(self.noise_raw[0])).to_event(1))
 
-    def outputs(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def outputs(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """The network's outputs for rows, before the likelihood applies location and scale.
 
         Args:
             weights: Weights by name, each with the same leading dimensions ``(*K, 1)`` or none.
-            x: Rows in the user's units, ``(B, ...)``.
+            inputs: Rows in the user's units, ``(B, ...)`` each.
 
         Returns:
             Outputs, ``(*K, B, outputs)``.
 
         Raises:
-            ValueError: If the network does not return one number per row and class or column of y.
+            ValueError: If the network does not return one row of outputs for each row, or its lazy layers lack sizes.
         """
+        if not self.shapes:
+            raise ValueError("net has lazy layers without sizes. Fit the program first, or run net(...) on some rows.")
         if self.standardize:
-            x = (x - self.x_loc) / self.x_scale
-        out = run_with(self.net, weights, self.shapes, x)
-        self._check_outputs(out)
-        return out
+            inputs = tuple(
+                (x - getattr(self, loc)) / getattr(self, scale) if x.is_floating_point() else x
+                for x, (loc, scale) in zip(inputs, self._unit_names(), strict=True)
+            )
+        return run_with(self.net, weights, self.shapes, *inputs)
 
     # -- data ----------------------------------------------------------------------------------------------------
 
     def adapt(self, *batch: Any) -> None:
-        """Take means and scales from the training rows; a constant column gets scale 1."""
+        """Take sizes of lazy layers, and means and scales from the training rows; a constant column gets scale 1."""
         if not batch:
             return
-        x, y = batch[0], batch[1] if len(batch) > 1 else None
-        x_units, y_units = (self.x_loc, self.x_scale), (self.y_loc, self.y_scale)
+        inputs, y = self._parts(batch)
+        x_units, y_units = [(torch.zeros(1), torch.ones(1)) for _ in inputs], (self.y_loc, self.y_scale)
         if self.standardize:
-            x_units = _moments(x, 0 if x.dim() == 2 else None)
-        if y is not None and (start := self.observation.around(*_moments(y, 0))):
+            for i, x in enumerate(inputs):
+                if x.is_floating_point():
+                    x_units[i] = moments(x, 0 if x.dim() == 2 else None)
+        if y is not None and (start := self.observation.around(*moments(y, 0))):
             plain = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
             y_units = (start.get("loc", plain[0]), start["scale"]) if self.standardize else plain
-        self._set_units(*(value.to(self.x_loc.device) for value in (*x_units, *y_units)))
+        self._set_units(x_units, y_units)
+        meet_rows(self.net, self.inputs, [x[:2].to(self.y_loc.device) for x in inputs])
+        if not self.shapes:
+            self._make_random()
+            self.draw_weights()
 
     def validate(self, *batch: Any) -> Batch:
-        """Check rows and targets, and convert them to the types that the likelihood needs.
+        """Check rows and targets, and convert them to the types that the network and the likelihood need.
 
         Raises:
-            ValueError: If x has no axis of features, or y is outside the likelihood's support.
+            ValueError: If an input has no axis of features, or y is outside the likelihood's support.
         """
         if not batch:
             return batch
-        x = batch[0]
-        if x.dim() < 2:
-            raise ValueError(
-                f"x must be rows of features, shape (N, D); got shape {tuple(x.shape)}. "
-                "Reshape one feature to x.reshape(-1, 1), or one row to x.reshape(1, -1)."
-            )
-        x = x.to(torch.get_default_dtype())
-        if len(batch) == 1:
-            return (x,)
-        return x, self.observation.validate("labels y" if self.num_classes else "y", batch[1])
+        inputs, y = self._parts(batch)
+        for name, x in zip(self.inputs, inputs, strict=False):
+            if x.dim() < 2 and x.is_floating_point():
+                raise ValueError(
+                    f"{name} must be rows of features, shape (N, D); got shape {tuple(x.shape)}. "
+                    f"Reshape one feature to {name}.reshape(-1, 1), or one row to {name}.reshape(1, -1)."
+                )
+        inputs = as_accepted(self.net, inputs)
+        if y is None:
+            return tuple(inputs)
+        return *inputs, self.observation.validate("labels y" if self.num_classes else "y", y)
 
     def train(self, mode: bool = True) -> BayesianNeuralNetwork:
         """Set the mode; the network itself stays in evaluation mode."""
@@ -298,10 +292,25 @@ class BayesianNeuralNetwork(Program):
 
     # -- internals -----------------------------------------------------------------------------------------------
 
+    def _make_random(self) -> None:
+        """Replace the network's trainable weights by those that the guide draws, once their sizes are known."""
+        lazy = has_lazy_parts(self.net)
+        weights = {} if lazy else {name: p for name, p in self.net.named_parameters() if p.requires_grad}
+        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        self.gains, self.fans, self.kept = gains(self.net), fans(self.net, weights), pretrained_names(self.net)
+        self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
+        for weight in weights.values():
+            weight.requires_grad_(False).zero_()  # unused from here on; zeroed so that saved fits do not depend on it
+        self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
+        self.scaled = tuple(self.fans) if self.prior == "hierarchical" else ()
+        starts = [weights[name].new_full((), math.log(self.prior_scale)) for name in self.scaled]
+        self.scale_loc = nn.ParameterList(starts)
+        self.scale_raw = nn.ParameterList([torch.full_like(start, _raw(_HYPER_SD)) for start in starts])
+
     @property
     def scale_start(self) -> Tensor:
         """Prior location of the scales, on the program's device."""
-        return torch.full_like(self.x_loc.sum(), math.log(self.prior_scale))
+        return torch.full_like(self.y_loc.sum(), math.log(self.prior_scale))
 
     def _prior(self, name: str, like: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
         """Mean and unit (standard deviation) of a weight's prior, given the scale of its matrix."""
@@ -320,15 +329,31 @@ class BayesianNeuralNetwork(Program):
         loc, unit = self._prior(name, weight, weight.new_tensor(self.prior_scale) if known else None)
         return (weight - loc) / unit
 
-    def _set_units(self, x_loc: Tensor, x_scale: Tensor, y_loc: Tensor, y_scale: Tensor) -> None:
+    def _signature(self) -> inspect.Signature:
+        return signature_of(self.inputs)
+
+    def _parts(self, batch: Sequence[Any]) -> tuple[list[Tensor], Tensor | None]:
+        """The inputs, and y if it is given."""
+        number = len(self.inputs)
+        return list(batch[:number]), batch[number] if len(batch) > number else None
+
+    def _unit_names(self) -> list[tuple[str, str]]:
+        """Names of the buffers with location and scale of every input."""
+        places = ["x", *(f"x{i}" for i in range(1, len(self.inputs)))]
+        return [(f"{place}_loc", f"{place}_scale") for place in places]
+
+    def _set_units(self, x_units: Sequence[tuple[Tensor, Tensor]], y_units: tuple[Tensor, Tensor]) -> None:
         """Set the standardization, and start a dispersion for every column of y."""
-        for name, value in {"x_loc": x_loc, "x_scale": x_scale, "y_loc": y_loc, "y_scale": y_scale}.items():
-            self.register_buffer(name, value)
+        device = next(self.net.parameters()).device
+        names = [*self._unit_names(), ("y_loc", "y_scale")]
+        for pair, values in zip(names, [*x_units, y_units], strict=True):
+            for name, value in zip(pair, values, strict=True):
+                self.register_buffer(name, value.to(device))
         if self.noise is not None or (site := self.observation.dispersion) is None:
             return
-        if not len(self.noise_loc) or self.noise_loc[0].shape != y_loc.shape:
-            self.noise_loc = nn.ParameterList([torch.full_like(y_loc, math.log(_DISPERSION_MEDIANS[site]))])
-            self.noise_raw = nn.ParameterList([torch.full_like(y_loc, _raw(_HYPER_SD))])
+        if not len(self.noise_loc) or self.noise_loc[0].shape != self.y_loc.shape:
+            self.noise_loc = nn.ParameterList([torch.full_like(self.y_loc, math.log(_DISPERSION_MEDIANS[site]))])
+            self.noise_raw = nn.ParameterList([torch.full_like(self.y_loc, _raw(_HYPER_SD))])
 
     @torch.no_grad()
     def _start_narrow(self) -> None:
@@ -354,31 +379,17 @@ class BayesianNeuralNetwork(Program):
         value: Tensor = pyro.sample(site, dist.LogNormal(loc, _DISPERSION_SD).to_event(1))
         return value * self.y_scale if site == "noise" else value
 
-    def _check_outputs(self, out: Tensor) -> None:
-        if self.num_classes not in (None, out.shape[-1]):
-            raise ValueError(
-                f"the network has {out.shape[-1]} outputs, but num_classes={self.num_classes}. Make them equal."
-            )
-        if self.y_loc.numel() not in (1, out.shape[-1]):
-            raise ValueError(
-                f"the network has {out.shape[-1]} outputs, but y has {self.y_loc.numel()} columns. Make them equal."
-            )
-
-    def _check_columns(self, out: Tensor, y: Tensor | None) -> None:
-        if y is not None and self.num_classes is None and out.shape[-1] != y.shape[-1]:
-            raise ValueError(
-                f"the network has {out.shape[-1]} outputs, but y has {y.shape[-1]} columns. Make them equal."
-            )
+    def _check_outputs(self, out: Tensor, y: Tensor | None) -> None:
+        found, columns = out.shape[-1], self.y_loc.numel() if y is None else y.shape[-1]
+        if self.num_classes is not None:
+            if found != self.num_classes:
+                raise ValueError(
+                    f"the network has {found} outputs, but num_classes={self.num_classes}. Make them equal."
+                )
+        elif columns != found and not (y is None and columns == 1):  # before a fit, the columns of y are unknown
+            raise ValueError(f"the network has {found} outputs, but y has {columns} columns. Make them equal.")
 
 
 def _raw(sd: float) -> float:
     """Inverse of softplus."""
     return math.log(math.expm1(sd))
-
-
-def _moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over an axis (None: over everything); constant values get standard deviation 1."""
-    value = value.to(torch.get_default_dtype())
-    loc, sd = (value.mean(), value.std(unbiased=False)) if axis is None else (value.mean(axis), value.std(axis, False))
-    # Rounding errors give a constant column a small standard deviation.
-    return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from deepprob.data import DataSet
 from deepprob.errors import unknown, whole
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
+from deepprob.networks.inputs import as_accepted, check_outputs, run_by_row
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.network import whole_sizes
 from deepprob.programs.example import Example
@@ -47,9 +49,10 @@ class VAE(Program):
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"`` or ``"low_rank"``.
         num_classes: Number of values for ``"categorical"``.
         activation: Activation of the hidden layers.
-        encoder: A custom network from rows ``(*batch, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
-            outputs.
-        decoder: A custom network from codes to ``Likelihood(likelihood, shape).size`` outputs.
+        encoder: A custom network from rows ``(rows, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
+            outputs. Whole numbers reach an encoder that can run on them; other rows are centered on the training mean.
+        decoder: A custom network from codes ``(rows, latent_dim)``, whatever the number of draws, to
+            ``Likelihood(likelihood, shape).size`` outputs per row, in any shape.
 
     Raises:
         ValueError: If a name is unknown or a size is out of range.
@@ -102,7 +105,10 @@ class VAE(Program):
             MLP(math.prod(self.shape), Conditional.size(posterior, code), hidden_dims, activation),
         )
         decoder = decoder or MLP(self.latent_dim, self.observation.size, tuple(reversed(hidden_dims)), activation)
+        if isinstance(found := getattr(encoder, "out_features", None), int):
+            check_outputs("encoder", found, Conditional.size(posterior, code), _needed_by_code(posterior, code))
         self.encoder = Conditional(encoder, posterior, code)
+        self.encoder_takes_whole_numbers = False
         self.decoder = decoder
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
@@ -146,20 +152,30 @@ class VAE(Program):
     def guide(self, x: Tensor) -> Tensor:
         """Draw codes given rows; returns the codes."""
         with self.data_plate(x):
-            z: Tensor = pyro.sample(
-                "z", self.encoder(self.observation.features(x) - self.observation.features(self.centre))
-            )
+            z: Tensor = pyro.sample("z", self.encode(x))
         return z
+
+    def encode(self, x: Tensor) -> Any:
+        """Distribution of the code given a row, event shape ``(latent_dim,)``."""
+        if not self.encoder_takes_whole_numbers:
+            x = self.observation.features(x) - self.observation.features(self.centre)
+        plan = self.encoder.in_size, _needed_by_code(self.encoder.family, self.encoder.event_shape)
+        return self.encoder.distribution(run_by_row("encoder", self.encoder.network, x, len(self.shape), *plan))
 
     def decode(self, z: Tensor) -> Any:
         """Distribution of a row given its code, event shape ``shape``."""
-        out = self.decoder(z).reshape(*z.shape[:-1], -1)  # (*draws, B, outputs)
+        needed_by = f"likelihood={self.likelihood!r} over rows of shape {self.shape}"
+        out = run_by_row("decoder", self.decoder, z, 1, self.observation.size, needed_by)  # (*draws, B, outputs)
         dispersion = self.observation.bounded(self.raw_noise) if self.observation.dispersion else None
         return self.observation.distribution(out, dispersion=dispersion, **self.observation.around(self.centre))
 
     def adapt(self, *batch: Any) -> None:
         """Center the encoder's input, and the mean of a normal or of counts, on the training mean."""
-        self.centre.copy_(batch[0].to(self.centre.dtype).mean(0))
+        (x,) = batch
+        self.centre.copy_(x.to(self.centre.dtype).mean(0))
+        if not x.is_floating_point():  # a copy, because a run may change the statistics of a batch norm
+            (tried,) = as_accepted(copy.deepcopy(self.encoder.network).eval(), [x])
+            self.encoder_takes_whole_numbers = not tried.is_floating_point()
 
     def prepare(self, *batch: Any) -> Batch:
         """Draw binary pixels from grey ones; binary pixels stay unchanged."""
@@ -184,3 +200,7 @@ class VAE(Program):
     def units(self, *batch: Any) -> Tensor:
         """Number of values in each row."""
         return self.observation.units(batch[0])
+
+
+def _needed_by_code(posterior: str, code: Sequence[int]) -> str:
+    return f"posterior={posterior!r} over codes of shape {tuple(code)}"

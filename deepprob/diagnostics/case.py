@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,8 +146,7 @@ def num_optional(program: Program) -> int:
         >>> num_optional(Program.of(line))
         1
     """
-    model = program.__dict__.get("_model", program.model)  # a program built from functions accepts *args
-    return sum(p.default is None for p in inspect.signature(model).parameters.values())
+    return sum(p.default is None for p in program._signature().parameters.values())
 
 
 @dataclass(frozen=True)

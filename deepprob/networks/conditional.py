@@ -146,7 +146,10 @@ class Conditional(nn.Module):
         Raises:
             ValueError: If the network's output or the result of a user-defined family has the wrong shape.
         """
-        raw: Tensor = self.network(*context)  # (*batch, size)
+        return self.distribution(self.network(*context))
+
+    def distribution(self, raw: Tensor) -> TorchDistributionMixin:
+        """Distribution given the network's output, ``(*batch, size)``; see `forward`."""
         self._check_size(raw.shape[-1] if raw.dim() else 0)
         parts = dict(zip(self._plan.sizes, raw.split(list(self._plan.sizes.values()), -1), strict=True))
         made = self._plan.make(**parts)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from deepprob.networks.initialisation import is_pretrained
+from deepprob.networks.inputs import checked_rows, same_state
 from deepprob.networks.registry import network_from_config
 
 
@@ -26,12 +29,19 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
 
     Raises:
         TypeError: If ``net`` is not a network.
-        ValueError: If no parameter is trainable, a batch norm makes rows depend on each other, or a name is taken.
+        ValueError: If no parameter is trainable, a batch norm makes rows depend on each other, a name is taken, or a
+            part is a scripted module.
     """
     if isinstance(net, Mapping):
         net = network_from_config(net)
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. Write e.g. MLP(D, outputs).")
+    for name, part in net.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"net has a scripted module ({name or 'net itself'!r}), whose weights cannot be replaced by draws. "
+                "Give the Python module that was scripted or traced."
+            )
     lifted = copy.deepcopy(net)
     names = [n for n, p in lifted.named_parameters() if p.requires_grad]
     if not names:
@@ -47,14 +57,16 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
     return lifted
 
 
-def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], x: Tensor) -> Tensor:
+def run_with(
+    net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *inputs: Tensor
+) -> Tensor:
     """Run a network with given weights, for every draw of them.
 
     Args:
         net: The network.
         weights: Weights by name, each with the same leading dimensions ``(*K, 1)`` or none.
         shapes: The shape of each weight without leading dimensions.
-        x: Rows, ``(B, ...)``.
+        inputs: Rows, ``(B, ...)`` each.
 
     Returns:
         Outputs, ``(*K, B, outputs)``.
@@ -70,28 +82,36 @@ def run_with(net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str,
         >>> run_with(net, {"weight": draws}, {"weight": (2, 3)}, x)[:, 0].tolist()
         [[0.0, 0.0], [3.0, 3.0]]
     """
+
+    def run_one(weights: dict[str, Tensor]) -> Tensor:
+        with same_state(net):
+            return checked_rows(functional_call(net, weights, inputs), net, inputs[0])
+
     leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
     if not leading:
-        return _rows(functional_call(net, dict(weights), (x,)), x)
-
+        return run_one(dict(weights))
     stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
-    out = _rows(_all_draws(net, stacked, x), x)
+    out = _all_draws(run_one, stacked)
     # The last leading dimension holds the place of the row axis, which the network adds.
     return out.reshape(*leading[:-1], *out.shape[-2:])
 
 
-def _all_draws(net: nn.Module, stacked: dict[str, Tensor], x: Tensor) -> Any:
-    """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network."""
-
-    def run_one(weights: dict[str, Tensor], x: Tensor) -> Any:
-        return functional_call(net, weights, (x,))
-
+def _all_draws(run_one: Callable[[dict[str, Tensor]], Tensor], stacked: dict[str, Tensor]) -> Tensor:
+    """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network, else draw by draw."""
     try:
-        return vmap(run_one, in_dims=(0, None), randomness="different")(stacked, x)
-    except RuntimeError:  # vmap supports neither torch's recurrent layers nor branches on values
+        with _quiet_vmap():
+            return vmap(run_one, randomness="different")(stacked)
+    except Exception:  # vmap supports neither recurrent layers nor branches on values; the network's own errors recur
         count = len(next(iter(stacked.values())))
-        outs = [run_one({n: w[k] for n, w in stacked.items()}, x) for k in range(count)]
-        return torch.stack(outs) if all(isinstance(out, Tensor) for out in outs) else outs[0]
+        return torch.stack([run_one({n: w[k] for n, w in stacked.items()}) for k in range(count)])
+
+
+@contextmanager
+def _quiet_vmap() -> Iterator[None]:
+    """Hide the warnings of ``vmap`` about operations that it runs draw by draw."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
 
 
 def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -121,17 +141,3 @@ def pretrained_names(net: nn.Module) -> set[str]:
     marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
     names = [name for name, _ in net.named_parameters()]
     return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
-
-
-def _rows(out: Any, x: Tensor) -> Tensor:
-    if not isinstance(out, Tensor):
-        raise ValueError(
-            f"the network must return one tensor, (rows, outputs); got {type(out).__name__}. "
-            "Wrap it in a module that returns only the output tensor."
-        )
-    if out.dim() < 2 or out.shape[-2] != len(x):
-        raise ValueError(
-            f"the network must return (rows, outputs) for rows of shape {tuple(x.shape[1:])}; got "
-            f"{tuple(out.shape[-2:])} for {len(x)} rows. Flatten or unsqueeze its last layer's output."
-        )
-    return out

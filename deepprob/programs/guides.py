@@ -12,6 +12,7 @@ from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -23,8 +24,54 @@ from deepprob.programs.sites import Site
 from deepprob.programs.structure import Structure
 
 
-def _flow(model: Callable[..., Any]) -> AutoGuide:
-    return autoguide.AutoIAFNormal(model, num_transforms=2)
+class _Rename(Messenger):
+    def __init__(self, rename: Callable[[str], str]) -> None:
+        super().__init__()
+        self.rename = rename
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["name"] = self.rename(msg["name"])
+
+
+class _Names:
+    """Names under which an AutoGuide can keep the parameters of sites, and the sites' own names.
+
+    An AutoGuide makes an attribute of every name and a module of every part before a dot. So it cannot hold both a
+    parameter of ``w`` and one of ``w.scale``, nor one whose name begins with an attribute of the guide, as does
+    ``model.weight``.
+    """
+
+    def __init__(self, reserved: Iterable[str]) -> None:
+        self.reserved = frozenset(reserved)
+        self.kept: dict[str, str] = {}
+        self.sites: dict[str, str] = {}
+
+    def keep(self, site: str) -> str:
+        """The name for the parameters of a site."""
+        if site not in self.kept:
+            name, clash = site, site.partition(".")[0] in self.reserved
+            if clash or any(f"{site}.".startswith(f"{n}.") or n.startswith(f"{site}.") for n in self.kept):
+                name = f"{site.replace('.', '_')}_"
+            while name in self.sites:
+                name += "_"
+            self.kept[site], self.sites[name] = name, site
+        return self.kept[site]
+
+    def site(self, name: str) -> str:
+        """The inverse of `keep`, for a site or its auxiliary site."""
+        plain = name.removesuffix("_unconstrained")
+        return self.sites.get(plain, plain) + name[len(plain) :]
+
+
+class _NamesApart(AutoGuide):
+    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
+        self.names = _Names(dir(type(self)))
+        super().__init__(_Rename(self.names.keep)(model), **options)  # type: ignore[no-untyped-call]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _Rename(self.names.site):
+            found = super().forward(*args, **kwargs)
+        return {self.names.site(name): value for name, value in found.items()}
 
 
 def _start(site: Site) -> Tensor:
@@ -42,14 +89,31 @@ def _start(site: Site) -> Tensor:
     return torch.as_tensor(init_to_feasible(site))
 
 
+class AutoNormal(_NamesApart, autoguide.AutoNormal):
+    """Pyro's AutoNormal for sites of any names; real sites start at their prior means."""
+
+    def __init__(self, model: Callable[..., Any], *, init_loc_fn: Callable[[Site], Tensor] = _start) -> None:
+        super().__init__(model, init_loc_fn=init_loc_fn)
+
+
+class AutoDelta(_NamesApart, autoguide.AutoDelta):
+    """Pyro's AutoDelta for sites of any names."""
+
+
+def _flow(model: Callable[..., Any]) -> AutoGuide:
+    return autoguide.AutoIAFNormal(model, num_transforms=2)
+
+
 GUIDES: dict[str, Callable[[Callable[..., Any]], AutoGuide]] = {
-    "normal": functools.partial(autoguide.AutoNormal, init_loc_fn=_start),
+    "normal": AutoNormal,
     "multivariate_normal": autoguide.AutoMultivariateNormal,
     "low_rank": autoguide.AutoLowRankMultivariateNormal,
     "flow": _flow,
     "laplace": autoguide.AutoLaplaceApproximation,
-    "map": autoguide.AutoDelta,
+    "map": AutoDelta,
 }
+
+_OWN: dict[Any, type[AutoGuide]] = {autoguide.AutoNormal: AutoNormal, autoguide.AutoDelta: AutoDelta}
 
 GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
 
@@ -85,7 +149,8 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
             raise unknown("guide", spec, GUIDES)
         name, built = spec, GUIDES[spec](model)
     elif isinstance(spec, type) and issubclass(spec, AutoGuide):
-        name = next((n for n, g in GUIDES.items() if getattr(g, "func", g) is spec), None)
+        spec = _OWN.get(spec, spec)
+        name = next((n for n, g in GUIDES.items() if g is spec), None)
         built = spec(model)
     elif callable(spec):
         built = spec

@@ -288,6 +288,29 @@ def test_targets_may_lack_and_labels_may_have_a_column_axis() -> None:
     assert program.accept((x, torch.ones(40, 1)))[1].shape == (40,)
 
 
+@pytest.mark.parametrize("guide", ["normal", "map", "multivariate_normal", "low_rank", "flow", "laplace"])
+def test_every_named_guide_fits_a_network(guide: str, tmp_path: Path) -> None:
+    class Named(nn.Module):  # an AutoGuide has an attribute of that name
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.model(x)
+            return out
+
+    x, _ = table()
+    y = x.sum(1, keepdim=True) + 0.1 * torch.randn(40, 1, generator=torch.Generator().manual_seed(2))
+    epochs = 1500 if guide == "laplace" else 300  # a mode is needed
+    found = fit(BayesianNeuralNetwork(Named()), (x, y), epochs, guide=guide, batch_size=None)
+    assert set(found.latent_sites) == {"model.weight.scale", "model.weight", "model.bias", "noise"}
+    assert float((found.predict(x, draws=20).mean - y).std()) < 0.7 * float(y.std())
+    assert found.log_likelihood(x, y, draws=5).shape == (5, 40)
+    found.save(tmp_path / "fit")
+    again = Posterior.load(tmp_path / "fit", program=BayesianNeuralNetwork(Named()))
+    assert torch.equal(again.sample(draws=3)["model.weight"], found.sample(draws=3)["model.weight"])
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 _READ = """

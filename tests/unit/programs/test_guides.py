@@ -131,3 +131,24 @@ def test_observed_sites_of_a_guide_are_not_in_its_posterior() -> None:
     messenger = Program.of(model, AutoNormalMessenger(model), data_plate="data")
     posterior = svi(messenger, Y + 3.0, epochs=200, optimizer=Optimizer(learning_rate=0.05))
     assert float(posterior.sample(draws=500)["w"].mean()) > 2.0
+
+
+def names_that_clash(y: Tensor) -> None:
+    pyro.sample("w.scale", dist.LogNormal(0.0, 1.0))
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.sample("w.scale.more", dist.Normal(0.0, 1.0))
+    pyro.sample("model.w", dist.Normal(0.0, 1.0))  # an AutoGuide has an attribute of that name
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("guide", ["normal", "map", AutoNormal])
+def test_named_guides_keep_sites_apart_whose_names_nest(guide: Any) -> None:
+    fast = Optimizer(learning_rate=0.05)
+    posterior = svi(
+        Program.of(names_that_clash, guide), torch.full((9,), 2.0), epochs=400, optimizer=fast, progress=False
+    )
+    draws = posterior.sample(draws=300)
+    assert set(draws) == {"w.scale", "w", "w.scale.more", "model.w"}
+    assert abs(float(draws["w"].mean()) - 1.8) < 0.2 and abs(float(draws["model.w"].mean())) < 0.3
+    assert (draws["w.scale"] > 0).all()
