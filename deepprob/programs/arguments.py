@@ -99,8 +99,9 @@ def read_arguments(
         ValueError: If a value is not valid data.
     """
     args, kwargs = _split_up(data, signature, what)
-    named = dict(_leaves(args, _positional_names(signature, len(args)))) | dict(_leaves(kwargs, None))
-    tensors = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.dim()}
+    arguments = [*zip(_positional_names(signature, len(args)), args, strict=False), *kwargs.items()]
+    leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
+    tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
     if any(name in fitted for name in tensors):
         chosen = [name for name in tensors if name in fitted or len(tensors[name]) == _length(tensors, fitted)]
     else:
@@ -211,12 +212,10 @@ def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
     return leaf(value)
 
 
-def _leaves(value: Any, names: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
-    """The leaves of arguments, each with its name: the argument, and its place inside of it."""
-    items = value.items() if isinstance(value, Mapping) else zip(names or (), value, strict=False)
-    for name, part in items:
-        if isinstance(part, PackedSequence) or not isinstance(part, list | tuple | Mapping):
-            yield str(name), part
-            continue
-        inner = part if isinstance(part, Mapping) else dict(enumerate(part))
-        yield from ((f"{name}[{key}]", x) for key, x in _leaves({str(k): x for k, x in inner.items()}, None))
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The leaves of an argument, each with its name: the argument's, and its place inside of it."""
+    if isinstance(value, PackedSequence) or not isinstance(value, list | tuple | Mapping):
+        yield name, value
+        return
+    for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from _leaves(f"{name}[{key}]", part)
