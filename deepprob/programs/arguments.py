@@ -67,16 +67,6 @@ class Arguments(tuple[Any, ...]):
         """The same call with other rows."""
         return Arguments([function(x) for x in self], self.call)
 
-    def without_last(self) -> Arguments:
-        """The same call with None for the last tensor, to predict it."""
-        last = _Row(len(self) - 1)
-
-        def leaf(x: Any) -> Any:
-            return None if x == last else x
-
-        call = replace(self.call, args=_mapped(self.call.args, leaf), kwargs=_mapped(self.call.kwargs, leaf))
-        return Arguments(self[:-1], replace(call, names=call.names[:-1]))
-
 
 def read_arguments(
     data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = ()
@@ -103,7 +93,7 @@ def read_arguments(
     leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
     if any(name in fitted for name in tensors):
-        chosen = [name for name in tensors if name in fitted or len(tensors[name]) == _length(tensors, fitted)]
+        chosen = [name for name in tensors if name in fitted]
     else:
         length = _common_length(list(tensors.values()))
         chosen = [name for name, x in tensors.items() if len(x) == length]
@@ -114,10 +104,6 @@ def read_arguments(
 
     call = Call(_mapped(args, leaf), _mapped(kwargs, leaf), tuple(chosen))
     return Arguments([tensors[name] for name in chosen], call)
-
-
-def _length(tensors: Mapping[str, Tensor], fitted: Sequence[str]) -> int:
-    return len(next(x for name, x in tensors.items() if name in fitted))
 
 
 def _common_length(tensors: Sequence[Tensor]) -> int:
