@@ -119,10 +119,10 @@ def work(name: str, folder: Path) -> dict[str, Any]:
         raise RuntimeError(f"deepprob was imported from {dp.__file__}, not from {checkout}")
     torch.manual_seed(0)
     case = PROGRAMS[name]()
-    torch.save(case.fit(case.short).instance.tensors(), folder / f"{name}.pt")
+    torch.save(state_of(case.fit(case.short)), folder / f"{name}.pt")
     return {
         "compared_steps": case.short * case.steps_per_epoch,
-        "digest": digest(case.fit(case.short, compile=False).instance.tensors()),
+        "digest": digest(state_of(case.fit(case.short, compile=False))),
         "seconds_per_step": per_step(case),
     }
 
@@ -137,6 +137,11 @@ def per_step(case: Case) -> float:
 
     pairs = [(seconds(case.short), seconds(case.short + case.more)) for _ in range(PAIRS)]
     return median(long - short for short, long in pairs) / (case.more * case.steps_per_epoch)
+
+
+def state_of(posterior: dp.Posterior) -> Mapping[str, Tensor]:
+    """All tensors of a fitted program by name; older checkouts call them its parameters."""
+    return posterior.instance.tensors() if hasattr(posterior, "instance") else posterior.parameters()
 
 
 def digest(parameters: Mapping[str, Tensor]) -> str:
