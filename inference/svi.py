@@ -126,8 +126,8 @@ def svi(
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` with learning rate, schedule, clipping and
             averaging. Adam with a cosine schedule by default.
         held_out: Data to score after every epoch; the posterior then holds the parameters of the best epoch.
-        weights: ``"fresh"`` draws new weights under ``seed``, except in modules marked by ``pretrained``; ``"keep"``
-            starts from the program's weights; ``"auto"`` is ``"fresh"``.
+        weights: ``"auto"`` draws new weights under ``seed`` for the networks that a model of deepprob built, and keeps
+            those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` compiles if that saves time over
             the whole fit, estimated from the number of steps and of operations in a step. Compiled and eager steps draw
             different noise from the same seed, and may use different length buckets.
@@ -169,7 +169,7 @@ def svi(
     per_epoch, total = _num_steps(epochs, steps, num_rows(batch), size)
     noise = RandomStream(seed, device)
     with noise.drawing():
-        instance = _instance(program, batch, guide, device, size, weights != "keep")
+        instance = _instance(program, batch, guide, device, size, weights)
     batch = tuple(x.to(device) for x in batch)
     score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
     learning_rate = factory.learning_rate or program.learning_rate
@@ -255,12 +255,12 @@ def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size:
 
 
 def _instance(
-    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, size: int, fresh: bool
+    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, size: int, weights: str
 ) -> ProgramInstance:
     """The routine's own copy of the program, checked against the data."""
     num_data = num_rows(batch)
     full = size == num_data
-    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, fresh=fresh)
+    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
     if not full and type(program).validate is Program.validate:
         instance.check_data(batch, size)
     return instance

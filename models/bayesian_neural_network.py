@@ -128,6 +128,7 @@ class BayesianNeuralNetwork(Program):
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units([(torch.zeros(1), torch.ones(1)) for _ in self.inputs], (torch.zeros(1), torch.ones(1)))
         self._start_narrow()
+        self.built = [self]  # the guide, whose means are drawn anew
         self.train()
         if type(self.net) in NETWORKS.values() and all_trainable:
             names = ("likelihood", "num_classes", "prior", "prior_scale", "noise", "standardize")

@@ -105,6 +105,7 @@ class DeepMarkovModel(Program):
         self.transition = GatedTransition(latent_dim, hidden_dim)
         self.recurrent = Recurrent(observed_dim, recurrent_dim, cell, reverse=True)
         self.combiner = Combiner(latent_dim, recurrent_dim)
+        self.built = [self.emitter, self.transition, self.recurrent, self.combiner]
         self.register_buffer("base_logits", torch.zeros(observed_dim))
         self.register_buffer("horizon", torch.ones((), dtype=torch.long))
         self.register_buffer("base_scale", None if likelihood == "bernoulli" else torch.ones(observed_dim))

@@ -99,7 +99,7 @@ class VAE(Program):
         self.observation = Likelihood(likelihood, self.shape, num_classes=num_classes, grey=likelihood == "bernoulli")
         self.num_classes = self.observation.num_classes
         code = (self.latent_dim,)
-        own_networks = encoder is not None or decoder is not None
+        given = [network for network in (encoder, decoder) if network is not None]
         encoder = encoder or nn.Sequential(
             nn.Flatten(-len(self.shape)),
             MLP(math.prod(self.shape), Conditional.size(posterior, code), hidden_dims, activation),
@@ -110,13 +110,14 @@ class VAE(Program):
         self.encoder = Conditional(encoder, posterior, code)
         self.encoder_takes_whole_numbers = False
         self.decoder = decoder
+        self.built = [network for network in (encoder, decoder) if network not in given]
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
         if self.observation.dispersion:
             # All columns share one noise, as in probabilistic PCA; each column of counts has its own dispersion.
             columns = () if likelihood == "normal" else self.shape
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
-        if not own_networks:
+        if not given:
             self.config = {
                 "shape": list(self.shape),
                 "latent_dim": self.latent_dim,

@@ -24,10 +24,22 @@ from torch.distributions import Transform
 def captured_modules(fn: Any) -> list[nn.Module]:
     """The modules that a callable is, is bound to, or reaches through its closure and globals, each once."""
     found: dict[int, nn.Module] = {}
-    for value in _walk(fn, set()):
-        if isinstance(value, nn.Module):
-            found.setdefault(id(value), value)
+    for _, value in _walk(fn, set()):
+        found.setdefault(id(value), value)
     return list(found.values())
+
+
+def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
+    """The words by which the code of some callables reaches the module that holds a parameter.
+
+    Examples:
+        >>> net = nn.Linear(1, 1)
+        >>> path_to((lambda x: net(x),), net.weight)
+        'net'
+    """
+    seen: set[int] = set()
+    found = (path for fn in fns for path, module in _walk(fn, seen) if any(parameter is p for p in module.parameters()))
+    return next(found, "a network")
 
 
 def forget_values(module: nn.Module) -> None:
@@ -100,36 +112,39 @@ def _is_followed(value: Any, fn: types.FunctionType) -> bool:
     return isinstance(value, types.FunctionType) and value.__module__ == fn.__module__
 
 
-def _walk(value: Any, seen: set[int]) -> Iterator[Any]:
+def _walk(value: Any, seen: set[int], path: str = "model") -> Iterator[tuple[str, Any]]:
+    """The modules that a value reaches, each with the words by which the code reaches it."""
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, nn.Module):
-        yield value
+        yield path, value
         if isinstance(value, AutoGuide):
-            yield from _walk(getattr(value, "_model", None), seen)
+            yield from _walk(getattr(value, "_model", None), seen, path)
     elif inspect.ismethod(value):
-        yield from _walk(value.__self__, seen)
-        yield from _walk(value.__func__, seen)
+        yield from _walk(value.__self__, seen, "self")
+        yield from _walk(value.__func__, seen, path)
     elif isinstance(value, functools.partial):
-        for part in (*_partial_parts(value), *value.keywords.values()):
-            yield from _walk(part, seen)
+        for part in _partial_parts(value):
+            yield from _walk(part, seen, path)
+        for name, part in value.keywords.items():
+            yield from _walk(part, seen, name)
     elif isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            yield from _walk(_cell(cell), seen)
-        for part in _globals_used(value).values():
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            yield from _walk(_cell(cell), seen, name)
+        for name, part in _globals_used(value).items():
             if _is_followed(part, value):
-                yield from _walk(part, seen)
+                yield from _walk(part, seen, name)
     elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _walk(part, seen)
+        for index, part in enumerate(value):
+            yield from _walk(part, seen, f"{path}[{index}]")
     elif isinstance(value, dict):
-        for part in value.values():
-            yield from _walk(part, seen)
+        for key, part in value.items():
+            yield from _walk(part, seen, f"{path}[{key!r}]")
     elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
-        for part in vars(value).values():
+        for name, part in vars(value).items():
             if isinstance(part, nn.Module | list | tuple | dict):
-                yield from _walk(part, seen)
+                yield from _walk(part, seen, f"{path}.{name}")
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,13 @@ from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.parameters import (
+    check_ownership,
+    constrained_value,
+    parameters_of,
+    unseen_parameters,
+    warn_of_unseen,
+)
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
@@ -40,7 +47,8 @@ class ProgramInstance:
         guide: The guide, see `attach_guide`.
         device: Device to run on.
         full_batch: Whether every step will see all rows.
-        fresh: Whether to draw new weights, except where marked by `deepprob.networks.initialisation.pretrained`.
+        weights: ``"keep"`` starts from the program's weights, ``"auto"`` draws new ones for the networks that the
+            program built, ``"fresh"`` for all; never where marked by `deepprob.networks.initialisation.pretrained`.
         check: Whether to require observed data within the supports of their sites, and to refuse parameters that
             were not copied with the program.
 
@@ -67,7 +75,7 @@ class ProgramInstance:
         guide: GuideSpec = None,
         device: torch.device | str = "cpu",
         full_batch: bool = True,
-        fresh: bool = False,
+        weights: str = "keep",
         check: bool = True,
     ) -> None:
         memo: dict[int, Any] = {}  # one memo: program and guide may share modules
@@ -76,11 +84,13 @@ class ProgramInstance:
         self.num_data = num_data
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
+        self._unseen: set[int] = set()
+        self._used_unseen: list[Tensor] = []
         self.device = torch.device(device)
         self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
         self.program.to(self.device)
-        if fresh:
-            init_weights(self.program)
+        for network in _to_draw(self.program, weights):
+            init_weights(network)
         if isinstance(batch, Arguments):
             self.program.__dict__["call"] = batch.call.to(self.device)
         self.program.adapt(*batch)
@@ -91,6 +101,7 @@ class ProgramInstance:
             self.program.adopt_plate(self.structure.data_plate)
             self.structure = self.dry_run(probe, check=check)
         check_minibatches(self.program, self.structure, full_batch)
+        warn_of_unseen(self.program, self._used_unseen)
         self.inputs: list[InputSpec] = specs_of(
             batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
         )
@@ -108,6 +119,7 @@ class ProgramInstance:
         batch = tuple(x.to(self.device) for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
+        frozen = [p for p in self.program.parameters() if not p.requires_grad]
         self.program.eval()  # a dry run must not update the statistics of a batch norm
         with private_store(self.store, validate=True, device=self.device):
             batch = self.program.prepare(*batch)
@@ -126,11 +138,16 @@ class ProgramInstance:
                 with torch.no_grad():
                     self._check_enumeration(found, batch, rows)
         self._copy_store_parameters()
+        self._unseen = unseen_parameters(self.program, self.store, traces)
+        for parameter in frozen:
+            parameter.requires_grad_(False)  # a PyroModule's parameter trains once Pyro has seen it
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
                 traces = self._run_or_explain(batch, rows)
                 check_observations(traces[1])
-                self._check_ownership([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
+                used = parameters_of([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
+                check_ownership(self.program, self.store, used)
+                self._used_unseen = [p for p in used if id(p) in self._unseen]
         self.program.train(training)
         return found
 
@@ -155,6 +172,9 @@ class ProgramInstance:
                 if not isinstance(value, nn.Parameter):
                     value.requires_grad_(False)  # undo Pyro's change to the caller's tensor
         self._registered = frozenset(self.store["params"])
+
+    def _is_trained(self, parameter: Tensor) -> bool:
+        return parameter.requires_grad and id(parameter) not in self._unseen
 
     def _run_or_explain(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
         """Run the program, and raise an error in it again with an explanation."""
@@ -229,16 +249,6 @@ class ProgramInstance:
             f"nothing is observed, so there is nothing to learn from. {remedy} to pyro.sample(..., obs=...)."
         )
 
-    def _check_ownership(self, terms: list[Tensor]) -> None:
-        """Refuse parameters of the caller that were not copied: they would be trained in place, or not at all."""
-        own = {id(p) for p in (*self.program.parameters(), *self.store["params"].values())}
-        if foreign := [leaf for leaf in _leaves(terms) if id(leaf) not in own]:
-            raise ValueError(
-                f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
-                "Make their network an attribute of the program, a variable of the model's file or function, or an "
-                "argument bound by functools.partial, so that the fit can copy it."
-            )
-
     @contextmanager
     def running(self, *, validate: bool = False) -> Iterator[None]:
         """A context in which the program runs with its own parameter store."""
@@ -259,10 +269,10 @@ class ProgramInstance:
 
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name: the modules' parameters and the store's unconstrained values, each once."""
-        found: dict[str, Tensor] = {n: p for n, p in self.program.named_parameters() if p.requires_grad}
+        found: dict[str, Tensor] = {n: p for n, p in self.program.named_parameters() if self._is_trained(p)}
         known = {id(p) for p in self.program.parameters()}
         for name, value in self.store["params"].items():
-            if id(value) not in known and value.requires_grad:
+            if id(value) not in known and self._is_trained(value):
                 found[f"store.{name}"] = value
         return found
 
@@ -287,12 +297,12 @@ class ProgramInstance:
 
         own = dict(self.program.named_parameters())
         for path, parameter in own.items():
-            if parameter.requires_grad or not trained:
-                name, value = _constrained(self.program, path)
+            if self._is_trained(parameter) or not trained:
+                name, value = constrained_value(self.program, path)
                 add(named.get(id(parameter), name), value)
         known = {id(parameter) for parameter in own.values()}
         for name, value in self.store["params"].items():
-            if id(value) not in known and (value.requires_grad or not trained):
+            if id(value) not in known and (self._is_trained(value) or not trained):
                 add(named[id(value)], transform_to(self.store["constraints"][name])(value))
         return found
 
@@ -358,25 +368,6 @@ class ProgramInstance:
         return {name: value.clone() for name, value in self.tensors().items()}
 
 
-def _constrained(program: nn.Module, path: str) -> tuple[str, Tensor]:
-    """Name and value of a module's parameter; a `PyroParam` is stored as ``<name>_unconstrained``."""
-    owner, _, name = path.rpartition(".")
-    module = program.get_submodule(owner)
-    if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
-        name = constrained
-    return f"{owner}.{name}" if owner else name, getattr(module, name)
-
-
-def _leaves(terms: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors that a gradient would reach."""
-    todo = [term.grad_fn for term in terms if term.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            yield leaf
-        for after, _ in node.next_functions:
-            if after is not None and after not in seen:
-                seen.add(after)
-                todo.append(after)
+def _to_draw(program: Program, weights: str) -> Sequence[nn.Module]:
+    """The parts of a program whose weights are drawn anew."""
+    return {"keep": (), "auto": program.built, "fresh": (program,)}[weights]

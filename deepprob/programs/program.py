@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,6 +45,8 @@ class Program(PyroModule):
         registry_name: The name under which a saved posterior finds the class; a subclass that sets it is registered.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The default learning rate of a routine.
+        built: The networks that the program built itself, whose weights a fit draws anew by default; not those that
+            the user made.
         call: How a batch makes the arguments of a program made by `Program.of`, in the fit.
         adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
@@ -75,6 +77,7 @@ class Program(PyroModule):
     registry_name: str | None = None
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
+    built: Sequence[nn.Module] = ()
     variable_length: bool = False
     call: Call | None = None
     adopted: bool = False

@@ -60,6 +60,7 @@ class FactorAnalysis(Program):
         encoder = MLP(self.num_features, Conditional.size("multivariate_normal", factors), hidden_dims=())
         self.encoder = Conditional(encoder, "multivariate_normal", factors)
         self.loadings = nn.Linear(self.latent_dim, self.num_features)
+        self.built = [self.encoder, self.loadings]  # a fit draws their weights anew
         self.raw_noise = nn.Parameter(torch.zeros(self.num_features))
         # A buffer, so that the prior moves to the program's device.
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))

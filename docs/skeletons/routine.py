@@ -124,7 +124,7 @@ def map_estimate(
     steps, seed, where = whole("steps", steps), whole("seed", seed, least=0), pick_device(device)
     batch, noise = program.accept(data), RandomStream(seed, where)
     with noise.drawing():
-        instance = ProgramInstance(program, batch, num_rows(batch), guide="map", device=where, fresh=True)
+        instance = ProgramInstance(program, batch, num_rows(batch), guide="map", device=where, weights="auto")
     rate = learning_rate or program.learning_rate
     state = init(instance, rate)
     state.annealed = [instance.number(c.buffer) for c in callbacks if isinstance(c, Anneal)]

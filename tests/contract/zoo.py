@@ -755,9 +755,11 @@ def lazy_layer() -> Program:
     """A layer that takes its size from its first input."""
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 1))
 
-    def model(x: Tensor, y: Tensor) -> None:  # pyro.module would read parameters that do not exist yet
+    def model(x: Tensor, y: Tensor) -> None:
+        mean = net(x).squeeze(-1)
+        pyro.module("net", net)  # before its first run the parameters do not exist
         with pyro.plate("rows", len(x)):
-            pyro.sample("y", dist.Normal(net(x).squeeze(-1), 1.0), obs=y)
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
     return Program.of(model, no_guide)
 

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from deepprob.data import Split, load_data
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.models import MODELS, BayesianNeuralNetwork
+from deepprob.models import MODELS, VAE, BayesianNeuralNetwork
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import pretrained
@@ -144,6 +144,18 @@ def test_fit_starts_at_new_or_given_weights() -> None:
     half = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still))
     torch.testing.assert_close(half[0], first)
     assert not torch.allclose(half[1], last)
+
+
+def test_models_draw_what_they_built_and_keep_what_was_given() -> None:
+    encoder, still = nn.Linear(6, 4), Optimizer(learning_rate=1e-12)
+    x = torch.rand(12, 6)
+    program = VAE((6,), 2, (3,), encoder=encoder)
+    found = svi(program, x, epochs=1, optimizer=still, progress=False).parameters()
+    torch.testing.assert_close(found["encoder.network.weight"], encoder.weight)
+    assert not torch.allclose(found["decoder.layers.0.weight"], program.decoder.layers[0].weight)
+    again = VAE((6,), 2, (3,), decoder=program.decoder)  # a part of another program was given as well
+    found = svi(again, x, epochs=1, optimizer=still, progress=False).parameters()
+    torch.testing.assert_close(found["decoder.layers.0.weight"], program.decoder.layers[0].weight)
 
 
 def test_seed_determines_the_start() -> None:

@@ -91,6 +91,7 @@ def test_methods_partials_lambdas_and_handlers_are_copied() -> None:
             self.net = nn.Linear(3, 1)
 
         def model(self, noise: float, x: Tensor, y: Tensor | None = None) -> None:
+            pyro.module("net", self.net)
             w = pyro.sample("w", dist.Normal(0.0, 1.0))
             with pyro.plate("data", len(x)):
                 pyro.sample("y", dist.Normal(self.net(x).squeeze(-1) + w, noise), obs=y)
@@ -118,6 +119,7 @@ def test_network_in_the_closure_of_a_method_is_copied() -> None:
             self.run(x, y)
 
         def run(self, x: Tensor, y: Tensor | None = None) -> None:
+            pyro.module("net", net)
             w = pyro.sample("w", dist.Normal(0.0, 1.0))
             with pyro.plate("data", len(x)):
                 pyro.sample("y", dist.Normal(net(x).squeeze(-1) + w, 1.0), obs=y)
@@ -172,11 +174,13 @@ def test_guide_given_to_the_routine_is_copied() -> None:
     decoder, encoder = nn.Linear(2, 3), nn.Linear(3, 2)
 
     def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
+        pyro.module("encoder", encoder)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
 
@@ -189,6 +193,62 @@ def test_guide_given_to_the_routine_is_copied() -> None:
     automatic = AutoNormal(model)
     fitted(Program.of(model, data_plate="data"), X, guide=automatic, batch_size=None)
     assert automatic.prototype_trace is None
+
+
+def with_features(net: nn.Module, register: Any = lambda net: None) -> Program:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        register(net)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        s = pyro.param("s", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((net(x) * w).sum(-1), s), obs=y)
+
+    return Program.of(model, "normal")
+
+
+def blocked(net: nn.Module) -> None:
+    with poutine.block(hide_types=["param"]):
+        pyro.module("net", net)
+
+
+@pytest.mark.parametrize("hide", [lambda net: None, blocked], ids=["not registered", "blocked"])
+def test_network_that_pyro_does_not_see_stays(hide: Any) -> None:
+    net = nn.Linear(3, 3)
+    with pytest.warns(UserWarning, match=r'the weights of net are used but not registered.*pyro\.module\("net", net\)'):
+        posterior = fitted(with_features(net, hide), batch_size=None)
+    weights = [v for n, v in posterior.parameters().items() if n.endswith("weight")]
+    assert torch.equal(weights[0], net.weight)
+    assert [n for n in posterior.instance.parameters() if not n.startswith("parts")] == ["store.s"]
+
+
+def test_networks_keep_their_weights_and_train_where_pyro_sees_them() -> None:
+    net = nn.Linear(3, 3)
+    still = Optimizer(learning_rate=1e-12)
+    program = with_features(net, lambda net: pyro.module("net", net))
+    for weights, equal in (("auto", True), ("keep", True), ("fresh", False)):
+        kept = fitted(program, batch_size=None, optimizer=still, weights=weights).parameters()["net.weight"]
+        assert torch.allclose(kept, net.weight) == equal
+    trained = fitted(program, batch_size=None).parameters()["net.weight"]
+    assert not torch.allclose(trained, net.weight)
+
+
+def test_frozen_weights_stay() -> None:
+    class Net(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.ones(3)), nn.Parameter(torch.zeros(3))
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(((x * self.scale + self.shift) * w).sum(-1), 1.0), obs=y)
+
+    net = Net()
+    net.scale.requires_grad_(False)
+    found = fitted(Program.of(net, "normal"), batch_size=None).parameters()
+    assert torch.equal(found["scale"], torch.ones(3))
+    assert not torch.equal(found["shift"], torch.zeros(3))
+    assert not net.scale.requires_grad
 
 
 def test_refuses_a_missing_plate() -> None:

@@ -1,0 +1,98 @@
+"""The parameters of a program: those that a run uses, those that Pyro sees, and their constrained values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from deepprob.programs.copying import path_to
+from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.store import StoreState
+
+
+def unseen_parameters(program: Program, store: StoreState, traces: Sequence[Trace]) -> set[int]:
+    """The ids of the parameters that Pyro does not see in a run, and so would not train.
+
+    They are networks without ``pyro.module``, and parameters inside of ``poutine.block``. All parameters of a subclass
+    of `Program` are trained.
+
+    Args:
+        program: The program.
+        store: Its parameter store.
+        traces: Traces of its guide and its model.
+    """
+    if not isinstance(program, FunctionProgram):
+        return set()
+    names = {name for trace in traces for name, site in trace.nodes.items() if site["type"] == "param"}
+    seen = {id(store["params"][name]) for name in names}
+    return {id(p) for p in (*program.parameters(), *store["params"].values())} - seen
+
+
+def warn_of_unseen(program: Program, used: Sequence[Tensor]) -> None:
+    """Name the networks whose weights a run uses although Pyro does not see them.
+
+    Args:
+        program: The program.
+        used: The parameters that a run uses and Pyro does not see.
+    """
+    networks = {id(p) for p in program.parameters()}
+    fns = program.__dict__.get("_model"), program.current_guide
+    for path in sorted({path_to(fns, p) for p in used if id(p) in networks}):
+        name = path.rpartition(".")[2]
+        warnings.warn(
+            f"the weights of {path} are used but not registered with Pyro, so they stay as they are. "
+            f'To train them, write pyro.module("{name}", {path}) in the model.',
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def check_ownership(program: Program, store: StoreState, used: Sequence[Tensor]) -> None:
+    """Refuse parameters of the caller that were not copied: they would be trained in place, or not at all.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    own = {id(p) for p in (*program.parameters(), *store["params"].values())}
+    if foreign := [p for p in used if id(p) not in own]:
+        raise ValueError(
+            f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
+            "Make their network an attribute of the program, a variable of the model's file or function, or an "
+            "argument bound by functools.partial, so that the fit can copy it."
+        )
+
+
+def constrained_value(program: nn.Module, path: str) -> tuple[str, Tensor]:
+    """Name and value of a module's parameter; a `PyroParam` is stored as ``<name>_unconstrained``."""
+    owner, _, name = path.rpartition(".")
+    module = program.get_submodule(owner)
+    if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
+        name = constrained
+    return f"{owner}.{name}" if owner else name, getattr(module, name)
+
+
+def parameters_of(terms: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that a gradient of some terms would reach.
+
+    Examples:
+        >>> import torch
+        >>> weight, shift = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(2))
+        >>> [p is weight for p in parameters_of([weight.exp() + shift.detach()])]
+        [True]
+    """
+    found = []
+    todo = [term.grad_fn for term in terms if term.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                todo.append(after)
+    return found
