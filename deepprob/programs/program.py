@@ -44,7 +44,8 @@ class Program(PyroModule):
         registry_name: The name under which a saved posterior finds the class; a subclass that sets it is registered.
         config: The constructor's arguments as JSON, if the program can be rebuilt from them; else None.
         learning_rate: The default learning rate of a routine.
-        adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
+        found_plate: The row plate of a program that names no data plate, as a first run showed it. It tells queries
+            which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
@@ -74,7 +75,7 @@ class Program(PyroModule):
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
     variable_length: bool = False
-    adopted: bool = False
+    found_plate: str = ""
     enumerates: bool | None = None
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
@@ -140,16 +141,23 @@ class Program(PyroModule):
         return pyro.plate(self.data_name, size, dim=-1)
 
     @contextmanager
-    def bound(self, rows: Tensor, num_data: int) -> Iterator[None]:
-        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``."""
+    def bound(self, rows: Tensor, num_data: int, query: str | None = None) -> Iterator[None]:
+        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``.
+
+        Args:
+            rows: Indices of the batch's rows, shape ``(B,)``.
+            num_data: Number of rows of the whole data, N.
+            query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
+        """
         bound = self.bound_rows
-        before = bound.rows, bound.num_data
-        bound.rows, bound.num_data = rows, num_data
+        before = vars(bound).copy()
+        plate, whole = (self.data_name, False) if query is None else (query, True)
+        vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
         try:
-            with Minibatch(bound.plate, rows, num_data):
+            with Minibatch(plate, rows, num_data, whole):
                 yield
         finally:
-            bound.rows, bound.num_data = before
+            vars(bound).update(before)
 
     @property
     def bound_rows(self) -> BoundRows:
@@ -157,10 +165,10 @@ class Program(PyroModule):
         found: BoundRows = self.__dict__.setdefault("_bound_rows", BoundRows(self.data_name))
         return found
 
-    def adopt_plate(self, name: str) -> None:
-        """Use a plate of the model as the data plate. Call it on a copy of the program."""
-        self.data_name = self.bound_rows.plate = name
-        self.adopted = True
+    @property
+    def row_plate(self) -> str:
+        """The plate over rows: the data plate, or the one that a first run showed; empty if there is none."""
+        return self.data_name or self.found_plate
 
     def bound_model(self) -> Callable[..., Any]:
         """The model for an AutoGuide: its data plate takes the bound rows even if outer handlers are blocked."""
@@ -316,6 +324,7 @@ class FunctionProgram(Program):
         model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
         twin.__dict__["_bound_rows"] = bound_rows
+        twin.found_plate = self.found_plate
         memo[id(self)] = twin
         return twin
 
