@@ -114,8 +114,9 @@ def svi(
 
     Args:
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
-        data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None.
-        epochs: Passes over the data, 100 by default. A fit without data takes one step an epoch.
+        data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None for a
+            program that holds its data.
+        epochs: Passes over the data, 100 by default. A fit without arguments takes one step an epoch.
         steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
             If the program defines ``lengths``, sequences of similar length share a batch.
@@ -170,7 +171,7 @@ def svi(
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = _instance(program, batch, guide, device, size, weights)
-    batch = tuple(x.to(device) for x in batch)
+    batch, size = tuple(x.to(device) for x in batch), size if batch else instance.num_data  # or: the program's own data
     score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
     learning_rate = factory.learning_rate or program.learning_rate
     state = init(instance, factory, learning_rate)

@@ -28,7 +28,7 @@ class Case:
 
     Args:
         posterior: The posterior to check.
-        data: Held-out data, in any form that the program accepts.
+        data: Held-out data, in any form that the program accepts; None for a program that holds its data.
         train: The training data; needed to check global latents, whose posterior is conditioned on them.
         ood: Out-of-distribution data, on which the posterior should be less certain.
         draws: Number of posterior draws for predictions.
@@ -55,23 +55,25 @@ class Case:
         self.draws, self.particles, self.seed = draws, particles, seed
         self.max_sample = max_sample
         # Without a named data plate rows cannot be selected: every step of the fit saw all of the data.
-        self.needs_all_rows = not self.program.data_name or self.program.adopted
-        split = _split(self.program, data)
-        self.rows = len(split)
+        self.needs_all_rows = not self.program.data_name
+        split = None if data is None else _split(self.program, data)
+        self.rows = posterior.instance.num_data if split is None else len(split)
         self.data = self._random_rows(split, max_rows)
         self.batch = self.program.accept(self.data)
+        self.knows_train = train is not None or self.needs_all_rows or data is None
         self.train = split if train is None and self.needs_all_rows else train
         self.ood = ood
 
     @property
     def ragged(self) -> bool:
         """Whether rows are padded sequences of unequal length."""
-        return self.program.variable_length or "lengths" in self.data.names
+        return self.program.variable_length or (self.data is not None and "lengths" in self.data.names)
 
     @property
     def supervised(self) -> bool:
-        """Whether the last argument is a target predicted from the others: ``model(x, y=None)``."""
-        return len(self.batch) >= 2 and not self.ragged and num_optional(self.program) > 0
+        """Whether the last argument is the only target, predicted from the others: ``model(x, y=None)``."""
+        optional = len(self.batch) >= 2 and not self.ragged and num_optional(self.program) > 0
+        return optional and len(self.posterior.structure.observed) == 1
 
     @property
     def per_row(self) -> bool:
@@ -103,8 +105,10 @@ class Case:
         return kind in self.posterior.latent_sites.values()
 
     @cached_property
-    def sample(self) -> Split:
-        """Random rows, few enough for checks that are expensive per row."""
+    def sample(self) -> Split | None:
+        """Random rows, few enough for checks that are expensive per row; None for a program that holds its data."""
+        if self.data is None:
+            return None
         affordable = int(MAX_ELEMENTS / (self.particles * max(1, self.batch[0][0].numel())))
         return self._random_rows(self.data, min(self.max_sample, max(affordable, 16)))
 
@@ -123,8 +127,8 @@ class Case:
         """Traces of guide and model on `sample`; the leading dimension is draws."""
         return self.posterior.trace(*self.sample_batch, draws=self.particles, seed=self.seed)
 
-    def _random_rows(self, data: Split, most: int) -> Split:
-        if self.needs_all_rows or len(data) <= most:
+    def _random_rows(self, data: Split | None, most: int) -> Split | None:
+        if data is None or self.needs_all_rows or len(data) <= most:
             return data
         order = np.random.default_rng(self.seed).permutation(len(data))[:most]
         return data.rows(torch.from_numpy(np.sort(order)))

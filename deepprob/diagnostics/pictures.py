@@ -75,7 +75,7 @@ def _training(case: Case) -> Iterator[Picture]:
 
 def image_shape(case: Case) -> tuple[int, ...] | None:
     """Shape of one image; None if the rows are not images."""
-    if case.supervised or case.ragged:
+    if case.supervised or case.ragged or not case.batch:
         return None
     observation = getattr(case.program, "observation", None)
     if isinstance(observation, Likelihood) and observation.picture != "image":
@@ -86,7 +86,7 @@ def image_shape(case: Case) -> tuple[int, ...] | None:
 
 def _images(case: Case, count: int = 10) -> Iterator[Picture]:
     shape = image_shape(case)
-    if shape is None or not case.per_row:
+    if shape is None or not case.per_row or case.data is None:
         return
     rows = case.data.rows(slice(0, count))
     batch = case.program.accept(rows)
@@ -114,7 +114,7 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
 
 
 def _latent_space(case: Case) -> Iterator[Picture]:
-    if not active_dimensions.applies(case):
+    if not active_dimensions.applies(case) or case.data is None or case.sample is None:
         return
     draws, kl = code_draws(case)
     unused = [n for n in case.data.names[len(case.batch) :] if case.data[n].dim() == 1]

@@ -183,7 +183,7 @@ def check(
 
     Args:
         posterior: The posterior to check.
-        data: Held-out data, in any form that the program accepts.
+        data: Held-out data, in any form that the program accepts; None for a program that holds its data.
         train: The training data; needed for the Pareto k-hat of global latents (such as weights).
         ood: Out-of-distribution data, on which the posterior should be less certain.
         draws: Number of posterior draws for predictions; the smallest possible p-value is about ``1 / draws``.
@@ -228,7 +228,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     fit |= {f"last {name}": values[-1] for name, values in history.epochs.items() if len(values)}
     evaluation = {
         "rows": case.rows,
-        "rows predicted": len(case.batch[0]),
+        "rows predicted": len(case.batch[0]) if case.batch else case.rows,
         "draws": case.draws,
         "particles": case.particles,
         "seed": case.seed,

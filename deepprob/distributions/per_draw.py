@@ -148,6 +148,10 @@ def _each_draw(one: Callable[..., Tensor], draws: int, *arguments: list[Tensor])
     return found
 
 
+# Switches torch's checks off like False, but is not the user's False: `deepprob.programs.support` checks the data.
+UNCHECKED: Any = 0
+
+
 def unwrapped(fn: Any) -> Any:
     """A distribution without the wrappers that add event dimensions, masks or batch dimensions."""
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):

@@ -60,7 +60,7 @@ class LengthBuckets:
         pad_one_step: bool = False,
     ) -> None:
         data = _without_shared_memory(data)
-        self.data, self.data_by_bucket = data, [data]
+        self.data, self.data_by_bucket, self.batch_size = data, [data], batch_size
         self.lengths: list[int] = []
         self.bucket_of_row: Tensor | None = None
         if lengths is None or not num_rows(data):
@@ -82,7 +82,7 @@ class LengthBuckets:
     def rows_within(self, bucket: int) -> Tensor:
         """Indices of the rows that are no longer than a bucket."""
         if self.bucket_of_row is None:
-            return torch.arange(num_rows(self.data))
+            return torch.arange(num_rows(self.data) if self.data else self.batch_size)
         return (self.bucket_of_row <= bucket).nonzero().squeeze(1)
 
     def consecutive(self, rows: Tensor) -> Iterator[tuple[int, int, int]]:

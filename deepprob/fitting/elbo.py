@@ -90,7 +90,7 @@ class ELBO:
             ``kl_local``, ``kl_global``.
         """
         traces = run_particles(run, self.particles, self.layers)
-        plate, scores = str(run.program.data_name), None
+        plate, scores = run.program.row_plate, None
         if any_enumerated(traces):
             likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
         else:

@@ -105,7 +105,7 @@ class IWAE:
         traces = run_particles(run, self.particles, self.layers)
         _check_guide(traces)
         guide_trace, model_trace = traces[0]
-        layout = Layout(str(run.program.data_name), run.plates, self.particles)
+        layout = Layout(run.program.row_plate, run.plates, self.particles)
         outside = _outside(layout.plate, guide_trace, model_trace)
         if outside and len(run.rows) < run.num_data:
             raise ValueError(
@@ -149,9 +149,9 @@ def _outside(plate: str, guide_trace: Trace, model_trace: Trace) -> str:
 
 def _row_scale(run: Run, model_trace: Trace) -> float:
     """The data plate's scale of log-probabilities, N / B."""
-    frames = (f for _, s in sample_sites(model_trace) for f in s["cond_indep_stack"] if f.name == run.program.data_name)
+    frames = (f for _, s in sample_sites(model_trace) for f in s["cond_indep_stack"] if f.name == run.program.row_plate)
     frame = next(frames, None)
-    if frame is None or frame.size == len(run.rows):
+    if frame is None or frame.size in (-1, len(run.rows)):
         return run.num_data / len(run.rows)
     # The plate does not run over the batch's rows, so Pyro scales it by its own sizes.
     return float((frame.full_size or frame.size) / frame.size)

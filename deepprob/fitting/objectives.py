@@ -134,7 +134,7 @@ def check_objective(objective: Objective, instance: ProgramInstance, batch: Batc
         ) from error
     tensors = tensors_of(instance)
     before = [x.clone() for x in tensors]
-    rows = torch.arange(len(batch[0]) if batch else 1, device=instance.device)
+    rows = torch.arange(len(batch[0]) if batch else instance.num_data, device=instance.device)
     instance.program.train()
     try:
         with instance.running(), RandomStream(0, instance.device).drawing():

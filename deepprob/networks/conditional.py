@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.functional import softplus
 
+from deepprob.distributions.per_draw import UNCHECKED
 from deepprob.errors import unknown, whole
 
 Family = str | Callable[..., Any]
@@ -244,7 +245,7 @@ def _plan_for_class(family: type, name: str, event_shape: torch.Size, num_classe
             parameters[argument] = parameter
         elif spec.default is spec.empty:
             raise _needs_function(name, f"its argument {argument!r} is not a real tensor of the event's shape")
-    made = partial(family, validate_args=False) if "validate_args" in arguments else family
+    made = partial(family, validate_args=UNCHECKED) if "validate_args" in arguments else family
     sizes = {argument: math.prod(parameter.raw_shape) for argument, parameter in parameters.items()}
     return _Plan(sizes, partial(_linked, made, parameters))
 

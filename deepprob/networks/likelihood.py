@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from deepprob.distributions.per_draw import UNCHECKED
 from deepprob.errors import shown, unknown, whole
 from deepprob.networks.conditional import positive_link
 
@@ -277,7 +278,7 @@ class _Family:
 def _bernoulli(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
     logits = out if loc is None else loc + out
     logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
-    return dist.Bernoulli(logits=logits, validate_args=False)
+    return dist.Bernoulli(logits=logits, validate_args=UNCHECKED)
 
 
 def _categorical(out: Tensor, loc: object, scale: object, dispersion: object, inside: object) -> Any:
@@ -291,13 +292,13 @@ def _normal(out: Tensor, loc: Tensor | None, scale: Tensor | None, dispersion: T
         return dist.Normal(mean, dispersion)
     mean = torch.where(inside, mean, 0.0)
     noise = torch.where(inside, dispersion, _PADDING_SD)
-    return dist.Normal(mean, noise, validate_args=False).mask(inside)
+    return dist.Normal(mean, noise, validate_args=UNCHECKED).mask(inside)
 
 
 def _poisson(out: Tensor, loc: object, scale: Tensor | None, dispersion: object, inside: Tensor | None) -> Any:
     rate = _mean_count(out, scale)
     rate = rate if inside is None else torch.where(inside, rate, 0.0)
-    return dist.Poisson(rate, validate_args=False)
+    return dist.Poisson(rate, validate_args=UNCHECKED)
 
 
 def _negative_binomial(
@@ -305,7 +306,7 @@ def _negative_binomial(
 ) -> Any:
     logits = _mean_count(out, scale).log() - dispersion.log()
     logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
-    return dist.NegativeBinomial(dispersion, logits=logits, validate_args=False)
+    return dist.NegativeBinomial(dispersion, logits=logits, validate_args=UNCHECKED)
 
 
 def _mean_count(out: Tensor, scale: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     layout = fitted.layout(draws)
     if fitted.structure.summed:
         return _likelihood_of_terms(layout, fitted.structure, fitted.terms(batch, draws))
-    return _likelihood_of_sites(layout, fitted.run(batch, draws)[1])
+    return _likelihood_of_sites(layout, fitted.structure, fitted.run(batch, draws)[1])
 
 
 def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
@@ -38,7 +38,7 @@ def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     if fitted.structure.summed:
         return _by_row(layout, fitted.terms(batch, draws))
     guide_trace, model_trace = fitted.run(batch, draws)
-    total = _likelihood_of_sites(layout, model_trace)
+    total = _likelihood_of_sites(layout, fitted.structure, model_trace)
     for name in fitted.structure.local:
         total = total + layout.log_prob(model_trace.nodes[name])
     for site in drawn_sites(guide_trace).values():
@@ -53,7 +53,7 @@ def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
         parts = [_rows_of(layout, term).sum(1) for term in fitted.terms(batch, draws)]
         return torch.stack(parts).sum(0)
     guide_trace, model_trace = fitted.run(batch, draws)
-    check_data(model_trace)
+    check_data(model_trace, fitted.structure.unchecked)
     log_p = [layout.total(s) for _, s in sample_sites(model_trace) if not is_deterministic(s)]
     log_q = [layout.total(s) for s in drawn_sites(guide_trace).values()]
     return torch.stack(log_p).sum(0) - (torch.stack(log_q).sum(0) if log_q else 0.0)
@@ -76,7 +76,7 @@ def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
         return (total + _by_row(layout, local) if local else total).mean(0)
     guide_trace, model_trace = fitted.run(batch, draws)
     closed = closed_form_kls(guide_trace, model_trace)
-    total = _likelihood_of_sites(layout, model_trace)
+    total = _likelihood_of_sites(layout, structure, model_trace)
     for name, site in drawn_sites(guide_trace).items():
         if not is_local(site, layout.plate):
             continue
@@ -97,8 +97,8 @@ def _check_by_row(structure: Structure) -> None:
         )
 
 
-def _likelihood_of_sites(layout: Layout, model_trace: Trace) -> Tensor:
-    check_data(model_trace)
+def _likelihood_of_sites(layout: Layout, structure: Structure, model_trace: Trace) -> Tensor:
+    check_data(model_trace, structure.unchecked)
     sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
     if all(is_local(s, layout.plate) for s in sites):
         return torch.stack([layout.log_prob(s) for s in sites]).sum(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
 from deepprob.posteriors.stored_draws import choose
-from deepprob.programs.arguments import Arguments
+from deepprob.programs.arguments import Arguments, Call
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.instance import ProgramInstance
@@ -26,7 +26,7 @@ from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.sites import sample_sites
-from deepprob.programs.structure import Structure, check_all_rows
+from deepprob.programs.structure import Structure
 from deepprob.programs.support import check_data
 
 # Most numbers that one layer's activations may hold at a time; more rows are split into several calls.
@@ -68,7 +68,7 @@ class FittedProgram:
 
     def layout(self, draws: int) -> Layout:
         """The positions of draws, rows and events in the values of a run."""
-        return Layout(self.program.data_name, self.structure.plates, draws)
+        return Layout(self.structure.row_plate, self.structure.plates, draws)
 
     @contextmanager
     def querying(self, seed: int) -> Iterator[None]:
@@ -111,7 +111,7 @@ class FittedProgram:
     def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
         """Split an accepted batch into chunks of rows that fit in memory with K draws each."""
         size, found = num_rows(batch), self.structure
-        if self.program.data_name and found.all_local(found.observed + found.summed) and not self.keeps_rows:
+        if self.instance.query_plate and found.all_local(found.observed + found.summed) and not self.keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
             step = max(1, _CHUNK // max(1, draws * width))
             if step < size and not (found.local and found.global_):
@@ -126,7 +126,6 @@ class FittedProgram:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
         job = _PREDICTED if predict else _SUMMED if self.structure.summed else _TRACES
         guide_trace, model_trace = self._under_draws(job, self._prepared(batch, draws, predict=predict))
-        check_all_rows(model_trace, self.program.data_name)
         return guide_trace, model_trace
 
     def run_guide(self, batch: Batch, draws: int) -> Trace:
@@ -138,9 +137,8 @@ class FittedProgram:
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
         """Run the model alone and draw its observed sites."""
         size = num_rows(batch) if batch else rows
-        plates = self.structure.plates
         call = batch.call if isinstance(batch, Arguments) else None
-        run = Run(self.program, self.program.pad(batch), torch.arange(size), size, draws, plates, call=call)
+        run = self._run(self.program.pad(batch), size, draws, call=call)
         trace: Trace
         (trace,) = self._under_draws(_PRIOR, run)
         return trace
@@ -156,8 +154,7 @@ class FittedProgram:
         run = self._prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             _, look = self._under_draws(_TRACES, replace(run, draws=1))
-        check_all_rows(look, self.program.data_name)
-        check_data(look)
+        check_data(look, self.structure.unchecked)
         found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
         return found
 
@@ -168,11 +165,15 @@ class FittedProgram:
     def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         call = batch.call if isinstance(batch, Arguments) else None
         batch = self.program.pad(self.program.prepare(*batch))
-        size, fitted = num_rows(batch), self.instance.num_data
+        fitted = self.instance.num_data
+        size = num_rows(batch) if self.instance.inputs else fitted  # without arguments, the program holds its data
         if self.chains is None and self.keeps_rows and size != fitted:
-            raise ValueError(unknown_rows_message(self.program.data_name, fitted, size))
-        rows = torch.arange(size, device=self.instance.device)
-        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, call=call)
+            raise ValueError(unknown_rows_message(self.structure.row_plate, fitted, size))
+        return self._run(batch, size, draws, predict=predict, call=call)
+
+    def _run(self, batch: Batch, size: int, draws: int, *, predict: bool = False, call: Call | None = None) -> Run:
+        rows, plate = torch.arange(size, device=self.instance.device), self.instance.query_plate
+        return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, query=plate, call=call)
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
@@ -181,7 +182,7 @@ def _rows(batch: Batch, rows: slice) -> Batch:
 
 def _terms(run: Run, *, bound: bool) -> list[Term]:
     pairs = run_enumerated(run, enumerate_guide=bound)
-    plate = run.program.data_name
+    plate = run.program.row_plate
     return [t for g, m in pairs for t in terms(g, m, plate, closed_form_kls(g, m) if bound else {})]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,10 +97,12 @@ class ProgramInstance:
         self.program.adapt(*batch)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.dry_run(probe, check=check)
-        if not self.program.data_name and self.structure.data_plate:
-            # An unnamed plate around all data makes sites local, but every step must see all of its rows.
-            self.program.adopt_plate(self.structure.data_plate)
+        if not self.program.data_name and self.structure.row_plate:
+            # Sites are local or global relative to the row plate, which the first run has shown.
+            self.program.found_plate = self.structure.row_plate
             self.structure = self.dry_run(probe, check=check)
+        if not batch:
+            self.num_data = max(1, self.structure.rows)
         check_minibatches(self.program, self.structure, full_batch)
         warn_of_unseen(self.program, self._used_unseen)
         self.inputs: list[InputSpec] = specs_of(
@@ -122,9 +125,11 @@ class ProgramInstance:
         frozen = [p for p in self.program.parameters() if not p.requires_grad]
         self.program.eval()  # a dry run must not update the statistics of a batch norm
         with private_store(self.store, validate=True, device=self.device):
-            batch = self.program.prepare(*batch)
+            # Without arguments, plates have the rows of data that the program holds itself.
+            query = None if batch else ""
+            run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=query)
             with torch.no_grad():
-                traces = self._run_or_explain(batch, rows)
+                traces = self._run_or_explain(run)
             if check:
                 self._check_observed_sites(traces[1])
             found = structure(self.program, *traces)
@@ -136,15 +141,15 @@ class ProgramInstance:
                 )
             if self.program.enumerates:
                 with torch.no_grad():
-                    self._check_enumeration(found, batch, rows)
+                    self._check_enumeration(found, replace(run, plates=found.plates))
         self._copy_store_parameters()
         self._unseen = unseen_parameters(self.program, self.store, traces)
         for parameter in frozen:
             parameter.requires_grad_(False)  # a PyroModule's parameter trains once Pyro has seen it
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
-                traces = self._run_or_explain(batch, rows)
-                check_observations(traces[1])
+                traces = self._run_or_explain(run)
+                check_observations(traces[1], found.unchecked)
                 used = parameters_of([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
                 check_ownership(self.program, self.store, used)
                 self._used_unseen = [p for p in used if id(p) in self._unseen]
@@ -176,15 +181,15 @@ class ProgramInstance:
     def _is_trained(self, parameter: Tensor) -> bool:
         return parameter.requires_grad and id(parameter) not in self._unseen
 
-    def _run_or_explain(self, batch: Batch, rows: Tensor) -> tuple[Trace, Trace]:
+    def _run_or_explain(self, run: Run) -> tuple[Trace, Trace]:
         """Run the program, and raise an error in it again with an explanation."""
         try:
-            return run_program(Run(self.program, batch, rows, self.num_data))
+            return run_program(run)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
             if isinstance(error, ValueError) and reason.endswith("."):
                 raise ValueError(reason) from error
-            names = [*self.program.argument_names, *("argument",) * len(batch)]
+            batch, names = run.batch, [*self.program.argument_names, *("argument",) * len(run.batch)]
             kinds = [
                 f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
                 for n, x in zip(names, batch, strict=False)
@@ -194,11 +199,10 @@ class ProgramInstance:
                 "Check the shapes and types of the data, or the program."
             ) from error
 
-    def _check_enumeration(self, found: Structure, batch: Batch, rows: Tensor) -> None:
+    def _check_enumeration(self, found: Structure, run: Run) -> None:
         """Run the program with all values of its enumerated sites, and raise an error in it with an explanation."""
-        plate = self.program.data_name
+        plate = self.program.row_plate
         try:
-            run = Run(self.program, batch, rows, self.num_data, plates=found.plates)
             for guide_trace, model_trace in run_enumerated(run):
                 terms(guide_trace, model_trace, plate, {}, compare_scales=True)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -229,7 +233,7 @@ class ProgramInstance:
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
                 _, trace = run_program(Run(self.program, piece, rows, self.num_data))
-                check_observations(trace)
+                check_observations(trace, self.structure.unchecked)
                 self._check_plate(piece, trace)
 
     def _check_plate(self, batch: Batch, trace: Trace) -> None:
@@ -248,6 +252,12 @@ class ProgramInstance:
         raise ValueError(
             f"nothing is observed, so there is nothing to learn from. {remedy} to pyro.sample(..., obs=...)."
         )
+
+    @property
+    def query_plate(self) -> str:
+        """The plate that holds the rows of a query: the data plate, or the row plate if it has a row for each datum."""
+        found = self.structure
+        return self.program.data_name or (found.row_plate if found.rows == self.num_data else "")
 
     @contextmanager
     def running(self, *, validate: bool = False) -> Iterator[None]:

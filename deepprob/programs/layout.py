@@ -19,7 +19,7 @@ class Layout:
     """The axes of a run under a leading plate of draws: ``(K, *plates, *event)``.
 
     Attributes:
-        plate: Name of the data plate.
+        plate: Name of the row plate.
         plates: Depth of the program's own plates.
         draws: Number of draws, K.
     """
@@ -48,7 +48,7 @@ class Layout:
     def by_row(self, value: Tensor, frames: Iterable[Any]) -> Tensor:
         """Sum a value over all but draws and rows: ``(K, B)``.
 
-        Outside of the data plate, every independent term counts as a row.
+        Outside of the row plate, every independent term counts as a row.
 
         Args:
             value: A tensor of a site's batch shape.
@@ -56,7 +56,7 @@ class Layout:
         """
         full = value.expand(np.broadcast_shapes(value.shape, (self.draws,) + (1,) * self.plates))
         for frame in frames:
-            if frame.name == self.plate:
+            if frame.name == self.plate and frame.vectorized:
                 others = [d for d in range(-self.plates, 0) if d != frame.dim]
                 return full.sum(others) if others else full
         return full.reshape(self.draws, -1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 
 Batch = tuple[Any, ...]
@@ -18,14 +21,16 @@ class BoundRows:
     """The rows of the data that a batch holds.
 
     Attributes:
-        plate: Name of the data plate.
+        plate: Name of the plate that holds them: the data plate, or the row plate of a query.
         rows: Indices of the batch's rows, shape ``(B,)``; None outside of a run.
-        num_data: Number of rows of the whole data, N.
+        num_data: Number of rows of the whole data, N; None where no plate holds them.
+        whole: Whether every other plate has all of its rows, too.
     """
 
     plate: str
     rows: Tensor | None = None
     num_data: int | None = None
+    whole: bool = False
 
 
 class Minibatch(Messenger):
@@ -33,31 +38,55 @@ class Minibatch(Messenger):
 
     Pyro requests the indices of every plate in a message, and this handler answers for the data plate, in the model
     and in the guide alike. The plate's scale is then ``num_data / len(rows)``, and parameters of a row belong to the
-    row rather than to its position in the batch.
+    row rather than to its position in the batch. In a query, all other plates have all of their rows.
 
     Args:
-        plate: Name of the data plate.
+        plate: Name of the plate that holds the rows; empty for none.
         rows: Indices of the batch's rows, shape ``(B,)``.
         num_data: Number of rows of the whole data, N.
+        whole: Whether plates that draw some of their rows get all of them.
     """
 
-    def __init__(self, plate: str, rows: Tensor, num_data: int) -> None:
+    def __init__(self, plate: str, rows: Tensor, num_data: int, whole: bool = False) -> None:
         super().__init__()
-        self.plate, self.rows, self.num_data = plate, rows, num_data
+        self.plate, self.rows, self.num_data, self.whole = plate, rows, num_data, whole
+
+    def __enter__(self) -> Any:
+        # Pyro refuses an answer that is not as long as the plate's own subsample_size.
+        self._pyros = SubsampleMessenger._subsample
+        SubsampleMessenger._subsample = staticmethod(functools.partial(self._subsample, self._pyros))  # type: ignore
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        SubsampleMessenger._subsample = staticmethod(self._pyros)  # type: ignore[method-assign]
+        return super().__exit__(*error)
+
+    def _subsample(self, pyros: Callable[..., Any], name: str, size: Any = None, count: Any = None, *rest: Any) -> Any:
+        if size is None and self.whole and name == self.plate:
+            size = len(self.rows)  # a plate without a size, which Pyro would not broadcast over
+        return pyros(name, size, None if self._answers(name) else count, *rest)
+
+    def _answers(self, name: str) -> bool:
+        return self.whole or name == self.plate
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self.plate and type(msg["fn"]).__name__ == "_Subsample":
-            # A plate of the batch's own length, plate("data", len(x)), already has all its rows.
-            size = msg["fn"].size
-            if msg["value"] is None and (size == self.num_data or size != len(self.rows)):
-                msg["value"] = self.rows
+        if type(msg["fn"]).__name__ == "_Subsample":
+            if self._answers(msg["name"]) and msg["value"] is None:
+                msg["value"] = self._rows_of(msg["name"], msg["fn"])
             return
         for frame in msg["cond_indep_stack"]:
-            if frame.name == self.plate and frame.size == len(self.rows):
+            # A plate without a size, plate("data"), has as many rows as the batch.
+            if frame.name == self.plate and frame.size in (-1, len(self.rows)):
                 # Pyro scales by full_size / size, which is right for plate("data", N), not for plate("data", len(x)).
                 pyros, ours = (frame.full_size or frame.size) / frame.size, self.num_data / len(self.rows)
                 if pyros != ours:
                     msg["scale"] = msg["scale"] * (ours / pyros)
+
+    def _rows_of(self, name: str, plate: Any) -> Tensor:
+        # A plate of the batch's own length, plate("data", len(x)), already has all its rows.
+        if name == self.plate and (plate.size == self.num_data or plate.size != len(self.rows)):
+            return self.rows
+        return torch.arange(plate.size, device=plate.device)
 
     def _pyro_param(self, msg: Any) -> None:
         for frame in msg["cond_indep_stack"]:
@@ -76,9 +105,9 @@ def unknown_rows_message(plate: str, fitted: int, came: int) -> str:
 
 def run_bound(bound: BoundRows, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a model or guide on the bound rows, even if the program blocks outer handlers."""
-    if bound.rows is None or bound.num_data is None:
+    if bound.rows is None:
         return call_sampling(fn, *args, **kwargs)
-    with Minibatch(bound.plate, bound.rows, bound.num_data):
+    with Minibatch(bound.plate, bound.rows, bound.num_data or len(bound.rows), bound.whole):
         return call_sampling(fn, *args, **kwargs)
 
 

@@ -48,7 +48,8 @@ class Program(PyroModule):
         built: The networks that the program built itself, whose weights a fit draws anew by default; not those that
             the user made.
         call: How a batch makes the arguments of a program made by `Program.of`, in the fit.
-        adopted: Whether the data plate was found, not named, so that every step must see all of its rows.
+        found_plate: The row plate of a program that names no data plate, as a first run showed it. It tells queries
+            which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
@@ -80,7 +81,7 @@ class Program(PyroModule):
     built: Sequence[nn.Module] = ()
     variable_length: bool = False
     call: Call | None = None
-    adopted: bool = False
+    found_plate: str = ""
     enumerates: bool | None = None
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
@@ -146,23 +147,25 @@ class Program(PyroModule):
         return pyro.plate(self.data_name, size, dim=-1)
 
     @contextmanager
-    def bound(self, rows: Tensor, num_data: int, call: Call | None = None) -> Iterator[None]:
+    def bound(self, rows: Tensor, num_data: int, query: str | None = None, call: Call | None = None) -> Iterator[None]:
         """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``.
 
         Args:
             rows: Indices of the batch's rows, shape ``(B,)``.
             num_data: Number of rows of the whole data, N.
+            query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
             call: How the batch makes the arguments; None for the call of the fit.
         """
         bound = self.bound_rows
-        before, fitted = (bound.rows, bound.num_data), self.call
-        bound.rows, bound.num_data = rows, num_data
+        before, fitted = vars(bound).copy(), self.call
+        plate, whole = (self.data_name, False) if query is None else (query, True)
+        vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
         self.__dict__["call"] = call or fitted
         try:
-            with Minibatch(bound.plate, rows, num_data):
+            with Minibatch(plate, rows, num_data, whole):
                 yield
         finally:
-            bound.rows, bound.num_data = before
+            vars(bound).update(before)
             self.__dict__["call"] = fitted
 
     @property
@@ -171,10 +174,10 @@ class Program(PyroModule):
         found: BoundRows = self.__dict__.setdefault("_bound_rows", BoundRows(self.data_name))
         return found
 
-    def adopt_plate(self, name: str) -> None:
-        """Use a plate of the model as the data plate. Call it on a copy of the program."""
-        self.data_name = self.bound_rows.plate = name
-        self.adopted = True
+    @property
+    def row_plate(self) -> str:
+        """The plate over rows: the data plate, or the one that a first run showed; empty if there is none."""
+        return self.data_name or self.found_plate
 
     def bound_model(self) -> Callable[..., Any]:
         """The model for an AutoGuide: its data plate takes the bound rows even if outer handlers are blocked."""
@@ -338,6 +341,7 @@ class FunctionProgram(Program):
         model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
         twin.__dict__.update(_bound_rows=bound_rows, call=self.call)
+        twin.found_plate = self.found_plate
         memo[id(self)] = twin
         return twin
 

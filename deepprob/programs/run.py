@@ -45,6 +45,7 @@ class Run:
         plates: Depth of the program's own plates: the draws' dimension is ``-plates - 1``.
         predict: Whether the model draws its observed sites instead of observing them.
         guide: A guide to run instead of the program's own.
+        query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
         call: How the batch makes the arguments; None for the call of the fit.
     """
 
@@ -56,11 +57,12 @@ class Run:
     plates: int = 1
     predict: bool = False
     guide: Callable[..., Any] | None = None
+    query: str | None = None
     call: Call | None = None
 
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""
-        return self.program.bound(self.rows, self.num_data, self.call)
+        return self.program.bound(self.rows, self.num_data, self.query, self.call)
 
     def stacked(self) -> AbstractContextManager[None]:
         """A context in which a leading plate of draws surrounds the program, if there are draws."""

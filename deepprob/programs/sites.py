@@ -50,8 +50,8 @@ def is_data(site: Site) -> bool:
 
 
 def is_local(site: Site, plate: str) -> bool:
-    """Whether a site lies inside the data plate."""
-    return any(frame.name == plate for frame in site["cond_indep_stack"])
+    """Whether a site lies inside a vectorized plate of this name."""
+    return any(frame.name == plate and frame.vectorized for frame in site["cond_indep_stack"])
 
 
 def log_prob(site: Site) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from pyro.poutine.trace_struct import Trace
 
+from deepprob.distributions.per_draw import unwrapped
 from deepprob.programs.program import Program
-from deepprob.programs.run import DRAWS
-from deepprob.programs.sites import Site, is_auxiliary, is_data, is_local, sample_sites
+from deepprob.programs.sites import Site, is_auxiliary, is_data, is_factor, is_local, sample_sites
 
 Role = Literal["latent", "summed", "observed", "fixed", "auxiliary"]
 
@@ -23,10 +24,11 @@ class SiteInfo:
         role: ``"latent"`` if the guide draws it; ``"summed"`` if the guide leaves it out, to be summed out of the
             model; ``"observed"`` for data; ``"fixed"`` for a factor or a deterministic value; ``"auxiliary"`` for a
             helper that only the guide has.
-        local: Whether it is inside the data plate.
+        local: Whether it is inside the row plate.
         enumerated: Whether it takes all of its values in the guide.
         event_dim: Number of event dimensions.
         plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
+        unchecked: Whether its distribution was made with ``validate_args=False``.
     """
 
     role: Role
@@ -34,6 +36,7 @@ class SiteInfo:
     enumerated: bool
     event_dim: int
     plate_dims: tuple[int, ...]
+    unchecked: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,24 +47,27 @@ class Structure:
         sites: All sites by name: the model's, in its order, then the guide's helpers.
         plates: Depth of vectorized plates, counted from the right, at least 1; draws go one further to the left.
         plate_names: Names of all plates of the model.
-        data_plate: The plate around all observed data, if exactly one such plate has all of its rows; else ``""``.
+        row_plate: The data plate. If the program names none, the one vectorized plate around all observed sites that
+            has as many rows as their values along its dimension; ``""`` if there is none or several.
+        rows: Number of rows of the row plate, drawn or not; 0 if there is none.
         by_row: Whether the guide's density of local sites is a product over rows.
     """
 
     sites: dict[str, SiteInfo]
     plates: int
     plate_names: tuple[str, ...]
-    data_plate: str
+    row_plate: str
+    rows: int
     by_row: bool
 
     @property
     def local(self) -> tuple[str, ...]:
-        """Latent sites inside the data plate."""
+        """Latent sites inside the row plate."""
         return tuple(name for name in self._of("latent") if self.sites[name].local)
 
     @property
     def global_(self) -> tuple[str, ...]:
-        """Latent sites outside of the data plate."""
+        """Latent sites outside of the row plate."""
         return tuple(name for name in self._of("latent") if not self.sites[name].local)
 
     @property
@@ -84,8 +90,13 @@ class Structure:
         """Sites of the guide that are marked to take all of their values."""
         return tuple(name for name, site in self.sites.items() if site.enumerated)
 
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Sites whose values may lie outside of their supports, because the user wrote ``validate_args=False``."""
+        return tuple(name for name, site in self.sites.items() if site.unchecked)
+
     def all_local(self, names: Iterable[str]) -> bool:
-        """Whether all of these sites are inside the data plate."""
+        """Whether all of these sites are inside the row plate."""
         return all(self.sites[name].local for name in names)
 
     def _of(self, role: Role) -> tuple[str, ...]:
@@ -98,7 +109,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
     Raises:
         ValueError: If the model samples a site that the guide lacks, or the guide one that the model lacks.
     """
-    plate = str(program.data_name)
+    plate = program.row_plate
     model = dict(sample_sites(model_trace))
     latents = {n: s for n, s in model.items() if not s["is_observed"]}
     drawn = {n: s for n, s in sample_sites(guide_trace) if not s["is_observed"]}
@@ -110,16 +121,20 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             local=is_local(site, plate),
             enumerated=name in drawn and _is_marked(drawn[name]),
             event_dim=site["fn"].event_dim,
-            plate_dims=tuple(sorted(f.dim for f in site["cond_indep_stack"] if f.vectorized)),
+            plate_dims=tuple(sorted(f.dim for f in _frames(site))),
+            unchecked=unwrapped(site["fn"]).__dict__.get("_validate_args") is False,
         )
 
     sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}
     sites |= {n: info(n, s, "auxiliary") for n, s in drawn.items() if n not in model}
+    likelihood = [s for s in model.values() if is_data(s)] or [s for s in model.values() if is_factor(s)]
+    row_plate = str(program.data_name) or _row_plate(likelihood)
     return Structure(
         sites,
         plates=_depth([*model.values(), *(s for _, s in sample_sites(guide_trace))]),
-        plate_names=tuple(n for n, s in model_trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"),
-        data_plate=_data_plate([s for s in model.values() if is_data(s)]),
+        plate_names=_plate_names(model_trace),
+        row_plate=row_plate,
+        rows=max((_rows(s, f) for s in likelihood for f in _frames(s) if f.name == row_plate), default=0),
         by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
     )
 
@@ -188,34 +203,30 @@ def _depth(sites: list[Site]) -> int:
     return max([1, *depths])
 
 
-def _data_plate(observed: list[Site]) -> str:
-    plates = [
-        {f.name for f in s["cond_indep_stack"] if f.vectorized and f.size == (f.full_size or f.size)} for s in observed
-    ]
+def _plate_names(trace: Trace) -> tuple[str, ...]:
+    """Names of all plates, also of those that have no size and so no statement of their own."""
+    found = [n for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"]
+    return tuple(dict.fromkeys([*found, *(f.name for _, s in sample_sites(trace) for f in s["cond_indep_stack"])]))
+
+
+def _row_plate(sites: list[Site]) -> str:
+    inside = [s for s in sites if _frames(s)] if all(is_factor(s) for s in sites) else sites
+    plates = [{f.name for f in _frames(s) if f.size in (-1, _along(s, f))} for s in inside]
     common = set.intersection(*plates) if plates else set()
     return common.pop() if len(common) == 1 else ""
 
 
-def check_all_rows(model_trace: Trace, plate: str) -> None:
-    """Refuse a run that saw some rows only.
-
-    Args:
-        model_trace: Trace of the model.
-        plate: Name of the data plate.
-
-    Raises:
-        ValueError: If a plate, other than the data plate, draws some of its rows.
-    """
-    for _, site in sample_sites(model_trace):
-        _check_all_rows(site, plate)
+def _frames(site: Site) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _check_all_rows(site: Site, plate: str) -> None:
-    """Refuse a plate, other than the data plate, that draws some of its rows."""
-    for frame in site["cond_indep_stack"]:
-        if frame.name not in (plate, DRAWS) and frame.vectorized and frame.size < (frame.full_size or frame.size):
-            raise ValueError(
-                f"plate {frame.name!r} draws {frame.size} of its {frame.full_size} rows by itself, so a query would "
-                "see only those. Give it all rows, and let the routine draw minibatches: "
-                f"Program.of(model, guide, data_plate={frame.name!r}) and batch_size={frame.size}."
-            )
+def _along(site: Site, frame: Any) -> int:
+    """Size of an observed value along a plate's dimension."""
+    shape = torch.as_tensor(site["value"]).shape
+    dim = frame.dim - site["fn"].event_dim
+    return shape[dim] if -dim <= len(shape) else 1
+
+
+def _rows(site: Site, frame: Any) -> int:
+    """Number of rows of a plate, of which it may have drawn some; a plate without a size has those of the data."""
+    return _along(site, frame) if frame.size == -1 else int(frame.full_size or frame.size)

@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
-import numpy as np
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.deferred_errors import defer_error
+from deepprob.programs.run import DRAWS
 from deepprob.programs.sites import Site, observed_sites
 
 
-def check_observations(trace: Trace) -> None:
+def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
     """Check the shape and support of a run's data against the distributions that observe them.
 
     Torch checks neither while validation is off, and it accepts every shape that broadcasts.
 
     Args:
         trace: Trace of a model.
+        unchecked: Sites whose support is not checked: the user wrote ``validate_args=False``.
 
     Raises:
         ValueError: If data have another shape than their distribution, or lie outside of its support.
     """
     for name, site in observed_sites(trace).items():
         _check_shape(name, site)
-        _check_support(name, site)
+        if name not in unchecked:
+            _check_support(name, site)
 
 
-def check_data(model_trace: Trace) -> None:
+def check_data(model_trace: Trace, unchecked: Container[str] = ()) -> None:
     """Refuse a query without data, or with data that do not fit their distributions.
 
     Raises:
@@ -38,20 +43,22 @@ def check_data(model_trace: Trace) -> None:
     """
     if not observed_sites(model_trace):
         raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
-    check_observations(model_trace)
+    check_observations(model_trace, unchecked)
 
 
 def _check_shape(name: str, site: Site) -> None:
     fn, value = site["fn"], torch.as_tensor(site["value"])
-    given = tuple(value.shape[: value.dim() - fn.event_dim])
-    own = tuple(fn.batch_shape)
-    both = tuple(np.broadcast_shapes(given, own))
-    in_plates = {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
-    stray = [d for d in range(-len(both), 0) if in_plates and d not in in_plates and both[d] > 1]
-    if both in (given, own) and not stray:
+    split = value.dim() - fn.event_dim
+    given, own = tuple(value.shape[:split]), tuple(fn.batch_shape)
+    plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
+    theirs = [dim for dim, frame in plates.items() if frame.name != DRAWS]
+    if _is_event(fn, tuple(value.shape[split:])) and all(
+        _agree(_at(own, d), _at(given, d), plates.get(d), strict=bool(theirs), told=-d <= len(given))
+        for d in range(-max(len(own), len(given)), 0)
+    ):
         return
-    has, came, what = tuple(fn.shape()), tuple(value.shape), name
-    if has[:1] == came[:1]:
+    has, came, what = tuple(fn.shape()), tuple(value.shape), name if theirs else f"site {name!r}"
+    if theirs and has[:1] == came[:1]:
         has, came, what = has[1:], came[1:], f"every row of {name}"
     if has == came:
         raise ValueError(
@@ -62,6 +69,34 @@ def _check_shape(name: str, site: Site) -> None:
         f"{what} must have shape {has}, as the model's {_title(fn)} distribution has; got {came}. "
         "Reshape the data, or the parameters of the distribution."
     )
+
+
+def _at(shape: tuple[int, ...], dim: int) -> int:
+    return shape[dim] if -dim <= len(shape) else 1
+
+
+def _agree(own: int, given: int, plate: Any, *, strict: bool, told: bool) -> bool:
+    """Whether a distribution and its data have the same size in one batch dimension.
+
+    Args:
+        own: The distribution's size.
+        given: The data's.
+        plate: The plate of this dimension, if any.
+        strict: Whether the site is in a plate, so that it has no dimensions besides those of its plates.
+        told: Whether the data have this dimension themselves.
+    """
+    if plate is None:
+        return max(own, given) == 1 or (not strict and own in (1, given))
+    if own == given or (plate.size == -1 and own == 1):
+        return True
+    return given == 1 and (plate.name == DRAWS or not told)  # draws share the data; a plate may share one value
+
+
+def _is_event(fn: Any, shape: tuple[int, ...]) -> bool:
+    own = tuple(fn.event_shape)
+    if isinstance(unwrapped(fn), HiddenMarkovModel):  # a homogeneous chain has any number of steps
+        return own[1:] == shape[1:] and own[0] in (1, *shape[:1])
+    return own == shape
 
 
 def _check_support(name: str, site: Site) -> None:
@@ -83,9 +118,8 @@ def _check_support(name: str, site: Site) -> None:
 
 
 def _title(fn: Any) -> str:
-    while hasattr(fn, "base_dist") and type(fn).__name__ in ("Independent", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
+    fn = unwrapped(fn)
+    return type(unwrapped(getattr(fn, "first", fn))).__name__
 
 
 def _words(support: Any) -> str:

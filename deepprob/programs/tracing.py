@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import DeferredErrors
@@ -113,24 +114,58 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
 
 
 class _Indices(Tensor):
-    """The indices of a whole plate; a Python loop over them yields integers."""
+    """The indices of a whole plate; a Python loop over them yields integers.
+
+    Attributes:
+        plain: The same indices as a plain tensor, which torch functions are given.
+    """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    plain: Tensor
+
+    @staticmethod
+    def of(size: int, device: Any) -> _Indices:
+        with _disable_current_modes():
+            plain = torch.arange(size, device=device)
+            found = plain.as_subclass(_Indices)
+        found.plain = plain
+        return found
 
     def __iter__(self) -> Any:
         return iter(range(len(self)))
 
 
+class _PlainIndices(TorchFunctionMode):
+    """Gives torch functions plain tensors as indices: the tracer knows no others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*map(_plain, args), **{name: _plain(value) for name, value in (kwargs or {}).items()})
+
+
+def _plain(value: Any) -> Any:
+    if type(value) in (tuple, list):  # several indices
+        return type(value)(map(_plain, value))
+    return value.plain if isinstance(value, _Indices) else value
+
+
 class TraceableSites(Messenger):
     """Skips code that reads tensor values although the result is known: plate indices, argument validation."""
+
+    def __enter__(self) -> Any:
+        self._mode = _PlainIndices()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
+        return super().__exit__(*error)
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if type(fn).__name__ == "_Subsample":
             # `for i in pyro.plate("p", 3)` reads its indices as numbers: they are made outside of the trace.
             if msg["value"] is None and fn.subsample_size in (None, fn.size):
-                with _disable_current_modes():
-                    msg["value"] = torch.arange(fn.size, device=fn.device or None).as_subclass(_Indices)
+                msg["value"] = _Indices.of(fn.size, fn.device or None)
         elif isinstance(fn, Distribution):
             msg["fn"] = _unchecked(fn)
 
@@ -250,7 +285,7 @@ def log_density(instance: ProgramInstance, batch: Batch, *, chains: int) -> LogD
         batch = instance.program.pad(instance.program.prepare(*batch))
         shapes = _shapes(Run(instance.program, batch, rows, len(rows), plates=plates))
     size = sum(shape.numel() for shape in shapes.values())
-    layout = Layout(instance.program.data_name, plates, chains)
+    layout = Layout(instance.program.row_plate, plates, chains)
 
     def run_at(q: Tensor, batch: Batch) -> tuple[_Unconstrained, Any]:
         handler = _Unconstrained(_slices(q, shapes), chains)

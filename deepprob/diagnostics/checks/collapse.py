@@ -159,7 +159,7 @@ def code_draws(case: Case) -> tuple[Array, Array | None]:
 
 
 def _applies(case: Case) -> bool:
-    if not case.per_row or len(case.sample_batch[0]) < 2:
+    if not case.per_row or not case.batch or len(case.sample_batch[0]) < 2:
         return False
     nodes = case.traces[0].nodes
     return any(

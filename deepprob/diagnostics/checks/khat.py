@@ -132,7 +132,7 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
 
 
 def _applies_global(case: Case) -> bool:
-    if case.train is None or case.posterior.kind != "guide" or not case.has_latents("global"):
+    if not case.knows_train or case.posterior.kind != "guide" or not case.has_latents("global"):
         return False
     local = case.has_latents("local")  # one weight covers all rows, so the codes of all rows count as dimensions
     batch = case.program.accept(case.train) if local else ()

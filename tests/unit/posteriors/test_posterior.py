@@ -165,17 +165,6 @@ def test_amortized_guide_in_a_fixed_plate_accepts_other_rows() -> None:
     assert torch.allclose(posterior.log_evidence(y[:7], particles=4), exact, atol=1e-4)
 
 
-def test_refuses_to_score_a_program_that_subsamples() -> None:
-    def model(y: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", 12, subsample_size=3) as rows:
-            pyro.sample("y", dist.Normal(mu, 1.0), obs=y[rows])
-
-    posterior = svi(Program.of(model, "normal"), torch.linspace(-1, 1, 12), epochs=2)
-    with pytest.raises(ValueError, match=r"plate 'data' draws 3 of its 12 rows by itself.*data_plate='data'"):
-        posterior.log_evidence(torch.linspace(-1, 1, 12))
-
-
 def test_joint_guide_has_no_bound_per_row() -> None:
     posterior = fitted(codes, Y, guide="multivariate_normal")
     assert posterior.log_evidence(Y, particles=5).shape == ()

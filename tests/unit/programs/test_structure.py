@@ -47,7 +47,7 @@ def test_structure_tells_local_from_global() -> None:
     assert found.latent == ("w", "g", "z")
     assert found.plates == 2
     assert found.plate_names == ("groups", "data")
-    assert found.data_plate == "data"
+    assert (found.row_plate, found.rows) == ("data", 6)
     assert list(found.sites) == ["w", "g", "z", "twice", "extra", "y"]
     assert {n: s.plate_dims for n, s in found.sites.items() if s.role == "latent"} == {"w": (), "g": (-2,), "z": (-1,)}
     assert [found.sites[n].role for n in ("twice", "extra")] == ["fixed", "fixed"]

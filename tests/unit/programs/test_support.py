@@ -11,6 +11,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from deepprob.inference import svi
+from deepprob.programs.program import Program
 from deepprob.programs.support import check_observations
 
 
@@ -109,3 +111,49 @@ def test_distribution_without_a_support_is_not_checked() -> None:
             raise NotImplementedError
 
     observe(Unknown(0.0, 1.0), torch.tensor([float("nan")]))
+
+
+def sample_without_a_plate(fn: dist.Distribution, value: Tensor) -> None:
+    with pyro.validation_enabled(False):
+        check_observations(poutine.trace(lambda: pyro.sample("y", fn, obs=value)).get_trace())
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (dist.Normal(torch.zeros(4), 1.0).to_event(1), (4, 1)),
+        (dist.Normal(torch.zeros(1), 1.0).to_event(1), (4,)),
+        (dist.Normal(torch.zeros(4), 1.0), (4, 1)),
+        (dist.Normal(torch.zeros(4), 1.0), (1,)),
+    ],
+)
+def test_refuses_data_that_only_broadcast_without_a_plate(fn: dist.Distribution, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"site 'y' must have shape \(\d,\), as the model's Normal distribution has"):
+        sample_without_a_plate(fn, torch.zeros(shape))
+
+
+def test_refuses_a_column_that_is_repeated_along_a_plate() -> None:
+    def model() -> None:
+        with pyro.plate("rows", 4, dim=-2), pyro.plate("columns", 3, dim=-1):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(4, 1))
+
+    with pytest.raises(ValueError, match=r"every row of y must have shape \(3,\), as .* Normal .*got \(1,\)"):
+        check_observations(poutine.trace(model).get_trace())
+
+
+def test_a_homogeneous_chain_has_any_number_of_steps() -> None:
+    eye = torch.eye(2)
+    normal = dist.MultivariateNormal(torch.zeros(2), eye)
+    sample_without_a_plate(dist.GaussianHMM(normal, eye, normal, eye, normal), torch.zeros(7, 2))
+
+
+def test_a_user_may_switch_the_check_of_a_support_off() -> None:
+    def model(y: Tensor) -> None:
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(p, validate_args=False), obs=y)
+
+    grey = torch.tensor([0.2, 0.9])
+    posterior = svi(Program.of(model, "normal"), grey, epochs=2, progress=False)
+    assert posterior.structure.unchecked == ("y",)
+    assert posterior.log_likelihood(grey, draws=3).shape == (3, 2)
