@@ -118,7 +118,7 @@ def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
-        return (), {name: _converted(value, f"{name!r} of {what}") for name, value in data.items()}
+        return (), {name: _converted(value, f"{name!r} of {what}") for name, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:
         raise ValueError(
             f"the model takes {', '.join(named)}; {what} has the fields {', '.join(map(str, data))}. "
@@ -132,12 +132,19 @@ def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple
     else:  # splits, data sets, loaders, lists
         split = data if isinstance(data, Split) else as_split(data, what=what)
         if {*split.names} & {*named}:
-            return (), {name: x for name, x in zip(split.names, split, strict=True) if name in named}
+            fields = dict(zip(split.names, split, strict=True))
+            return (), {name: x for name, x in _in_order(fields, named) if name in named}
         args = split.tensors
         if isinstance(data, Split) and not _takes_any(signature):
             args = args[: len(_positional_names(signature, 0))]
     _check_count(args, signature, what)
     return args, {}
+
+
+def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Any]]:
+    """The items of a dict in the order of the parameters."""
+    known = [(name, data[name]) for name in names if name in data]
+    return known + [(name, value) for name, value in data.items() if name not in names]
 
 
 def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -> None:

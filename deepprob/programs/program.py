@@ -340,8 +340,7 @@ class FunctionProgram(Program):
         parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
         model, guide, bound_rows = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None)
-        twin.__dict__.update(_bound_rows=bound_rows, call=self.call)
-        twin.found_plate = self.found_plate
+        twin.__dict__.update(_bound_rows=bound_rows, call=self.call, found_plate=self.found_plate)
         memo[id(self)] = twin
         return twin
 
@@ -363,8 +362,7 @@ class FunctionProgram(Program):
         """Read data as the arguments of the model; see `read_arguments`."""
         if isinstance(data, Arguments):
             return data
-        fitted = self.call.names if self.call is not None else ()
-        return read_arguments(data, self._signature(), what=what, fitted=fitted)
+        return read_arguments(data, self._signature(), what=what, fitted=self.call.names if self.call else ())
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         call = batch.call if isinstance(batch, Arguments) else self.call

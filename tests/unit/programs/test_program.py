@@ -446,7 +446,7 @@ def test_refuses_fields_that_match_no_argument() -> None:
 def test_missing_data_give_an_empty_batch() -> None:
     assert Program.of(regression).accept(None) == ()
     assert Program.of(lambda *batch: None).takes_any
-    assert Program.of(regression).pad(()) == (None,)
+    assert Program.of(regression).call_arguments(()) == ((), {"x": None})
 
 
 def test_from_data_must_be_implemented() -> None:
