@@ -107,7 +107,7 @@ class ProgramInstance:
         )
 
     def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
-        """Run the program once with validation on, which registers every parameter in the emptied store.
+        """Run the program once, with validation on if checked, which registers every parameter in the emptied store.
 
         Args:
             batch: The data, or rows like them.
@@ -121,7 +121,7 @@ class ProgramInstance:
         training = self.program.training
         frozen = [p for p in self.program.parameters() if not p.requires_grad]
         self.program.eval()  # a dry run must not update the statistics of a batch norm
-        with private_store(self.store, validate=True, device=self.device):
+        with private_store(self.store, validate=check, device=self.device):
             batch = self.program.prepare(*batch)
             with torch.no_grad():
                 traces = self._run_or_explain(batch, rows)
