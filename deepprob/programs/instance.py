@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from deepprob.programs.parameters import (
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
-from deepprob.programs.store import StoreState, empty_store, private_store
+from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
 from deepprob.programs.support import check_observations
 
@@ -81,6 +82,7 @@ class ProgramInstance:
         memo: dict[int, Any] = {}  # one memo: program and guide may share modules
         self.program: Program = copy_with_modules(program, memo)
         self.store: StoreState = empty_store()
+        self._callers_store: StoreState = pyro.get_param_store().get_state()
         self.num_data = num_data
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
@@ -180,6 +182,9 @@ class ProgramInstance:
         """Run the program, and raise an error in it again with an explanation."""
         try:
             return run_program(Run(self.program, batch, rows, self.num_data))
+        except KeyError as error:
+            copy_parameter(self._callers_store, error, self.device)
+            return self._run_or_explain(batch, rows)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
             if isinstance(error, ValueError) and reason.endswith("."):
