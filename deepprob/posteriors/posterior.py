@@ -337,12 +337,12 @@ class Posterior(Content):
         known = self.structure.global_ or self._fitted.keeps_rows
         found = self.sample(draws=draws, seed=seed) if known else {}
         for name, value in found.items():
-            flat = value.reshape(len(value), -1).float()
+            flat = value.reshape(len(value), -1).double()
             columns = [(f"{name}[{i}]" if flat.shape[1] > 1 else name, flat[:, i]) for i in range(flat.shape[1])]
             if flat.shape[1] > 20:
                 columns = [(f"|{name}| {tuple(value.shape[1:])}", flat.norm(dim=1))]
             for title, column in columns:
-                low, high = torch.quantile(column, torch.tensor([0.05, 0.95], device=column.device)).tolist()
+                low, high = torch.quantile(column, column.new_tensor([0.05, 0.95])).tolist()
                 sd = column.std(unbiased=False)
                 lines.append(f"{title:28s} {column.mean():10.4g} {sd:10.4g} {low:10.4g} {high:10.4g}")
         lines += [

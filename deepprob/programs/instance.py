@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from deepprob.programs.parameters import (
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
-from deepprob.programs.store import StoreState, empty_store, private_store
+from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
 from deepprob.programs.support import check_observations
 
@@ -82,6 +83,7 @@ class ProgramInstance:
         memo: dict[int, Any] = {}  # one memo: program and guide may share modules
         self.program: Program = copy_with_modules(program, memo)
         self.store: StoreState = empty_store()
+        self._callers_store: StoreState = pyro.get_param_store().get_state()
         self.num_data = num_data
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
@@ -110,7 +112,7 @@ class ProgramInstance:
         )
 
     def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
-        """Run the program once with validation on, which registers every parameter in the emptied store.
+        """Run the program once, with validation on if checked, which registers every parameter in the emptied store.
 
         Args:
             batch: The data, or rows like them.
@@ -124,7 +126,7 @@ class ProgramInstance:
         training = self.program.training
         frozen = [p for p in self.program.parameters() if not p.requires_grad]
         self.program.eval()  # a dry run must not update the statistics of a batch norm
-        with private_store(self.store, validate=True, device=self.device):
+        with private_store(self.store, validate=check, device=self.device):
             # Without arguments, plates have the rows of data that the program holds itself.
             query = None if batch else ""
             run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=query)
@@ -185,6 +187,9 @@ class ProgramInstance:
         """Run the program, and raise an error in it again with an explanation."""
         try:
             return run_program(run)
+        except KeyError as error:
+            copy_parameter(self._callers_store, error, self.device)
+            return self._run_or_explain(run)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
             if isinstance(error, ValueError) and reason.endswith("."):

@@ -586,3 +586,33 @@ def test_prior_samples() -> None:
     posterior = fitted()
     drawn = posterior.sample_prior(5, X, draws=3)
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {"w": (3, 2), "noise": (3,), "y": (3, 12)}
+
+
+def test_columns_of_different_meaning_are_loaded(tmp_path: Path) -> None:
+    """The rows that stand for the data at loading need not be valid: here a scale of -3."""
+    schools = torch.tensor([[28.0, 15.0], [8.0, 10.0], [-3.0, 16.0], [7.0, 11.0]])
+
+    def model(data: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(data)):
+            pyro.sample("y", dist.Normal(mu, data[:, 1]), obs=data[:, 0])
+
+    program = Program.of(model, "normal")
+    saved = svi(program, schools, steps=20, progress=False)
+    saved.save(tmp_path / "p")
+    loaded = Posterior.load(tmp_path / "p", program)
+    assert torch.equal(loaded.sample(draws=5)["mu"], saved.sample(draws=5)["mu"])
+    assert torch.equal(loaded.log_likelihood(schools, draws=5), saved.log_likelihood(schools, draws=5))
+
+
+def test_float64_as_the_default_type(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        saved = svi(Program.of(regression, "normal"), (X.double(), Y.double()), steps=20, progress=False)
+        assert "w[0]" in saved.summary(draws=20)
+        assert saved.predict(X.double(), draws=5).mean.dtype == torch.float64
+        saved.save(tmp_path / "p")
+        loaded = Posterior.load(tmp_path / "p", Program.of(regression, "normal"))
+        assert torch.equal(loaded.sample(draws=5)["w"], saved.sample(draws=5)["w"])
+    finally:
+        torch.set_default_dtype(torch.float32)

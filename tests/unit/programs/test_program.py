@@ -232,6 +232,37 @@ def test_networks_keep_their_weights_and_train_where_pyro_sees_them() -> None:
     assert not torch.allclose(trained, net.weight)
 
 
+def reads_a_parameter(x: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+    s = pyro.param("test_scale")
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal((x * w).sum(-1), s), obs=y)
+
+
+@pytest.mark.parametrize("batch_size", [None, 10])
+def test_parameter_set_before_the_fit_is_read_and_trained(batch_size: int | None) -> None:
+    store = pyro.get_param_store()
+    program = Program.of(reads_a_parameter, "normal", data_plate="data")
+    pyro.param("test_scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+    try:
+        start = fitted(program, batch_size=batch_size, optimizer=Optimizer(learning_rate=1e-12))
+        trained = fitted(program, batch_size=batch_size, epochs=20, optimizer=Optimizer(learning_rate=0.1))
+        assert store["test_scale"].item() == pytest.approx(2.0)
+        assert store._params["test_scale"].requires_grad
+    finally:
+        del store["test_scale"]
+    assert float(start.parameters()["test_scale"]) == pytest.approx(2.0)
+    assert 0 < float(trained.parameters()["test_scale"]) < 1.9
+    assert trained.log_likelihood(X, Y, draws=3).shape == (3, 40)
+
+
+def test_refuses_a_parameter_without_a_value() -> None:
+    with pytest.raises(ValueError, match=r"reads parameter 'test_scale', which has no value yet\. Give it one"):
+        fitted(Program.of(reads_a_parameter, "normal"), batch_size=None)
+    with pytest.raises(KeyError, match="mine"):
+        fitted(Program.of(lambda x, y: {}["mine"], "normal"), batch_size=None)
+
+
 def test_frozen_weights_stay() -> None:
     class Net(PyroModule):
         def __init__(self) -> None:
