@@ -147,7 +147,7 @@ class FittedProgram:
         run = self._prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             _, look = self._under_draws(_TRACES, replace(run, draws=1))
-        check_data(look, self.structure.unchecked)
+        check_data(look, self.structure)
         found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
         return found
 

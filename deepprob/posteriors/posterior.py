@@ -101,6 +101,7 @@ class Posterior(Content):
         """Draw latent sites from the posterior.
 
         Sites that are summed out of the bound are drawn from their exact posterior given the other sites and the data.
+        With data, sites that the model computes from others (``pyro.deterministic``, reparameterised sites) follow.
 
         Args:
             data: The program's arguments. Without them only global sites are drawn, except those summed out.
@@ -116,7 +117,9 @@ class Posterior(Content):
                 data do not match those of the fit.
         """
         draws, fitted = whole("draws", draws), self._fitted
-        if data:
+        complete = bool(data) or not self.instance.inputs
+        extra = self.structure.summed + self.structure.computed if complete else ()
+        if complete:
             batch = fitted.accept(data)
             names: tuple[str, ...] = self.structure.latent
         else:
@@ -127,13 +130,12 @@ class Posterior(Content):
                 raise ValueError(f"every latent site ({hidden}) is local. Give the rows: posterior.sample(*data).")
         layout = fitted.layout(draws)
         with fitted.querying(seed):
-            if data and self.structure.summed:
+            if extra:
                 guide_trace, model_trace = fitted.run(batch, draws)
             else:
                 guide_trace = fitted.run_guide(batch, draws)
             found = {name: layout.draws_first(guide_trace.nodes[name]) for name in names}
-            if data:
-                found |= {name: layout.draws_first(model_trace.nodes[name]) for name in self.structure.summed}
+            found |= {name: layout.draws_first(model_trace.nodes[name]) for name in extra}
         if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
             raise ValueError("the guide depends on the data, and none were given. Call posterior.sample(*data).")
         return found

@@ -29,6 +29,7 @@ class SiteInfo:
         event_dim: Number of event dimensions.
         plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
         unchecked: Whether its distribution was made with ``validate_args=False``.
+        computed: Whether the model computes it from other sites.
     """
 
     role: Role
@@ -37,6 +38,7 @@ class SiteInfo:
     event_dim: int
     plate_dims: tuple[int, ...]
     unchecked: bool = False
+    computed: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class Structure:
         return tuple(name for name, site in self.sites.items() if site.enumerated)
 
     @property
+    def computed(self) -> tuple[str, ...]:
+        """Sites that the model computes from others: deterministic and reparameterised ones."""
+        return tuple(name for name in self._of("fixed") if self.sites[name].computed)
+
+    @property
     def unchecked(self) -> tuple[str, ...]:
         """Sites whose values may lie outside of their supports, because the user wrote ``validate_args=False``."""
         return tuple(name for name, site in self.sites.items() if site.unchecked)
@@ -122,6 +129,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             enumerated=name in drawn and _is_marked(drawn[name]),
             event_dim=site["fn"].event_dim,
             plate_dims=tuple(sorted(f.dim for f in _frames(site))),
+            computed=role == "fixed" and not is_factor(site),
             unchecked=unwrapped(site["fn"]).__dict__.get("_validate_args") is False,
         )
 
