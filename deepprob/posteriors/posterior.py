@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -147,7 +148,7 @@ class Posterior(Content):
             data: The program's arguments; observed ones may be left out.
             draws: Number of draws from the posterior, K.
             seed: Random seed of the draws.
-            site: The observed site to predict, if there are several.
+            site: The observed site to predict, if there are several; or one that the model computes from others.
 
         Raises:
             ValueError: If the rows do not match those of the fit, or the site is unknown or ambiguous.
@@ -173,6 +174,9 @@ class Posterior(Content):
 
     def _predicted(self, model_trace: Trace, site: str | None, draws: int) -> Prediction:
         node, layout = self._observed_node(model_trace, site), self._fitted.layout(draws)
+        if node["name"] in self.structure.computed:
+            value = layout.draws_first(node)
+            return Prediction(Delta(value), value, node["name"])
         return Prediction(node["fn"], layout.draws_first(node), node["name"], unused=layout.unused(node))
 
     def _observed_node(self, model_trace: Trace, site: str | None) -> Site:
@@ -183,7 +187,7 @@ class Posterior(Content):
                     f"the program observes {', '.join(observed) or 'no site'}. Choose one with site='...'."
                 )
             site = observed[0]
-        elif site not in observed:
+        elif site not in (*observed, *self.structure.computed):
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
         return model_trace.nodes[site]
 

@@ -60,6 +60,10 @@ def test_several_observed_and_deterministic_sites(model: Callable[..., None]) ->
     with pytest.raises(ValueError, match=r"the program observes y, counts\. Choose one with site='\.\.\.'"):
         posterior.predict(Y, COUNTS)
     assert posterior.predict(Y, COUNTS, site="counts", draws=4).draws.shape == (4, 30)
+    rate = posterior.predict(Y, COUNTS, site="rate", draws=7)
+    assert torch.allclose(rate.mean, rate.draws.mean(0))
+    assert float(rate.sd) == pytest.approx(float(rate.draws.std(0, unbiased=False)), rel=1e-4)
+    assert posterior.predict(Y, COUNTS, site="shifted", draws=4).mean.shape == (30,)
     exported = posterior.to_arviz(Y, COUNTS, draws=5)
     assert set(exported.log_likelihood.data_vars) == {"y", "counts"}
     assert "rate" in exported.posterior.data_vars
