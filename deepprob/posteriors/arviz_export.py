@@ -40,9 +40,11 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     layout, structure = fitted.layout(draws), fitted.structure
     with fitted.querying(seed):
         guide_trace, model_trace = fitted.run(batch, draws)
-    with fitted.querying(seed):
-        _, predicted = fitted.run(batch, draws, predict=True)
-    seen = observed_sites(model_trace)
+    seen, predictions = observed_sites(model_trace), {}
+    if not structure.undrawable:
+        with fitted.querying(seed):
+            _, predicted = fitted.run(batch, draws, predict=True)
+        predictions = {n: layout.draws_first(predicted.nodes[n]) for n in seen}
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in structure.latent}
     latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed + structure.computed}
     with fitted.querying(seed):
@@ -53,7 +55,7 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
             likelihoods = {n: layout.log_prob(s) for n, s in parts.items()}
     groups = {
         "posterior": _by_chain(fitted, latents),
-        "posterior_predictive": _by_chain(fitted, {n: layout.draws_first(predicted.nodes[n]) for n in seen}),
+        "posterior_predictive": _by_chain(fitted, predictions),
         "log_likelihood": _by_chain(fitted, likelihoods),
         "observed_data": {n: s["value"].cpu().numpy() for n, s in seen.items()},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -137,3 +137,36 @@ def test_program_without_observations_is_fitted_to_its_prior() -> None:
     assert dp.check(posterior, None).verdict == "pass"
     with pytest.raises(ValueError, match="nothing is observed"):
         posterior.log_likelihood()
+
+
+class Unsampled(dist.TorchDistribution):
+    """A normal distribution without a sample method."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = dist.constraints.real
+
+    def __init__(self, loc: Tensor) -> None:
+        self.loc = loc
+        super().__init__(loc.shape, torch.Size())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return torch.as_tensor(dist.Normal(self.loc, 1.0).log_prob(value))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Unsampled:
+        return Unsampled(self.loc.expand(batch_shape))
+
+
+def test_distribution_without_sample_is_asked_what_it_can_answer() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", Unsampled(mu), obs=y)
+
+    posterior = fitted(model, Y, epochs=800)
+    assert posterior.log_likelihood(Y, draws=3).shape == (3, 30)
+    assert posterior.to_arviz(Y, draws=4) is not None
+    assert dp.check(posterior, Y, draws=20).verdict in ("pass", "caution")
+    with pytest.raises(
+        ValueError, match=r"site 'y' cannot be predicted: its distribution has no sample method\. Write"
+    ):
+        posterior.predict(Y)
