@@ -73,7 +73,8 @@ class Case:
     def supervised(self) -> bool:
         """Whether the last argument is the only target, predicted from the others: ``model(x, y=None)``."""
         optional = len(self.batch) >= 2 and not self.ragged and num_optional(self.program) > 0
-        return optional and len(self.posterior.structure.observed) == 1
+        found = self.posterior.structure
+        return optional and len(found.observed) == 1 and not found.undrawable
 
     @property
     def per_row(self) -> bool:

@@ -13,6 +13,7 @@ from deepprob.posteriors.densities import joint_weights, log_likelihood
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.sites import drawn_sites, observed_sites
+from deepprob.programs.support import likelihood_sites
 
 
 def latents_to_arviz(fitted: FittedProgram, latents: Mapping[str, Tensor]) -> Any:
@@ -39,19 +40,22 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     layout, structure = fitted.layout(draws), fitted.structure
     with fitted.querying(seed):
         guide_trace, model_trace = fitted.run(batch, draws)
-    with fitted.querying(seed):
-        _, predicted = fitted.run(batch, draws, predict=True)
-    seen = observed_sites(model_trace)
+    seen, predictions = observed_sites(model_trace), {}
+    if not structure.undrawable:
+        with fitted.querying(seed):
+            _, predicted = fitted.run(batch, draws, predict=True)
+        predictions = {n: layout.draws_first(predicted.nodes[n]) for n in seen}
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in structure.latent}
-    latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed}
+    latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed + structure.computed}
     with fitted.querying(seed):
         if structure.summed:  # summed-out sites couple the observed ones, so only their joint likelihood exists
             likelihoods = {"+".join(seen): log_likelihood(fitted, batch, draws)}
         else:
-            likelihoods = {n: layout.log_prob(s) for n, s in seen.items()}
+            parts = seen or likelihood_sites(model_trace, layout.plate)
+            likelihoods = {n: layout.log_prob(s) for n, s in parts.items()}
     groups = {
         "posterior": _by_chain(fitted, latents),
-        "posterior_predictive": _by_chain(fitted, {n: layout.draws_first(predicted.nodes[n]) for n in seen}),
+        "posterior_predictive": _by_chain(fitted, predictions),
         "log_likelihood": _by_chain(fitted, likelihoods),
         "observed_data": {n: s["value"].cpu().numpy() for n, s in seen.items()},
     }
@@ -60,7 +64,7 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
             log_q = torch.stack([layout.total(s) for s in drawn_sites(guide_trace).values()]).sum(0)
             lp = joint_weights(fitted, batch, draws) + log_q
         groups["sample_stats"] = _by_chain(fitted, {"lp": lp, "log_q": log_q})
-    return from_dict(groups)
+    return from_dict({name: group for name, group in groups.items() if group})
 
 
 def _by_chain(fitted: FittedProgram, values: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.sites import drawn_sites, is_deterministic, is_local, sample_sites
 from deepprob.programs.structure import Structure
-from deepprob.programs.support import check_data
+from deepprob.programs.support import check_data, likelihood_sites
 
 
 def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
@@ -53,7 +53,8 @@ def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
         parts = [_rows_of(layout, term).sum(1) for term in fitted.terms(batch, draws)]
         return torch.stack(parts).sum(0)
     guide_trace, model_trace = fitted.run(batch, draws)
-    check_data(model_trace, fitted.structure.unchecked)
+    if fitted.structure.observed or fitted.structure.rows:  # else the guide was fitted to a prior
+        check_data(model_trace, fitted.structure)
     log_p = [layout.total(s) for _, s in sample_sites(model_trace) if not is_deterministic(s)]
     log_q = [layout.total(s) for s in drawn_sites(guide_trace).values()]
     return torch.stack(log_p).sum(0) - (torch.stack(log_q).sum(0) if log_q else 0.0)
@@ -98,8 +99,8 @@ def _check_by_row(structure: Structure) -> None:
 
 
 def _likelihood_of_sites(layout: Layout, structure: Structure, model_trace: Trace) -> Tensor:
-    check_data(model_trace, structure.unchecked)
-    sites = [s for _, s in sample_sites(model_trace) if s["is_observed"] and not is_deterministic(s)]
+    check_data(model_trace, structure)
+    sites = list(likelihood_sites(model_trace, layout.plate).values())
     if all(is_local(s, layout.plate) for s in sites):
         return torch.stack([layout.log_prob(s) for s in sites]).sum(0)
     return torch.cat([layout.log_prob(s) for s in sites], dim=1)

@@ -124,6 +124,11 @@ class FittedProgram:
 
     def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
+        if predict and (names := self.structure.undrawable):
+            raise ValueError(
+                f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one, or ask for "
+                "sample, log_likelihood and log_evidence only."
+            )
         job = _PREDICTED if predict else _SUMMED if self.structure.summed else _TRACES
         guide_trace, model_trace = self._under_draws(job, self._prepared(batch, draws, predict=predict))
         return guide_trace, model_trace
@@ -154,7 +159,7 @@ class FittedProgram:
         run = self._prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             _, look = self._under_draws(_TRACES, replace(run, draws=1))
-        check_data(look, self.structure.unchecked)
+        check_data(look, self.structure)
         found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
         return found
 

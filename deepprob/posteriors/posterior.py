@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -101,6 +102,7 @@ class Posterior(Content):
         """Draw latent sites from the posterior.
 
         Sites that are summed out of the bound are drawn from their exact posterior given the other sites and the data.
+        With data, sites that the model computes from others (``pyro.deterministic``, reparameterised sites) follow.
 
         Args:
             data: The program's arguments. Without them only global sites are drawn, except those summed out.
@@ -116,7 +118,9 @@ class Posterior(Content):
                 data do not match those of the fit.
         """
         draws, fitted = whole("draws", draws), self._fitted
-        if data:
+        complete = bool(data) or not self.instance.inputs
+        extra = self.structure.summed + self.structure.computed if complete else ()
+        if complete:
             batch = fitted.accept(data)
             names: tuple[str, ...] = self.structure.latent
         else:
@@ -127,13 +131,12 @@ class Posterior(Content):
                 raise ValueError(f"every latent site ({hidden}) is local. Give the rows: posterior.sample(*data).")
         layout = fitted.layout(draws)
         with fitted.querying(seed):
-            if data and self.structure.summed:
+            if extra:
                 guide_trace, model_trace = fitted.run(batch, draws)
             else:
                 guide_trace = fitted.run_guide(batch, draws)
             found = {name: layout.draws_first(guide_trace.nodes[name]) for name in names}
-            if data:
-                found |= {name: layout.draws_first(model_trace.nodes[name]) for name in self.structure.summed}
+            found |= {name: layout.draws_first(model_trace.nodes[name]) for name in extra}
         if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
             raise ValueError("the guide depends on the data, and none were given. Call posterior.sample(*data).")
         return found
@@ -145,7 +148,7 @@ class Posterior(Content):
             data: The program's arguments; observed ones may be left out.
             draws: Number of draws from the posterior, K.
             seed: Random seed of the draws.
-            site: The observed site to predict, if there are several.
+            site: The observed site to predict, if there are several; or one that the model computes from others.
 
         Raises:
             ValueError: If the rows do not match those of the fit, or the site is unknown or ambiguous.
@@ -171,6 +174,9 @@ class Posterior(Content):
 
     def _predicted(self, model_trace: Trace, site: str | None, draws: int) -> Prediction:
         node, layout = self._observed_node(model_trace, site), self._fitted.layout(draws)
+        if node["name"] in self.structure.computed:
+            value = layout.draws_first(node)
+            return Prediction(Delta(value), value, node["name"])
         return Prediction(node["fn"], layout.draws_first(node), node["name"], unused=layout.unused(node))
 
     def _observed_node(self, model_trace: Trace, site: str | None) -> Site:
@@ -181,7 +187,7 @@ class Posterior(Content):
                     f"the program observes {', '.join(observed) or 'no site'}. Choose one with site='...'."
                 )
             site = observed[0]
-        elif site not in observed:
+        elif site not in (*observed, *self.structure.computed):
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
         return model_trace.nodes[site]
 

@@ -133,7 +133,7 @@ class ProgramInstance:
             with torch.no_grad():
                 traces = self._run_or_explain(run)
             if check:
-                self._check_observed_sites(traces[1])
+                self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
             if found.summed and self.guide_name == "laplace":
@@ -249,14 +249,15 @@ class ProgramInstance:
                     "be weighted wrongly. Put it inside the plate, or use batch_size=None."
                 )
 
-    def _check_observed_sites(self, model_trace: Trace) -> None:
-        if any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace)):
-            return
-        names = ", ".join(self.program.argument_names)
-        remedy = f"Give the observed arguments too, all of {names}, and pass them" if names else "Pass the data"
-        raise ValueError(
-            f"nothing is observed, so there is nothing to learn from. {remedy} to pyro.sample(..., obs=...)."
-        )
+    def _check_observed_sites(self, model_trace: Trace, given: int) -> None:
+        """Refuse a program that observes nothing because arguments were left out; others are fitted to their prior."""
+        names = self.program.argument_names
+        observed = any(s["is_observed"] and not is_deterministic(s) for _, s in sample_sites(model_trace))
+        if not observed and given < len(names):
+            raise ValueError(
+                "nothing is observed, so there is nothing to learn from. Give the observed arguments too, all of "
+                f"{', '.join(names)}, and pass them to pyro.sample(..., obs=...)."
+            )
 
     @property
     def query_plate(self) -> str:

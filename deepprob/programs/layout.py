@@ -11,7 +11,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from deepprob.programs.sites import Site
+from deepprob.programs.sites import Site, is_deterministic
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,14 @@ class Layout:
     def draws_first(self, site: Site) -> Tensor:
         """A site's value with draws first, and without the axes of plates it is not in: ``(K, *site)``."""
         value, event_dim = site["value"].detach(), site["fn"].event_dim
+        if is_deterministic(site) and event_dim == value.dim():  # pyro.deterministic takes all dimensions for events
+            event_dim = max(0, event_dim - self.plates - 1)
         batch = tuple(value.shape[: value.dim() - event_dim])
         event = tuple(value.shape[value.dim() - event_dim :])
         batch = (1,) * (self.plates + 1 - len(batch)) + batch
         value = value.reshape(batch + event).expand((self.draws, *batch[1:], *event))
-        used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
+        frames = () if is_deterministic(site) else site["cond_indep_stack"]  # a computed value has the axes it has
+        used = {f.dim for f in frames if f.vectorized}
         keep = [size for dim, size in zip(range(-self.plates, 0), batch[1:], strict=True) if dim in used or size != 1]
         return torch.as_tensor(value.reshape((self.draws, *keep, *event)))
 

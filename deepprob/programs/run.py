@@ -10,6 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
@@ -98,9 +99,11 @@ def run_guide(run: Run) -> Trace:
 
 
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
-    """The trace of a guide without observed data, which an ``AutoMessenger`` records as it runs the model."""
+    """The trace of a guide, without the model's data, which an ``AutoMessenger`` records as it runs the model."""
     forget_values(run.program)
     trace = poutine.trace(guide).get_trace(*run.batch)
+    if not isinstance(run.program.current_guide, GuideMessenger):
+        return trace  # a guide's own data count in log q
     for name in [n for n, s in sample_sites(trace) if is_data(s)]:
         trace.remove_node(name)
     return trace

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+
+from deepprob.distributions.per_draw import unwrapped
 
 Site = Any
 
@@ -44,9 +47,15 @@ def is_auxiliary(site: Site) -> bool:
     return bool(site["infer"].get("is_auxiliary"))
 
 
+def _is_computed(site: Site) -> bool:
+    """Whether the model computes a site from others: ``pyro.deterministic``, and sites that were reparameterised."""
+    fn = unwrapped(site["fn"])
+    return bool(site["is_observed"]) and isinstance(unwrapped(getattr(fn, "first", fn)), Delta)
+
+
 def is_data(site: Site) -> bool:
-    """Whether a site is observed data: neither a factor nor a deterministic value."""
-    return bool(site["is_observed"]) and not is_deterministic(site) and not is_factor(site)
+    """Whether a site is observed data: neither a factor nor a computed value."""
+    return bool(site["is_observed"]) and not (is_deterministic(site) or is_factor(site) or _is_computed(site))
 
 
 def is_local(site: Site, plate: str) -> bool:

@@ -29,6 +29,8 @@ class SiteInfo:
         event_dim: Number of event dimensions.
         plate_dims: Dimensions of the vectorized plates that it is inside of, from left to right.
         unchecked: Whether its distribution was made with ``validate_args=False``.
+        computed: Whether the model computes it from other sites.
+        drawable: Whether its distribution can be sampled.
     """
 
     role: Role
@@ -37,6 +39,8 @@ class SiteInfo:
     event_dim: int
     plate_dims: tuple[int, ...]
     unchecked: bool = False
+    computed: bool = False
+    drawable: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,16 @@ class Structure:
         return tuple(name for name, site in self.sites.items() if site.enumerated)
 
     @property
+    def computed(self) -> tuple[str, ...]:
+        """Sites that the model computes from others: deterministic and reparameterised ones."""
+        return tuple(name for name in self._of("fixed") if self.sites[name].computed)
+
+    @property
+    def undrawable(self) -> tuple[str, ...]:
+        """Observed sites that cannot be predicted, because their distributions have no ``sample``."""
+        return tuple(name for name in self.observed if not self.sites[name].drawable)
+
+    @property
     def unchecked(self) -> tuple[str, ...]:
         """Sites whose values may lie outside of their supports, because the user wrote ``validate_args=False``."""
         return tuple(name for name, site in self.sites.items() if site.unchecked)
@@ -122,6 +136,8 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             enumerated=name in drawn and _is_marked(drawn[name]),
             event_dim=site["fn"].event_dim,
             plate_dims=tuple(sorted(f.dim for f in _frames(site))),
+            computed=role == "fixed" and not is_factor(site),
+            drawable=_can_sample(unwrapped(site["fn"])),
             unchecked=unwrapped(site["fn"]).__dict__.get("_validate_args") is False,
         )
 
@@ -143,6 +159,11 @@ def _role(site: Site, *, drawn: bool) -> Role:
     if site["is_observed"]:
         return "observed" if is_data(site) else "fixed"
     return "latent" if drawn else "summed"
+
+
+def _can_sample(fn: Any) -> bool:
+    kind, plain = type(fn), torch.distributions.Distribution
+    return kind.sample is not plain.sample or kind.rsample is not plain.rsample
 
 
 def _is_marked(site: Site) -> bool:

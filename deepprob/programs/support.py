@@ -14,7 +14,8 @@ from torch.distributions import constraints
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.deferred_errors import defer_error
 from deepprob.programs.run import DRAWS
-from deepprob.programs.sites import Site, observed_sites
+from deepprob.programs.sites import Site, is_data, is_deterministic, is_factor, is_local, observed_sites, sample_sites
+from deepprob.programs.structure import Structure
 
 
 def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
@@ -35,15 +36,25 @@ def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
             _check_support(name, site)
 
 
-def check_data(model_trace: Trace, unchecked: Container[str] = ()) -> None:
+def likelihood_sites(model_trace: Trace, plate: str) -> dict[str, Site]:
+    """The sites whose log-probabilities are the likelihood: data, and factors inside the row plate.
+
+    A factor outside of it is part of the prior.
+    """
+    sites = sample_sites(model_trace)
+    return {n: s for n, s in sites if is_data(s) or (is_factor(s) and is_local(s, plate) and not is_deterministic(s))}
+
+
+def check_data(model_trace: Trace, structure: Structure) -> None:
     """Refuse a query without data, or with data that do not fit their distributions.
 
     Raises:
         ValueError: If nothing is observed, or as in `check_observations`.
     """
-    if not observed_sites(model_trace):
+    seen = observed_sites(model_trace) if structure.observed else likelihood_sites(model_trace, structure.row_plate)
+    if not seen:
         raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
-    check_observations(model_trace, unchecked)
+    check_observations(model_trace, structure.unchecked)
 
 
 def _check_shape(name: str, site: Site) -> None:

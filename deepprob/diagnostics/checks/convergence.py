@@ -162,6 +162,9 @@ def settled(history: History) -> Array:
 
 def _scale(case: Case) -> float:
     """The smallest relevant change: a share of the spread over rows, robust to outliers and independent of units."""
+    found = case.posterior.structure
+    if not found.observed and not found.rows:
+        return 0.01  # a guide fitted to a prior
     rows = array(case.posterior.elbo(*case.sample_batch)).ravel()
     rows = rows[np.isfinite(rows)]
     spread = float(np.subtract(*np.percentile(rows, [75, 25]))) / 1.349 if len(rows) >= 8 else 0.0

@@ -188,7 +188,8 @@ def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
 def _applies(case: Case) -> bool:
     if case.supervised:
         return case.prediction.kind != "classes" or case.target.size == len(case.target)
-    if case.ragged or len(case.posterior.structure.observed) != 1:
+    found = case.posterior.structure
+    if case.ragged or len(found.observed) != 1 or found.undrawable:
         return False
     # Replicated rows are drawn from the prior, so the model must run without data.
     return not case.per_row or num_optional(case.program) >= len(case.batch)

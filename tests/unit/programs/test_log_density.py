@@ -84,11 +84,10 @@ def test_a_failed_query_restores_the_mode() -> None:
     assert all(module.training for module in instance.program.modules())
 
 
-def test_nothing_observed_without_arguments() -> None:
+def test_density_of_a_prior() -> None:
     def model() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(
-        ValueError, match=r"nothing to learn from\. Pass the data to pyro\.sample\(\.\.\., obs=\.\.\.\)"
-    ):
-        ProgramInstance(Program.of(model, "normal"), (), 1)
+    density = log_density(ProgramInstance(Program.of(model, "normal"), (), 1), (), chains=2)
+    value, _ = density(torch.tensor([[0.0], [1.0]]))
+    assert float(value[0] - value[1]) == pytest.approx(0.5)
