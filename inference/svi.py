@@ -306,7 +306,7 @@ def _checked_arguments(program: Program, batch: Batch, what: str) -> Batch:
     if lacking := program.missing_arguments(batch):
         raise ValueError(
             f"the model takes {', '.join(program.argument_names)}; {what} lacks {', '.join(lacking)}. "
-            "Pass a tuple in this order, or a dict, observed values included."
+            "Pass a tuple in this order, observed values included."
         )
     return batch
 

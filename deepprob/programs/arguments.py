@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,11 +31,13 @@ class Call:
         args: The positional arguments, with a mark in the place of every tensor with rows.
         kwargs: The keyword arguments, likewise.
         names: A name for every tensor with rows: its argument, or its place inside of it.
+        lengths: The lengths of all tensors by name, if they differ.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]
+    lengths: Mapping[str, int] = field(default_factory=dict)
 
     def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for some rows."""
@@ -94,6 +97,11 @@ def read_arguments(
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
     if any(name in fitted for name in tensors):
         chosen = [name for name in tensors if name in fitted]
+        if len({len(tensors[name]) for name in chosen}) > 1:
+            counts = ", ".join(f"{name!r} has {len(tensors[name])}" for name in chosen)
+            raise ValueError(
+                f"{what}: all fields must have the same number of rows; {counts}. Pass only the rows they share."
+            )
     else:
         length = _common_length(list(tensors.values()))
         chosen = [name for name, x in tensors.items() if len(x) == length]
@@ -102,8 +110,25 @@ def read_arguments(
     def leaf(x: Any) -> Any:
         return places.get(id(x), x)
 
-    call = Call(_mapped(args, leaf), _mapped(kwargs, leaf), tuple(chosen))
+    lengths = {name: len(x) for name, x in tensors.items()}
+    call = Call(
+        _mapped(args, leaf), _mapped(kwargs, leaf), tuple(chosen), lengths if len({*lengths.values()}) > 1 else {}
+    )
     return Arguments([tensors[name] for name in chosen], call)
+
+
+@contextmanager
+def explaining_lengths(call: Call | None) -> Iterator[None]:
+    """Add the lengths of the arguments to an error about shapes, if they differ."""
+    try:
+        yield
+    except ValueError as error:
+        if call is None or not call.lengths:
+            raise
+        counts = ", ".join(f"{name!r} has {length}" for name, length in call.lengths.items())
+        raise ValueError(
+            f"{error} If these are fields of one table: all fields must have the same number of rows; {counts}."
+        ) from error
 
 
 def _common_length(tensors: Sequence[Tensor]) -> int:
@@ -128,7 +153,7 @@ def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple
         names = _positional_names(signature, len(data))
         args = tuple(_converted(x, f"{name!r} of {what}") for name, x in zip(names, data, strict=True))
     elif isinstance(data, Mapping) or is_table(data) or isinstance(data, PackedSequence):
-        args = (_converted(data, what),)
+        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}"),)
     else:  # splits, data sets, loaders, lists
         split = data if isinstance(data, Split) else as_split(data, what=what)
         if {*split.names} & {*named}:
@@ -151,7 +176,7 @@ def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -
     names = _positional_names(signature, 0)
     if len(args) > len(names) and not _takes_any(signature):
         raise ValueError(
-            f"the model takes {len(names)} argument(s) by position ({', '.join(names) or 'none'}); {what} has "
+            f"the model takes {len(names)} argument(s) ({', '.join(names) or 'none'}); {what} has "
             f"{len(args)} parts. Leave out what the model does not use, or give a dict by argument."
         )
 

@@ -15,7 +15,7 @@ from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
-from deepprob.programs.arguments import Arguments
+from deepprob.programs.arguments import Arguments, explaining_lengths
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
@@ -151,7 +151,8 @@ class ProgramInstance:
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
                 traces = self._run_or_explain(run)
-                check_observations(traces[1], found.unchecked)
+                with explaining_lengths(self.program.call):
+                    check_observations(traces[1], found.unchecked)
                 used = parameters_of([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
                 check_ownership(self.program, self.store, used)
                 self._used_unseen = [p for p in used if id(p) in self._unseen]

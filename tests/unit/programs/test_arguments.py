@@ -95,7 +95,7 @@ def test_a_dict_that_names_some_arguments_only_is_refused() -> None:
 
 
 def test_too_many_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"takes 1 argument\(s\) by position \(x\); data has 2 parts.*give a dict"):
+    with pytest.raises(ValueError, match=r"takes 1 argument\(s\) \(x\); data has 2 parts.*give a dict"):
         read_arguments((X, Y), inspect.signature(lambda x, *, y=None: None))
 
 
