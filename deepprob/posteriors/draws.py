@@ -44,6 +44,7 @@ Stored = Mapping[str, Tensor]
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
 _TOLERANCE = 1e-4  # relative: two orders of summation in float32 stay well below
 _MOST_GRAPHS = 8
+_MOST_NUMBERS = 1000  # of a constant tensor in the key of a graph
 
 
 @dataclass(frozen=True)
@@ -81,18 +82,18 @@ class DrawRunner:
             run: The run, with a number of draws.
             stored: Latent values to use in the place of the guide's draws, by site, each ``(K, *site)``.
         """
-        ways = self.instance.ways
-        trial = job.trial or job
-        if trial.name not in ways:
-            ways[trial.name] = "stacked" if self._stacks(trial, run, stored) else "traced"
-        if ways[trial.name] == "stacked":
+        ways, trial = self.instance.ways, job.trial or job
+        key = f"{trial.name}{_constants_key(run) or ''}"
+        if key not in ways:
+            ways[key] = "stacked" if self._stacks(trial, run, stored) else "traced"
+        if ways[key] == "stacked":
             return job.call(self._stacked(run, stored))
-        if ways[trial.name] == "traced":
+        if ways[key] == "traced":
             try:
                 return self._traced(job, run, stored)
             except (Untraceable, RuntimeError) as error:
                 result = self._one_by_one(job, run, stored)
-                ways[trial.name] = "one by one"
+                ways[key] = "one by one"
                 reason = str(error).splitlines()[0].removesuffix(".")
                 warnings.warn(f"draws run one by one, which is slow: {reason}.", stacklevel=2)
                 return result
@@ -147,9 +148,10 @@ class DrawRunner:
     def _graph(self, job: Job, run: Run, tensors: list[Tensor], stored: Stored) -> tuple[QueryGraph, Recipe]:
         """The graph of one draw, and the recipe of its results."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
-        key = job.name, shapes, tuple(x is None for x in run.batch)
+        constants = _constants_key(run)
+        key = job.name, shapes, tuple(x is None for x in run.batch), len(run.rows), run.num_data, constants
         graphs = self.instance.graphs
-        if key not in graphs:
+        if key not in graphs or constants is None:
             recipes: list[Recipe] = []
 
             def ask(given: Sequence[Tensor]) -> list[Tensor]:
@@ -363,6 +365,18 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 def _draw(stored: Stored | None, k: int) -> Stored | None:
     return None if stored is None else {name: value[k] for name, value in stored.items()}
+
+
+def _constants_key(run: Run) -> str | None:
+    """The values that a call passes whole, which are constants of its graph; None if they have no short text."""
+    parts = []
+    for x in [] if run.call is None else run.call.constants:
+        if isinstance(x, Tensor) and x.numel() <= _MOST_NUMBERS:
+            x = (str(x.dtype), tuple(x.shape), x.flatten().tolist())
+        elif not isinstance(x, bool | int | float | str | None):
+            return None
+        parts.append(f" {x!r}")
+    return "".join(parts)
 
 
 def _count(run: Run) -> int:

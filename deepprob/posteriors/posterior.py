@@ -28,7 +28,8 @@ class Posterior(Content):
     """The posterior over a program's latent sites, from any routine.
 
     Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
-    same questions. Every query takes a ``seed`` and leaves the caller's random state alone; none loops over draws.
+    same questions. Every query takes a ``seed``, leaves the caller's random state alone, and is defined by one run of
+    the program per draw.
 
     Args:
         instance: The fitted program; the posterior owns it.

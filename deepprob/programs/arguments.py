@@ -47,6 +47,19 @@ class Call:
 
         return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
 
+    @property
+    def constants(self) -> list[Any]:
+        """The values that are passed whole, in the order of the call."""
+        found: list[Any] = []
+
+        def leaf(x: Any) -> Any:
+            if not isinstance(x, _Row):
+                found.append(x)
+            return x
+
+        _mapped((self.args, self.kwargs), leaf)
+        return found
+
     def to(self, device: torch.device) -> Call:
         """The call with its constant tensors on a device."""
 

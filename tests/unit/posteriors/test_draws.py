@@ -269,3 +269,37 @@ def test_a_distribution_is_put_together_again() -> None:
     twin = put_together(template, tensors)
     assert twin is not flow
     torch.testing.assert_close(twin.transforms[0](x), flow.transforms[0](x))
+
+
+@pytest.mark.parametrize("way", ["traced", "stacked"])
+def test_values_that_are_passed_whole_are_those_of_each_query(way: str) -> None:
+    def model(x: Tensor, scale: float, shift: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = x @ w if way == "traced" else (x * w).sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean + shift[0], scale), obs=y)
+
+    program = Program.of(model, "normal", data_plate="data")
+    with RandomStream(0).drawing():
+        batch = program.accept((X, 1.0, torch.zeros(3), Y))
+        posterior = Posterior(ProgramInstance(program, batch, 12))
+    means = {}
+    for scale, shift in ((1.0, 0.0), (0.5, 0.0), (1.0, 7.0)):
+        prediction = posterior.predict(X, scale, torch.full((3,), shift), draws=4, seed=1)
+        assert posterior.instance.ways[next(k for k in posterior.instance.ways if k.startswith("predicted"))] == way
+        torch.testing.assert_close(prediction.aleatoric, torch.full((12,), scale))
+        means[scale, shift] = prediction.mean
+    torch.testing.assert_close(means[1.0, 7.0], means[1.0, 0.0] + 7.0)
+
+
+def test_a_traced_prior_has_as_many_rows_as_asked_for() -> None:
+    class Own(Program):
+        def model(self, y: Tensor | None = None) -> None:
+            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with self.data_plate(y):
+                pyro.sample("y", dist.Normal(torch.ones(2) @ w, 0.5), obs=y)
+
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Own(), (Y,), 12, guide="normal"))
+    for rows in (5, 9):
+        assert posterior.sample_prior(rows, draws=3)["y"].shape == (3, rows)
