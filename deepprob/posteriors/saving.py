@@ -15,6 +15,7 @@ from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.posteriors.history import History
+from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
@@ -73,6 +74,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "guide": instance.guide_name,
         "num_data": instance.num_data,
         "inputs": specs_to_json(instance.inputs),
+        "call": call_to_json(program.call),
         "history": content.history.facts(),
         "config": content.config,
         "seed": content.seed,
@@ -107,11 +109,12 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
         groups[group][name] = value
     chains = groups["chains"] if manifest["posterior_kind"] == "draws" else None
     rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
+    examples, call = tuple(spec.example(rows) for spec in specs), manifest.get("call")
     try:
         with stream.drawing():
             instance = ProgramInstance(
                 program if chains is None else with_prior_guide(program, chains),
-                tuple(spec.example(rows) for spec in specs),
+                examples if call is None else Arguments(examples, call_from_json(call)),
                 num_data,
                 guide=manifest["guide"],
                 device=device,

@@ -69,6 +69,39 @@ class Call:
         return replace(self, args=_mapped(self.args, leaf), kwargs=_mapped(self.kwargs, leaf))
 
 
+def call_to_json(call: Call | None) -> dict[str, Any] | None:
+    """A call as JSON; None if it passes whole what JSON cannot hold."""
+    if call is None or not all(isinstance(x, bool | int | float | str | None) for x in call.constants):
+        return None
+    return {"args": _to_json(call.args), "kwargs": _to_json(call.kwargs), "names": list(call.names)}
+
+
+def call_from_json(saved: Mapping[str, Any]) -> Call:
+    """The inverse of `call_to_json`."""
+    return Call(_from_json(saved["args"]), _from_json(saved["kwargs"]), tuple(saved["names"]))
+
+
+def _to_json(value: Any) -> dict[str, Any]:
+    if isinstance(value, _Row):
+        return {"row": value.index}
+    if isinstance(value, Mapping):
+        return {"dict": [[key, _to_json(x)] for key, x in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list" if isinstance(value, list) else "tuple": [_to_json(x) for x in value]}
+    return {"value": value}
+
+
+def _from_json(saved: Mapping[str, Any]) -> Any:
+    ((kind, value),) = saved.items()
+    if kind == "row":
+        return _Row(value)
+    if kind == "dict":
+        return {key: _from_json(x) for key, x in value}
+    if kind in ("list", "tuple"):
+        return (list if kind == "list" else tuple)(_from_json(x) for x in value)
+    return value
+
+
 class Arguments(tuple[Any, ...]):
     """Tensors that share their rows, in the order of a call, and the `Call` that they belong to."""
 
