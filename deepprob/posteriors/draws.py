@@ -114,7 +114,8 @@ class DrawRunner:
             stored = {name: value[index] for name, value in stored.items()}
         run = replace(run, draws=draws)
         # Neither a graph that is being traced nor the query's random stream may see the trial.
-        with _disable_current_modes(), RandomStream(0, self.instance.device).drawing():
+        with _disable_current_modes(), RandomStream(0, self.instance.device).drawing(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a program warns of under draws may not concern its single runs
             try:
                 given = job.drawn(self._stacked(run, stored)) if job.drawn else None
                 values = {} if given is None else _values_of(given)
