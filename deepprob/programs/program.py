@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,8 +15,8 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from deepprob.data import DataSet, Split, as_split
-from deepprob.programs.arguments import Arguments, Call, missing, read_arguments
+from deepprob.data import DataSet
+from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
 from deepprob.programs.copying import captured_modules, copy_with_modules
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
 from deepprob.programs.registry import register
@@ -220,30 +220,8 @@ class Program(PyroModule):
         """
         if data is None:
             return ()
-        split = as_split(data, what=what)
-        names = self.argument_names
-        tensors = self._in_order(split, what) if isinstance(data, Mapping | Split) else split.tensors
-        if not self.takes_any and len(tensors) > len(names):
-            if not isinstance(data, Split):
-                raise ValueError(
-                    f"the model takes {len(names)} argument(s) ({', '.join(names)}); {what} has {len(tensors)} parts "
-                    f"({', '.join(split.names)}). Leave out what the model does not use."
-                )
-            tensors = tensors[: len(names)]
-        return self.validate(*tensors)
-
-    def _in_order(self, split: Split, what: str) -> tuple[Tensor, ...]:
-        """The fields in the order of the arguments; if they must be reordered, only those named after arguments."""
-        names, fields = self.argument_names, split.names
-        known = [n for n in names if n in split]
-        if all(fields.index(n) == names.index(n) for n in known):
-            return split.tensors
-        if known == names[: len(known)] and len(known) >= self.num_required:
-            return tuple(split[n] for n in known)
-        raise ValueError(
-            f"the model takes {', '.join(names)} in this order; {what} has the fields {', '.join(fields)}. "
-            "Name every field after its argument, or give a tuple in the model's order."
-        )
+        rows = read_fields(data, self.argument_names, self.num_required, takes_any=self.takes_any, what=what)
+        return self.validate(*rows)
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         """Names of the arguments without a default that a batch does not give."""
