@@ -118,7 +118,7 @@ class Arguments(tuple[Any, ...]):
 
 
 def read_arguments(
-    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = ()
+    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = (), missing: bool = False
 ) -> Arguments:
     """Read a user's data as the arguments of a call.
 
@@ -132,12 +132,13 @@ def read_arguments(
         what: The name of the data in error messages.
         fitted: The names of the tensors with rows in the fit. Without them, tensors have rows if they have the length
             that most tensors have, and the first one's if that is not clear.
+        missing: Whether values may be missing (NaN).
 
     Raises:
         TypeError: If the model cannot be called in this way.
         ValueError: If a value is not valid data.
     """
-    args, kwargs = _split_up(data, signature, what)
+    args, kwargs = _split_up(data, signature, what, missing)
     arguments = [*zip(_positional_names(signature, len(args)), args, strict=False), *kwargs.items()]
     leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
@@ -223,14 +224,16 @@ def _common_length(tensors: Sequence[Tensor]) -> int:
     return max(lengths, key=lengths.count, default=0)  # the first of the most frequent
 
 
-def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _split_up(
+    data: Any, signature: inspect.Signature, what: str, missing: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that data stand for, with tensors in the place of arrays."""
     if data is None:
         return (), {}
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
-        return (), {name: _converted(value, f"{name!r} of {what}") for name, value in _in_order(data, named)}
+        return (), {name: _converted(value, f"{name!r} of {what}", missing) for name, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:
         raise ValueError(
             f"the model takes {', '.join(named)}; {what} has the fields {', '.join(map(str, data))}. "
@@ -238,11 +241,11 @@ def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple
         )
     if type(data) is tuple:
         names = _positional_names(signature, len(data))
-        args = tuple(_converted(x, f"{name!r} of {what}") for name, x in zip(names, data, strict=True))
+        args = tuple(_converted(x, f"{name!r} of {what}", missing) for name, x in zip(names, data, strict=True))
     elif isinstance(data, Mapping) or is_table(data) or isinstance(data, PackedSequence):
-        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}"),)
+        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}", missing),)
     else:  # splits, data sets, loaders, lists
-        split = data if isinstance(data, Split) else as_split(data, what=what)
+        split = data if isinstance(data, Split) else as_split(data, what=what, missing=missing)
         if {*split.names} & {*named}:
             fields = dict(zip(split.names, split, strict=True))
             return (), {name: x for name, x in _in_order(fields, named) if name in named}
@@ -293,14 +296,14 @@ def missing(args: Sequence[Any], kwargs: Mapping[str, Any], signature: inspect.S
     return [name for name in required if name not in given]
 
 
-def _converted(value: Any, label: str) -> Any:
+def _converted(value: Any, label: str, missing: bool) -> Any:
     """A value with tensors in the place of arrays, frames and lists of numbers; anything else as it is."""
     if isinstance(value, PackedSequence) or (isinstance(value, Tensor) and not value.dim()):
         return value
     if is_table(value):
-        return tensor_of(value, label)
+        return tensor_of(value, label, missing)
     if isinstance(value, list | tuple | dict):
-        return _mapped(value, lambda x: tensor_of(x, label) if is_table(x) and getattr(x, "ndim", True) else x)
+        return _mapped(value, lambda x: tensor_of(x, label, missing) if is_table(x) and getattr(x, "ndim", True) else x)
     return value
 
 

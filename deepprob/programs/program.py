@@ -16,10 +16,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet
+from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
 from deepprob.programs.copying import captured_modules, copy_with_modules
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
+
+MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
 
 
 def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -265,6 +269,7 @@ class Program(PyroModule):
         guide: Callable[..., Any] | type[AutoGuide] | str | None = None,
         *,
         data_plate: str | None = None,
+        missing: str = "refuse",
     ) -> Program:
         """Make a program from an existing Pyro model and guide.
 
@@ -277,6 +282,8 @@ class Program(PyroModule):
             guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None to name the guide in
                 the routine.
             data_plate: Name of the plate over rows.
+            missing: ``"refuse"`` for data without missing values (NaN); ``"allow"`` for a model that masks them. An
+                observed site whose mask does not cover a missing value is an error.
 
         Examples:
             >>> import pyro.distributions as dist
@@ -287,7 +294,7 @@ class Program(PyroModule):
             >>> Program.of(model, "normal", data_plate="data").data_name
             'data'
         """
-        return FunctionProgram(model, guide, data_plate)
+        return FunctionProgram(model, guide, data_plate, missing)
 
 
 class FunctionProgram(Program):
@@ -298,6 +305,7 @@ class FunctionProgram(Program):
         model: Callable[..., Any],
         guide: Callable[..., Any] | type[AutoGuide] | str | None,
         data_plate: str | None,
+        missing: str = "refuse",
     ) -> None:
         super().__init__()
         for name, value in (("model", model), ("guide", guide)):
@@ -305,7 +313,9 @@ class FunctionProgram(Program):
                 raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
         if not isinstance(data_plate, str | None):
             raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
-        self.data_name = data_plate or ""
+        if missing not in MISSING:
+            raise unknown("missing", missing, MISSING)
+        self.data_name, self.missing = data_plate or "", missing
         self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
@@ -317,7 +327,7 @@ class FunctionProgram(Program):
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
         parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
         model, guide, bound_rows = copy_with_modules(parts, memo)
-        twin = FunctionProgram(model, guide, self.data_name or None)
+        twin = FunctionProgram(model, guide, self.data_name or None, self.missing)
         twin.__dict__.update(_bound_rows=bound_rows, call=self.call, found_plate=self.found_plate)
         memo[id(self)] = twin
         return twin
@@ -326,11 +336,15 @@ class FunctionProgram(Program):
         self._hold(self.__dict__["_model"], guide)
 
     def bound_model(self) -> Callable[..., Any]:
-        return functools.partial(run_bound, self.bound_rows, self.__dict__["_model"])
+        return functools.partial(run_bound, self.bound_rows, self._handled())
 
     def model(self, *batch: Any) -> Any:
         args, kwargs = self.call_arguments(batch)
-        return call_sampling(self.__dict__["_model"], *args, **kwargs)
+        return call_sampling(self._handled(), *args, **kwargs)
+
+    def _handled(self) -> Callable[..., Any]:
+        model: Callable[..., Any] = self.__dict__["_model"]
+        return MissingValues()(model) if self.missing == "allow" else model
 
     def guide(self, *batch: Any) -> Any:
         args, kwargs = self.call_arguments(batch)
@@ -340,7 +354,8 @@ class FunctionProgram(Program):
         """Read data as the arguments of the model; see `read_arguments`."""
         if isinstance(data, Arguments):
             return data
-        return read_arguments(data, self._signature(), what=what, fitted=self.call.names if self.call else ())
+        fitted = self.call.names if self.call else ()
+        return read_arguments(data, self._signature(), what=what, fitted=fitted, missing=self.missing == "allow")
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         call = batch.call if isinstance(batch, Arguments) else self.call
