@@ -133,7 +133,7 @@ class Structure:
         if common := _common([s.plates for s in found.values()]):
             raise ValueError(
                 f"{names} are observed inside of the plates {', '.join(common)}, and any of them may hold the rows. "
-                f"Name one in Program.of(..., data_plate={common[0]!r})."
+                "Name the one over the rows of the data: Program.of(..., data_plate=...)."
             )
         raise ValueError(
             f"{names} are observed without a plate around all of them, so they share no rows. Put them into one "
