@@ -184,9 +184,9 @@ class Posterior(Content):
         observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
         if site is None:
             if len(observed) != 1:
-                raise ValueError(
-                    f"the program observes {', '.join(observed) or 'no site'}. Choose one with site='...'."
-                )
+                known = bool(observed or self.structure.computed)
+                hint = "Choose one with site='...'" if known else "There is nothing to predict: ask for sample"
+                raise ValueError(f"the program observes {', '.join(observed) or 'no site'}. {hint}.")
             site = observed[0]
         elif site not in (*observed, *self.structure.computed):
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
