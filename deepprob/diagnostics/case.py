@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Largest number of elements of one (particles, rows, ...) tensor; keeps memory at a few times 80 MB.
 MAX_ELEMENTS = 20_000_000
+# Errors that say that a question has no answer for a program whose data were checked.
+REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError)
 
 
 class Case:
@@ -178,8 +180,8 @@ class Case:
 
     def _is_predicted(self, place: int) -> bool:
         """Whether a tensor can be left out, or is part of an argument that no local latent depends on."""
-        parameters = self.program._signature().parameters
-        return place in self._optional or not (self._names[place] in parameters or self.has_latents("local"))
+        whole = set(self._names[place : place + 1]) & self.program._signature().parameters.keys()
+        return place in self._optional or not (whole or self.has_latents("local"))
 
     @property
     def target(self) -> Array:
@@ -194,8 +196,9 @@ class Case:
         for site in (self._observed[name] for name in self.sites if len(self.sites) == 1):
             for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
                 if mask is not None:
-                    whole = torch.as_tensor(mask, device=site["value"].device).expand(site["fn"].batch_shape)
-                    whole = whole[(..., *[None] * site["fn"].event_dim)].expand(site["fn"].shape())
+                    fn, whole = site["fn"], torch.as_tensor(mask, device=site["value"].device)
+                    batch = torch.broadcast_shapes(whole.shape, fn.batch_shape)
+                    whole = whole.expand(batch)[(..., *[None] * fn.event_dim)].expand(*batch, *fn.event_shape)
                     known = known & (array(self._layout(1).draws_first({**site, "value": whole})[0]) > 0)
         return None if known.all() else known
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from deepprob.diagnostics.case import Case, given, num_optional
+from deepprob.diagnostics.case import REFUSALS, Case, given, num_optional
 from deepprob.diagnostics.check import array
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.checks.collapse import active_dimensions, code_draws
@@ -54,11 +55,14 @@ class Picture:
 
 def pictures(case: Case) -> list[Picture]:
     """All pictures that apply to a posterior and its data."""
-    found = [*_training(case), *_latent_space(case)]
+    makers = [(_training, case), (_latent_space, case)]
     cases = case.by_site()
     if len(cases) == 1 and cases[0].sites:  # the values of several sites have no common picture
-        (only,) = cases
-        found = [*_images(only), *found, *_reliability(only), *_predictions(only)]
+        makers = [(_images, cases[0]), *makers, (_reliability, cases[0]), (_predictions, cases[0])]
+    found: list[Picture] = []
+    for make, subject in makers:
+        with suppress(*REFUSALS):  # the check of the same name tells the reason
+            found += make(subject)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import REFUSALS, Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, jsonable, number, worst
 from deepprob.diagnostics.checks import CHECKS
 from deepprob.diagnostics.pictures import Picture, pictures
@@ -230,7 +230,7 @@ class _Question:
         if not reason:
             try:
                 return replace(self.diagnostic.run(self.case, level), name=self.name)
-            except (ValueError, NotImplementedError) as error:  # the data were checked: a query cannot answer this
+            except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
         return Check(self.name, math.nan, None, None, "unchecked", reason)
 
@@ -242,12 +242,14 @@ def _questions(diagnostic: Diagnostic, case: Case) -> Iterator[_Question]:
         try:
             if diagnostic.applies(each):
                 yield _Question(diagnostic, each, name)
-        except (ValueError, NotImplementedError) as error:
+        except REFUSALS as error:
             yield _Question(diagnostic, each, name, _reason(error))
 
 
 def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
+    text = str(error).split("\n")[0] or type(error).__name__
+    if not isinstance(error, ValueError):  # from the program's own code, such as a model that needs its target
+        text = f"the program cannot run in this way: {text.removesuffix('.')}."
     return text[:1].upper() + text[1:]
 
 

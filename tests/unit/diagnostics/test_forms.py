@@ -237,9 +237,33 @@ def pairs(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Categorical(logits=torch.stack([logits, logits], -2)).to_event(1), obs=y)
 
 
+def needs_its_target(x: Tensor, y: Tensor | None = None) -> None:
+    b = slope()
+    with pyro.plate("rows", len(y)):  # type: ignore[arg-type]
+        pyro.sample("y", dist.Normal(b * x, 0.5), obs=y)
+
+
+class Spread(Program):
+    """A program of any number of arguments."""
+
+    def model(self, *batch: Tensor) -> None:
+        with self.data_plate(*batch):
+            pyro.sample("y", dist.Normal(batch[0] * pyro.param("slope", torch.tensor(1.0)), 0.5), obs=batch[1])
+
+    def guide(self, *batch: Tensor) -> None:
+        pass
+
+
+def test_checks_of_a_program_of_any_arguments() -> None:
+    posterior = svi(Spread(), (X, Y), epochs=300, progress=False, compile=False)
+    names = {check.name for check in dp.check(posterior, (X, Y), draws=30).checks}
+    assert names == {"finite steps", "ELBO convergence", "posterior predictive check", *TARGETS}
+
+
 @pytest.mark.parametrize(
     ("model", "data", "name", "reason"),
     [
+        (needs_its_target, (X, Y), "posterior predictive check", "The program cannot run in this way: object of type"),
         (factor, Y, "posterior predictive check", "The likelihood is a factor"),
         (wide, Y, "Pareto k-hat, global latents", "The guide has 101 dimensions"),
         (process, (X, Y), "predictive skill", "The rows of y have one distribution together"),
