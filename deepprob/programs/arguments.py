@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,10 +40,10 @@ class Call:
     lengths: Mapping[str, int] = field(default_factory=dict)
 
     def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments for some rows."""
+        """The arguments for some rows; without rows, None stands in the place of every tensor that has them."""
 
         def leaf(x: Any) -> Any:
-            return rows[x.index] if isinstance(x, _Row) else x
+            return (rows[x.index] if rows else None) if isinstance(x, _Row) else x
 
         return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
 
@@ -59,6 +59,16 @@ class Call:
 
         _mapped((self.args, self.kwargs), leaf)
         return found
+
+    def without(self, left_out: Collection[int]) -> Call:
+        """The call with None in the place of some tensors with rows, by their indices."""
+        kept = [i for i in range(len(self.names)) if i not in left_out]
+
+        def leaf(x: Any) -> Any:
+            return (_Row(kept.index(x.index)) if x.index in kept else None) if isinstance(x, _Row) else x
+
+        args, kwargs = _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
+        return replace(self, args=args, kwargs=kwargs, names=tuple(self.names[i] for i in kept))
 
     def to(self, device: torch.device) -> Call:
         """The call with its constant tensors on a device."""
@@ -115,6 +125,15 @@ class Arguments(tuple[Any, ...]):
     def map(self, function: Callable[[Tensor], Tensor]) -> Arguments:
         """The same call with other rows."""
         return Arguments([function(x) for x in self], self.call)
+
+    def without(self, left_out: Collection[int]) -> Arguments:
+        """The call without some of its tensors, which are to be predicted."""
+        return Arguments([x for i, x in enumerate(self) if i not in left_out], self.call.without(left_out))
+
+
+def rows_of(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
+    """Some rows of the arguments of a call."""
+    return batch.map(lambda x: x[rows]) if isinstance(batch, Arguments) else tuple(x[rows] for x in batch)
 
 
 def read_arguments(

@@ -195,7 +195,7 @@ class Program(PyroModule):
     @property
     def num_required(self) -> int:
         """How many of the model's arguments have no default."""
-        return sum(p.default is p.empty for p in self._arguments())
+        return len(missing((), {}, self._signature()))
 
     @property
     def takes_any(self) -> bool:
