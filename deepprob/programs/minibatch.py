@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,6 +123,16 @@ def call_sampling(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
     with owner._pyro_context:
         return fn(*args, **kwargs)
+
+
+def sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a program that is called as by `call_sampling`."""
+
+    @functools.wraps(method)
+    def call(self: Any, *batch: Any) -> Any:
+        return call_sampling(types.MethodType(method, self), *batch)
+
+    return call
 
 
 def num_rows(batch: Sequence[Any]) -> int:
