@@ -129,7 +129,7 @@ class ProgramInstance:
         self.store.update(empty_store())
         self.ways.clear()
         self.graphs.clear()
-        batch = tuple(x.to(self.device) for x in batch)
+        batch = tuple(x.to(self.device).detach() for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
         frozen = [p for p in self.program.parameters() if not p.requires_grad]
@@ -181,7 +181,10 @@ class ProgramInstance:
             copy_parameter(self._callers_store, error, self.device)
             return self._run_or_explain(run)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
+            reason, bound = str(error).splitlines()[0], self.program.bound_rows  # Pyro appends the shapes of all sites
+            if "require grad" in reason and not bound.gradients:
+                bound.gradients = True
+                return self._run_or_explain(replace(run))
             if isinstance(error, ValueError) and reason.endswith("."):
                 raise ValueError(reason) from error
             batch, names = run.batch, [*self.program.argument_names, *("argument",) * len(run.batch)]

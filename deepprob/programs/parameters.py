@@ -84,6 +84,8 @@ def check_ownership(program: Program, store: StoreState, used: Sequence[Tensor])
         ValueError: If there are any.
     """
     own = {id(p) for p in (*program.parameters(), *store["params"].values())}
+    if program.bound_rows.gradients:  # a tensor that the program itself marked for a gradient is no parameter
+        used = [p for p in used if isinstance(p, nn.Parameter)]
     if foreign := [p for p in used if id(p) not in own]:
         raise ValueError(
             f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "

@@ -156,7 +156,7 @@ class Program(PyroModule):
         vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
         self.__dict__["call"] = call or fitted
         try:
-            with Minibatch(plate, rows, num_data, whole):
+            with Minibatch(plate, rows, num_data, whole, bound.gradients):
                 yield
         finally:
             vars(bound).update(before)

@@ -63,6 +63,10 @@ class Run:
     call: Call | None = None
     averages: dict[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.program.bound_rows.gradients:  # the program may mark its arguments, x.requires_grad_()
+            object.__setattr__(self, "batch", tuple(x.detach() if torch.is_tensor(x) else x for x in self.batch))
+
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""
         return self.program.bound(self.rows, self.num_data, self.query, self.call)
