@@ -18,8 +18,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import defer_error
+from deepprob.engine.python_state import is_library
 from deepprob.engine.subject import Subject, Untraceable, unchanged_in_python
 
 _OUR_FOLDER = Path(__file__).parents[1]
@@ -86,10 +88,20 @@ class SkipValueChecks(TorchFunctionMode):
 
     An index that is a computed whole number, ``table[k]``, is not read by Python. The mode also refuses
     ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become constants of the graph.
-    `make_fx` itself refuses only ``.item()``.
+    `make_fx` itself refuses only ``.item()``. Values that only inputs which never change decide may be read.
+
+    Args:
+        settled: Names of the inputs whose values never change.
     """
 
+    def __init__(self, settled: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._settled = tuple(settled)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._settled and func in _READERS and all(_is_settled(x, self._settled) for x in args):
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
         if func is one_hot:
             x, classes = _one_hot_arguments(*args, **(kwargs or {}))
             if classes > 0:
@@ -100,6 +112,41 @@ class SkipValueChecks(TorchFunctionMode):
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
             raise RuntimeError("Python reads the values of a tensor, as by .item()")
         return func(*args, **(kwargs or {}))
+
+
+# Functions from tensors to Python's numbers, lists and arrays.
+_READERS = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__),
+    *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
+    *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose, torch.is_nonzero, Tensor.is_nonzero),
+}
+
+
+def _is_settled(x: Any, settled: tuple[str, ...]) -> bool:
+    """Whether a value of the current trace depends on nothing but constants and inputs that never change."""
+    mode = get_proxy_mode()
+    slot = None if mode is None or not isinstance(x, Tensor) else get_proxy_slot(x, mode.tracer, None)
+    if slot is None:
+        return True
+    roots: dict[Node, Node] = {}
+    varying: set[Node] = set()  # nodes that depend on anything else, and memory that they were written to
+    node = slot.proxy.node
+    for n in node.graph.nodes:
+        inputs = n.all_input_nodes
+        random = torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
+        given = n.op == "placeholder" and not n.name.startswith(settled)
+        if given or random or any(i in varying or roots[i] in varying for i in inputs):
+            varying.add(n)
+        roots[n] = n
+        schema = getattr(n.target, "_schema", None)
+        for argument, value in zip(schema.arguments if schema else (), n.args, strict=False):
+            if argument.alias_info is not None and isinstance(value, Node):
+                roots[n] = roots[value]
+                if argument.alias_info.is_write and n in varying:
+                    varying.add(roots[n])
+        if schema is None and inputs:
+            roots[n] = roots[inputs[0]]  # one of several outputs
+    return node not in varying and roots[node] not in varying
 
 
 def _depends_on_inputs(x: Tensor) -> bool:
@@ -272,5 +319,5 @@ def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str
         text = "the computation depends on a value of a tensor (if, while or .item())"
     if not users:
         return text
-    line = users[-1]
+    line = next((f for f in reversed(users) if not is_library(f.filename)), users[-1])
     return f"{text}, at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"

@@ -127,6 +127,8 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     Raises:
         Untraceable: If a run depends on tensor values, or draws random numbers that are not torch's.
     """
+    whole = torch.equal(rows, torch.arange(program.instance.num_data, device=rows.device))
+    settled = ["batch", "rows"] if whole else []  # every step has all rows, in their order
     batch, rows = tuple(x.clone() for x in batch), rows.clone()  # the same tensor twice would become one input
     size, buffers = program.measure(batch, rows)
     changed = {id(x) for x in buffers}
@@ -144,7 +146,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), SkipValueChecks():
+        with LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), SkipValueChecks(settled):
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
         return errors.mark_nan(loss), list(terms.values()), gradients
@@ -155,7 +157,6 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
     changing_names = ["buffers"] if buffers else []
-    settled = ["batch", "rows"] if len(rows) == program.instance.num_data else []
     subject = subject_of(program.instance)
     try:
         with unchanged_in_python(subject._replace(owner=program.objective, name="the objective")):
