@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import traceback
 import warnings
@@ -111,7 +112,21 @@ class SkipValueChecks(TorchFunctionMode):
             return _select(*args)
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
             raise RuntimeError("Python reads the values of a tensor, as by .item()")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        _note_line(result)
+        return result
+
+
+def _note_line(result: Any) -> None:
+    """Note the user's line at the node of a result whose shape depends on values."""
+    mode, x = get_proxy_mode(), result[0] if isinstance(result, tuple) and result else result
+    slot = None if mode is None or not isinstance(x, Tensor) else get_proxy_slot(x, mode.tracer, None)
+    if slot is not None:
+        node = slot.proxy.node
+        while node.target in (operator.getitem, torch.ops.aten.unbind.int):
+            (node,) = node.all_input_nodes  # one of several results
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            node.meta.setdefault("line", _users_line(traceback.extract_stack()))
 
 
 # Functions from tensors to Python's numbers, lists and arrays.
@@ -266,7 +281,8 @@ def _check_shape(node: Node, varying: set[Node]) -> None:
         masks = (torch.bool, torch.uint8)
         deciding = [x for x in deciding if x is not node.args[0] and x.meta["val"].dtype in masks]
     if deciding:
-        raise Untraceable("the shape of a result depends on values (x[mask], nonzero): use torch.where")
+        line = node.meta.get("line", "")
+        raise Untraceable(f"the shape of a result depends on values (x[mask], nonzero): use torch.where{line}")
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
@@ -307,17 +323,22 @@ def restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str:
     """The reason why tracing failed, with the innermost line of the user's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
-    users = [
-        f
-        for f in frames
-        if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<"))
-    ]
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
+    if (
+        "get value out of a tracing tensor" in text
+        or "aten._local_scalar_dense" in str(error)
+        or "item()" in str(error)
+    ):
         text = "the computation depends on a value of a tensor (if, while or .item())"
+    return text + _users_line(traceback.extract_tb(error.__traceback__), libraries)
+
+
+def _users_line(frames: Sequence[traceback.FrameSummary], libraries: Sequence[ModuleType] = ()) -> str:
+    """The innermost line of the user's own code, ", at file:number `code`"; empty if there is none."""
+    folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
+    others = (*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<")
+    users = [f for f in frames if not f.filename.startswith(others)]
     if not users:
-        return text
+        return ""
     line = next((f for f in reversed(users) if not is_library(f.filename)), users[-1])
-    return f"{text}, at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"
+    return f", at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"

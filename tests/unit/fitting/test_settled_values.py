@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from uncompiled import replace_compiler
 
 from deepprob.fitting.callbacks import Callback
@@ -119,3 +120,42 @@ def test_values_that_depend_on_a_draw_may_not(body: Any) -> None:
     with pytest.warns(UserWarning, match=r"^not compiled: the computation depends on a value"):
         posterior = svi(program_of(body), (Y, LENGTHS), steps=5, compile=True, progress=False)
     assert not posterior.config["compiled"]
+
+
+def masked(y: Tensor, lengths: Tensor, loc: Tensor) -> None:
+    likelihood(loc * y[y > loc].sum(), y)
+
+
+def counted_by_where(y: Tensor, lengths: Tensor, loc: Tensor) -> None:
+    likelihood(loc * torch.where(y > loc)[0].sum(), y)
+
+
+@pytest.mark.parametrize("body", [masked, counted_by_where], ids=lambda body: body.__name__)
+@pytest.mark.parametrize("compile", [True, "auto"])
+def test_a_shape_that_depends_on_values_is_named_with_its_line(body: Any, compile: Any) -> None:
+    reason = (
+        r"^not compiled: the shape of a result depends on values .*, at test_settled_values\.py:\d+ `likelihood\(loc \*"
+    )
+    with pytest.warns(UserWarning, match=reason):
+        svi(program_of(body), (Y, LENGTHS), steps=30000, compile=compile, progress=False, callbacks=[Stop()])
+
+
+def test_an_error_about_bools_is_not_taken_for_a_branch() -> None:
+    class Typed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            if get_proxy_mode() is not None:
+                raise RuntimeError("expected a bool tensor")
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Any:
+            return gradients[0]
+
+    def typed(y: Tensor, lengths: Tensor, loc: Tensor) -> None:
+        likelihood(Typed.apply(loc), y)  # type: ignore[no-untyped-call]
+
+    with pytest.warns(
+        UserWarning, match=r"^not compiled: expected a bool tensor, at test_settled_values\.py:\d+ `raise"
+    ):
+        svi(program_of(typed), (Y, LENGTHS), steps=5, compile=True, progress=False)
