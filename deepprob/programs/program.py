@@ -19,19 +19,11 @@ from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
 from deepprob.programs.copying import captured_modules, copy_with_modules
-from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
 
 MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
-
-
-def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(self: Program, *batch: Any) -> Any:
-        return call_sampling(types.MethodType(method, self), *batch)
-
-    return call
 
 
 class Program(PyroModule):
@@ -55,6 +47,7 @@ class Program(PyroModule):
         found_plate: The row plate of a program that names no data plate, as a first run showed it. It tells queries
             which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
+        has_baselines: Whether a first run has shown a baseline of a score-function site.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
         usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
@@ -87,6 +80,7 @@ class Program(PyroModule):
     call: Call | None = None
     found_plate: str = ""
     enumerates: bool | None = None
+    has_baselines: bool = False
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 
@@ -94,7 +88,7 @@ class Program(PyroModule):
         super().__init_subclass__(**options)
         for name in ("model", "guide"):
             if isinstance(method := cls.__dict__.get(name), types.FunctionType):
-                setattr(cls, name, _sampling_method(method))
+                setattr(cls, name, sampling_method(method))
         if registry_name := cls.__dict__.get("registry_name"):
             register(registry_name, cls)
 
@@ -166,7 +160,7 @@ class Program(PyroModule):
         vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
         self.__dict__["call"] = call or fitted
         try:
-            with Minibatch(plate, rows, num_data, whole):
+            with Minibatch(plate, rows, num_data, whole, bound.gradients):
                 yield
         finally:
             vars(bound).update(before)
@@ -322,7 +316,13 @@ class FunctionProgram(Program):
     def _hold(self, model: Any, guide: Any) -> None:
         # Bypass PyroModule.__setattr__, which would prefix the user's site names.
         self.__dict__["_model"], self.__dict__["_guide"] = model, guide
-        self.parts = nn.ModuleList(captured_modules((model, guide)))
+        self.parts = nn.ModuleList()
+        self.gather()
+
+    def gather(self) -> None:
+        """Take on the networks that a run of the functions made."""
+        found = captured_modules((self.__dict__["_model"], self.__dict__["_guide"]))
+        self.parts.extend([module for module in found if all(module is not part for part in self.parts)])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
         parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
