@@ -215,7 +215,7 @@ class FittedProgram:
         return found
 
     def prior_draws(self, batch: Batch, rows: int, draws: int) -> dict[str, Tensor]:
-        """Draws of all sites of the model, ``(K, *site)``, factors apart."""
+        """Draws of all sites of the model, ``(K, *site)``, computed ones included and factors left out."""
         trace, layout = self.run_prior(batch, rows, draws), self.layout(draws)
         return {name: layout.draws_first(site) for name, site in sample_sites(trace) if not is_factor(site)}
 
