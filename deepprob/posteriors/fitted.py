@@ -110,18 +110,17 @@ class FittedProgram:
 
     def _meet(self, batch: Batch) -> None:
         """Let a loaded program run once for itself, on data."""
-        other_rows = self.keeps_rows and num_rows(batch) != self.instance.num_data and self.instance.inputs
-        if not self.instance.unmet or (self.chains is None and other_rows):
+        if not self.instance.unmet:
             return
+        if self.chains is None and self.keeps_rows and self._size(batch) != self.instance.num_data:
+            return  # the query itself says whether it can do with other rows
         if len(batch) < len(self.instance.inputs) and has_new_guide(self.program):
-            self._check_complete()
-        run = self.prepared(batch, 1)
-        if self.chains is not None:
-            run = replace(run, guide=self.replayed())
-        with torch.no_grad():
-            self.instance.complete(replace(run, draws=None))
+            self.check_complete()
+        guide = None if self.chains is None else self.replayed()
+        with torch.no_grad(), RandomStream(0, self.instance.device).drawing():
+            self.instance.complete(replace(self.prepared(batch, 1), draws=None, guide=guide))
 
-    def _check_complete(self) -> None:
+    def check_complete(self) -> None:
         """Refuse a query without data to a loaded program that needs them.
 
         Raises:
@@ -135,7 +134,7 @@ class FittedProgram:
 
     def example(self) -> Batch:
         """Rows for a guide that does not read them; a guide that does would return nan."""
-        self._check_complete()
+        self.check_complete()
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
         rows = self.instance.num_data if whole else 1
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
@@ -191,7 +190,7 @@ class FittedProgram:
 
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
         """Run the model alone and draw its observed sites."""
-        self._check_complete()
+        self.check_complete()
         size = num_rows(batch) if batch else rows
         call = batch.call if isinstance(batch, Arguments) else None
         run = self._run(self.program.pad(batch), size, draws, call=call)
@@ -255,11 +254,14 @@ class FittedProgram:
         """The run of a query."""
         call = batch.call if isinstance(batch, Arguments) else None
         batch = self.program.pad(self.program.prepare(*batch))
-        fitted = self.instance.num_data
-        size = num_rows(batch) if self.instance.inputs else fitted  # without arguments, the program holds its data
+        fitted, size = self.instance.num_data, self._size(batch)
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.structure.row_plate, fitted, size))
         return self._run(batch, size, draws, predict=predict, call=call)
+
+    def _size(self, batch: Batch) -> int:
+        """Number of rows; without arguments, the program holds its data."""
+        return num_rows(batch) if self.instance.inputs else self.instance.num_data
 
     def _run(self, batch: Batch, size: int, draws: int, *, predict: bool = False, call: Call | None = None) -> Run:
         rows, plate = torch.arange(size, device=self.instance.device), self.instance.query_plate

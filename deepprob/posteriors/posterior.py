@@ -95,6 +95,8 @@ class Posterior(Content):
             >>> {name: round(value.item(), 2) for name, value in posterior.parameters().items()}
             {'scale': 3.0}
         """
+        if self.instance.waiting.keys() - self.instance.tensors().keys():
+            self._fitted.check_complete()
         return self.instance.constrained()
 
     # -- queries -------------------------------------------------------------------------------------------------

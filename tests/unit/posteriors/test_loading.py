@@ -242,6 +242,8 @@ def test_bounds_of_rows_are_not_stored(tmp_path: Path) -> None:
         again.sample()
     with pytest.raises(ValueError, match="when it first meets data, so a loaded posterior needs them"):
         again.predict(x)  # without y, Pyro would take y for a latent site
+    with pytest.raises(ValueError, match="when it first meets data, so a loaded posterior needs them"):
+        again.parameters()
     again.save(tmp_path / "again")  # nothing is lost before the first query
     for other in (again, Posterior.load(tmp_path / "again", Program.of(model, "normal"))):
         equal(posterior.sample(x, x, draws=3), other.sample(x, x, draws=3))
