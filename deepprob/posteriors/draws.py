@@ -83,7 +83,8 @@ class DrawRunner:
             stored: Latent values to use in the place of the guide's draws, by site, each ``(K, *site)``.
         """
         ways, trial = self.instance.ways, job.trial or job
-        key = f"{trial.name}{_constants_key(run) or ''}"
+        plain, sites = _constants_key(replace(run, given={}, do={})), [*run.given, *run.do]
+        key = f"{trial.name}{' replayed' if stored else ''}{sites or ''}{plain or ''}"
         if key not in ways:
             ways[key] = "stacked" if self._stacks(trial, run, stored) else "traced"
         if ways[key] == "stacked":
@@ -151,7 +152,15 @@ class DrawRunner:
         """The graph of one draw, and the recipe of its results."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
         constants = _constants_key(run)
-        key = job.name, shapes, tuple(x is None for x in run.batch), len(run.rows), run.num_data, constants
+        key = (
+            job.name,
+            tuple(stored),
+            shapes,
+            tuple(x is None for x in run.batch),
+            len(run.rows),
+            run.num_data,
+            constants,
+        )
         graphs = self.instance.graphs
         if key not in graphs or constants is None:
             recipes: list[Recipe] = []
@@ -379,9 +388,9 @@ def _draw(stored: Stored | None, k: int) -> Stored | None:
 
 
 def _constants_key(run: Run) -> str | None:
-    """The values that a call passes whole, which are constants of its graph; None if they have no short text."""
+    """The values that are constants of a run's graph; None if they have no short text."""
     parts = []
-    for x in [] if run.call is None else run.call.constants:
+    for x in run.constants:
         if isinstance(x, Tensor) and x.numel() <= _MOST_NUMBERS:
             x = (str(x.dtype), tuple(x.shape), x.flatten().tolist())
         elif not isinstance(x, bool | int | float | str | None):
