@@ -126,8 +126,8 @@ class FittedProgram:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
         if predict and (names := self.structure.undrawable):
             raise ValueError(
-                f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one, or ask for "
-                "sample, log_likelihood and log_evidence only."
+                f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one (give a "
+                "hidden Markov chain its duration=), or ask for sample, log_likelihood and log_evidence only."
             )
         job = _PREDICTED if predict else _SUMMED if self.structure.summed else _TRACES
         guide_trace, model_trace = self._under_draws(job, self._prepared(batch, draws, predict=predict))

@@ -110,7 +110,9 @@ def _agree(own: int, given: int, plate: Any, *, strict: bool, told: bool) -> boo
 
 def _is_event(fn: Any, shape: tuple[int, ...]) -> bool:
     own = tuple(fn.event_shape)
-    if isinstance(unwrapped(fn), HiddenMarkovModel):  # a homogeneous chain has any number of steps
+    if isinstance(
+        unwrapped(getattr(fn, "first", fn)), HiddenMarkovModel
+    ):  # a homogeneous chain has any number of steps
         return own[1:] == shape[1:] and own[0] in (1, *shape[:1])
     return own == shape
 

@@ -178,6 +178,20 @@ class Unsampled(dist.TorchDistribution):
         return Unsampled(self.loc.expand(batch_shape))
 
 
+def test_hidden_markov_chain_of_any_length_is_asked_what_it_can_answer() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), transition, dist.Normal(loc, 1.0)), obs=y)
+
+    posterior = fitted(model, Y)
+    assert posterior.log_likelihood(Y, draws=4).shape == (4, 1)
+    assert "log_likelihood" in posterior.to_arviz(Y, draws=4)
+    assert dp.check(posterior, Y, draws=20).verdict in ("pass", "caution", "fail")
+    with pytest.raises(ValueError, match=r"site 'y' cannot be predicted: .*give a hidden Markov chain its duration="):
+        posterior.predict(Y)
+
+
 def test_distribution_without_sample_is_asked_what_it_can_answer() -> None:
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
