@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import transforms
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 from pyro.infer.reparam import (
     AutoReparam,
     LocScaleReparam,
@@ -47,6 +47,21 @@ def means_by_hand(sizes: Sizes) -> UserProgram:
         assert torch.equal(draws["mean"], draws["theta"][:, group])
 
     return UserProgram(model, AutoMultivariateNormal, (group, y), rows=sizes.rows, answer=answer)
+
+
+@kind("deterministic and reparameterized sites")
+def non_centered_schools(sizes: Sizes) -> UserProgram:
+    y, sigma = 5 * noise(sizes.rows), 2.0 + torch.arange(sizes.rows) % 3
+
+    @poutine.reparam(config={"theta": LocScaleReparam(0.0)})
+    def model(sigma: Tensor, y: Tensor | None = None) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("schools", len(sigma)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    return UserProgram(model, AutoDiagonalNormal, (sigma, y), rows=sizes.rows)
 
 
 @kind("deterministic and reparameterized sites")

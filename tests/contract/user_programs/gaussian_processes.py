@@ -9,8 +9,9 @@ import pyro
 import pyro.contrib.gp as gp
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
 from torch import Tensor
+from torch.distributions import constraints
 
 from deepprob.posteriors.posterior import Posterior
 from user_programs import Sizes, UserProgram, kind, noise
@@ -46,6 +47,21 @@ def inducing_points(sizes: Sizes) -> UserProgram:
         torch.testing.assert_close(evidence, marginal.log_prob(y), atol=0.1, rtol=0)
 
     return UserProgram(model, AutoMultivariateNormal, (x, y), rows=sizes.rows, answer=answer)
+
+
+@kind("Gaussian processes with a kernel matrix")
+def marginal_regression(sizes: Sizes) -> UserProgram:
+    x = torch.linspace(0, 1, sizes.rows)
+    y = torch.sin(6 * x) + 0.2 * noise(sizes.rows)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        variance = pyro.sample("kernel_var", dist.LogNormal(0.0, 1.0))
+        length = pyro.sample("kernel_length", dist.LogNormal(-1.0, 1.0))
+        sd = pyro.sample("kernel_noise", dist.LogNormal(-1.0, 1.0))
+        covariance = squared_exponential(x, x, variance, length) + (sd + 1e-3) * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance_matrix=covariance), obs=y)
+
+    return UserProgram(model, "normal", (x, y), rows=1)
 
 
 @kind("Gaussian processes with a kernel matrix")
@@ -89,6 +105,21 @@ def pyros_regression(sizes: Sizes) -> UserProgram:
     kernel = gp.kernels.RBF(input_dim=1, variance=torch.tensor(2.0), lengthscale=torch.tensor(1.5))
     process = gp.models.GPRegression(x, y, kernel, noise=torch.tensor(0.5))
     return UserProgram(process.model, process.guide, rows=1)
+
+
+@kind("Gaussian processes with a kernel matrix")
+def kernel_with_priors(sizes: Sizes) -> UserProgram:
+    x, y = noise(sizes.rows, 2), noise(sizes.rows, seed=1)
+    kernel = gp.kernels.Matern32(input_dim=2)
+    kernel.lengthscale = pyro.nn.PyroSample(dist.LogNormal(0.0, 1.0))
+    kernel.variance = pyro.nn.PyroSample(dist.LogNormal(0.0, 0.5))
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        sd = pyro.param("sd", torch.tensor(0.5), constraint=constraints.positive)
+        covariance = kernel(x) + sd**2 * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(x.new_zeros(len(x)), covariance), obs=y)
+
+    return UserProgram(model, AutoDelta, (x, y), rows=1)
 
 
 @kind("Gaussian processes with a kernel matrix")

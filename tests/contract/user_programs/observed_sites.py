@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 from torch import Tensor, nn
 
 from deepprob.posteriors.posterior import Posterior
@@ -48,6 +49,28 @@ def two_instruments(sizes: Sizes) -> UserProgram:
 
 
 @kind("several observed sites")
+def mixed_outcomes(sizes: Sizes) -> UserProgram:
+    x = noise(sizes.rows)
+    income, employed, visits = 2 * x + noise(sizes.rows, seed=1), (x > 0).float(), torch.arange(sizes.rows) % 4.0
+
+    def model(
+        x: Tensor, income: Tensor | None = None, employed: Tensor | None = None, visits: Tensor | None = None
+    ) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        sigma = pyro.sample("sigma", dist.Exponential(1.0))
+        with pyro.plate("people", len(x)):
+            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+            pyro.sample("income", dist.Normal(slope[0] * x + effect, sigma), obs=income)
+            pyro.sample("employed", dist.Bernoulli(logits=slope[1] * x + effect), obs=employed)
+            pyro.sample("visits", dist.Poisson((slope[2] * x + 0.3 * effect).exp()), obs=visits)
+
+    return UserProgram(
+        model, AutoDiagonalNormal, (x, income, employed, visits), rows=sizes.rows,
+        observed=("income", "employed", "visits"),
+    )  # fmt: skip
+
+
+@kind("several observed sites")
 def one_site_a_column(sizes: Sizes) -> UserProgram:
     table = noise(sizes.rows, sizes.groups)
 
@@ -60,6 +83,22 @@ def one_site_a_column(sizes: Sizes) -> UserProgram:
 
     observed = tuple(f"item_{j}" for j in range(sizes.groups))
     return UserProgram(model, "normal", (table,), rows=sizes.rows, observed=observed)
+
+
+@kind("several observed sites")
+def error_in_variables(sizes: Sizes) -> UserProgram:
+    x = noise(sizes.rows)
+    y = 1.0 + 2.0 * x + 0.5 * noise(sizes.rows, seed=1)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 2.0))
+        b = pyro.sample("b", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", len(x)):
+            true_x = pyro.sample("true_x", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(true_x, 0.3), obs=x)
+            pyro.sample("y", dist.Normal(a + b * true_x, 0.5), obs=y)
+
+    return UserProgram(model, AutoMultivariateNormal, (x, y), rows=sizes.rows, observed=("x", "y"))
 
 
 @kind("several observed sites")
