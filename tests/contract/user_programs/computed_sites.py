@@ -10,6 +10,7 @@ from pyro.distributions import transforms
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal
 from pyro.infer.reparam import (
     AutoReparam,
+    LatentStableReparam,
     LocScaleReparam,
     ProjectedNormalReparam,
     StudentTReparam,
@@ -153,3 +154,20 @@ def all_sites_reparameterized(sizes: Sizes) -> UserProgram:
             pyro.sample("y", dist.Normal(effect, 0.5), obs=y)
 
     return UserProgram(model, "normal", (x, y), rows=sizes.rows)
+
+
+@kind("deterministic and reparameterized sites")
+def heavy_tailed_levels(sizes: Sizes) -> UserProgram:
+    y = noise(sizes.rows).cumsum(0)
+
+    @poutine.reparam(config={"jumps": LatentStableReparam()})
+    def model(y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(-1.0, 0.5))
+        time = pyro.plate("time", sizes.rows)
+        with time:
+            jumps = pyro.sample("jumps", dist.Stable(1.7, 0.0, scale))
+        level = jumps.cumsum(-1)
+        with time:
+            pyro.sample("y", dist.Normal(level, 0.5), obs=y)
+
+    return UserProgram(model, "normal", (y,), rows=sizes.rows)

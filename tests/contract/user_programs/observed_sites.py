@@ -138,3 +138,18 @@ def image_and_label(sizes: Sizes) -> UserProgram:
             pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
 
     return UserProgram(model, guide, (images, labels), rows=sizes.rows, observed=("image", "label"))
+
+
+@kind("several observed sites")
+def two_surveys(sizes: Sizes) -> UserProgram:
+    first, second = noise(sizes.rows), noise(sizes.rows + 2, seed=1)
+
+    def model(first: Tensor, second: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+        with pyro.plate("first survey", len(first)):
+            pyro.sample("first", dist.Normal(mean, 1.0), obs=first)
+        with pyro.plate("second survey", len(second)):
+            pyro.sample("second", dist.Normal(mean + bias, 1.0), obs=second)
+
+    return UserProgram(model, "normal", (first, second), observed=("first", "second"))
