@@ -36,9 +36,7 @@ def functionalise(run: Callable[..., Any], *inputs: Any) -> GraphModule:
     """
     try:
         with torch.no_grad():
-            graph: GraphModule = make_fx(
-                torch.func.functionalize(run), {torch.ops.aten.copy.default: _copied}, "fake", True
-            )(*inputs)  # fmt: skip
+            graph: GraphModule = make_fx(torch.func.functionalize(run), _BATCHED, "fake", True)(*inputs)
     except Exception as error:
         raise Untraceable(reason_of(error)) from error
     graph.graph.eliminate_dead_code()
@@ -49,6 +47,19 @@ def functionalise(run: Callable[..., Any], *inputs: Any) -> GraphModule:
 def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
     """A functional copy by operations that ``torch.vmap`` can batch."""
     return source.to(x.dtype).expand(x.shape)
+
+
+def _ended(x: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    """A strided write that ends at the tensor's size; ``torch.vmap`` overflows at the default, the largest integer."""
+    if end is None or end <= x.shape[dim]:
+        return NotImplemented
+    return torch.ops.aten.slice_scatter.default(x, source, dim, start, x.shape[dim], step)
+
+
+_BATCHED: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.copy.default: _copied,
+    torch.ops.aten.slice_scatter.default: _ended,
+}
 
 
 def trace_graph(
@@ -108,6 +119,9 @@ class SkipValueChecks(TorchFunctionMode):
             if classes > 0:
                 defer_error(((x < 0) | (x >= classes)).any())
                 return (x.unsqueeze(-1) == torch.arange(classes, device=x.device)).long()
+        if func is Tensor.__setitem__ and _is_computed_flag(args[1]):  # torch would read the flag
+            x, flag, value = args
+            return x.copy_(torch.where(flag, value, x))
         if func is Tensor.__getitem__ and any(_is_computed_number(i) for i in _parts(args[1])):
             return _select(*args)
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
@@ -180,6 +194,11 @@ def _is_computed_number(index: Any) -> bool:
     if not isinstance(index, Tensor) or index.dim() or index.is_floating_point() or index.dtype == torch.bool:
         return False
     return _depends_on_inputs(index)
+
+
+def _is_computed_flag(index: Any) -> bool:
+    """Whether an index is a single truth value that the trace computed."""
+    return isinstance(index, Tensor) and not index.dim() and index.dtype == torch.bool and _depends_on_inputs(index)
 
 
 def _select(x: Tensor, index: Any) -> Tensor:

@@ -48,7 +48,9 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in structure.latent}
     latents |= {n: layout.draws_first(model_trace.nodes[n]) for n in structure.summed + structure.computed}
     with fitted.querying(seed):
-        if structure.summed:  # summed-out sites couple the observed ones, so only their joint likelihood exists
+        if structure.summed_across_rows:
+            likelihoods = {}
+        elif structure.summed:  # summed-out sites couple the observed ones, so only their joint likelihood exists
             likelihoods = {"+".join(seen): log_likelihood(fitted, batch, draws)}
         else:
             parts = seen or likelihood_sites(model_trace, layout.plate)

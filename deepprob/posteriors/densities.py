@@ -140,8 +140,8 @@ def _likelihood_of_terms(layout: Layout, structure: Structure, terms: list[Term]
     parts = [t for t in terms if t.part == "likelihood"]
     if all(any(frame.name == layout.plate for frame in t.frames) for t in parts):
         return _by_row(layout, parts)
-    if any(structure.sites[name].local for name in structure.observed):
-        outside = ", ".join(repr(n) for n in structure.summed if not structure.sites[n].local)
+    if structure.summed_across_rows:
+        outside = ", ".join(map(repr, structure.summed_across_rows))
         raise ValueError(
             f"site {outside} is summed out of all rows at once, so the likelihood does not split into rows. Use "
             "log_evidence, the bound of all rows together, or sample the site in the guide."

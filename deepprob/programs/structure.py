@@ -101,6 +101,12 @@ class Structure:
         return self._of("summed")
 
     @property
+    def summed_across_rows(self) -> tuple[str, ...]:
+        """Summed-out sites that the rows of the data share, so that the likelihood does not split into rows."""
+        local = any(self.sites[name].local for name in self.observed)
+        return tuple(name for name in self.summed if local and not self.sites[name].local)
+
+    @property
     def enumerated(self) -> tuple[str, ...]:
         """Sites of the guide that are marked to take all of their values."""
         return tuple(name for name, site in self.sites.items() if site.enumerated)
@@ -240,6 +246,8 @@ def _role(site: Site, *, drawn: bool) -> Role:
 
 def _can_sample(fn: Any) -> bool:
     kind, plain = type(fn), torch.distributions.Distribution
+    if getattr(fn, "duration", 1) is None:  # a hidden Markov chain of any length
+        return False
     return kind.sample is not plain.sample or kind.rsample is not plain.rsample
 
 

@@ -49,11 +49,16 @@ def check_data(model_trace: Trace, structure: Structure) -> None:
     """Refuse a query without data, or with data that do not fit their distributions.
 
     Raises:
-        ValueError: If nothing is observed, or as in `check_observations`.
+        ValueError: If nothing is observed, if the program has no likelihood, or as in `check_observations`.
     """
     seen = observed_sites(model_trace) if structure.observed else likelihood_sites(model_trace, structure.row_plate)
-    if not seen:
+    if not seen and structure.observed:
         raise ValueError("nothing is observed: give the observed arguments too, all that the fit was given.")
+    if not seen:
+        raise ValueError(
+            "nothing is observed by row: the program has no observed site, and no factor inside a plate over rows. Ask "
+            "for log_evidence, or write the factor inside that plate and name it: Program.of(..., data_plate=...)."
+        )
     check_observations(model_trace, structure.unchecked)
 
 
@@ -105,7 +110,9 @@ def _agree(own: int, given: int, plate: Any, *, strict: bool, told: bool) -> boo
 
 def _is_event(fn: Any, shape: tuple[int, ...]) -> bool:
     own = tuple(fn.event_shape)
-    if isinstance(unwrapped(fn), HiddenMarkovModel):  # a homogeneous chain has any number of steps
+    if isinstance(
+        unwrapped(getattr(fn, "first", fn)), HiddenMarkovModel
+    ):  # a homogeneous chain has any number of steps
         return own[1:] == shape[1:] and own[0] in (1, *shape[:1])
     return own == shape
 

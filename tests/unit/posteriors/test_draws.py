@@ -62,6 +62,13 @@ def kernel(x: Tensor, y: Tensor | None = None) -> None:
     pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), gram), obs=y)
 
 
+def jittered(x: Tensor, y: Tensor | None = None) -> None:
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    gram = torch.exp(-0.5 * torch.cdist(x, x).square() / scale**2)
+    gram.view(-1)[:: len(x) + 1] += 0.1
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), gram), obs=y)
+
+
 def mixture(x: Tensor, y: Tensor | None = None) -> None:
     p = pyro.sample("p", dist.Dirichlet(torch.ones(2)))
     with pyro.plate("parts", 2):
@@ -80,15 +87,14 @@ def flowing(x: Tensor, y: Tensor | None = None) -> None:
 
 
 MODELS: dict[str, Callable[..., None]] = {
-    f.__name__: f for f in (broadcasting, product, table, walk, kernel, mixture, flowing)
+    f.__name__: f for f in (broadcasting, product, table, walk, kernel, jittered, mixture, flowing)
 }
 
 
 def posterior_of(model: Callable[..., Any], guide: Any = "normal") -> Posterior:
     with RandomStream(0).drawing():
-        instance = ProgramInstance(
-            Program.of(model, guide, data_plate="data" if model is not kernel else None), (X, Y), 12
-        )
+        plate = None if model in (kernel, jittered) else "data"
+        instance = ProgramInstance(Program.of(model, guide, data_plate=plate), (X, Y), 12)
     return Posterior(instance)
 
 
@@ -146,7 +152,14 @@ def test_every_way_draws_the_same_numbers(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("broadcasting", "stacked"), ("product", "traced"), ("table", "traced"), ("walk", "traced"), ("kernel", "traced")],
+    [
+        ("broadcasting", "stacked"),
+        ("product", "traced"),
+        ("table", "traced"),
+        ("walk", "traced"),
+        ("kernel", "traced"),
+        ("jittered", "traced"),
+    ],
 )
 def test_the_fastest_way_that_is_right_is_chosen(name: str, way: str) -> None:
     posterior = posterior_of(MODELS[name])

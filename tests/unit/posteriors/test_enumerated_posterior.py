@@ -145,6 +145,9 @@ def test_shared_discrete_site_has_no_likelihood_per_row() -> None:
     with pytest.raises(ValueError, match=r"site 'k' is summed out of all rows at once, so the likelihood does not"):
         posterior.log_likelihood(X)
     assert posterior.sample(X, draws=3)["k"].shape == (3,)
+    exported = posterior.to_arviz(X, draws=3)
+    assert exported.posterior["k"].shape == (1, 3)
+    assert "log_likelihood" not in exported
 
 
 def test_data_without_a_plate_are_one_row() -> None:

@@ -103,6 +103,28 @@ def test_factors_of_rows_are_the_likelihood_and_others_the_prior() -> None:
     assert set(posterior.to_arviz(Y, draws=5).log_likelihood.data_vars) == {"likelihood"}
 
 
+def test_a_factor_outside_of_plates_is_no_likelihood_by_row() -> None:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        pyro.factor("likelihood", dist.Normal(mu, 1.0).log_prob(y).sum())
+
+    posterior = fitted(model, Y)
+    with pytest.raises(ValueError, match=r"nothing is observed by row: .* no factor inside a plate over rows"):
+        posterior.log_likelihood(Y)
+    assert posterior.log_evidence(Y).shape == ()
+
+
+def test_a_program_that_holds_its_data_is_exported_with_them() -> None:
+    def model() -> None:
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("rows", len(Y)):
+            pyro.sample("y", dist.Normal(0.0, scale), obs=Y)
+
+    exported = fitted(model, None, lambda: None).to_arviz(draws=3)
+    assert exported.log_likelihood["y"].shape == (1, 3, 30)
+    assert exported.observed_data["y"].shape == (30,)
+
+
 def test_data_observed_in_a_guide_are_scored_as_pyro_scores_them() -> None:
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
@@ -156,6 +178,20 @@ class Unsampled(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Unsampled:
         return Unsampled(self.loc.expand(batch_shape))
+
+
+def test_hidden_markov_chain_of_any_length_is_asked_what_it_can_answer() -> None:
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+        pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), transition, dist.Normal(loc, 1.0)), obs=y)
+
+    posterior = fitted(model, Y)
+    assert posterior.log_likelihood(Y, draws=4).shape == (4, 1)
+    assert "log_likelihood" in posterior.to_arviz(Y, draws=4)
+    assert dp.check(posterior, Y, draws=20).verdict in ("pass", "caution", "fail")
+    with pytest.raises(ValueError, match=r"site 'y' cannot be predicted: .*give a hidden Markov chain its duration="):
+        posterior.predict(Y)
 
 
 def test_distribution_without_sample_is_asked_what_it_can_answer() -> None:

@@ -140,6 +140,13 @@ def cloned_in_place(self: Small, x: Tensor, w: Tensor) -> Tensor:
     return w + y.mul_(2.0).cumsum(0)
 
 
+def flagged(self: Small, x: Tensor, w: Tensor) -> Tensor:
+    y = w.clone()
+    y[w.sum() > 0] = 1.0
+    y.data[w.sum() <= 0] = 2.0
+    return y
+
+
 def gradient_inside(self: Small, x: Tensor, w: Tensor) -> Tensor:
     found: Tensor = torch.func.grad(lambda v: (v**3 * self.shift).sum())(w)
     return found
@@ -169,7 +176,7 @@ def as_it_is(self: Small, x: Tensor, w: Tensor) -> Tensor:
 
 TRACED = [
     detached, dropped, of_constants, looped, cloned_in_place, gradient_inside, mapped, checkpointed, inside_noise,
-    gathered,
+    gathered, flagged,
 ]  # fmt: skip
 
 
