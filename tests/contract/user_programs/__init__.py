@@ -52,6 +52,7 @@ class UserProgram:
         objective: Our objective, which has the same value with the same noise.
         data_plate: Name of the data plate, if the program names one.
         missing: ``missing`` of `Program.of`.
+        stored: Parameters that Pyro's store holds before the fit: value and constraint by name.
         eager: Why the program cannot be traced; empty if it can.
         refused: The message of a program that is refused before its first step; empty if it is fitted.
         answer: Compares a posterior of ``steps`` steps with a closed form.
@@ -69,6 +70,7 @@ class UserProgram:
     objective: Objective = SAMPLED
     data_plate: str | None = None
     missing: str | None = None
+    stored: dict[str, tuple[Tensor, Any]] = field(default_factory=dict)
     eager: str = ""
     refused: str = ""
     answer: Callable[[Posterior], None] | None = None
