@@ -296,7 +296,7 @@ class Program(PyroModule):
 
         Args:
             model: A Pyro model: a function, a method, a module.
-            guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None: the routine names it.
+            guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None: see the routine.
             data_plate: Name of the plate over rows.
 
         Examples:
