@@ -31,7 +31,7 @@ from deepprob.programs.parameters import (
 )
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
-from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
+from deepprob.programs.sites import draws_rows, is_deterministic, is_local, log_prob, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
 from deepprob.programs.support import check_observations
@@ -132,6 +132,9 @@ class ProgramInstance:
             run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=query)
             with torch.no_grad():
                 traces = self._run_or_explain(run)
+                if any(draws_rows(trace, self.program.data_name) for trace in traces):
+                    with RandomStream(0, self.device).drawing():  # a query has all rows, and so all sites
+                        traces = self._run_or_explain(replace(run, query=self.program.data_name))
             if check:
                 self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)

@@ -7,6 +7,8 @@ along the draws shows in one of them.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 from user_programs import DIFFERENT, EQUAL, LARGE, PROGRAMS, Sizes, UserProgram
@@ -84,6 +87,21 @@ class At(Messenger):
             msg["is_observed"] = True
 
 
+@contextmanager
+def whole_plates() -> Iterator[None]:
+    """Pyro's plates with all of their rows, as a query sees the plates that draw some of them in a fit."""
+    pyros = SubsampleMessenger._subsample
+
+    def whole(name: str, size: Any = None, subsample_size: Any = None, *rest: Any) -> Any:
+        return pyros(name, size, None, *rest)
+
+    SubsampleMessenger._subsample = staticmethod(whole)
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = staticmethod(pyros)
+
+
 # -- by Pyro alone ----------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +163,7 @@ def by_hand(posterior: Posterior, case: UserProgram, latents: dict[str, Tensor],
     """The trace of Pyro's model at the latent values of one draw."""
     values = {name: value[k] for name, value in latents.items()}
     forget_values(posterior.program)
-    with torch.no_grad(), posterior.instance.running(), RandomStream(6).drawing():
+    with torch.no_grad(), posterior.instance.running(), RandomStream(6).drawing(), whole_plates():
         return poutine.trace(At(values)(pyros_model(posterior))).get_trace(*case.args, **case.kwargs)
 
 
@@ -153,7 +171,7 @@ def log_joint(posterior: Posterior, case: UserProgram, latents: dict[str, Tensor
     """Pyro's log p(x, z) at the latent values of one draw, with enumerated sites summed out."""
     values = {name: value[k] for name, value in latents.items()}
     forget_values(posterior.program)
-    with torch.no_grad(), posterior.instance.running(), RandomStream(6).drawing():
+    with torch.no_grad(), posterior.instance.running(), RandomStream(6).drawing(), whole_plates():
         model = At(values)(pyros_model(posterior))
         elbo = TraceEnum_ELBO(max_plate_nesting=posterior.structure.plates)
         return -float(elbo.loss(model, lambda *_, **__: None, *case.args, **case.kwargs))
@@ -332,7 +350,7 @@ def test_draws_are_those_of_pyros_predictive(name: str) -> None:
     latents = {n: layout.draws_first(guide_trace.nodes[n]) for n in posterior.structure.latent}
     ours = {n: layout.draws_first(s) for n, s in sample_sites(trace) if n in case.observed}
     theirs: dict[str, list[Tensor]] = {n: [] for n in case.observed}
-    with torch.no_grad(), posterior.instance.running(), RandomStream(8).drawing():
+    with torch.no_grad(), posterior.instance.running(), RandomStream(8).drawing(), whole_plates():
         for k in range(draws):
             forget_values(posterior.program)
             model = At({n: v[k] for n, v in latents.items()})(Unobserve()(pyros_model(posterior)))
@@ -345,7 +363,7 @@ def test_draws_are_those_of_pyros_predictive(name: str) -> None:
 def guide_draws(posterior: Posterior, case: UserProgram, draws: int) -> dict[str, Tensor]:
     """Draws of the guide by Pyro, one run for each."""
     names, found = posterior.structure.latent, []
-    with torch.no_grad(), posterior.instance.running(), RandomStream(7).drawing():
+    with torch.no_grad(), posterior.instance.running(), RandomStream(7).drawing(), whole_plates():
         for _ in range(draws):
             forget_values(posterior.program)
             trace = poutine.trace(pyros_guide(posterior)).get_trace(*case.args, **case.kwargs)
