@@ -334,7 +334,8 @@ class Posterior(Content):
             first = next(iter(self.chains.values()))
             draws = first.shape[0] * first.shape[1]
         draws = whole("draws", draws)
-        if not data:
+        holds_data = not (self.instance.inputs or self.program.num_required) and self.structure.observed
+        if not data and not holds_data:
             return latents_to_arviz(self._fitted, self.sample(draws=draws, seed=seed))
         return to_arviz(self._fitted, self._fitted.accept(data), draws, seed)
 

@@ -168,6 +168,7 @@ def test_data_in_a_closure_give_the_number_of_rows(name: str | None) -> None:
     posterior = fitted(closure, None, data_plate=name)
     assert posterior.instance.num_data == 20
     assert posterior.predict(draws=3).mean.shape == (20,)
+    assert posterior.to_arviz(draws=3).log_likelihood["y"].shape == (1, 3, 20)
     assert fitted(closure, None, data_plate=name, objective=IWAE(3)).log_likelihood(draws=2).shape == (2, 20)
 
 
