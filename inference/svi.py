@@ -16,6 +16,7 @@ from torch import Tensor
 from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
@@ -32,6 +33,7 @@ from deepprob.programs.arguments import Arguments
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.parameters import warn_of_late
 from deepprob.programs.program import Program
 
 _DEFAULT_BATCH_SIZE = 128
@@ -212,8 +214,16 @@ def _step_while_running(
     state.anneal(knobs.annealed)
     batch = gather_rows(data, rows)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
-    params = list(state.params.values())
-    loss, terms, gradients = loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
+
+    def run() -> tuple[Tensor, Terms, list[Tensor]]:
+        params = list(state.params.values())
+        return loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
+
+    loss, terms, gradients = run()
+    while late := state.join():
+        warn_of_late(late)
+        restore(state.carry["buffers"], before)
+        loss, terms, gradients = run()
     with torch.no_grad():
         packed = state.packing.pack(gradients)
         norm = global_norm(packed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 WIDTH = 100
-COLOURS = {"pass": "green", "caution": "yellow", "fail": "red"}
+COLOURS = {"unchecked": "dim", "pass": "green", "caution": "yellow", "fail": "red"}
 INDENT = " " * 9
 
 
@@ -70,7 +70,7 @@ class Screen:
     def report(self, report: Report, *, full: bool = True) -> None:
         """Print a report, verdict first; without ``full``, checks that passed have no explanation."""
         colour = COLOURS[report.verdict]
-        self.say((f"{report.verdict.upper():<9}", f"bold {colour}"), (report.title, "bold"))
+        self.say((f"{report.verdict.upper() + ' ':<9}", f"bold {colour}"), (report.title, "bold"))
         self.paragraph(report.summary, indent=INDENT)
         self.say()
         for check in report.checks:
@@ -81,8 +81,8 @@ class Screen:
         spread = f"± {se}" if se else ""
         limit = "" if check.threshold is None else f"limit {check.threshold:.3g}"
         colour = COLOURS[check.verdict]
-        line = f"{check.name:<30}{value:>10} {spread:<12}{limit}".rstrip()
-        self.say((f"{check.verdict:<9}", colour), line)
+        line = f"{check.name + ' ':<30}{value:>10} {spread:<12}{limit}".rstrip()
+        self.say((f"{check.verdict + ' ':<9}", colour), line)
         if explained:
             self.paragraph(check.reading, indent=INDENT, style="dim" if check.verdict == "pass" else "")
         if explained and check.next_step:

@@ -82,8 +82,8 @@ def samples(posterior: Posterior, dataset: DataSet, draws: int, seed: int) -> di
     """Arrays by name: prior samples, or predictions of the test rows if the model has inputs."""
     from deepprob.diagnostics import Case
 
-    case = Case(posterior, dataset.test)
-    if not case.supervised:
+    (case, *others) = Case(posterior, dataset.test).by_site()
+    if others or not case.supervised:
         sites = posterior.sample_prior(draws, seed=seed)
         parts = {name: value[0] for name, value in sites.items()}
         if len(posterior.structure.observed) == 1:  # the means of the same draws make a clearer picture

@@ -21,7 +21,7 @@ from torch.utils.data import (
 from deepprob.data.split import Split
 
 
-def as_split(data: Any, *, what: str = "data") -> Split:
+def as_split(data: Any, *, what: str = "data", missing: bool = False) -> Split:
     """Convert any table, array or data set to a :class:`Split` and check its values.
 
     Floats and bools are converted to torch's default dtype, whole numbers to int64. A tuple holds fields. A list of
@@ -32,6 +32,7 @@ def as_split(data: Any, *, what: str = "data") -> Split:
         data: A split, tensor, array, pandas frame or series, nested list of numbers, a tuple,
             list or dict of these, a list of sequences, a torch ``Dataset`` or ``DataLoader``.
         what: Name of the data in error messages.
+        missing: Whether values may be missing (NaN).
 
     Returns:
         The fields, named by the dict's keys or the series' names, else x, y, data_2, data_3, ...
@@ -50,7 +51,7 @@ def as_split(data: Any, *, what: str = "data") -> Split:
         [[1.0], [0.0]]
     """
     fields = _fields(data, what)
-    tensors = {name: _checked(value, f"{name!r} of {what}") for name, value in fields.items()}
+    tensors = {name: _checked(value, f"{name!r} of {what}", missing) for name, value in fields.items()}
     try:
         return Split(tensors)
     except (TypeError, ValueError) as error:
@@ -153,22 +154,23 @@ def _holds_numbers(value: list[Any]) -> bool:
         return False
 
 
-def tensor_of(value: Any, label: str) -> Tensor:
+def tensor_of(value: Any, label: str, missing: bool = False) -> Tensor:
     """A dense, finite tensor with rows; bools and whole numbers keep their type.
 
     Args:
         value: A tensor, an array, a frame, a series or a list of numbers.
         label: The name of the value in error messages.
+        missing: Whether values may be missing (NaN).
 
     Raises:
         TypeError: If it does not hold numbers.
         ValueError: If it is empty, not finite or has no rows.
     """
     tensor = _tensor(value, label)
-    return tensor.contiguous() if tensor.dtype == torch.bool and tensor.dim() else _checked(tensor, label)
+    return tensor.contiguous() if tensor.dtype == torch.bool and tensor.dim() else _checked(tensor, label, missing)
 
 
-def _checked(value: Any, label: str) -> Tensor:
+def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
     """A dense, finite tensor with rows, in int64 or torch's default dtype."""
     tensor = _tensor(value, label)
     if tensor.dim() == 0:
@@ -182,7 +184,7 @@ def _checked(value: Any, label: str) -> Tensor:
     # A finite sum has finite terms; only otherwise is the element-wise test worth its memory.
     if not torch.isfinite(tensor.sum()):
         for kind, bad in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):
-            if bad.any():
+            if bad.any() and not (missing and kind == "NaN"):
                 count, first = int(bad.sum()), int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
                 values = "value" if count == 1 else "values"
                 raise ValueError(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from deepprob.errors import unknown
 
 Array = NDArray[np.float64]
-Verdict = Literal["pass", "caution", "fail"]
-VERDICTS: tuple[Verdict, ...] = ("pass", "caution", "fail")
+Verdict = Literal["unchecked", "pass", "caution", "fail"]
+VERDICTS: tuple[Verdict, ...] = ("unchecked", "pass", "caution", "fail")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Check:
         value: The measured number.
         se: Its standard error; None if it has none.
         threshold: The limit beyond which the verdict is not a pass; None if a test decides.
-        verdict: ``"pass"``, ``"caution"`` or ``"fail"``.
-        reading: The meaning of the number, in one sentence.
+        verdict: ``"pass"``, ``"caution"``, ``"fail"``, or ``"unchecked"`` if the check could not look.
+        reading: The meaning of the number, in one sentence, or the reason why there is none.
         next_step: A remedy; empty after a pass.
         details: Further numbers, as JSON types.
 
@@ -60,16 +60,16 @@ class Check:
 
     @property
     def measured(self) -> str:
-        """The value and its standard error, rounded for print."""
-        return number(self.value, self.se)
+        """The value and its standard error, rounded for print; empty if the check could not look."""
+        return "" if self.verdict == "unchecked" else number(self.value, self.se)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of several verdicts; ``"pass"`` if there are none.
+    """The worst of several verdicts, of those that looked if any did; ``"pass"`` if there are none.
 
     Examples:
-        >>> worst(["pass", "caution"]), worst([])
-        ('caution', 'pass')
+        >>> worst(["pass", "caution"]), worst(["pass", "unchecked"]), worst([])
+        ('caution', 'pass', 'pass')
     """
     return max(verdicts, key=VERDICTS.index, default="pass")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
-from deepprob.diagnostics.case import Case, num_optional
+from deepprob.diagnostics.case import REFUSALS, Case, given, num_optional
 from deepprob.diagnostics.check import array
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.checks.collapse import active_dimensions, code_draws
@@ -23,6 +24,7 @@ from deepprob.diagnostics.plots import (
     training_curve,
 )
 from deepprob.networks.likelihood import Likelihood
+from deepprob.programs.arguments import rows_of
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,15 @@ class Picture:
 
 def pictures(case: Case) -> list[Picture]:
     """All pictures that apply to a posterior and its data."""
-    makers = (_images, _training, _latent_space, _reliability, _predictions)
-    return [picture for make in makers for picture in make(case)]
+    makers = [(_training, case), (_latent_space, case)]
+    cases = case.by_site()
+    if len(cases) == 1 and cases[0].sites:  # the values of several sites have no common picture
+        makers = [(_images, cases[0]), *makers, (_reliability, cases[0]), (_predictions, cases[0])]
+    found: list[Picture] = []
+    for make, subject in makers:
+        with suppress(*REFUSALS):  # the check of the same name tells the reason
+            found += make(subject)
+    return found
 
 
 def _training(case: Case) -> Iterator[Picture]:
@@ -86,11 +95,12 @@ def image_shape(case: Case) -> tuple[int, ...] | None:
 
 def _images(case: Case, count: int = 10) -> Iterator[Picture]:
     shape = image_shape(case)
-    if shape is None or not case.per_row or case.data is None:
+    if shape is None or not case.per_row:
         return
-    rows = case.data.rows(slice(0, count))
-    batch = case.program.accept(rows)
-    means = array(case.posterior.predict(*batch, draws=50, seed=case.seed).mean)
+    batch = rows_of(case.batch, slice(0, count))
+    means = array(case.posterior.predict(*given(batch), draws=50, seed=case.seed).mean)
+    if means.size != array(batch[0]).size:
+        return
     grid = {
         "data": array(batch[0]).reshape(-1, *shape),
         "reconstructions": means.reshape(-1, *shape),
@@ -107,22 +117,21 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
         "reconstructions",
         title,
         caption,
-        f"Rows of {len(rows)} images: {alt}.",
+        f"Rows of {len(batch[0])} images: {alt}.",
         render(image_rows(grid, columns=count)),
         wide=True,
     )
 
 
 def _latent_space(case: Case) -> Iterator[Picture]:
-    if not active_dimensions.applies(case) or case.data is None or case.sample is None:
+    if not active_dimensions.applies(case):
         return
     draws, kl = code_draws(case)
-    unused = [n for n in case.data.names[len(case.batch) :] if case.data[n].dim() == 1]
-    labels = array(case.sample[unused[0]]) if unused else None
+    name, labels = case.sample_labels or ("", None)
     yield Picture(
         "codes",
         "Latent space",
-        "Each point is the posterior mean of one row's code" + (f", coloured by {unused[0]}." if unused else "."),
+        "Each point is the posterior mean of one row's code" + (f", coloured by {name}." if name else "."),
         f"Scatter plot of the codes of {draws.shape[1]} rows: {draws.shape[2]} latent dimensions, shown in two.",
         render(latent_scatter(draws.mean(0), labels)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
-from deepprob.diagnostics.case import Case
+from deepprob.diagnostics.case import REFUSALS, Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, jsonable, number, worst
 from deepprob.diagnostics.checks import CHECKS
 from deepprob.diagnostics.pictures import Picture, pictures
 from deepprob.diagnostics.report_template import TEMPLATE
+from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
@@ -36,8 +38,8 @@ NOTE = (
 class Report:
     """The checks of a posterior with their overall verdict, pictures and the facts of the fit.
 
-    The verdict is that of the worst check. Each of the ``m`` checks that are statistical tests has the level
-    ``0.05 / m``, so that together they raise a false alarm at most one time in twenty. The other checks have
+    The verdict is that of the worst check that could look. Each of the ``m`` checks that are statistical tests has the
+    level ``0.05 / m``, so that together they raise a false alarm at most one time in twenty. The other checks have
     thresholds that an exact posterior does not reach.
 
     Args:
@@ -74,12 +76,15 @@ class Report:
         """The verdict in one sentence."""
         if not self.checks:
             return "No check applies."
-        if self.verdict == "pass":
+        if all(check.verdict == "pass" for check in self.checks):
             return f"All {len(self.checks)} checks passed." if len(self.checks) > 1 else "The only check passed."
         parts = []
-        for verdict, words in (("fail", "failed"), ("caution", "raised a caution")):
+        if passed := sum(check.verdict == "pass" for check in self.checks) if self.verdict == "pass" else 0:
+            parts.append(f"{passed} passed")
+        for verdict, words in (("fail", "failed"), ("caution", "raised a caution"), ("unchecked", "could not look")):
             if names := [check.name for check in self.checks if check.verdict == verdict]:
                 parts.append(f"{len(names)} {words} ({'; '.join(names)})")
+        parts = [", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts
         return f"Of {len(self.checks)} checks, {' and '.join(parts)}."
 
     def __getitem__(self, name: str) -> Check:
@@ -95,7 +100,7 @@ class Report:
         lines += [*textwrap.wrap(self.summary, WIDTH), ""]
         for check in self.checks:
             limit = "" if check.threshold is None else f"  (limit {number(check.threshold)})"
-            lines.append(f"{check.verdict:<9}{check.name:<31}{check.measured}{limit}")
+            lines.append(f"{check.verdict + ' ':<9}{check.name + ' ':<31}{check.measured}{limit}".rstrip())
             lines += _indented(check.reading)
             if check.next_step:
                 lines += _indented(f"Next: {check.next_step}")
@@ -178,6 +183,7 @@ def check(
     draws: int = 200,
     particles: int = 200,
     seed: int = 0,
+    site: str | None = None,
 ) -> Report:
     """Run every diagnostic that applies to a posterior, on data that were not used in the fit.
 
@@ -189,19 +195,62 @@ def check(
         draws: Number of posterior draws for predictions; the smallest possible p-value is about ``1 / draws``.
         particles: Number of importance samples per row.
         seed: Seed of all random numbers; the same seed gives the same report.
+        site: The observed site whose predictions to check; None for all of them.
 
     Returns:
-        The report: ``print`` or ``save`` it, or read its ``verdict``.
+        The report: ``print`` or ``save`` it, or read its ``verdict``. A check that cannot look says ``unchecked``.
+
+    Raises:
+        ValueError: If the data cannot be those of the program, or there is no such site.
     """
-    case = Case(posterior, data, train=train, ood=ood, draws=draws, particles=particles, seed=seed)
-    applicable = [diagnostic for diagnostic in CHECKS.values() if diagnostic.applies(case)]
-    level = ALPHA / max(sum(diagnostic.tests for diagnostic in applicable), 1)
+    case = Case(posterior, data, train=train, ood=ood, draws=draws, particles=particles, seed=seed, site=site)
+    case.check_data()
+    asked = [question for diagnostic in CHECKS.values() for question in _questions(diagnostic, case)]
+    level = ALPHA / max(sum(question.diagnostic.tests and not question.reason for question in asked), 1)
     return Report(
-        checks=tuple(replace(diagnostic.run(case, level), name=diagnostic.name) for diagnostic in applicable),
+        checks=tuple(question.answer(level) for question in asked),
         title=_title(case),
         facts=_facts(case, level),
         draw=_cached(lambda: pictures(case)),
     )
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A diagnostic and a case that it applies to, or the reason why it cannot look."""
+
+    diagnostic: Diagnostic
+    case: Case
+    name: str
+    reason: str = ""
+
+    def answer(self, level: float) -> Check:
+        """The check, at a false-alarm level."""
+        reason = self.reason
+        if not reason:
+            try:
+                return replace(self.diagnostic.run(self.case, level), name=self.name)
+            except REFUSALS as error:  # the data were checked: a query cannot answer this
+                reason = _reason(error)
+        return Check(self.name, math.nan, None, None, "unchecked", reason)
+
+
+def _questions(diagnostic: Diagnostic, case: Case) -> Iterator[_Question]:
+    cases = case.by_site() if diagnostic.by_site else [case]
+    for each in cases:
+        name = f"{diagnostic.name} of {each.site}" if len(cases) > 1 else diagnostic.name
+        try:
+            if diagnostic.applies(each):
+                yield _Question(diagnostic, each, name)
+        except REFUSALS as error:
+            yield _Question(diagnostic, each, name, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).split("\n")[0] or type(error).__name__
+    if not isinstance(error, ValueError):  # from the program's own code, such as a model that needs its target
+        text = f"the program cannot run in this way: {text.removesuffix('.')}."
+    return text[:1].upper() + text[1:]
 
 
 def _cached(make: Callable[[], Sequence[Picture]]) -> Callable[[], Sequence[Picture]]:
@@ -228,7 +277,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     fit |= {f"last {name}": values[-1] for name, values in history.epochs.items() if len(values)}
     evaluation = {
         "rows": case.rows,
-        "rows predicted": len(case.batch[0]) if case.batch else case.rows,
+        "rows predicted": num_rows(case.batch) if case.batch else case.rows,
         "draws": case.draws,
         "particles": case.particles,
         "seed": case.seed,

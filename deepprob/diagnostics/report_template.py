@@ -32,7 +32,7 @@ h2 { font-size: 1.15rem; margin: 2.6rem 0 .9rem; }
 header p { margin: .4rem 0 0; color: var(--soft); }
 .pass b, b.pass { color: var(--pass); } .caution b, b.caution { color: var(--caution); }
 .fail b, b.fail { color: var(--fail); }
-.check { display: grid; grid-template-columns: 5.2rem 1fr auto; gap: 0 1rem; padding: .85rem 0;
+.check { display: grid; grid-template-columns: 6.2rem 1fr auto; gap: 0 1rem; padding: .85rem 0;
   border-top: 1px solid var(--line); }
 .check:last-of-type { border-bottom: 1px solid var(--line); }
 .check h3 { margin: 0; font-size: 1rem; font-weight: 600; }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import os
 import random
+import site
 import sys
 import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +23,6 @@ from torch import nn
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _MOST_ITEMS = 1000  # of a container; a larger one counts as data, and only its length is recorded
-_LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
 
 PythonState = dict[tuple[str, ...], str]
 """The path to each number, text, length and random generator, and its value as text."""
@@ -134,4 +137,19 @@ def _is_users(module: str | None) -> bool:
     if top == __name__.partition(".")[0] or top in sys.stdlib_module_names:
         return False
     file = getattr(sys.modules.get(module or ""), "__file__", None)
-    return file is None or not file.startswith(_LIBRARIES)
+    return file is None or not is_library(file)
+
+
+def is_library(file: str) -> bool:
+    """Whether a file belongs to an installed library, in this environment or in one that it is layered over."""
+    packages = (getattr(sys.modules.get(name), "__file__", None) for name in ("torch", "pyro"))
+    folders = (*_installed(tuple(sys.path)), *(os.path.dirname(x) for x in packages if x))
+    return file.startswith(tuple(os.path.join(folder, "") for folder in folders))
+
+
+@functools.cache
+def _installed(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders into which libraries are installed: the site's, and all on the path that hold distributions."""
+    known = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
+    known |= {*site.getsitepackages(), site.getusersitepackages()}
+    return (*known, *(entry for entry in path if entry and any(Path(entry).glob("*.dist-info"))))

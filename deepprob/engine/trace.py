@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import traceback
 import warnings
@@ -18,8 +19,10 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import defer_error
+from deepprob.engine.python_state import is_library
 from deepprob.engine.subject import Subject, Untraceable, unchanged_in_python
 
 _PAD = torch._C._VariableFunctions._pad_packed_sequence
@@ -88,10 +91,20 @@ class SkipValueChecks(TorchFunctionMode):
     An index that is a computed whole number, ``table[k]``, is not read by Python, and the lengths of packed sequences,
     which torch writes past all modes, are computed. The mode also refuses
     ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become constants of the graph.
-    `make_fx` itself refuses only ``.item()``.
+    `make_fx` itself refuses only ``.item()``. Values that only inputs which never change decide may be read.
+
+    Args:
+        settled: Names of the inputs whose values never change.
     """
 
+    def __init__(self, settled: Sequence[str] = ()) -> None:
+        super().__init__()
+        self._settled = tuple(settled)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._settled and func in _READERS and all(_is_settled(x, self._settled) for x in args):
+            with _disable_current_modes():
+                return func(*args, **(kwargs or {}))
         if func is one_hot:
             x, classes = _one_hot_arguments(*args, **(kwargs or {}))
             if classes > 0:
@@ -105,7 +118,56 @@ class SkipValueChecks(TorchFunctionMode):
             return padded, (row < steps.unsqueeze(1)).sum(0)
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
             raise RuntimeError("Python reads the values of a tensor, as by .item()")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        _note_line(result)
+        return result
+
+
+def _note_line(result: Any) -> None:
+    """Note the user's line at the node of a result whose shape depends on values."""
+    mode, x = get_proxy_mode(), result[0] if isinstance(result, tuple) and result else result
+    slot = None if mode is None or not isinstance(x, Tensor) else get_proxy_slot(x, mode.tracer, None)
+    if slot is not None:
+        node = slot.proxy.node
+        while node.target in (operator.getitem, torch.ops.aten.unbind.int):
+            (node,) = node.all_input_nodes  # one of several results
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            node.meta.setdefault("line", _users_line(traceback.extract_stack()))
+
+
+# Functions from tensors to Python's numbers, lists and arrays.
+_READERS = {
+    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__),
+    *(Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
+    *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose, torch.is_nonzero, Tensor.is_nonzero),
+}
+
+
+def _is_settled(x: Any, settled: tuple[str, ...]) -> bool:
+    """Whether a value of the current trace depends on nothing but constants and inputs that never change."""
+    mode = get_proxy_mode()
+    slot = None if mode is None or not isinstance(x, Tensor) else get_proxy_slot(x, mode.tracer, None)
+    if slot is None:
+        return True
+    roots: dict[Node, Node] = {}
+    varying: set[Node] = set()  # nodes that depend on anything else, and memory that they were written to
+    node = slot.proxy.node
+    for n in node.graph.nodes:
+        inputs = n.all_input_nodes
+        random = torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
+        given = n.op == "placeholder" and not n.name.startswith(settled)
+        if given or random or any(i in varying or roots[i] in varying for i in inputs):
+            varying.add(n)
+        roots[n] = n
+        schema = getattr(n.target, "_schema", None)
+        for argument, value in zip(schema.arguments if schema else (), n.args, strict=False):
+            if argument.alias_info is not None and isinstance(value, Node):
+                roots[n] = roots[value]
+                if argument.alias_info.is_write and n in varying:
+                    varying.add(roots[n])
+        if schema is None and inputs:
+            roots[n] = roots[inputs[0]]  # one of several outputs
+    return node not in varying and roots[node] not in varying
 
 
 def _depends_on_inputs(x: Tensor) -> bool:
@@ -225,7 +287,8 @@ def _check_shape(node: Node, varying: set[Node]) -> None:
         masks = (torch.bool, torch.uint8)
         deciding = [x for x in deciding if x is not node.args[0] and x.meta["val"].dtype in masks]
     if deciding:
-        raise Untraceable("the shape of a result depends on values (x[mask], nonzero): use torch.where")
+        line = node.meta.get("line", "")
+        raise Untraceable(f"the shape of a result depends on values (x[mask], nonzero): use torch.where{line}")
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
@@ -266,17 +329,22 @@ def restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def reason_of(error: BaseException, libraries: Sequence[ModuleType] = ()) -> str:
     """The reason why tracing failed, with the innermost line of the user's own code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
-    users = [
-        f
-        for f in frames
-        if not f.filename.startswith((*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<"))
-    ]
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "aten._local_scalar_dense" in str(error) or "item()" in str(error) or "bool" in text:
+    if (
+        "get value out of a tracing tensor" in text
+        or "aten._local_scalar_dense" in str(error)
+        or "item()" in str(error)
+    ):
         text = "the computation depends on a value of a tensor (if, while or .item())"
+    return text + _users_line(traceback.extract_tb(error.__traceback__), libraries)
+
+
+def _users_line(frames: Sequence[traceback.FrameSummary], libraries: Sequence[ModuleType] = ()) -> str:
+    """The innermost line of the user's own code, ", at file:number `code`"; empty if there is none."""
+    folders = [_OUR_FOLDER, *(Path(str(module.__file__)).parent for module in (torch, np, *libraries))]
+    others = (*(f"{folder}{os.sep}" for folder in folders), contextlib.__file__, "<")
+    users = [f for f in frames if not f.filename.startswith(others)]
     if not users:
-        return text
-    line = users[-1]
-    return f"{text}, at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"
+        return ""
+    line = next((f for f in reversed(users) if not is_library(f.filename)), users[-1])
+    return f", at {Path(line.filename).name}:{line.lineno} `{(line.line or '').strip()}`"

@@ -28,6 +28,7 @@ class Snapshot:
         stop: Whether a callback ended the fit.
         bad_in_a_row: Number of skipped steps in a row up to now.
         program: The program's parameters and buffers.
+        late: The parameters that a later run registered, with their constraints as JSON.
         carry: The optimizer's memory, by name.
         optimizer: State of torch's optimizer, by ``<parameter>.<name>``; tensors and numbers.
         noise: Position of the noise.
@@ -44,6 +45,7 @@ class Snapshot:
     stop: bool
     bad_in_a_row: int
     program: Tensors
+    late: dict[str, Any]
     carry: dict[str, list[Tensor]]
     optimizer: dict[str, Any]
     noise: Tensors
@@ -67,6 +69,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot) -> None:
     manifest = {
         "fit": snapshot.fit,
         "optimizer": {n: x for n, x in snapshot.optimizer.items() if not isinstance(x, Tensor)},
+        "late": snapshot.late,
         "step": snapshot.step,
         "epoch": snapshot.epoch,
         "stop": snapshot.stop,
@@ -110,6 +113,7 @@ def read_checkpoint(path: Path, fit: dict[str, Any]) -> Snapshot:
         stop=manifest["stop"],
         bad_in_a_row=manifest["bad_in_a_row"],
         program=groups["state"],
+        late=manifest.get("late", {}),
         carry=carry,
         optimizer=groups.get("optimizer", {}) | manifest["optimizer"],
         noise=groups["noise"],

@@ -38,6 +38,7 @@ from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_l
 from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.parameters import warn_of_late
 
 # How far the comparison moves the parameters. The next one is tried if the bound is not finite, as for small scales.
 _SHIFTS = (1e-2, 1e-4, 0.0)
@@ -62,13 +63,17 @@ def choose_stepper(
     """
     state = task.state
     must_be_eager = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
-    known = {id(x) for x in state.carry["buffers"]}
-    if must_be_eager and all(id(x) in known for x in state.instance.program.buffers()):
+    known, program = {id(x) for x in state.carry["buffers"]}, state.instance.program
+    if must_be_eager and all(id(x) in known for x in program.buffers()) and not program.has_baselines:
         return eager
-    state.instance.program.train()
+    program.train()
     with state.instance.running(), task.stream.drawing():
         size, changed = task.program.measure(*task.example(len(task.buckets.data_by_bucket) - 1))
+        late = state.join()
     state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
+    if late:
+        warn_of_late(late)
+        return eager
     if must_be_eager or (compile == "auto" and not is_worth_compiling(steps, size.operations)):
         return eager
     try:

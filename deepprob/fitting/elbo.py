@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import MultiFrameTensor
+from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.errors import whole
+from deepprob.fitting.baselines import baseline_of, tracking
 from deepprob.fitting.particles import check_drawn, check_precision, is_rough, run_particles
 from deepprob.programs.elimination import PARTS, Part, terms
 from deepprob.programs.enumeration import any_enumerated
@@ -34,6 +36,7 @@ class ELBO:
     size gives an unbiased estimate. A site's KL has its closed form if torch or Pyro know one, and if the guide also
     drew, before the site, all that the model drew before it; otherwise ``log q - log p`` is averaged. Sites that
     cannot be reparameterized get the score-function estimator, with a weight summed over the site's own plates only.
+    If a site has a baseline, ``infer={"baseline": ...}``, the gradient is that of Pyro's ``TraceGraph_ELBO``.
 
     A discrete site marked ``infer={"enumerate": "parallel"}`` is summed out exactly. If the guide leaves it out, it is
     summed out of the model, and its part of the evidence counts as likelihood. If the guide draws it (where the mark
@@ -89,7 +92,8 @@ class ELBO:
             The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
             ``kl_local``, ``kl_global``.
         """
-        traces = run_particles(run, self.particles, self.layers)
+        with tracking(run.program):
+            traces = run_particles(run, self.particles, self.layers)
         plate, scores = run.program.row_plate, None
         if any_enumerated(traces):
             likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
@@ -97,7 +101,9 @@ class ELBO:
             ((guide_trace, model_trace),) = traces
             closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
             likelihood, kl_local, kl_global = self._terms(plate, guide_trace, model_trace, closed)
-            scores = _score_terms(guide_trace, model_trace, closed, kl_weight)
+            scores = _score_terms(run, guide_trace, model_trace, closed, kl_weight)
+        if run.program.has_baselines:
+            likelihood, kl_local, kl_global = map(detach_provenance, (likelihood, kl_local, kl_global))
         norm = 1.0 / (run.num_data * self.particles)
         likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
         loss = kl_weight * (kl_local + kl_global) - likelihood
@@ -160,26 +166,33 @@ def _log_q(site: Site) -> Tensor:
 
 
 def _score_terms(
-    guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
+    run: Run, guide_trace: Trace, model_trace: Trace, closed: dict[str, Tensor], kl_weight: float | Tensor
 ) -> Tensor | None:
-    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterized draw."""
-    rough = [s for _, s in sample_sites(guide_trace) if is_rough(s)]
+    """Sum of ``log q(z) * stop_gradient(log p(x | z) - kl_weight * KL)`` over sites without a reparameterized draw.
+
+    A baseline is subtracted from the weight, and its squared error from the sum.
+    """
+    rough = [(n, s) for n, s in sample_sites(guide_trace) if is_rough(s)]
     if not rough:
         return None
-    ratio = MultiFrameTensor()
+    costs = []
     for name, site in sample_sites(model_trace):
         if not site["is_observed"]:
             # A closed-form KL has its gradient in the loss; here its value replaces a sampled log-ratio.
             term = -closed[name] if name in closed else log_prob(site)
-            ratio.add((site["cond_indep_stack"], (kl_weight * term).detach()))
+            costs.append((site["cond_indep_stack"], (kl_weight * term).detach()))
         elif not is_deterministic(site):
-            ratio.add((site["cond_indep_stack"], log_prob(site).detach()))
+            costs.append((site["cond_indep_stack"], log_prob(site).detach()))
     for name, site in sample_sites(guide_trace):
         if name not in closed:
-            ratio.add((site["cond_indep_stack"], -(kl_weight * log_prob(site)).detach()))
-    total = torch.zeros(())
-    for site in rough:
+            costs.append((site["cond_indep_stack"], -(kl_weight * log_prob(site)).detach()))
+    total, ratio = torch.zeros(()), MultiFrameTensor(*costs)
+    for name, site in rough:
+        if run.program.has_baselines:
+            ratio = MultiFrameTensor(*((s, detach_provenance(x)) for s, x in costs if name in get_provenance(x)))
         weight = ratio.sum_to(site["cond_indep_stack"])
         unscaled = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-        total = total + (unscaled * weight).sum()
+        if (found := baseline_of(run.averages, name, site, weight)) is not None:
+            weight, total = weight - found[0].detach(), total - found[1]
+        total = total + (detach_provenance(unscaled) * weight).sum()
     return total

@@ -56,7 +56,8 @@ def loss_and_gradients(
         The loss and the terms, detached, and a gradient for each of ``params``.
     """
     batch = instance.program.prepare(*batch)
-    run = Run(instance.program, batch, rows, instance.num_data, plates=instance.structure.plates)
+    plates, averages = instance.structure.plates, instance.averages
+    run = Run(instance.program, batch, rows, instance.num_data, plates=plates, averages=averages)
     loss, terms = objective(run, kl_weight=kl_weight)
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)
@@ -72,7 +73,11 @@ class GradientProgram:
 
     def __init__(self, instance: ProgramInstance, objective: Objective) -> None:
         self.instance, self.objective = instance, objective
-        self.params = list(instance.parameters().values())
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The trained parameters."""
+        return list(self.instance.parameters().values())
 
     def __call__(self, batch: Batch, rows: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Terms, list[Tensor]]:
         """Loss, detached terms, and a gradient for every parameter.
@@ -96,6 +101,9 @@ class GradientProgram:
             self(batch, rows, 1.0)
         changed = [x for x, was in zip(others, before, strict=True) if not same_values(x, was)]
         restore(others, before)
+        known = {id(x) for x in others}
+        for average in (x for x in self.instance.averages.values() if id(x) not in known):
+            changed.append(average.zero_())  # this run made it
         return noise.size, changed
 
     def _untrained(self) -> list[Tensor]:
@@ -119,6 +127,8 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     Raises:
         Untraceable: If a run depends on tensor values, or draws random numbers that are not torch's.
     """
+    whole = torch.equal(rows, torch.arange(program.instance.num_data, device=rows.device))
+    settled = ["batch", "rows"] if whole else []  # every step has all rows, in their order
     batch, rows = tuple(x.clone() for x in batch), rows.clone()  # the same tensor twice would become one input
     size, buffers = program.measure(batch, rows)
     changed = {id(x) for x in buffers}
@@ -136,7 +146,7 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
         uniform: Tensor,
         kl_weight: Tensor,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        with LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), SkipValueChecks():
+        with LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), SkipValueChecks(settled):
             loss, terms, gradients = program(batch, rows, kl_weight)
         names[:] = terms
         return errors.mark_nan(loss), list(terms.values()), gradients
@@ -147,7 +157,6 @@ def trace_gradients(program: GradientProgram, batch: Batch, rows: Tensor) -> Gra
     inputs = (program.params, buffers, fixed, batch, rows, normal, uniform, weight)
     before = [x.clone() for x in buffers]
     changing_names = ["buffers"] if buffers else []
-    settled = ["batch", "rows"] if len(rows) == program.instance.num_data else []
     subject = subject_of(program.instance)
     try:
         with unchanged_in_python(subject._replace(owner=program.objective, name="the objective")):

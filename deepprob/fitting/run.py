@@ -40,10 +40,10 @@ from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.laplace import finish_guide
+from deepprob.programs.late import late_to_json
 from deepprob.programs.run import first_bad_site
 
 _MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
-_IN_PROGRAM = ("packed", "buffers")  # parts of the carry that are the program's own tensors
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class RunningFit:
         settings: FitSettings,
     ) -> None:
         self.state, self.stepper, self.noise, self.settings = state, stepper, noise, settings
+        self.first_shapes = {n: list(p.shape) for n, p in state.params.items()}  # others may join
         self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
         self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
         self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
@@ -196,7 +197,6 @@ class RunningFit:
             count: Number of epochs.
             knobs: The knobs of their steps, or of the last steps among them.
         """
-        self.state.instance.check_complete()
         self._record_epochs(count, knobs)
         for callback in self.callbacks:
             callback.epoch_end(self)
@@ -327,7 +327,7 @@ class RunningFit:
             self.history.best_epoch = self.best.epoch
         elif self.step > self.epoch * self.steps_per_epoch and (self.held_out is None or not self.best.epoch):
             self.best.tensors = self._current()  # interrupted within an epoch, and every applied step was finite
-        instance.load(self.best.tensors)
+        instance.load(instance.snapshot() | self.best.tensors)  # some parameters may have joined after the best state
         try:
             finish_guide(instance, self.data)
         except ValueError:
@@ -343,7 +343,7 @@ class RunningFit:
             **self.settings.config,
             "seed": self.settings.seed,
             "num_data": self.state.instance.num_data,
-            "parameters": {n: list(p.shape) for n, p in self.state.params.items()},
+            "parameters": self.first_shapes,
             "callbacks": [c.described for c in self.callbacks if c.steers],
             "data": digest(self.data),
             "held_out": None if self.held_out is None else digest(self.held_out.batch),
@@ -357,7 +357,8 @@ class RunningFit:
             stop=self.stop,
             bad_in_a_row=self.bad_in_a_row,
             program=self.state.instance.tensors(),
-            carry={name: group for name, group in self.state.carry.items() if name not in _IN_PROGRAM},
+            late=late_to_json(self.state.instance),
+            carry={name: group for name, group in self.state.carry.items() if name != "packed"},
             optimizer=optimizer_state(self.state.optimizer),
             noise=self.noise.state,
             shuffle=self.order.epoch_state,
@@ -369,6 +370,7 @@ class RunningFit:
 
     def _restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot, before the first step."""
+        self.state.expect(snapshot.late, snapshot.program)
         self.state.instance.load(snapshot.program)
         self.state.assign(snapshot.carry)
         if self.state.optimizer is not None:

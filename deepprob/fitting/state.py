@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,10 @@ from deepprob.engine.packing import Packing
 from deepprob.fitting.optimizers import FloatArray, Optimizer
 from deepprob.fitting.update_rules import Carry, accumulate_and_clip, count_and_average, first_carry
 from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.late import adopt, expect
 from deepprob.programs.minibatch import Batch, num_rows
+
+_VALUES = ("packed", "average")  # parts of the carry that hold values of the parameters
 
 
 @dataclass
@@ -71,6 +75,44 @@ class State:
         carry["buffers"] = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         torch_optimizer = None if found else optimizer.build(params.values(), learning_rate)
         return cls(instance, params, packing, carry, torch_optimizer)
+
+    def join(self) -> list[str]:
+        """Train the parameters that the last run registered, inside the running program.
+
+        Returns:
+            Their names in Pyro's store; empty if there are none.
+        """
+        if late := adopt(self.instance):
+            self._grow()
+        return late
+
+    def expect(self, late: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Train the parameters that joined a fit before it was saved; see `deepprob.programs.late.expect`."""
+        if late:
+            expect(self.instance, late, tensors)
+            self._grow()
+
+    def _grow(self) -> None:
+        """Give the parameters that the instance has gained their places in the carry and in torch's optimizer."""
+        old = {
+            name: dict(zip(self.params, self.packing.unpack(self.carry[name]), strict=True)) for name in self._packed
+        }
+        before, self.params = self.params, self.instance.parameters()
+        added = {name: p for name, p in self.params.items() if name not in before}
+        self.packing = Packing(list(self.params.values()))
+        for kind, values in old.items():
+            starts = {n: p.detach().clone() if kind in _VALUES else torch.zeros_like(p) for n, p in added.items()}
+            with torch.no_grad():
+                self.carry[kind] = [x.clone() for x in self.packing.pack([(starts | values)[n] for n in self.params])]
+        for p, view in zip(self.params.values(), self.packing.unpack(self.carry["packed"]), strict=True):
+            p.data = view
+        if self.optimizer is not None and added:
+            self.optimizer.add_param_group({"params": list(added.values())})
+
+    @property
+    def _packed(self) -> list[str]:
+        """The parts of the carry with one number for every parameter."""
+        return [name for name in self.carry if name not in ("buffers", "count")]
 
     @property
     def average(self) -> dict[str, Tensor] | None:

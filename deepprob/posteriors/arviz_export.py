@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepprob.posteriors.arviz_compat import from_dict
-from deepprob.posteriors.densities import joint_weights, log_likelihood
+from deepprob.posteriors.densities import joint_weights, log_likelihood, site_by_row
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.sites import drawn_sites, observed_sites
@@ -52,7 +52,7 @@ def to_arviz(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Any:
             likelihoods = {"+".join(seen): log_likelihood(fitted, batch, draws)}
         else:
             parts = seen or likelihood_sites(model_trace, layout.plate)
-            likelihoods = {n: layout.log_prob(s) for n, s in parts.items()}
+            likelihoods = {n: site_by_row(layout, structure, s) for n, s in parts.items()}
     groups = {
         "posterior": _by_chain(fitted, latents),
         "posterior_predictive": _by_chain(fitted, predictions),

@@ -6,6 +6,8 @@ sites of one run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
@@ -15,21 +17,45 @@ from deepprob.programs.elimination import Term
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch
-from deepprob.programs.sites import drawn_sites, is_deterministic, is_local, sample_sites
+from deepprob.programs.sites import Site, drawn_sites, is_deterministic, is_local, sample_sites
 from deepprob.programs.structure import Structure
 from deepprob.programs.support import check_data, likelihood_sites
 
 
-def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
+def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int, site: str | None = None) -> Tensor:
     """Log-likelihood by draw and row: ``(K, B)``.
 
     Raises:
-        ValueError: If nothing was observed, or a site that all rows share is summed out.
+        ValueError: If nothing was observed, the site is unknown, or a site that all rows share is summed out.
     """
     layout = fitted.layout(draws)
+    if site is not None:
+        return _likelihood_of_site(fitted, batch, draws, site)
     if fitted.structure.summed:
         return _likelihood_of_terms(layout, fitted.structure, fitted.terms(batch, draws))
     return _likelihood_of_sites(layout, fitted.structure, fitted.run(batch, draws)[1])
+
+
+def site_by_row(layout: Layout, structure: Structure, site: Site) -> Tensor:
+    """An observed site's log-probability by draw and by row of its own: ``(K, B)``."""
+    if is_local(site, layout.plate):
+        return layout.log_prob(site)
+    return replace(layout, plate=structure.sites[site["name"]].row_plate).log_prob(site)
+
+
+def _likelihood_of_site(fitted: FittedProgram, batch: Batch, draws: int, site: str) -> Tensor:
+    structure = fitted.structure
+    if structure.summed:
+        raise ValueError(
+            f"{', '.join(structure.summed)} is summed out, which couples the observed sites. Ask for all of them "
+            "together: leave out site=."
+        )
+    model_trace = fitted.run(batch, draws)[1]
+    check_data(model_trace, structure)
+    found = likelihood_sites(model_trace, fitted.layout(draws).plate)
+    if site not in found:
+        raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(found)}.")
+    return site_by_row(fitted.layout(draws), structure, found[site])
 
 
 def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
@@ -100,10 +126,14 @@ def _check_by_row(structure: Structure) -> None:
 
 def _likelihood_of_sites(layout: Layout, structure: Structure, model_trace: Trace) -> Tensor:
     check_data(model_trace, structure)
-    sites = list(likelihood_sites(model_trace, layout.plate).values())
-    if all(is_local(s, layout.plate) for s in sites):
-        return torch.stack([layout.log_prob(s) for s in sites]).sum(0)
-    return torch.cat([layout.log_prob(s) for s in sites], dim=1)
+    sites = likelihood_sites(model_trace, layout.plate).values()
+    rows = [layout.log_prob(s) for s in sites if is_local(s, layout.plate)]
+    others = [layout.log_prob(s) for s in sites if not is_local(s, layout.plate)]
+    if not rows:
+        return torch.cat(others, dim=1)
+    total = torch.stack(rows).sum(0)
+    # The rows share what is observed outside of their plate.
+    return total + torch.cat(others, dim=1).sum(1, keepdim=True) / total.shape[1] if others else total
 
 
 def _likelihood_of_terms(layout: Layout, structure: Structure, terms: list[Term]) -> Tensor:

@@ -25,7 +25,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from deepprob.distributions.per_draw import PerDraw, take_apart, unwrapped
+from deepprob.distributions.per_draw import PerDraw, put_together, take_apart, unwrapped
 from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
@@ -87,7 +87,8 @@ class DrawRunner:
         if key not in ways:
             ways[key] = "stacked" if self._stacks(trial, run, stored) else "traced"
         if ways[key] == "stacked":
-            return job.call(self._stacked(run, stored))
+            found = job.call(self._stacked(run, stored))
+            return _detached(found) if run.program.bound_rows.gradients else found
         if ways[key] == "traced":
             try:
                 return self._traced(job, run, stored)
@@ -270,6 +271,15 @@ def taken_apart(result: Result) -> tuple[Recipe, list[Tensor]]:
             sites.append((static, template, len(own), "scale" in extra, "mask" in extra))
         items.append(sites)
     return Recipe(items), tensors
+
+
+def _detached(result: Result) -> Result:
+    """The traces of a program that takes gradients itself, without gradients; terms have none."""
+    for trace in result:
+        for _, site in sample_sites(trace) if not isinstance(trace, Term) else ():
+            template, tensors = take_apart(site["fn"])
+            site["fn"], site["value"] = put_together(template, [x.detach() for x in tensors]), site["value"].detach()
+    return result
 
 
 def _is_shared(value: Tensor) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
 from deepprob.posteriors.stored_draws import choose
-from deepprob.programs.arguments import Arguments, Call
+from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.instance import ProgramInstance
@@ -62,9 +62,10 @@ class FittedProgram:
 
     @property
     def amortized(self) -> bool:
-        """Whether all latents are local and the rows are independent given the parameters."""
+        """Whether all latents and data are local and the rows are independent given the parameters."""
         found = self.structure
-        return bool(found.local + found.summed) and found.all_local(found.latent + found.summed) and found.by_row
+        drawn = found.latent + found.summed
+        return bool(found.local + found.summed) and found.all_local(drawn + found.observed) and found.by_row
 
     def layout(self, draws: int) -> Layout:
         """The positions of draws, rows and events in the values of a run."""
@@ -84,9 +85,10 @@ class FittedProgram:
         Raises:
             ValueError: If arguments are missing, or do not match those of the fit.
         """
-        if not data and self.program.num_required:
+        if not data and self.program.num_required and (self.instance.inputs or self.program.call is None):
+            names = [spec.name for spec in self.instance.inputs] or self.program.argument_names
             raise ValueError(
-                f"the program needs rows of {', '.join(self.program.argument_names)}; got none. "
+                f"the program needs rows of {', '.join(names)}; got none. "
                 "Give them as in the fit; only observed arguments may be left out."
             )
         if not data:
@@ -116,7 +118,7 @@ class FittedProgram:
             step = max(1, _CHUNK // max(1, draws * width))
             if step < size and not (found.local and found.global_):
                 for start in range(0, size, step):
-                    yield _rows(batch, slice(start, start + step))
+                    yield rows_of(batch, slice(start, start + step))
                 return
         yield batch
 
@@ -169,9 +171,9 @@ class FittedProgram:
 
     def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         call = batch.call if isinstance(batch, Arguments) else None
-        batch = self.program.pad(self.program.prepare(*batch))
         fitted = self.instance.num_data
-        size = num_rows(batch) if self.instance.inputs else fitted  # without arguments, the program holds its data
+        size = num_rows(batch) if batch else fitted  # without arguments, the program holds its data
+        batch = self.program.pad(self.program.prepare(*batch))
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.structure.row_plate, fitted, size))
         return self._run(batch, size, draws, predict=predict, call=call)
@@ -179,10 +181,6 @@ class FittedProgram:
     def _run(self, batch: Batch, size: int, draws: int, *, predict: bool = False, call: Call | None = None) -> Run:
         rows, plate = torch.arange(size, device=self.instance.device), self.instance.query_plate
         return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, query=plate, call=call)
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return batch.map(lambda x: x[rows]) if isinstance(batch, Arguments) else tuple(x[rows] for x in batch)
 
 
 def _terms(run: Run, *, bound: bool) -> list[Term]:

@@ -184,9 +184,9 @@ class Posterior(Content):
         observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
         if site is None:
             if len(observed) != 1:
-                raise ValueError(
-                    f"the program observes {', '.join(observed) or 'no site'}. Choose one with site='...'."
-                )
+                known = bool(observed or self.structure.computed)
+                hint = "Choose one with site='...'" if known else "There is nothing to predict: ask for sample"
+                raise ValueError(f"the program observes {', '.join(observed) or 'no site'}. {hint}.")
             site = observed[0]
         elif site not in (*observed, *self.structure.computed):
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
@@ -213,22 +213,30 @@ class Posterior(Content):
         with self._fitted.querying(seed):
             return self._fitted.run_prior(batch, rows, draws)
 
-    def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0) -> Tensor:
+    def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Tensor:
         """Log-likelihood of every row under every draw, in nats; sites marked for enumeration are summed out.
+
+        Without a plate over rows, the independent terms of the one observed site count as rows.
 
         Args:
             data: The program's arguments, including the observed ones.
             draws: Number of draws, K.
             seed: Random seed of the draws.
+            site: One of the observed sites, by its own rows; None for all of them together.
 
         Returns:
             Shape ``(K, B)``.
+
+        Raises:
+            ValueError: If several observed sites do not share a plate over rows.
         """
         draws, fitted = whole("draws", draws), self._fitted
+        if site is None:
+            self.structure.check_rows()
         parts = []
         for chunk in fitted.chunks(fitted.accept(data), draws):
             with fitted.querying(seed):
-                parts.append(log_likelihood(fitted, chunk, draws))
+                parts.append(log_likelihood(fitted, chunk, draws, site))
         return torch.cat(parts, dim=1)
 
     def log_weights(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
@@ -290,6 +298,7 @@ class Posterior(Content):
         Returns:
             Shape ``(B,)``.
         """
+        self.structure.check_rows()
         particles = whole("particles", particles)
         batch = self._fitted.accept(data)
         with self._fitted.querying(seed):

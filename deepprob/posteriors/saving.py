@@ -19,6 +19,7 @@ from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.late import expect, late_to_json
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.registry import program_named
 from deepprob.storage import read, versions, write
@@ -75,6 +76,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "num_data": instance.num_data,
         "inputs": specs_to_json(instance.inputs),
         "call": call_to_json(program.call),
+        "late": late_to_json(instance),
         "history": content.history.facts(),
         "config": content.config,
         "seed": content.seed,
@@ -122,6 +124,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
                 check=False,
             )
         instance.inputs = specs
+        expect(instance, manifest.get("late", {}), groups["state"])
         instance.load(groups["state"])
     except (ValueError, RuntimeError) as error:
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,10 +40,10 @@ class Call:
     lengths: Mapping[str, int] = field(default_factory=dict)
 
     def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments for some rows."""
+        """The arguments for some rows; without rows, None stands in the place of every tensor that has them."""
 
         def leaf(x: Any) -> Any:
-            return rows[x.index] if isinstance(x, _Row) else x
+            return (rows[x.index] if rows else None) if isinstance(x, _Row) else x
 
         return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
 
@@ -59,6 +59,16 @@ class Call:
 
         _mapped((self.args, self.kwargs), leaf)
         return found
+
+    def without(self, left_out: Collection[int]) -> Call:
+        """The call with None in the place of some tensors with rows, by their indices."""
+        kept = [i for i in range(len(self.names)) if i not in left_out]
+
+        def leaf(x: Any) -> Any:
+            return (_Row(kept.index(x.index)) if x.index in kept else None) if isinstance(x, _Row) else x
+
+        args, kwargs = _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
+        return replace(self, args=args, kwargs=kwargs, names=tuple(self.names[i] for i in kept))
 
     def to(self, device: torch.device) -> Call:
         """The call with its constant tensors on a device."""
@@ -116,9 +126,18 @@ class Arguments(tuple[Any, ...]):
         """The same call with other rows."""
         return Arguments([function(x) for x in self], self.call)
 
+    def without(self, left_out: Collection[int]) -> Arguments:
+        """The call without some of its tensors, which are to be predicted."""
+        return Arguments([x for i, x in enumerate(self) if i not in left_out], self.call.without(left_out))
+
+
+def rows_of(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
+    """Some rows of the arguments of a call."""
+    return batch.map(lambda x: x[rows]) if isinstance(batch, Arguments) else tuple(x[rows] for x in batch)
+
 
 def read_arguments(
-    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = ()
+    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = (), missing: bool = False
 ) -> Arguments:
     """Read a user's data as the arguments of a call.
 
@@ -132,12 +151,13 @@ def read_arguments(
         what: The name of the data in error messages.
         fitted: The names of the tensors with rows in the fit. Without them, tensors have rows if they have the length
             that most tensors have, and the first one's if that is not clear.
+        missing: Whether values may be missing (NaN).
 
     Raises:
         TypeError: If the model cannot be called in this way.
         ValueError: If a value is not valid data.
     """
-    args, kwargs = _split_up(data, signature, what)
+    args, kwargs = _split_up(data, signature, what, missing)
     arguments = [*zip(_positional_names(signature, len(args)), args, strict=False), *kwargs.items()]
     leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
@@ -163,6 +183,47 @@ def read_arguments(
     return Arguments([tensors[name] for name in chosen], call)
 
 
+def read_fields(
+    data: Any, names: Sequence[str], required: int, *, takes_any: bool = False, what: str = "data"
+) -> tuple[Tensor, ...]:
+    """Read a user's data as one tensor for each of some arguments, in their order.
+
+    Args:
+        data: Anything that `as_split` reads.
+        names: The names of the arguments.
+        required: How many of them have no default.
+        takes_any: Whether there may be more tensors than names.
+        what: The name of the data in error messages.
+
+    Raises:
+        ValueError: If there are too many parts, or their names have another order than the arguments.
+    """
+    split = as_split(data, what=what)
+    tensors = _in_their_order(split, names, required, what) if isinstance(data, Mapping | Split) else split.tensors
+    if takes_any or len(tensors) <= len(names):
+        return tensors
+    if isinstance(data, Split):
+        return tensors[: len(names)]
+    raise ValueError(
+        f"the model takes {len(names)} argument(s) ({', '.join(names)}); {what} has {len(tensors)} parts "
+        f"({', '.join(split.names)}). Leave out what the model does not use."
+    )
+
+
+def _in_their_order(split: Split, names: Sequence[str], required: int, what: str) -> tuple[Tensor, ...]:
+    """The fields in the order of the arguments; if they must be reordered, only those named after arguments."""
+    fields = split.names
+    known = [n for n in names if n in split]
+    if all(fields.index(n) == names.index(n) for n in known):
+        return split.tensors
+    if known == names[: len(known)] and len(known) >= required:
+        return tuple(split[n] for n in known)
+    raise ValueError(
+        f"the model takes {', '.join(names)} in this order; {what} has the fields {', '.join(fields)}. "
+        "Name every field after its argument, or give a tuple in the model's order."
+    )
+
+
 @contextmanager
 def explaining_lengths(call: Call | None) -> Iterator[None]:
     """Add the lengths of the arguments to an error about shapes, if they differ."""
@@ -182,14 +243,16 @@ def _common_length(tensors: Sequence[Tensor]) -> int:
     return max(lengths, key=lengths.count, default=0)  # the first of the most frequent
 
 
-def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _split_up(
+    data: Any, signature: inspect.Signature, what: str, missing: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that data stand for, with tensors in the place of arrays."""
     if data is None:
         return (), {}
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
-        return (), {name: _converted(value, f"{name!r} of {what}") for name, value in _in_order(data, named)}
+        return (), {name: _converted(value, f"{name!r} of {what}", missing) for name, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:
         raise ValueError(
             f"the model takes {', '.join(named)}; {what} has the fields {', '.join(map(str, data))}. "
@@ -197,11 +260,11 @@ def _split_up(data: Any, signature: inspect.Signature, what: str) -> tuple[tuple
         )
     if type(data) is tuple:
         names = _positional_names(signature, len(data))
-        args = tuple(_converted(x, f"{name!r} of {what}") for name, x in zip(names, data, strict=True))
+        args = tuple(_converted(x, f"{name!r} of {what}", missing) for name, x in zip(names, data, strict=True))
     elif isinstance(data, Mapping) or is_table(data) or isinstance(data, PackedSequence):
-        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}"),)
+        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}", missing),)
     else:  # splits, data sets, loaders, lists
-        split = data if isinstance(data, Split) else as_split(data, what=what)
+        split = data if isinstance(data, Split) else as_split(data, what=what, missing=missing)
         if {*split.names} & {*named}:
             fields = dict(zip(split.names, split, strict=True))
             return (), {name: x for name, x in _in_order(fields, named) if name in named}
@@ -252,14 +315,14 @@ def missing(args: Sequence[Any], kwargs: Mapping[str, Any], signature: inspect.S
     return [name for name in required if name not in given]
 
 
-def _converted(value: Any, label: str) -> Any:
+def _converted(value: Any, label: str, missing: bool) -> Any:
     """A value with tensors in the place of arrays, frames and lists of numbers; anything else as it is."""
     if isinstance(value, PackedSequence) or (isinstance(value, Tensor) and not value.dim()):
         return value
     if is_table(value):
-        return tensor_of(value, label)
+        return tensor_of(value, label, missing)
     if isinstance(value, list | tuple | dict):
-        return _mapped(value, lambda x: tensor_of(x, label) if is_table(x) and getattr(x, "ndim", True) else x)
+        return _mapped(value, lambda x: tensor_of(x, label, missing) if is_table(x) and getattr(x, "ndim", True) else x)
     return value
 
 

@@ -25,7 +25,8 @@ def captured_modules(fn: Any) -> list[nn.Module]:
     """The modules that a callable is, is bound to, or reaches through its closure and globals, each once."""
     found: dict[int, nn.Module] = {}
     for _, value in _walk(fn, set()):
-        found.setdefault(id(value), value)
+        if isinstance(value, nn.Module):
+            found.setdefault(id(value), value)
     return list(found.values())
 
 
@@ -58,8 +59,8 @@ def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
         'net'
     """
     seen: set[int] = set()
-    found = (path for fn in fns for path, module in _walk(fn, seen) if any(parameter is p for p in module.parameters()))
-    return next(found, "a network")
+    modules = ((path, x) for fn in fns for path, x in _walk(fn, seen) if isinstance(x, nn.Module))
+    return next((path for path, module in modules if any(parameter is p for p in module.parameters())), "a network")
 
 
 def forget_values(module: nn.Module) -> None:
@@ -77,7 +78,7 @@ def forget_values(module: nn.Module) -> None:
                     part.__dict__[name] = None
 
 
-def copy_with_modules(fns: Any, memo: dict[int, Any] | None = None) -> Any:
+def copy_with_modules(fns: Any, memo: dict[Any, Any] | None = None) -> Any:
     """Copy a callable, or a tuple of callables, together with every module that it captures.
 
     The copies share a module if the originals do.
@@ -133,7 +134,7 @@ def _is_followed(value: Any, fn: types.FunctionType) -> bool:
 
 
 def _walk(value: Any, seen: set[int], path: str = "model") -> Iterator[tuple[str, Any]]:
-    """The modules that a value reaches, each with the words by which the code reaches it."""
+    """The modules and functions that a value reaches, each with the words by which the code reaches it."""
     if id(value) in seen:
         return
     seen.add(id(value))
@@ -150,6 +151,7 @@ def _walk(value: Any, seen: set[int], path: str = "model") -> Iterator[tuple[str
         for name, part in value.keywords.items():
             yield from _walk(part, seen, name)
     elif isinstance(value, types.FunctionType):
+        yield path, value
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
             yield from _walk(_cell(cell), seen, name)
         for name, part in _globals_used(value).items():
@@ -167,7 +169,7 @@ def _walk(value: Any, seen: set[int], path: str = "model") -> Iterator[tuple[str
                 yield from _walk(part, seen, f"{path}.{name}")
 
 
-def _copy(value: Any, memo: dict[int, Any]) -> Any:
+def _copy(value: Any, memo: dict[Any, Any]) -> Any:
     if id(value) in memo:
         return memo[id(value)]
     if isinstance(value, nn.Module):
@@ -194,7 +196,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return value  # a lock, a file, a generator: nothing in it is trained
 
 
-def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_container(value: Any, memo: dict[Any, Any]) -> Any:
     if not captured_modules(value):
         return value
     twin: Any
@@ -206,7 +208,7 @@ def _copy_container(value: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
-def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy_module(module: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     forget_values(module)
     # Copying an AutoGuide clears its model and its master, in the original as well.
     guides = [m for m in module.modules() if isinstance(m, AutoGuide)]
@@ -221,19 +223,35 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return twin
 
 
-def _copy_function(fn: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    if not captured_modules(fn):
+def _copy_function(fn: types.FunctionType, memo: dict[Any, Any]) -> types.FunctionType:
+    if not any(isinstance(x, nn.Module) or _sets_a_name(x) for _, x in _walk(fn, set())):
         return fn
-    cells = tuple(types.CellType() for _ in fn.__closure__ or ())
-    scope = dict(fn.__globals__)
-    twin = types.FunctionType(fn.__code__, scope, fn.__name__, fn.__defaults__, cells or None)
+    # Functions of one file, or around one variable, share the copy, where the first run may put a network.
+    pairs = [(c, memo.setdefault(("cell", id(c)), types.CellType())) for c in fn.__closure__ or ()]
+    scope = memo.setdefault(("globals", id(fn.__globals__)), dict(fn.__globals__))
+    twin = types.FunctionType(fn.__code__, scope, fn.__name__, fn.__defaults__, tuple(c for _, c in pairs) or None)
     twin.__kwdefaults__ = fn.__kwdefaults__
     twin.__dict__.update(fn.__dict__)
     memo[id(fn)] = twin  # before its captures: a recursive function captures itself
-    for cell, original in zip(cells, fn.__closure__ or (), strict=True):
+    for original, cell in pairs:
         with suppress(ValueError):  # a name that is not bound yet
             cell.cell_contents = _copy(original.cell_contents, memo)
     for name, part in _globals_used(fn).items():
         if _is_followed(part, fn):
             scope[name] = _copy(part, memo)
     return twin
+
+
+def _sets_a_name(fn: types.FunctionType) -> bool:
+    """Whether a function sets a global name or a variable around it that is unset or None, as for a lazy network."""
+    around = dict(zip(fn.__code__.co_freevars, map(_cell, fn.__closure__ or ()), strict=True))
+    todo = [fn.__code__]
+    while todo:
+        code = todo.pop()
+        for i in dis.get_instructions(code):
+            if i.opname == "STORE_GLOBAL" and fn.__globals__.get(i.argval) is None:
+                return True
+            if i.opname == "STORE_DEREF" and i.argval in around and around[i.argval] is None:
+                return True
+        todo.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
+    return False

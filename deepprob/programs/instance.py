@@ -21,17 +21,18 @@ from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
+from deepprob.programs.late import adopt, own_parameters
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import (
     check_ownership,
     constrained_value,
-    parameters_of,
     unseen_parameters,
+    used_parameters,
     warn_of_unseen,
 )
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
-from deepprob.programs.sites import draws_rows, is_deterministic, is_local, log_prob, sample_sites
+from deepprob.programs.sites import draws_rows, is_deterministic, is_local, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
 from deepprob.programs.support import check_observations
@@ -65,6 +66,10 @@ class ProgramInstance:
         inputs: Types and shapes of the data.
         ways: How draws are run, by job; see `deepprob.posteriors.draws`.
         graphs: Graphs of single draws.
+        unseen: The ids of the parameters that Pyro does not see, and so would not train.
+        registered: Names of the store's parameters that are the instance's own.
+        late: Those that a later run than the first registered.
+        averages: The decaying averages of baselines by site, part of a fit's state.
         guide_name: The guide's name if it has one.
     """
 
@@ -87,7 +92,10 @@ class ProgramInstance:
         self.num_data = num_data
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
-        self._unseen: set[int] = set()
+        self.late: list[str] = []
+        self.registered: frozenset[str] = frozenset()
+        self.averages: dict[str, Tensor] = {}
+        self.unseen: set[int] = set()
         self._used_unseen: list[Tensor] = []
         self.device = torch.device(device)
         self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
@@ -121,7 +129,7 @@ class ProgramInstance:
         self.store.update(empty_store())
         self.ways.clear()
         self.graphs.clear()
-        batch = tuple(x.to(self.device) for x in batch)
+        batch = tuple(x.to(self.device).detach() for x in batch)
         rows = torch.arange(len(batch[0]) if batch else 1, device=self.device)
         training = self.program.training
         frozen = [p for p in self.program.parameters() if not p.requires_grad]
@@ -139,6 +147,7 @@ class ProgramInstance:
                 self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
+            self.program.has_baselines = any("baseline" in site["infer"] for _, site in sample_sites(traces[0]))
             if found.summed and self.guide_name == "laplace":
                 raise ValueError(
                     f"guide='laplace' cannot sum out {found.summed[0]!r}: it needs the curvature with every site "
@@ -147,45 +156,25 @@ class ProgramInstance:
             if self.program.enumerates:
                 with torch.no_grad():
                     self._check_enumeration(found, replace(run, plates=found.plates))
-        self._copy_store_parameters()
-        self._unseen = unseen_parameters(self.program, self.store, traces)
+        own_parameters(self, self.store, list(self.store["params"]))
+        self.unseen = unseen_parameters(self.program, self.store, traces)
         for parameter in frozen:
             parameter.requires_grad_(False)  # a PyroModule's parameter trains once Pyro has seen it
         if check:
             with RandomStream(0, self.device).drawing(), self.running(validate=True):
                 traces = self._run_or_explain(run)
+                while adopt(self):
+                    traces = self._run_or_explain(run)
                 with explaining_lengths(self.program.call):
                     check_observations(traces[1], found.unchecked)
-                used = parameters_of([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
+                used = used_parameters(traces)
                 check_ownership(self.program, self.store, used)
-                self._used_unseen = [p for p in used if id(p) in self._unseen]
+                self._used_unseen = [p for p in used if id(p) in self.unseen]
         self.program.train(training)
         return found
 
-    def check_complete(self) -> None:
-        """Refuse parameters that a later run registered: a routine trains only those of the first run.
-
-        Raises:
-            ValueError: If there are any.
-        """
-        if late := sorted(self.store["params"].keys() - self._registered):
-            raise ValueError(
-                f"parameter {late[0]!r} was first registered after the fit had begun, so it was not trained. "
-                "Let every run of the program register all of its parameters, whatever the batch."
-            )
-
-    def _copy_store_parameters(self) -> None:
-        """Copy the store's parameters: ``pyro.param("loc", tensor)`` would train the caller's tensor in place."""
-        own = {id(p) for p in self.program.parameters()}
-        for name, value in self.store["params"].items():
-            if id(value) not in own:
-                self.store["params"][name] = value.detach().to(self.device, copy=True).requires_grad_()
-                if not isinstance(value, nn.Parameter):
-                    value.requires_grad_(False)  # undo Pyro's change to the caller's tensor
-        self._registered = frozenset(self.store["params"])
-
     def _is_trained(self, parameter: Tensor) -> bool:
-        return parameter.requires_grad and id(parameter) not in self._unseen
+        return parameter.requires_grad and id(parameter) not in self.unseen
 
     def _run_or_explain(self, run: Run) -> tuple[Trace, Trace]:
         """Run the program, and raise an error in it again with an explanation."""
@@ -195,7 +184,10 @@ class ProgramInstance:
             copy_parameter(self._callers_store, error, self.device)
             return self._run_or_explain(run)
         except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            reason = str(error).splitlines()[0]  # Pyro appends the shapes of all sites
+            reason, bound = str(error).splitlines()[0], self.program.bound_rows  # Pyro appends the shapes of all sites
+            if "require grad" in reason and not bound.gradients:
+                bound.gradients = True
+                return self._run_or_explain(replace(run))
             if isinstance(error, ValueError) and reason.endswith("."):
                 raise ValueError(reason) from error
             batch, names = run.batch, [*self.program.argument_names, *("argument",) * len(run.batch)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,14 @@ class BoundRows:
         rows: Indices of the batch's rows, shape ``(B,)``; None outside of a run.
         num_data: Number of rows of the whole data, N; None where no plate holds them.
         whole: Whether every other plate has all of its rows, too.
+        gradients: Whether the program takes gradients itself, so that every run of it, also in a query, needs them.
     """
 
     plate: str
     rows: Tensor | None = None
     num_data: int | None = None
     whole: bool = False
+    gradients: bool = False
 
 
 class Minibatch(Messenger):
@@ -45,20 +48,25 @@ class Minibatch(Messenger):
         rows: Indices of the batch's rows, shape ``(B,)``.
         num_data: Number of rows of the whole data, N.
         whole: Whether plates that draw some of their rows get all of them.
+        gradients: Whether to enable gradients.
     """
 
-    def __init__(self, plate: str, rows: Tensor, num_data: int, whole: bool = False) -> None:
+    def __init__(self, plate: str, rows: Tensor, num_data: int, whole: bool = False, gradients: bool = False) -> None:
         super().__init__()
+        self.gradients = gradients
         self.plate, self.rows, self.num_data, self.whole = plate, rows, num_data, whole
 
     def __enter__(self) -> Any:
         # Pyro refuses an answer that is not as long as the plate's own subsample_size.
         self._pyros = SubsampleMessenger._subsample
         SubsampleMessenger._subsample = staticmethod(functools.partial(self._subsample, self._pyros))  # type: ignore
+        self._outer = torch.is_grad_enabled()
+        torch.set_grad_enabled(self._outer or self.gradients)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> Any:
         SubsampleMessenger._subsample = staticmethod(self._pyros)  # type: ignore[method-assign]
+        torch.set_grad_enabled(self._outer)
         return super().__exit__(*error)
 
     def _subsample(self, pyros: Callable[..., Any], name: str, size: Any = None, count: Any = None, *rest: Any) -> Any:
@@ -107,7 +115,7 @@ def run_bound(bound: BoundRows, fn: Callable[..., Any], *args: Any, **kwargs: An
     """Run a model or guide on the bound rows, even if the program blocks outer handlers."""
     if bound.rows is None:
         return call_sampling(fn, *args, **kwargs)
-    with Minibatch(bound.plate, bound.rows, bound.num_data or len(bound.rows), bound.whole):
+    with Minibatch(bound.plate, bound.rows, bound.num_data or len(bound.rows), bound.whole, bound.gradients):
         return call_sampling(fn, *args, **kwargs)
 
 
@@ -122,6 +130,16 @@ def call_sampling(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
     with owner._pyro_context:
         return fn(*args, **kwargs)
+
+
+def sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a program that is called as by `call_sampling`."""
+
+    @functools.wraps(method)
+    def call(self: Any, *batch: Any) -> Any:
+        return call_sampling(types.MethodType(method, self), *batch)
+
+    return call
 
 
 def num_rows(batch: Sequence[Any]) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from deepprob.programs.copying import path_to
 from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.sites import log_prob, sample_sites
 from deepprob.programs.store import StoreState
 
 
@@ -28,7 +30,32 @@ def unseen_parameters(program: Program, store: StoreState, traces: Sequence[Trac
         return set()
     names = {name for trace in traces for name, site in trace.nodes.items() if site["type"] == "param"}
     seen = {id(store["params"][name]) for name in names}
+    # The objective runs the networks of baselines, and Pyro sees what it runs of its own modules.
+    seen |= {id(p) for net in _baselines(traces) if isinstance(net, PyroModule) for p in net.parameters()}
     return {id(p) for p in (*program.parameters(), *store["params"].values())} - seen
+
+
+def warn_of_late(names: Sequence[str]) -> None:
+    """Name the parameters that join a running fit."""
+    shown = ", ".join(repr(name.replace("$$$", ".")) for name in names)
+    warnings.warn(
+        f"the first run of the program did not register {shown}; a later run did, so the fit trains it from there, and "
+        "the steps run eagerly.",
+        UserWarning,
+        stacklevel=5,
+    )
+
+
+def used_parameters(traces: Sequence[Trace]) -> list[Tensor]:
+    """The parameters that the log-probabilities and baselines of a run depend on."""
+    used = parameters_of([log_prob(site).sum() for t in traces for _, site in sample_sites(t)])
+    return used + [p for net in _baselines(traces) for p in net.parameters() if p.requires_grad]
+
+
+def _baselines(traces: Sequence[Trace]) -> list[nn.Module]:
+    """The networks of baselines of score-function sites."""
+    found = [s["infer"].get("baseline", {}).get("nn_baseline") for t in traces for _, s in sample_sites(t)]
+    return [net for net in found if isinstance(net, nn.Module)]
 
 
 def warn_of_unseen(program: Program, used: Sequence[Tensor]) -> None:
@@ -57,6 +84,8 @@ def check_ownership(program: Program, store: StoreState, used: Sequence[Tensor])
         ValueError: If there are any.
     """
     own = {id(p) for p in (*program.parameters(), *store["params"].values())}
+    if program.bound_rows.gradients:  # a tensor that the program itself marked for a gradient is no parameter
+        used = [p for p in used if isinstance(p, nn.Parameter)]
     if foreign := [p for p in used if id(p) not in own]:
         raise ValueError(
             f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "

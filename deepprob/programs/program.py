@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,19 +15,15 @@ from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from deepprob.data import DataSet, Split, as_split
-from deepprob.programs.arguments import Arguments, Call, missing, read_arguments
-from deepprob.programs.copying import CapturedModules, copy_with_modules
-from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound
+from deepprob.data import DataSet
+from deepprob.errors import unknown
+from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
+from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules
+from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
+from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
 
-
-def _sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(self: Program, *batch: Any) -> Any:
-        return call_sampling(types.MethodType(method, self), *batch)
-
-    return call
+MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
 
 
 class Program(PyroModule):
@@ -51,6 +47,7 @@ class Program(PyroModule):
         found_plate: The row plate of a program that names no data plate, as a first run showed it. It tells queries
             which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
+        has_baselines: Whether a first run has shown a baseline of a score-function site.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
         usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
@@ -83,6 +80,7 @@ class Program(PyroModule):
     call: Call | None = None
     found_plate: str = ""
     enumerates: bool | None = None
+    has_baselines: bool = False
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 
@@ -90,7 +88,7 @@ class Program(PyroModule):
         super().__init_subclass__(**options)
         for name in ("model", "guide"):
             if isinstance(method := cls.__dict__.get(name), types.FunctionType):
-                setattr(cls, name, _sampling_method(method))
+                setattr(cls, name, sampling_method(method))
         if registry_name := cls.__dict__.get("registry_name"):
             register(registry_name, cls)
 
@@ -162,7 +160,7 @@ class Program(PyroModule):
         vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
         self.__dict__["call"] = call or fitted
         try:
-            with Minibatch(plate, rows, num_data, whole):
+            with Minibatch(plate, rows, num_data, whole, bound.gradients):
                 yield
         finally:
             vars(bound).update(before)
@@ -191,7 +189,7 @@ class Program(PyroModule):
     @property
     def num_required(self) -> int:
         """How many of the model's arguments have no default."""
-        return sum(p.default is p.empty for p in self._arguments())
+        return len(missing((), {}, self._signature()))
 
     @property
     def takes_any(self) -> bool:
@@ -220,30 +218,8 @@ class Program(PyroModule):
         """
         if data is None:
             return ()
-        split = as_split(data, what=what)
-        names = self.argument_names
-        tensors = self._in_order(split, what) if isinstance(data, Mapping | Split) else split.tensors
-        if not self.takes_any and len(tensors) > len(names):
-            if not isinstance(data, Split):
-                raise ValueError(
-                    f"the model takes {len(names)} argument(s) ({', '.join(names)}); {what} has {len(tensors)} parts "
-                    f"({', '.join(split.names)}). Leave out what the model does not use."
-                )
-            tensors = tensors[: len(names)]
-        return self.validate(*tensors)
-
-    def _in_order(self, split: Split, what: str) -> tuple[Tensor, ...]:
-        """The fields in the order of the arguments; if they must be reordered, only those named after arguments."""
-        names, fields = self.argument_names, split.names
-        known = [n for n in names if n in split]
-        if all(fields.index(n) == names.index(n) for n in known):
-            return split.tensors
-        if known == names[: len(known)] and len(known) >= self.num_required:
-            return tuple(split[n] for n in known)
-        raise ValueError(
-            f"the model takes {', '.join(names)} in this order; {what} has the fields {', '.join(fields)}. "
-            "Name every field after its argument, or give a tuple in the model's order."
-        )
+        rows = read_fields(data, self.argument_names, self.num_required, takes_any=self.takes_any, what=what)
+        return self.validate(*rows)
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         """Names of the arguments without a default that a batch does not give."""
@@ -287,6 +263,7 @@ class Program(PyroModule):
         guide: Callable[..., Any] | type[AutoGuide] | str | None = None,
         *,
         data_plate: str | None = None,
+        missing: str = "refuse",
     ) -> Program:
         """Make a program from an existing Pyro model and guide.
 
@@ -298,6 +275,8 @@ class Program(PyroModule):
             model: A Pyro model: a function, a method, a module.
             guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None: see the routine.
             data_plate: Name of the plate over rows.
+            missing: ``"refuse"`` for data without missing values (NaN); ``"allow"`` for a model that masks them. An
+                observed site whose mask does not cover a missing value is an error.
 
         Examples:
             >>> import pyro.distributions as dist
@@ -308,7 +287,7 @@ class Program(PyroModule):
             >>> Program.of(model, "normal", data_plate="data").data_name
             'data'
         """
-        return FunctionProgram(model, guide, data_plate)
+        return FunctionProgram(model, guide, data_plate, missing)
 
 
 class FunctionProgram(Program):
@@ -319,6 +298,7 @@ class FunctionProgram(Program):
         model: Callable[..., Any],
         guide: Callable[..., Any] | type[AutoGuide] | str | None,
         data_plate: str | None,
+        missing: str = "refuse",
     ) -> None:
         super().__init__()
         for name, value in (("model", model), ("guide", guide)):
@@ -326,7 +306,9 @@ class FunctionProgram(Program):
                 raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
         if not isinstance(data_plate, str | None):
             raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
-        self.data_name = data_plate or ""
+        if missing not in MISSING:
+            raise unknown("missing", missing, MISSING)
+        self.data_name, self.missing = data_plate or "", missing
         self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
@@ -335,10 +317,15 @@ class FunctionProgram(Program):
         self.__dict__["_model"], self.__dict__["_guide"] = model, guide
         self.parts = CapturedModules((model, guide), resting)
 
+    def gather(self) -> None:
+        """Take on the networks that a run of the functions made."""
+        found = captured_modules((self.__dict__["_model"], self.__dict__["_guide"]))
+        self.parts.extend([module for module in found if all(module is not part for part in self.parts)])
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
         parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows, self.parts.resting
         model, guide, bound_rows, resting = copy_with_modules(parts, memo)
-        twin = FunctionProgram(model, guide, self.data_name or None)
+        twin = FunctionProgram(model, guide, self.data_name or None, self.missing)
         twin.parts.resting = resting
         twin.__dict__.update(_bound_rows=bound_rows, call=self.call, found_plate=self.found_plate)
         memo[id(self)] = twin
@@ -348,11 +335,15 @@ class FunctionProgram(Program):
         self._hold(self.__dict__["_model"], guide, None if self.training else self.parts.resting)
 
     def bound_model(self) -> Callable[..., Any]:
-        return functools.partial(run_bound, self.bound_rows, self.__dict__["_model"])
+        return functools.partial(run_bound, self.bound_rows, self._handled())
 
     def model(self, *batch: Any) -> Any:
         args, kwargs = self.call_arguments(batch)
-        return call_sampling(self.__dict__["_model"], *args, **kwargs)
+        return call_sampling(self._handled(), *args, **kwargs)
+
+    def _handled(self) -> Callable[..., Any]:
+        model: Callable[..., Any] = self.__dict__["_model"]
+        return MissingValues()(model) if self.missing == "allow" else model
 
     def guide(self, *batch: Any) -> Any:
         args, kwargs = self.call_arguments(batch)
@@ -362,7 +353,8 @@ class FunctionProgram(Program):
         """Read data as the arguments of the model; see `read_arguments`."""
         if isinstance(data, Arguments):
             return data
-        return read_arguments(data, self._signature(), what=what, fitted=self.call.names if self.call else ())
+        fitted = self.call.names if self.call else ()
+        return read_arguments(data, self._signature(), what=what, fitted=fitted, missing=self.missing == "allow")
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         call = batch.call if isinstance(batch, Arguments) else self.call

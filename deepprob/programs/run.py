@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -48,6 +48,7 @@ class Run:
         guide: A guide to run instead of the program's own.
         query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
         call: How the batch makes the arguments; None for the call of the fit.
+        averages: The decaying averages of baselines by site, which an objective updates in place.
     """
 
     program: Program
@@ -60,6 +61,11 @@ class Run:
     guide: Callable[..., Any] | None = None
     query: str | None = None
     call: Call | None = None
+    averages: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.program.bound_rows.gradients:  # the program may mark its arguments, x.requires_grad_()
+            object.__setattr__(self, "batch", tuple(x.detach() if torch.is_tensor(x) else x for x in self.batch))
 
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""

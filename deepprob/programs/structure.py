@@ -31,6 +31,8 @@ class SiteInfo:
         unchecked: Whether its distribution was made with ``validate_args=False``.
         computed: Whether the model computes it from other sites.
         drawable: Whether its distribution can be sampled.
+        plates: Names of the vectorized plates around it that have a row for every value of theirs.
+        terms: Number of independent terms of its log-probability.
     """
 
     role: Role
@@ -41,6 +43,13 @@ class SiteInfo:
     unchecked: bool = False
     computed: bool = False
     drawable: bool = True
+    plates: tuple[str, ...] = ()
+    terms: int = 1
+
+    @property
+    def row_plate(self) -> str:
+        """The plate over its own rows; ``""`` if there is none or several."""
+        return self.plates[0] if len(self.plates) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,32 @@ class Structure:
         """Sites whose values may lie outside of their supports, because the user wrote ``validate_args=False``."""
         return tuple(name for name, site in self.sites.items() if site.unchecked)
 
+    def check_rows(self) -> None:
+        """Refuse a question by row where the observed sites do not share their rows.
+
+        Without a row plate, the independent terms of a single site are its rows, and sites of one term each are rows.
+
+        Raises:
+            ValueError: If it is not known which values of several observed sites belong to one row.
+        """
+        found = {n: s for n, s in self.sites.items() if s.role == "observed" or (s.local and self._is_factor(s))}
+        if len(found) < 2 or self.all_local(found) or self.summed or all(s.terms == 1 for s in found.values()):
+            return
+        names = ", ".join(found)
+        if common := _common([s.plates for s in found.values()]):
+            raise ValueError(
+                f"{names} are observed inside of the plates {', '.join(common)}, and any of them may hold the rows. "
+                "Name the one over the rows of the data: Program.of(..., data_plate=...)."
+            )
+        raise ValueError(
+            f"{names} are observed without a plate around all of them, so they share no rows. Put them into one "
+            f"plate and name it by data_plate=, or ask for one site: log_likelihood(..., site={next(iter(found))!r})."
+        )
+
+    @staticmethod
+    def _is_factor(site: SiteInfo) -> bool:
+        return site.role == "fixed" and not site.computed
+
     def all_local(self, names: Iterable[str]) -> bool:
         """Whether all of these sites are inside the row plate."""
         return all(self.sites[name].local for name in names)
@@ -139,6 +174,8 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             computed=role == "fixed" and not is_factor(site),
             drawable=_can_sample(unwrapped(site["fn"])),
             unchecked=unwrapped(site["fn"]).__dict__.get("_validate_args") is False,
+            plates=_full_plates(site),
+            terms=torch.Size(site["fn"].batch_shape).numel(),
         )
 
     sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}
@@ -232,9 +269,16 @@ def _plate_names(trace: Trace) -> tuple[str, ...]:
 
 def _row_plate(sites: list[Site]) -> str:
     inside = [s for s in sites if _frames(s)] if all(is_factor(s) for s in sites) else sites
-    plates = [{f.name for f in _frames(s) if f.size in (-1, _along(s, f))} for s in inside]
-    common = set.intersection(*plates) if plates else set()
-    return common.pop() if len(common) == 1 else ""
+    common = _common([_full_plates(s) for s in inside])
+    return common[0] if len(common) == 1 else ""
+
+
+def _full_plates(site: Site) -> tuple[str, ...]:
+    return tuple(f.name for f in _frames(site) if f.size in (-1, _along(site, f)))
+
+
+def _common(plates: list[tuple[str, ...]]) -> list[str]:
+    return [name for name in plates[0] if all(name in others for others in plates)] if plates else []
 
 
 def _frames(site: Site) -> list[Any]:

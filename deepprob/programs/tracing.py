@@ -40,8 +40,9 @@ from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
 def tensors_of(instance: ProgramInstance) -> list[Tensor]:
-    """All tensors of a program: parameters, buffers and the entries of its store, each once."""
-    everything = [*instance.program.parameters(), *instance.program.buffers(), *instance.store["params"].values()]
+    """All tensors of a program: parameters, buffers, the entries of its store and its averages, each once."""
+    program, store = instance.program, instance.store["params"]
+    everything = [*program.parameters(), *program.buffers(), *store.values(), *instance.averages.values()]
     return list({id(x): x for x in everything}.values())
 
 

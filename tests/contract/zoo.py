@@ -615,6 +615,82 @@ def straight_through() -> Program:
     return Program.of(model, guide)
 
 
+# -- baselines ------------------------------------------------------------------------------------------------------
+
+
+def with_baselines(
+    baseline: Callable[[Tensor, Any], dict[str, Any]],
+    network: Callable[[], Any] = lambda: None,
+    plate: str | None = None,
+) -> Callable[[], Program]:
+    """Coins in a plate, whose score-function gradient has a baseline."""
+
+    def make() -> Program:
+        net = network()
+
+        def guide(y: Tensor) -> None:
+            slope = pyro.param("slope", torch.tensor(0.5))
+            if net is not None:
+                pyro.module("net", net)
+            with pyro.plate("data", len(y)):
+                pyro.sample("coin", dist.Bernoulli(logits=slope * y), infer={"baseline": baseline(y, net)})
+
+        return Program.of(coins, guide, data_plate=plate)
+
+    return make
+
+
+def decaying_average(y: Tensor, _: Any) -> dict[str, Any]:
+    return {"use_decaying_avg_baseline": True, "baseline_beta": 0.8}
+
+
+def network_of_data(y: Tensor, net: Any) -> dict[str, Any]:
+    return {"nn_baseline": net, "nn_baseline_input": y}
+
+
+def average_and_network(y: Tensor, net: Any) -> dict[str, Any]:
+    return {**decaying_average(y, net), **network_of_data(y, net)}
+
+
+def learned_value(y: Tensor, _: Any) -> dict[str, Any]:
+    return {"baseline_value": pyro.param("level", torch.tensor(-1.0)).expand(y.shape)}
+
+
+class OneNumber(nn.Module):
+    """A network from one number to one number, row by row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        out: Tensor = self.layer(y.unsqueeze(-1)).squeeze(-1)
+        return out
+
+
+def chain_of_coins() -> Program:
+    """Three coins, of which only some matter to each site; two have baselines, a continuous latent has none."""
+
+    def model(y: Tensor) -> None:
+        first = pyro.sample("first", dist.Bernoulli(0.3))
+        second = pyro.sample("second", dist.Bernoulli(0.2 + 0.6 * first))
+        third = pyro.sample("third", dist.Bernoulli(0.4))
+        loc = pyro.sample("loc", dist.Normal(third, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(2.0 * second + loc, 1.0), obs=y)
+        pyro.sample("extra", dist.Normal(third, 1.0), obs=y[0])
+
+    def guide(y: Tensor) -> None:
+        logits = pyro.param("logits", torch.tensor([0.1, -0.2, 0.3]))
+        pyro.sample("first", dist.Bernoulli(logits=logits[0]), infer={"baseline": decaying_average(y, None)})
+        pyro.sample("second", dist.Bernoulli(logits=logits[1]))
+        infer = {"baseline": {"baseline_value": pyro.param("level", torch.tensor(-20.0))}}
+        pyro.sample("third", dist.Bernoulli(logits=logits[2]), infer=infer)
+        pyro.sample("loc", dist.Normal(pyro.param("centre", torch.tensor(0.5)), 0.3))
+
+    return Program.of(model, guide)
+
+
 # -- enumeration ----------------------------------------------------------------------------------------------------
 
 
@@ -925,6 +1001,11 @@ def summed(
     return Example(name, program, data, pyro=TraceEnum_ELBO, batch_size=batch_size)
 
 
+def with_graph(name: str, program: Callable[[], Program], batch_size: int | None = None) -> Example:
+    """A program with baselines, which only one of Pyro's objectives reads."""
+    return Example(name, program, numbers, SAMPLED, TraceGraph_ELBO, batch_size)
+
+
 ZOO: list[Example] = [
     Example("AutoNormal", guided(auto.AutoNormal), table),
     Example("AutoDiagonalNormal", guided(auto.AutoDiagonalNormal), table),
@@ -1029,6 +1110,12 @@ ZOO: list[Example] = [
     Example("score-of-rows", lambda: Program.of(coins, seen_coins, data_plate="data"), numbers, batch_size=8),
     Example("score-of-a-categorical", regimes, numbers),
     Example("score-of-a-poisson", hidden_counts, numbers),
+    with_graph("baseline-average", with_baselines(decaying_average)),
+    with_graph("baseline-network", with_baselines(network_of_data, OneNumber)),
+    with_graph("baseline-average-and-network", with_baselines(average_and_network, OneNumber)),
+    with_graph("baseline-value", with_baselines(learned_value)),
+    with_graph("baseline-of-rows", with_baselines(average_and_network, OneNumber, plate="data"), batch_size=8),
+    with_graph("baselines-of-a-chain", chain_of_coins),
     Example("straight-through", straight_through, numbers),
     Example("infer-discrete", monte_carlo_em, numbers),
     Example("batch-norm-and-dropout", norm_and_dropout, table),

@@ -221,6 +221,7 @@ probability_calibration = Diagnostic(
     one_label,
     _run_classes,
     tests=True,
+    by_site=True,
 )
 interval_coverage = Diagnostic(
     _COVERAGE,
@@ -228,4 +229,5 @@ interval_coverage = Diagnostic(
     lambda case: case.supervised and case.prediction.kind == "real",
     _run_real,
     tests=True,
+    by_site=True,
 )

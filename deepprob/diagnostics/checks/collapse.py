@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.programs.minibatch import num_rows
 
 ACTIVE_SHARE = 0.01
 NAME = "active latent dimensions"
@@ -159,7 +160,7 @@ def code_draws(case: Case) -> tuple[Array, Array | None]:
 
 
 def _applies(case: Case) -> bool:
-    if not case.per_row or not case.batch or len(case.sample_batch[0]) < 2:
+    if not case.per_row or num_rows(case.sample_batch) < 2:
         return False
     nodes = case.traces[0].nodes
     return any(

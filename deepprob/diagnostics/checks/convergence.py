@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case, Diagnostic, given
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import rhat
 from deepprob.posteriors.history import History
@@ -165,7 +165,12 @@ def _scale(case: Case) -> float:
     found = case.posterior.structure
     if not found.observed and not found.rows:
         return 0.01  # a guide fitted to a prior
-    rows = array(case.posterior.elbo(*case.sample_batch)).ravel()
+    batch = given(case.sample_batch)
+    try:
+        rows = array(case.posterior.elbo(*batch)).ravel()
+    except ValueError:  # the bound does not split into rows
+        sites = found.observed
+        rows = np.concatenate([array(case.posterior.log_likelihood(*batch, draws=1, site=n))[0] for n in sites])
     rows = rows[np.isfinite(rows)]
     spread = float(np.subtract(*np.percentile(rows, [75, 25]))) / 1.349 if len(rows) >= 8 else 0.0
     return SHARE_OF_SPREAD * spread if spread > 0 else 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case, Diagnostic, given
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import psis
 
@@ -132,17 +132,24 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
 
 
 def _applies_global(case: Case) -> bool:
-    if not case.knows_train or case.posterior.kind != "guide" or not case.has_latents("global"):
+    if case.posterior.kind != "guide" or not case.has_latents("global"):
         return False
-    local = case.has_latents("local")  # one weight covers all rows, so the codes of all rows count as dimensions
-    batch = case.program.accept(case.train) if local else ()
-    drawn = case.posterior.sample(*batch, draws=1, seed=case.seed)
-    return sum(value[0].numel() for value in drawn.values()) <= MAX_DIMENSIONS
+    if not case.knows_train:
+        raise ValueError("Global latents are conditioned on the training data, which were not given: pass train=.")
+    # One weight covers all rows, so the codes of all rows count as dimensions.
+    drawn = case.posterior.sample(*given(case.train), draws=1, seed=case.seed)
+    dimensions = sum(drawn[name][0].numel() for name in case.posterior.latent_sites)
+    if dimensions > MAX_DIMENSIONS:
+        raise ValueError(
+            f"The guide has {dimensions} dimensions. In more than {MAX_DIMENSIONS}, k-hat is high for every inexact "
+            "guide, even if its marginals are right."
+        )
+    return True
 
 
 def _run_global(case: Case, level: float) -> Check:
-    batch = case.program.accept(case.train)
-    return check_global_khat(case.posterior.log_weights(*batch, particles=GLOBAL_PARTICLES, seed=case.seed))
+    weights = case.posterior.log_weights(*given(case.train), particles=GLOBAL_PARTICLES, seed=case.seed)
+    return check_global_khat(weights)
 
 
 def _applies_local(case: Case) -> bool:

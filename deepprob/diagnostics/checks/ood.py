@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic
-from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.case import Case, Diagnostic, given
+from deepprob.diagnostics.check import Check, Verdict, array, number
 
 NAME = "out-of-distribution detection"
 
@@ -57,16 +57,14 @@ def check_detection(inside: ArrayLike, outside: ArrayLike, *, level: float = 0.0
     )
 
 
-def _uncertainty(case: Case) -> Array:
-    if case.supervised:
-        values = array(case.prediction.epistemic)
-        return np.asarray(values.reshape(len(values), -1).mean(1))
-    return -array(case.posterior.elbo(*case.batch, seed=case.seed)).ravel()
-
-
 def _run(case: Case, level: float) -> Check:
     other = Case(case.posterior, case.ood, draws=case.draws, particles=case.particles, seed=case.seed)
-    return check_detection(_uncertainty(case), _uncertainty(other), level=level)
+    if len(case.sites) == 1 and case.supervised:
+        predictions = (x.posterior.predict(*given(x.inputs), draws=x.draws, seed=x.seed) for x in (case, other))
+        inside, outside = (array(p.epistemic).reshape(len(p), -1).mean(1) for p in predictions)
+    else:
+        inside, outside = (-array(x.posterior.elbo(*given(x.batch), seed=x.seed)).ravel() for x in (case, other))
+    return check_detection(inside, outside, level=level)
 
 
 ood_detection = Diagnostic(

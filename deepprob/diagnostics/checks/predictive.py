@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic, num_optional
+from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array
 from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
 
@@ -151,16 +151,15 @@ def _check_rows(case: Case, level: float) -> Check:
     Local latents of replicates come from the prior, because a guide that has seen a row can copy it. Global
     latents come from the posterior.
     """
-    site = case.posterior.structure.observed[0]
-    seen = array(case.traces[1].nodes[site]["value"])  # as prepared by the program, for example binarized
-    if case.per_row:
-        drawn = case.posterior.sample_prior(len(seen), draws=case.particles, seed=case.seed)[site]
-    else:
-        drawn = case.posterior.predict(*case.sample_batch, draws=case.particles, seed=case.seed).draws
-    replicated = array(drawn).reshape(case.particles, *seen.shape)
+    sample = case.sample_case
+    replicated = case.prior_replicates
+    seen = np.broadcast_to(sample.target, replicated.shape[1:])
+    if sample.mask is not None:
+        known = np.broadcast_to(sample.mask, seen.shape)
+        seen, replicated = seen[known], replicated[:, known]
     binary = bool(np.isin(replicated, (0.0, 1.0)).all())
     observed, again = row_statistics(seen[None], binary), row_statistics(replicated, binary)
-    spread = float(seen.std())
+    spread = float(seen.std() or replicated.std())
     return check_replicates(observed, again, dict.fromkeys(observed, spread), level=level)
 
 
@@ -186,13 +185,17 @@ def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
 
 
 def _applies(case: Case) -> bool:
-    if case.supervised:
-        return case.prediction.kind != "classes" or case.target.size == len(case.target)
-    found = case.posterior.structure
-    if case.ragged or len(found.observed) != 1 or found.undrawable:
+    if not case.sites:
+        if case.posterior.structure.rows:
+            raise ValueError("The likelihood is a factor, so there are no values to replicate.")
         return False
-    # Replicated rows are drawn from the prior, so the model must run without data.
-    return not case.per_row or num_optional(case.program) >= len(case.batch)
+    if case.ragged:
+        raise ValueError("The rows are sequences of unequal length, which replicates do not have.")
+    if case.supervised and case.prediction.kind == "classes" and case.target.size != len(case.target):
+        raise ValueError(f"The values of {case.site} are not one label a row.")
+    return True
 
 
-posterior_predictive = Diagnostic(NAME, "Do replicated data resemble the data?", _applies, _run, tests=True)
+posterior_predictive = Diagnostic(
+    NAME, "Do replicated data resemble the data?", _applies, _run, tests=True, by_site=True
+)

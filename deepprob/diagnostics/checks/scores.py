@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -98,8 +99,10 @@ def _mean_se(values: Array) -> dict[str, float]:
 
 
 def _nll(case: Case) -> Array:
-    target = case.batch[-1].to(case.prediction.draws.dtype)  # a Bernoulli needs floats, not integers
-    return array(-array(case.prediction.log_prob(target)).reshape(len(target), -1).sum(1))
+    density = array(case.prediction.log_prob(torch.as_tensor(case.target)))
+    if density.shape[:1] != (len(case.target),):
+        raise ValueError(f"The rows of {case.site} have one distribution together, which does not split into rows.")
+    return array(-density.reshape(len(case.target), -1).sum(1))
 
 
 def _run(case: Case, level: float) -> Check:
@@ -128,4 +131,5 @@ predictive_skill = Diagnostic(
     lambda case: (case.supervised and case.prediction.kind == "real") or one_label(case),
     _run,
     tests=True,
+    by_site=True,
 )

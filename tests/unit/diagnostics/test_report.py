@@ -212,7 +212,7 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     notes = Split({"notes": (torch.rand(12, 6, 5) < 0.4).float(), "lengths": torch.arange(1, 13).clamp(max=6)})
     sequences = svi(DeepMarkovModel(5, latent_dim=2), notes, epochs=2, seed=0, progress=False)
     report = check(sequences, notes, draws=30, particles=30)
-    assert "posterior predictive check" not in [c.name for c in report.checks]
+    assert report["posterior predictive check"].verdict == "unchecked"
     assert picture_names(report)[0] == "training"
 
     def schools(y: torch.Tensor | None = None) -> None:

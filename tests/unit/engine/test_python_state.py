@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import types
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepprob.engine.python_state import changed, python_state
+from deepprob.engine.python_state import changed, is_library, python_state
 
 GLOBAL_CALLS = 0
 
@@ -131,3 +133,26 @@ def test_tensors_data_and_libraries_are_ignored(program: Callable[[], None]) -> 
     before = python_state(program)
     program()
     assert changed(before, python_state(program)) == ""
+
+
+def test_libraries_are_known_by_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, user = tmp_path / "layer", tmp_path / "work"
+    (layer / "package-1.0.dist-info").mkdir(parents=True)
+    user.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(layer), str(user)])
+    assert is_library(str(layer / "package" / "module.py"))
+    assert is_library(str(torch.__file__))
+    assert not is_library(str(user / "model.py"))
+    assert not is_library(__file__)
+
+
+def test_a_library_of_another_layer_has_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package-1.0.dist-info").mkdir()
+    file = tmp_path / "layered_library.py"
+    file.write_text("calls = 0\n\ndef count():\n    global calls\n    calls += 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import layered_library  # type: ignore[import-not-found]
+
+    before = python_state(layered_library.count)
+    layered_library.count()
+    assert changed(before, python_state(layered_library.count)) == ""

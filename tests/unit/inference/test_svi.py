@@ -298,22 +298,6 @@ def test_skipped_step_restores_batch_norm_statistics() -> None:
     assert float(statistics["program.norm.num_batches_tracked"]) == 6
 
 
-def test_parameters_created_late_are_an_error() -> None:
-    calls = []
-
-    def model(y: Tensor) -> None:
-        calls.append(1)
-        w = pyro.sample("w", dist.Normal(0.0, 1.0))
-        shift = pyro.param("late", torch.tensor(0.0)) if len(calls) > 5 else 0.0
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(w + shift, 1.0), obs=y)
-
-    with pytest.raises(
-        ValueError, match=r"parameter 'late' was first registered after the fit had begun, so it was not trained"
-    ):
-        fitted(Y, model, epochs=3)
-
-
 # -- held-out data ------------------------------------------------------------------------------------------------
 
 

@@ -137,6 +137,8 @@ def test_program_without_observations_is_fitted_to_its_prior() -> None:
     assert dp.check(posterior, None).verdict == "pass"
     with pytest.raises(ValueError, match="nothing is observed"):
         posterior.log_likelihood()
+    with pytest.raises(ValueError, match=r"the program observes no site\. There is nothing to predict: ask for sample"):
+        posterior.predict()
 
 
 class Unsampled(dist.TorchDistribution):

@@ -171,6 +171,24 @@ def test_held_out_data_may_have_another_form() -> None:
     assert len(posterior.history.epochs["held_out_elbo"]) == 3
 
 
+def test_arguments_that_are_left_out_are_predicted_or_named() -> None:
+    def free(y: Tensor | None = None) -> None:
+        b = pyro.sample("b", dist.Normal(0.0, 3.0))
+        with pyro.plate("rows", 12):
+            pyro.sample("y", dist.Normal(b, 0.5), obs=y)
+
+    def bound(*, y: Tensor) -> None:
+        free(y)
+
+    posterior = fitted(free, Y)
+    assert posterior.predict(draws=3).draws.shape == (3, 12)
+    assert posterior.sample_prior(5)["y"].shape == (1, 5)
+    with pytest.raises(ValueError, match="nothing is observed"):
+        posterior.log_likelihood()
+    with pytest.raises(ValueError, match=r"the program needs rows of y; got none"):
+        fitted(bound, {"y": Y}).log_likelihood()
+
+
 def test_a_tuple_keeps_its_order_in_a_check() -> None:
     def model(y: Tensor, x: Tensor) -> None:
         b = pyro.sample("b", dist.Normal(0.0, 3.0))

@@ -236,3 +236,79 @@ def test_loop_over_some_rows_has_the_sites_of_all_rows_in_queries() -> None:
     posterior = fitted(model, Y)
     assert set(posterior.structure.observed) == {f"y_{i}" for i in range(20)}
     assert posterior.predict(Y, draws=3, site="y_7").mean.shape == ()
+
+
+def two_plates(y: Tensor, x: Tensor) -> None:
+    mu = mean()
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    with pyro.plate("others", len(x)):
+        pyro.sample("x", dist.Normal(mu, 2.0), obs=x)
+
+
+def a_total(y: Tensor, total: Tensor) -> None:
+    mu = mean()
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    pyro.sample("total", dist.Normal(20 * mu, 4.5), obs=total)
+
+
+def two_crossed(y: Tensor, x: Tensor) -> None:
+    mu = mean()
+    with pyro.plate("columns", 20, dim=-1), pyro.plate("members", 5, dim=-2):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("plate", [None, "rows"])
+@pytest.mark.parametrize(("model", "other"), [(two_plates, Y[:7]), (a_total, Y.sum())])
+def test_sites_without_common_rows_are_asked_one_by_one(
+    model: Callable[..., None], other: Tensor, plate: str | None
+) -> None:
+    posterior = fitted(model, (Y, other), data_plate=plate, held_out=(Y, other))
+    for query in (posterior.log_likelihood, posterior.elbo):
+        with pytest.raises(ValueError, match=r"observed without a plate around all of them.*data_plate=.*site='y'"):
+            query(Y, other)
+    name = posterior.structure.observed[1]
+    assert posterior.log_likelihood(Y, other, draws=3, site="y").shape == (3, 20)
+    assert posterior.log_likelihood(Y, other, draws=3, site=name).shape == (3, other.numel())
+    assert posterior.log_evidence(Y, other, particles=3).shape == ()
+    assert posterior.predict(Y, other, draws=3, site=name).draws.shape == (3, *other.shape)
+    assert posterior.to_arviz(Y, other, draws=5).log_likelihood["y"].shape == (1, 5, 20)
+    assert dp.check(posterior, (Y, other), draws=20, particles=20)[f"posterior predictive check of {name}"]
+    with pytest.raises(ValueError, match=rf"the program observes no site 'mu'\. Choose from: y, {name}\."):
+        posterior.log_likelihood(Y, other, site="mu")
+
+
+def test_one_of_several_common_plates_is_to_be_named() -> None:
+    data = (COLUMNS, COLUMNS)
+    with pytest.raises(ValueError, match=r"y, x are observed inside of the plates .*, and any .*data_plate="):
+        fitted(two_crossed, data).log_likelihood(*data)
+    assert fitted(two_crossed, data, data_plate="members").log_likelihood(*data, draws=3).shape == (3, 5)
+
+
+def test_rows_share_what_is_observed_outside_of_their_plate() -> None:
+    def codes(y: Tensor, total: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        pyro.sample("total", dist.Normal(z.sum(-1), 4.5), obs=total)
+
+    data = (Y, Y.sum())
+    posterior = fitted(codes, data, data_plate="rows", held_out=data)
+    assert posterior.log_evidence(*data, particles=3).shape == ()
+    assert len(posterior.history.epochs["held_out_elbo"]) == 5
+
+
+def test_sites_that_a_sum_couples_are_asked_together() -> None:
+    def mixture(y: Tensor, x: Tensor) -> None:
+        mu = mean()
+        with pyro.plate("rows", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(mu * k, 1.0), obs=y)
+            pyro.sample("x", dist.Normal(mu * k, 1.0), obs=x)
+
+    posterior = svi(Program.of(mixture, AutoNormal(pyro.poutine.block(mixture, hide=["k"]))), (Y, Y), epochs=3)
+    assert posterior.log_likelihood(Y, Y, draws=3).shape == (3, 20)
+    with pytest.raises(ValueError, match=r"k is summed out, which couples the observed sites.*leave out site="):
+        posterior.log_likelihood(Y, Y, site="y")

@@ -1,0 +1,91 @@
+"""Parameters and networks that an instance takes on after a run has registered them: in the first run, or later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.store import StoreState, constraint_from_json, constraint_to_json
+
+
+class Instance(Protocol):
+    """The part of a `ProgramInstance` that this file uses; see there."""
+
+    program: Program
+    store: StoreState
+    device: torch.device
+    unseen: set[int]
+    registered: frozenset[str]
+    late: list[str]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The trained tensors by name."""
+
+
+def adopt(instance: Instance) -> list[str]:
+    """Take on the parameters that a run registered after the first, inside the running program.
+
+    Args:
+        instance: The instance.
+
+    Returns:
+        The names, in Pyro's store, of those that were not trained; empty if there are none.
+    """
+    store = pyro.get_param_store()
+    if len(store) == len(instance.registered):
+        return []
+    state, trained = store.get_state(), {id(p) for p in instance.parameters().values()}
+    late = [name for name in state["params"] if name not in instance.registered]
+    found = [name for name in late if id(state["params"][name]) not in trained]
+    own_parameters(instance, state, late)
+    store.set_state(state)
+    instance.store.update(state)
+    instance.late += found
+    return found
+
+
+def own_parameters(instance: Instance, store: StoreState, names: Sequence[str]) -> None:
+    """Copy parameters of a store: ``pyro.param("loc", tensor)`` would train the caller's tensor in place."""
+    if isinstance(instance.program, FunctionProgram):
+        instance.program.gather()
+    own = {id(p) for p in instance.program.parameters()}
+    for name in names:
+        value = store["params"][name]
+        instance.unseen.discard(id(value))
+        if id(value) not in own:
+            store["params"][name] = value.detach().to(instance.device, copy=True).requires_grad_()
+            if not isinstance(value, nn.Parameter):
+                value.requires_grad_(False)  # undo Pyro's change to the caller's tensor
+    instance.registered = frozenset(store["params"])
+
+
+def late_to_json(instance: Instance) -> dict[str, Any]:
+    """The parameters that a later run registered: constraint, and path in the program or empty, by name.
+
+    Raises:
+        ValueError: If the constraint of one has no name.
+    """
+    paths = {id(p): path for path, p in instance.program.named_parameters()}
+    params, kinds = instance.store["params"], instance.store["constraints"]
+    return {n: [constraint_to_json(n, kinds[n]), paths.get(id(params[n]), "")] for n in instance.late}
+
+
+def expect(instance: Instance, late: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Make the parameters that a later run of a fit registered, so that their values can be loaded.
+
+    Args:
+        instance: The instance, after its first run.
+        late: The parameters, as `late_to_json` wrote them.
+        tensors: The saved state.
+    """
+    own, store = dict(instance.program.named_parameters()), instance.store
+    for name, (constraint, path) in late.items():
+        store["params"][name] = own[path] if path else tensors[f"store.{name}"].to(instance.device)
+        store["constraints"][name] = constraint_from_json(constraint)
+    own_parameters(instance, store, list(late))
+    instance.late += late

@@ -1,0 +1,48 @@
+"""Missing values (NaN) in the data of sites that mask them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from deepprob.engine.deferred_errors import defer_error
+from deepprob.programs.sites import is_data
+
+
+class MissingValues(Messenger):
+    """A handler that replaces missing values of observed sites, where the site masks them.
+
+    A masked entry does not count, whatever its value is, but the gradient of its log-probability at NaN is NaN. The
+    site therefore observes another row's value there.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> y = torch.tensor([1.0, torch.nan])
+        >>> with MissingValues(), pyro.poutine.mask(mask=~y.isnan()):
+        ...     pyro.sample("y", dist.Normal(torch.zeros(2), 1.0), obs=y)
+        tensor([1., 1.])
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn, value = msg["fn"], msg["value"]
+        if not (isinstance(value, Tensor) and value.is_floating_point() and is_data(msg)):
+            return
+        absent = value.isnan()
+        event = tuple(value.shape[value.dim() - fn.event_dim :])
+        incomplete = absent.reshape(*absent.shape[: absent.dim() - fn.event_dim], -1).any(-1)
+        counted = incomplete
+        for mask in (msg["mask"], getattr(fn, "_mask", None)):
+            if mask is not None:
+                counted = counted & torch.as_tensor(mask, device=value.device)
+        if defer_error(counted.any()):
+            name = msg["name"]
+            raise ValueError(
+                f"site {name!r} observes {int(counted.sum())} missing value(s) (NaN) that it does not mask. "
+                "Sample it in pyro.poutine.mask(mask=...), with False where a value is missing."
+            )
+        complete = (~incomplete).reshape(-1).int().argmax()  # a number outside of the support has no finite gradient
+        other = value.reshape(-1, *event).index_select(0, complete.reshape(1)).nan_to_num()[0]
+        msg["value"] = torch.where(absent, other, value)
