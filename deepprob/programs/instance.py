@@ -22,7 +22,7 @@ from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.late import adopt, own_parameters
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, draws_rows
 from deepprob.programs.parameters import (
     check_ownership,
     constrained_value,
@@ -32,7 +32,7 @@ from deepprob.programs.parameters import (
 )
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
-from deepprob.programs.sites import draws_rows, is_deterministic, is_local, sample_sites
+from deepprob.programs.sites import is_deterministic, is_local, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import Structure, structure
 from deepprob.programs.support import check_observations

@@ -22,12 +22,6 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Site]]:
             yield name, site
 
 
-def draws_rows(trace: Trace, plate: str) -> bool:
-    """Whether a plate of a trace, other than the named one, drew some of its rows."""
-    plates = [(n, s) for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"]
-    return any(len(s["value"]) < s["fn"].size for n, s in plates if n != plate)
-
-
 def observed_sites(model_trace: Trace) -> dict[str, Site]:
     """The sites that were given data."""
     return {n: s for n, s in sample_sites(model_trace) if is_data(s)}

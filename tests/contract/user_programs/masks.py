@@ -175,3 +175,43 @@ def switched_off_prior(sizes: Sizes) -> UserProgram:
                 pyro.sample("ignored", dist.Normal(loc, 0.1), obs=-y)
 
     return UserProgram(model, "normal", (y,), rows=sizes.rows, observed=("y", "ignored"))
+
+
+@kind("masks and missing values")
+def gaps_that_the_model_masks(sizes: Sizes) -> UserProgram:
+    """A table with NaN for what was not measured, which the model finds and masks by itself."""
+    table = torch.where(holes(sizes.rows, sizes.groups), noise(sizes.rows, sizes.groups), torch.nan)
+
+    def model(table: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(sizes.groups), 1.0).to_event(1))
+        with pyro.plate("rows", len(table)):
+            level = pyro.sample("level", dist.Normal(0.0, 1.0))
+            mean = loc.unsqueeze(-2) + level.unsqueeze(-1)
+            known = ~table.isnan()
+            pyro.sample("y", dist.Normal(mean, 0.5).mask(known).to_event(1), obs=table.nan_to_num())
+
+    return UserProgram(model, "normal", (table,), rows=sizes.rows, missing="allow")
+
+
+@kind("masks and missing values")
+def outcomes_that_are_not_known_yet(sizes: Sizes) -> UserProgram:
+    """NaN among the outcomes, under ``poutine.mask``; the posterior is that of the known rows."""
+    x, known = noise(sizes.rows), holes(sizes.rows)
+    y = torch.where(known, 1.0 - x + 0.5 * noise(sizes.rows, seed=1), torch.nan)
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 3.0))
+        seen = True if y is None else ~y.isnan()
+        with pyro.plate("rows", len(x)), poutine.mask(mask=seen):
+            pyro.sample("y", dist.Normal(1.0 + slope * x, 0.5), obs=None if y is None else y.nan_to_num())
+
+    def answer(posterior: Posterior) -> None:
+        a, b = x[known], y[known] - 1.0
+        precision = float(1 / 9 + (a**2).sum() / 0.25)
+        slope = posterior.sample(x, y, draws=2000)["slope"]
+        assert float(slope.mean()) == pytest.approx(float((a * b).sum()) / 0.25 / precision, abs=0.02)
+        assert float(slope.std()) == pytest.approx(precision**-0.5, rel=0.15)
+        predicted = posterior.predict(x, draws=2000)
+        assert bool(torch.isfinite(predicted.mean).all())
+
+    return UserProgram(model, "normal", (x, y), rows=sizes.rows, missing="allow", answer=answer)
