@@ -99,7 +99,8 @@ def pyros_loss_and_gradients(instance: ProgramInstance, elbo: Any, batch: Batch,
 
 
 def _gradients(loss: Tensor, instance: ProgramInstance) -> dict[str, Tensor]:
-    parameters = instance.parameters()
+    # Pyro keeps the averages of its baselines beside the parameters.
+    parameters = {n: p for n, p in instance.parameters().items() if "__baseline_avg" not in n}
     found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, found, strict=True))
 
