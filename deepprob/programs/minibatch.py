@@ -150,5 +150,7 @@ def num_rows(batch: Sequence[Any]) -> int:
 
 def draws_rows(trace: Trace, plate: str) -> bool:
     """Whether a plate of a trace, other than the named one, drew some of its rows."""
-    plates = [(n, s) for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"]
+    plates: list[tuple[str, Any]] = [
+        (n, s) for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"
+    ]
     return any(len(s["value"]) < s["fn"].size for n, s in plates if n != plate)
