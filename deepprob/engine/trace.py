@@ -25,6 +25,7 @@ from deepprob.engine.deferred_errors import defer_error
 from deepprob.engine.python_state import is_library
 from deepprob.engine.subject import Subject, Untraceable, unchanged_in_python
 
+_PAD = torch._C._VariableFunctions._pad_packed_sequence
 _OUR_FOLDER = Path(__file__).parents[1]
 
 
@@ -98,7 +99,8 @@ def trace_graph(
 class SkipValueChecks(TorchFunctionMode):
     """Skips value checks inside torch functions while tracing; a failed check is recorded and makes the result nan.
 
-    An index that is a computed whole number, ``table[k]``, is not read by Python. The mode also refuses
+    An index that is a computed whole number, ``table[k]``, is not read by Python, and the lengths of packed sequences,
+    which torch writes past all modes, are computed. The mode also refuses
     ``.tolist()``, ``.numpy()`` and ``np.asarray`` of computed tensors: the numbers would become constants of the graph.
     `make_fx` itself refuses only ``.item()``. Values that only inputs which never change decide may be read.
 
@@ -124,6 +126,10 @@ class SkipValueChecks(TorchFunctionMode):
             return x.copy_(torch.where(flag, value, x))
         if func is Tensor.__getitem__ and any(_is_computed_number(i) for i in _parts(args[1])):
             return _select(*args)
+        if func is _PAD:
+            (padded, _), steps = func(*args, **(kwargs or {})), args[1]
+            row = torch.arange(padded.shape[0 if args[2] else 1], device=steps.device)
+            return padded, (row < steps.unsqueeze(1)).sum(0)
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__) and _depends_on_inputs(args[0]):
             raise RuntimeError("Python reads the values of a tensor, as by .item()")
         result = func(*args, **(kwargs or {}))

@@ -30,6 +30,26 @@ def captured_modules(fn: Any) -> list[nn.Module]:
     return list(found.values())
 
 
+class CapturedModules(nn.ModuleList):
+    """The modules that some callables reach. Those in evaluation mode stay in it, as Pyro leaves them.
+
+    Args:
+        fns: The callables.
+        resting: The modules that stay in evaluation mode; None for those that are in it now.
+    """
+
+    def __init__(self, fns: Any, resting: tuple[nn.Module, ...] | None = None) -> None:
+        super().__init__(captured_modules(fns))
+        self.resting = tuple(m for m in self.modules() if not m.training) if resting is None else resting
+
+    def train(self, mode: bool = True) -> CapturedModules:
+        """Set the mode of all modules but the resting ones."""
+        super().train(mode)
+        for module in self.resting:
+            module.training = False
+        return self
+
+
 def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     """The words by which the code of some callables reaches the module that holds a parameter.
 

@@ -22,7 +22,7 @@ from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.late import adopt, own_parameters
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, draws_rows
 from deepprob.programs.parameters import (
     check_ownership,
     constrained_value,
@@ -179,6 +179,9 @@ class ProgramInstance:
             run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=query)
             with torch.no_grad():
                 traces = self._run_or_explain(run)
+                if any(draws_rows(trace, self.program.data_name) for trace in traces):
+                    with RandomStream(0, self.device).drawing():  # a query has all rows, and so all sites
+                        traces = self._run_or_explain(replace(run, query=self.program.data_name))
             if check:
                 self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)

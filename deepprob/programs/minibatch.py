@@ -12,6 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 Batch = tuple[Any, ...]
@@ -145,3 +146,11 @@ def sampling_method(method: Callable[..., Any]) -> Callable[..., Any]:
 def num_rows(batch: Sequence[Any]) -> int:
     """Number of rows of a batch: the length of its first tensor, or 1 where there is none."""
     return next((len(x) for x in batch if isinstance(x, Tensor) and x.dim()), 1)
+
+
+def draws_rows(trace: Trace, plate: str) -> bool:
+    """Whether a plate of a trace, other than the named one, drew some of its rows."""
+    plates: list[tuple[str, Any]] = [
+        (n, s) for n, s in trace.nodes.items() if type(s.get("fn")).__name__ == "_Subsample"
+    ]
+    return any(len(s["value"]) < s["fn"].size for n, s in plates if n != plate)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
-from deepprob.programs.copying import captured_modules, copy_with_modules
+from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
@@ -199,8 +199,8 @@ class Program(PyroModule):
         return inspect.signature(self.model)
 
     def _arguments(self) -> list[inspect.Parameter]:
-        parameters = self._signature().parameters.values()
-        return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return [p for p in self._signature().parameters.values() if p.kind in kinds]
 
     def accept(self, data: Any, *, what: str = "data") -> Batch:
         """Select the tensors for the model's arguments, in their order, and check them.
@@ -275,8 +275,7 @@ class Program(PyroModule):
 
         Args:
             model: A Pyro model: a function, a method, a module.
-            guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None to name the guide in
-                the routine.
+            guide: A callable, an ``AutoGuide`` or its class, a name such as ``"normal"``, or None: see the routine.
             data_plate: Name of the plate over rows.
             missing: ``"refuse"`` for data without missing values (NaN); ``"allow"`` for a model that masks them. An
                 observed site whose mask does not cover a missing value is an error.
@@ -315,11 +314,10 @@ class FunctionProgram(Program):
         self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
-    def _hold(self, model: Any, guide: Any) -> None:
+    def _hold(self, model: Any, guide: Any, resting: tuple[nn.Module, ...] | None = None) -> None:
         # Bypass PyroModule.__setattr__, which would prefix the user's site names.
         self.__dict__["_model"], self.__dict__["_guide"] = model, guide
-        self.parts = nn.ModuleList()
-        self.gather()
+        self.parts = CapturedModules((model, guide), resting)
 
     def gather(self) -> None:
         """Take on the networks that a run of the functions made."""
@@ -327,15 +325,16 @@ class FunctionProgram(Program):
         self.parts.extend([module for module in found if all(module is not part for part in self.parts)])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
-        parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows
-        model, guide, bound_rows = copy_with_modules(parts, memo)
+        parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows, self.parts.resting
+        model, guide, bound_rows, resting = copy_with_modules(parts, memo)
         twin = FunctionProgram(model, guide, self.data_name or None, self.missing)
+        twin.parts.resting = resting
         twin.__dict__.update(_bound_rows=bound_rows, call=self.call, found_plate=self.found_plate)
         memo[id(self)] = twin
         return twin
 
     def attach(self, guide: Callable[..., Any]) -> None:
-        self._hold(self.__dict__["_model"], guide)
+        self._hold(self.__dict__["_model"], guide, None if self.training else self.parts.resting)
 
     def bound_model(self) -> Callable[..., Any]:
         return functools.partial(run_bound, self.bound_rows, self._handled())

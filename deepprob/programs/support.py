@@ -69,7 +69,14 @@ def _check_shape(name: str, site: Site) -> None:
     plates = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
     theirs = [dim for dim, frame in plates.items() if frame.name != DRAWS]
     if _is_event(fn, tuple(value.shape[split:])) and all(
-        _agree(_at(own, d), _at(given, d), plates.get(d), strict=bool(theirs), told=-d <= len(given))
+        _agree(
+            _at(own, d),
+            _at(given, d),
+            plates.get(d),
+            strict=bool(theirs),
+            inner=d > min(theirs, default=0),
+            told=-d <= len(given),
+        )
         for d in range(-max(len(own), len(given)), 0)
     ):
         return
@@ -91,18 +98,19 @@ def _at(shape: tuple[int, ...], dim: int) -> int:
     return shape[dim] if -dim <= len(shape) else 1
 
 
-def _agree(own: int, given: int, plate: Any, *, strict: bool, told: bool) -> bool:
+def _agree(own: int, given: int, plate: Any, *, strict: bool, inner: bool, told: bool) -> bool:
     """Whether a distribution and its data have the same size in one batch dimension.
 
     Args:
         own: The distribution's size.
         given: The data's.
         plate: The plate of this dimension, if any.
-        strict: Whether the site is in a plate, so that it has no dimensions besides those of its plates.
+        strict: Whether the site is in a plate, so that it has no dimensions to the left of its plates.
+        inner: Whether the dimension is to the right of a plate, where a site may have dimensions of its own.
         told: Whether the data have this dimension themselves.
     """
     if plate is None:
-        return max(own, given) == 1 or (not strict and own in (1, given))
+        return max(own, given) == 1 or (inner and own == given) or (not strict and own in (1, given))
     if own == given or (plate.size == -1 and own == 1):
         return True
     return given == 1 and (plate.name == DRAWS or not told)  # draws share the data; a plate may share one value

@@ -189,6 +189,8 @@ def _applies(case: Case) -> bool:
         if case.posterior.structure.rows:
             raise ValueError("The likelihood is a factor, so there are no values to replicate.")
         return False
+    if case.sample_case.mask is not None and not case.sample_case.mask.any():
+        raise ValueError(f"All values of {case.site} are masked.")
     if case.ragged:
         raise ValueError("The rows are sequences of unequal length, which replicates do not have.")
     if case.supervised and case.prediction.kind == "classes" and case.target.size != len(case.target):

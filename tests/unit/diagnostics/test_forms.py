@@ -197,6 +197,8 @@ def test_masked_values_are_left_out() -> None:
     seen = torch.arange(30) > 9
     found = checks(model, (seen, torch.where(seen, Y, 100.0)))
     assert found["posterior predictive check"].verdict == "pass"
+    hidden = checks(model, (torch.zeros(30) > 0, Y))["posterior predictive check"]
+    assert (hidden.verdict, hidden.reading) == ("unchecked", "All values of y are masked.")
 
 
 def test_a_check_that_cannot_look_says_so() -> None:

@@ -168,6 +168,7 @@ def test_data_in_a_closure_give_the_number_of_rows(name: str | None) -> None:
     posterior = fitted(closure, None, data_plate=name)
     assert posterior.instance.num_data == 20
     assert posterior.predict(draws=3).mean.shape == (20,)
+    assert posterior.to_arviz(draws=3).log_likelihood["y"].shape == (1, 3, 20)
     assert fitted(closure, None, data_plate=name, objective=IWAE(3)).log_likelihood(draws=2).shape == (2, 20)
 
 
@@ -224,6 +225,17 @@ def test_row_plate_is_the_only_one_around_all_data() -> None:
     assert found(without_size, Y) == ("rows", 20)
     assert found(second_dimension, COLUMNS) == ("columns", 20)
     assert found(nested, COLUMNS) == found(sequential, Y) == found(two, Y, Y) == ("", 0)
+
+
+def test_loop_over_some_rows_has_the_sites_of_all_rows_in_queries() -> None:
+    def model(y: Tensor) -> None:
+        mu = mean()
+        for i in pyro.plate("rows", len(y), subsample_size=5):
+            pyro.sample(f"y_{int(i)}", dist.Normal(mu, 1.0), obs=y[int(i)])
+
+    posterior = fitted(model, Y)
+    assert set(posterior.structure.observed) == {f"y_{i}" for i in range(20)}
+    assert posterior.predict(Y, draws=3, site="y_7").mean.shape == ()
 
 
 def two_plates(y: Tensor, x: Tensor) -> None:

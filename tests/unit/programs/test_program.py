@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -490,3 +491,25 @@ def test_from_data_must_be_implemented() -> None:
 def test_refuses_a_data_plate_that_is_not_a_name() -> None:
     with pytest.raises(TypeError, match=r"data_plate must be the name of a plate; got 3\. Write data_plate='data'"):
         Program.of(lambda y: None, data_plate=3)  # type: ignore[arg-type]
+
+
+def test_networks_in_evaluation_mode_stay_in_it() -> None:
+    pretrained, head = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5)).eval(), nn.Linear(2, 1)
+
+    def model(x: Tensor) -> None:
+        pyro.module("pretrained", pretrained)
+        pyro.module("head", head)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(head(pretrained(x)).squeeze(-1), 1.0), obs=torch.zeros(len(x)))
+
+    def modes(program: Program) -> list[bool]:
+        return [m.training for m in program.parts.modules() if isinstance(m, nn.Dropout | nn.Linear)]
+
+    program = Program.of(model, lambda x: None)
+    assert modes(copy.deepcopy(program).train()) == [True, False]
+    assert modes(program.eval()) == [False, False]
+    assert modes(copy.deepcopy(program).train()) == [True, False]
+    assert modes(program.train()) == [True, False]
+    x = 5 + torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
+    posterior = svi(program, x, epochs=3, progress=False)
+    assert float(posterior.program.parts[1][0].num_batches_tracked) == 0

@@ -16,9 +16,9 @@ from deepprob.programs.program import Program
 from deepprob.programs.support import check_observations
 
 
-def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None) -> None:
+def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None, dim: int = -1) -> None:
     def model() -> None:
-        with pyro.plate("data", len(value)), poutine.mask(mask=True if mask is None else mask):
+        with pyro.plate("data", len(value), dim=dim), poutine.mask(mask=True if mask is None else mask):
             pyro.sample("y", fn, obs=value)
 
     with pyro.validation_enabled(False):
@@ -97,6 +97,7 @@ def test_shapes(fn: dist.Distribution, shape: tuple[int, ...], message: str) -> 
 def test_accepts_matching_shapes() -> None:
     observe(dist.Normal(torch.zeros(4, 3), 1.0).to_event(1), torch.zeros(4, 3))
     observe(dist.Normal(0.0, 1.0), torch.zeros(4))
+    observe(dist.Normal(torch.zeros(3), 1.0), torch.zeros(4, 3), dim=-2)  # a batch dimension to the right of the plate
 
     def without_a_plate() -> None:
         pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(5))
@@ -130,6 +131,11 @@ def sample_without_a_plate(fn: dist.Distribution, value: Tensor) -> None:
 def test_refuses_data_that_only_broadcast_without_a_plate(fn: dist.Distribution, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"site 'y' must have shape \(\d,\), as the model's Normal distribution has"):
         sample_without_a_plate(fn, torch.zeros(shape))
+
+
+def test_refuses_data_that_only_broadcast_to_the_right_of_a_plate() -> None:
+    with pytest.raises(ValueError, match=r"every row of y must have shape \(1,\), as .* Normal .*got \(3,\)"):
+        observe(dist.Normal(0.0, 1.0), torch.zeros(4, 3), dim=-2)
 
 
 def test_refuses_a_column_that_is_repeated_along_a_plate() -> None:

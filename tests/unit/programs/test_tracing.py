@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
@@ -491,6 +492,19 @@ def test_traces_a_module_registered_by_pyro_module() -> None:
             pyro.sample("x", dist.Normal(net(x), 1.0).to_event(1), obs=x)
 
     program, batch, rows = gradient_program(Program.of(model, lambda x: None, data_plate="data"))
+    assert_equal(program, traced(program, batch, rows), (X,))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_lengths_of_packed_sequences_are_traced(batch_first: bool) -> None:
+    lengths = torch.tensor([2, 4, 1])
+    packed = pack_padded_sequence(X[:12].reshape(3, 4, 3), lengths, batch_first=True, enforce_sorted=False)
+
+    def mean(program: Any, x: Tensor, w: Tensor) -> Tensor:
+        padded, found = pad_packed_sequence(packed, batch_first=batch_first)
+        return (w * padded).sum() + found.sum() + found[1]
+
+    program, batch, rows = gradient_program(Small(mean))
     assert_equal(program, traced(program, batch, rows), (X,))
 
 
