@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
@@ -105,7 +105,7 @@ class ProgramInstance:
         self.device = torch.device(device)
         self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
         self.program.to(self.device)
-        for network in _to_draw(self.program, weights):
+        for network in {"keep": (), "auto": self.program.built, "fresh": (self.program,)}[weights]:
             init_weights(network)
         if isinstance(batch, Arguments):
             self.program.__dict__["call"] = batch.call.to(self.device)
@@ -395,7 +395,3 @@ class ProgramInstance:
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of the state."""
         return {name: value.clone() for name, value in self.tensors().items()}
-
-
-def _to_draw(program: Program, weights: str) -> Sequence[nn.Module]:  # the parts whose weights are drawn anew
-    return {"keep": (), "auto": program.built, "fresh": (program,)}[weights]

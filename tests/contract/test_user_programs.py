@@ -394,3 +394,10 @@ def test_posterior_is_the_closed_form(name: str) -> None:
     case = make(name, LARGE)
     assert case.answer is not None
     case.answer(fit(case, case.steps))
+
+
+def test_programs_are_many_and_nearly_all_are_fitted() -> None:
+    count = {kind: sum(k == kind for k, _ in PROGRAMS.values()) for kind in KINDS}
+    assert len(count) == 20
+    assert min(count.values()) >= 5
+    assert sum(bool(make(name, DIFFERENT).refused) for name in PROGRAMS) <= 3
