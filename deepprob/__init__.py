@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         init_weights,
         pretrained,
     )
-    from deepprob.posteriors import Posterior, Prediction, draws_posterior
+    from deepprob.posteriors import Posterior, Prediction, draws_posterior, sample_prior
     from deepprob.programs import Program
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ __all__ = [
     "load_data",
     "plot",
     "pretrained",
+    "sample_prior",
 ]
 
 _HOMES = {
@@ -84,7 +85,7 @@ _HOMES = {
     "deepprob.networks": (
         *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Likelihood", "Recurrent", "init_weights", "pretrained"),
     ),
-    "deepprob.posteriors": ("Posterior", "Prediction", "draws_posterior"),
+    "deepprob.posteriors": ("Posterior", "Prediction", "draws_posterior", "sample_prior"),
     "deepprob.programs": ("Program",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -33,7 +33,7 @@ from deepprob.programs.arguments import Arguments
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.programs.parameters import warn_of_late
+from deepprob.programs.parameters import buffer_named, warn_of_late
 from deepprob.programs.program import Program
 
 _DEFAULT_BATCH_SIZE = 128
@@ -305,7 +305,7 @@ def _callback_list(callbacks: Any) -> list[Callback]:
 def _annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
     """The buffer that each `Anneal` callback moves."""
     names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
-    buffers = [instance.number(name) for name in names]
+    buffers = [buffer_named(instance.program, name) for name in names]
     if len({id(x) for x in buffers}) < len(buffers):
         raise ValueError(f"several callbacks anneal the same buffer ({', '.join(names)}). Keep one of them.")
     return buffers

@@ -265,6 +265,10 @@ class BayesianNeuralNetwork(Program):
             self._make_random()
             self.draw_weights()
 
+    def restore(self) -> None:
+        if not self.shapes:
+            self._make_random()
+
     def validate(self, *batch: Any) -> Batch:
         """Check rows and targets, and convert them to the types that the network and the likelihood need.
 

@@ -205,7 +205,7 @@ class Case:
     @property
     def prediction(self) -> Prediction:
         """The posterior predictive distribution of every row."""
-        return self.posterior._predicted(self._predicted, self.sites[0], self.draws)
+        return self.posterior._fitted.prediction(self._predicted, self.sites[0], self.draws)
 
     @property
     def replicates(self) -> Array:
@@ -225,12 +225,13 @@ class Case:
         return twin
 
     def _draw_rows(self) -> Any:
-        batch, options = self.sample_batch, {"draws": self.particles, "seed": self.seed}
+        batch, fitted = self.sample_batch, self.posterior._fitted
         if not self.per_row:
-            return self.posterior.trace(*given(batch), predict=True, **options)[1]
+            return self.posterior.trace(*given(batch), predict=True, draws=self.particles, seed=self.seed)[1]
         free = num_optional(self.program) >= len(batch)
         rows = num_rows(batch) if batch else self.rows
-        return self.posterior._prior_trace(rows, () if free else given(batch), **options)
+        with fitted.querying(self.seed):
+            return fitted.run_prior(() if free else fitted.accept(given(batch)), rows, self.particles)
 
     def _drawn(self, trace: Any, draws: int) -> Array:
         layout = self._layout(draws)

@@ -84,8 +84,9 @@ def run_with(
     """
 
     def run_one(weights: dict[str, Tensor]) -> Tensor:
+        rows = tuple(x.clone() for x in inputs) if getattr(net, "writes_inputs", False) else inputs
         with same_state(net):
-            return checked_rows(functional_call(net, weights, inputs), net, inputs[0])
+            return checked_rows(functional_call(net, weights, rows), net, inputs[0])
 
     leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
     if not leading:

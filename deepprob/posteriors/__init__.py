@@ -6,5 +6,6 @@ from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.prediction import Prediction
+from deepprob.posteriors.prior import sample_prior
 
-__all__ = ["History", "Posterior", "Prediction", "draws_posterior"]
+__all__ = ["History", "Posterior", "Prediction", "draws_posterior", "sample_prior"]

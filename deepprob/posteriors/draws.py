@@ -19,26 +19,24 @@ from typing import Any, cast
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from deepprob.distributions.per_draw import PerDraw, put_together, take_apart, unwrapped
+from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
-from deepprob.engine.trace import same_values
+from deepprob.posteriors.recipes import Recipe, Result, detached, number_of, taken_apart
 from deepprob.posteriors.stored_draws import replay
 from deepprob.programs.elimination import Term
 from deepprob.programs.instance import ProgramInstance
-from deepprob.programs.run import DRAWS, Run
+from deepprob.programs.run import Run
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.tracing import QueryGraph, trace_query
 
-Result = list[Trace] | list[Term]
 Stored = Mapping[str, Tensor]
 
 _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError, AssertionError)
@@ -83,12 +81,13 @@ class DrawRunner:
             stored: Latent values to use in the place of the guide's draws, by site, each ``(K, *site)``.
         """
         ways, trial = self.instance.ways, job.trial or job
-        key = f"{trial.name}{_constants_key(run) or ''}"
+        plain, sites = _constants_key(replace(run, given={}, do={})), [*run.given, *run.do]
+        key = f"{trial.name}{' replayed' if stored else ''}{sites or ''}{plain or ''}"
         if key not in ways:
             ways[key] = "stacked" if self._stacks(trial, run, stored) else "traced"
         if ways[key] == "stacked":
             found = job.call(self._stacked(run, stored))
-            return _detached(found) if run.program.bound_rows.gradients else found
+            return detached(found) if run.program.bound_rows.gradients else found
         if ways[key] == "traced":
             try:
                 return self._traced(job, run, stored)
@@ -137,7 +136,7 @@ class DrawRunner:
         tensors = [x for x in run.batch if isinstance(x, Tensor)]
         kept = {} if stored is None else dict(stored)
         query, recipe = self._graph(job, run, tensors, kept)
-        noise = query.noise.draw_stacked(_count(run), self.instance.device)
+        noise = query.noise.draw_stacked(number_of(run), self.instance.device)
         own = [x.detach() for x in query.tensors]
 
         def one(values: list[Tensor], normal: Tensor, uniform: Tensor) -> list[Tensor]:
@@ -151,7 +150,15 @@ class DrawRunner:
         """The graph of one draw, and the recipe of its results."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
         constants = _constants_key(run)
-        key = job.name, shapes, tuple(x is None for x in run.batch), len(run.rows), run.num_data, constants
+        key = (
+            job.name,
+            tuple(stored),
+            shapes,
+            tuple(x is None for x in run.batch),
+            len(run.rows),
+            run.num_data,
+            constants,
+        )
         graphs = self.instance.graphs
         if key not in graphs or constants is None:
             recipes: list[Recipe] = []
@@ -199,9 +206,9 @@ class DrawRunner:
     def _one_by_one(self, job: Job, run: Run, stored: Stored | None) -> Result:
         with RandomStream(0, self.instance.device).drawing(), LiftedNoise() as first:
             recipe, _ = taken_apart(job.call(self._single(run, _draw(stored, 0))))
-        normal, uniform = first.size.draw_stacked(_count(run), self.instance.device)
+        normal, uniform = first.size.draw_stacked(number_of(run), self.instance.device)
         parts: list[list[Tensor]] = []
-        for k in range(_count(run)):
+        for k in range(number_of(run)):
             with LiftedNoise(normal[k], uniform[k]):
                 _, found = taken_apart(job.call(self._single(run, _draw(stored, k))))
             if parts and [x.shape for x in found] != [x.shape for x in parts[0]]:
@@ -211,85 +218,6 @@ class DrawRunner:
                 )
             parts.append(found)
         return recipe.stack([torch.stack(x) for x in zip(*parts, strict=True)], run)
-
-
-# Results of single draws, put together -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How tensors of many draws make one result with the draws first.
-
-    Attributes:
-        items: For each trace the static parts of its sites, or for each term its part and frames.
-    """
-
-    items: list[Any]
-
-    def stack(self, tensors: Sequence[Tensor], run: Run) -> Result:
-        """The result of all draws, from tensors ``(K, *shape)``."""
-        rest, draws = iter(tensors), _count(run)
-        found: list[Any] = []
-        for item in self.items:
-            if isinstance(item, Term):
-                found.append(replace(item, value=_with_rank(next(rest), run.plates + 1)))
-                continue
-            trace = Trace()
-            for site, template, count, of_scale, of_mask in item:
-                fn = PerDraw(template, [next(rest) for _ in range(count)], draws=draws, plates=run.plates)
-                value = next(rest)
-                if not site["is_observed"] or is_deterministic(site) or not _is_shared(value):
-                    value = _with_rank(value, 1 + run.plates + len(fn.event_shape))
-                else:
-                    value = value[0]  # data
-                frames = (*site["cond_indep_stack"], CondIndepStackFrame(DRAWS, -run.plates - 1, draws, 0))
-                node = site | {"fn": fn, "value": value, "cond_indep_stack": frames}
-                for name, is_tensor in (("scale", of_scale), ("mask", of_mask)):
-                    if is_tensor:
-                        node[name] = _with_rank(next(rest), 1 + run.plates)
-                trace.add_node(site["name"], **node)
-            found.append(trace)
-        return found
-
-
-def taken_apart(result: Result) -> tuple[Recipe, list[Tensor]]:
-    """Split a result of one draw into a recipe and its tensors."""
-    items: list[Any] = []
-    tensors: list[Tensor] = []
-    for part in result:
-        if isinstance(part, Term):
-            items.append(replace(part, value=torch.empty(0)))
-            tensors.append(part.value)
-            continue
-        sites = []
-        for _, site in sample_sites(part):
-            template, own = take_apart(site["fn"])
-            extra = [name for name in ("scale", "mask") if isinstance(site[name], Tensor)]
-            static = {k: v for k, v in site.items() if k not in ("fn", "value", "args", "kwargs", *extra)}
-            static |= {"args": (), "kwargs": {}}
-            tensors += [*own, torch.as_tensor(site["value"]), *(site[name] for name in extra)]
-            sites.append((static, template, len(own), "scale" in extra, "mask" in extra))
-        items.append(sites)
-    return Recipe(items), tensors
-
-
-def _detached(result: Result) -> Result:
-    """The traces of a program that takes gradients itself, without gradients; terms have none."""
-    for trace in result:
-        for _, site in sample_sites(trace) if not isinstance(trace, Term) else ():
-            template, tensors = take_apart(site["fn"])
-            site["fn"], site["value"] = put_together(template, [x.detach() for x in tensors]), site["value"].detach()
-    return result
-
-
-def _is_shared(value: Tensor) -> bool:
-    """Whether a value is the same for all draws."""
-    return value.stride(0) == 0 or same_values(value, value[:1].expand(value.shape))
-
-
-def _with_rank(value: Tensor, rank: int) -> Tensor:
-    """Insert dimensions of size 1 after the first one."""
-    return value.reshape(value.shape[:1] + (1,) * (rank - value.dim()) + value.shape[1:])
 
 
 # The trial -----------------------------------------------------------------------------------------------------------
@@ -379,19 +307,15 @@ def _draw(stored: Stored | None, k: int) -> Stored | None:
 
 
 def _constants_key(run: Run) -> str | None:
-    """The values that a call passes whole, which are constants of its graph; None if they have no short text."""
+    """The values that are constants of a run's graph; None if they have no short text."""
     parts = []
-    for x in [] if run.call is None else run.call.constants:
+    for x in run.constants:
         if isinstance(x, Tensor) and x.numel() <= _MOST_NUMBERS:
             x = (str(x.dtype), tuple(x.shape), x.flatten().tolist())
         elif not isinstance(x, bool | int | float | str | None):
             return None
         parts.append(f" {x!r}")
     return "".join(parts)
-
-
-def _count(run: Run) -> int:
-    return run.draws or 1
 
 
 def _unlike_all_sizes(batch: Sequence[Any], instance: ProgramInstance) -> int:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
-from deepprob.posteriors.stored_draws import choose
+from deepprob.posteriors.prediction import Prediction
+from deepprob.posteriors.stored_draws import choose, replay
 from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
@@ -24,8 +26,9 @@ from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
 from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.prototypes import has_new_guide
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
-from deepprob.programs.sites import sample_sites
+from deepprob.programs.sites import is_factor, sample_sites
 from deepprob.programs.structure import Structure
 from deepprob.programs.support import check_data
 
@@ -91,8 +94,12 @@ class FittedProgram:
                 f"the program needs rows of {', '.join(names)}; got none. "
                 "Give them as in the fit; only observed arguments may be left out."
             )
-        if not data:
-            return ()
+        batch = self._conforming(data) if data else ()
+        self._meet(batch)
+        return batch
+
+    def _conforming(self, data: tuple[Any, ...]) -> Batch:
+        """The program's arguments, with the types and shapes of the fit."""
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
         free, device = self.program.variable_length, self.instance.device
         if isinstance(batch, Arguments):
@@ -103,8 +110,33 @@ class FittedProgram:
         known = [spec.conform(x, free) for spec, x in zip(self.instance.inputs, batch, strict=False)]
         return tuple(x.to(device) for x in (*known, *batch[len(known) :]))
 
+    def _meet(self, batch: Batch) -> None:
+        """Let a loaded program run once for itself, on data."""
+        if not self.instance.unmet:
+            return
+        if self.chains is None and self.keeps_rows and self._size(batch) != self.instance.num_data:
+            return  # the query itself says whether it can do with other rows
+        if len(batch) < len(self.instance.inputs) and has_new_guide(self.program):
+            self.check_complete()
+        guide = None if self.chains is None else self.replayed()
+        with torch.no_grad(), RandomStream(0, self.instance.device).drawing():
+            self.instance.complete(replace(self.prepared(batch, 1), draws=None, guide=guide))
+
+    def check_complete(self) -> None:
+        """Refuse a query without data to a loaded program that needs them.
+
+        Raises:
+            ValueError: If the program waits for its first rows.
+        """
+        if self.instance.waiting:
+            raise ValueError(
+                "the program makes some of its parameters when it first meets data, so a loaded posterior needs them. "
+                "Give the data of the fit once, posterior.sample(*data); later queries can do without."
+            )
+
     def example(self) -> Batch:
         """Rows for a guide that does not read them; a guide that does would return nan."""
+        self.check_complete()
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
         rows = self.instance.num_data if whole else 1
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
@@ -126,23 +158,41 @@ class FittedProgram:
 
     def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
-        if predict and (names := self.structure.undrawable):
+        run = self.prepared(batch, draws, predict=predict)
+        if predict:
+            return self.predicted(run)
+        guide_trace, model_trace = self._under_draws(_SUMMED if self.structure.summed else _TRACES, run)
+        return guide_trace, model_trace
+
+    def predicted(self, run: Run, values: Mapping[str, Tensor] | None = None) -> tuple[Trace, Trace]:
+        """Guide and model, with the observed sites drawn.
+
+        Args:
+            run: The run.
+            values: Latent values to use in the place of draws, by site, each ``(K, *site)``.
+        """
+        if names := self.structure.undrawable:
             raise ValueError(
                 f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one, or ask for "
                 "sample, log_likelihood and log_evidence only."
             )
-        job = _PREDICTED if predict else _SUMMED if self.structure.summed else _TRACES
-        guide_trace, model_trace = self._under_draws(job, self._prepared(batch, draws, predict=predict))
+        guide_trace, model_trace = self._under_draws(_PREDICTED, run, values)
         return guide_trace, model_trace
+
+    def replayed(self, draw: int = 0) -> Callable[..., None]:
+        """A guide that returns one of the stored draws."""
+        values = {name: value[draw] for name, value in choose(self.chains or {}, draw + 1).items()}
+        return replay(values, self.structure)
 
     def run_guide(self, batch: Batch, draws: int) -> Trace:
         """Run the guide alone."""
         trace: Trace
-        (trace,) = self._under_draws(_GUIDE, self._prepared(batch, draws))
+        (trace,) = self._under_draws(_GUIDE, self.prepared(batch, draws))
         return trace
 
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
         """Run the model alone and draw its observed sites."""
+        self.check_complete()
         size = num_rows(batch) if batch else rows
         call = batch.call if isinstance(batch, Arguments) else None
         run = self._run(self.program.pad(batch), size, draws, call=call)
@@ -158,25 +208,62 @@ class FittedProgram:
             draws: How many draws of the guide's other sites.
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
         """
-        run = self._prepared(batch, draws)
+        run = self.prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             _, look = self._under_draws(_TRACES, replace(run, draws=1))
         check_data(look, self.structure)
         found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
         return found
 
-    def _under_draws(self, job: Job, run: Run) -> Any:
-        stored = None if self.chains is None else choose(self.chains, run.draws or 1)
+    def prior_draws(self, batch: Batch, rows: int, draws: int) -> dict[str, Tensor]:
+        """Draws of all sites of the model, ``(K, *site)``, computed ones included and factors left out."""
+        trace, layout = self.run_prior(batch, rows, draws), self.layout(draws)
+        return {name: layout.draws_first(site) for name, site in sample_sites(trace) if not is_factor(site)}
+
+    def prediction(self, model_trace: Trace, site: str | None, draws: int) -> Prediction:
+        """The prediction of one site.
+
+        Args:
+            model_trace: A trace with the observed sites drawn.
+            site: The observed or computed site; None for the only observed one.
+            draws: The number of draws.
+
+        Raises:
+            ValueError: If the site is unknown or ambiguous.
+        """
+        observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
+        if site is None:
+            if len(observed) != 1:
+                known = bool(observed or self.structure.computed)
+                hint = "Choose one with site='...'" if known else "There is nothing to predict: ask for sample"
+                raise ValueError(f"the program observes {', '.join(observed) or 'no site'}. {hint}.")
+            site = observed[0]
+        elif site not in (*observed, *self.structure.computed):
+            raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
+        node, layout = model_trace.nodes[site], self.layout(draws)
+        value = layout.draws_first(node)
+        if site in self.structure.computed:
+            return Prediction(Delta(value), value, site)
+        return Prediction(node["fn"], value, site, unused=layout.unused(node))
+
+    def _under_draws(self, job: Job, run: Run, values: Mapping[str, Tensor] | None = None) -> Any:
+        stored = values
+        if values is None and self.chains is not None:
+            stored = choose(self.chains, run.draws or 1)
         return self._draws(job, run, stored)
 
-    def _prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
+    def prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
+        """The run of a query."""
         call = batch.call if isinstance(batch, Arguments) else None
-        fitted = self.instance.num_data
-        size = num_rows(batch) if batch else fitted  # without arguments, the program holds its data
+        fitted, size = self.instance.num_data, self._size(batch)
         batch = self.program.pad(self.program.prepare(*batch))
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.structure.row_plate, fitted, size))
         return self._run(batch, size, draws, predict=predict, call=call)
+
+    def _size(self, batch: Batch) -> int:
+        """Number of rows; without arguments, the program holds its data."""
+        return num_rows(batch) if batch else self.instance.num_data
 
     def _run(self, batch: Batch, size: int, draws: int, *, predict: bool = False, call: Call | None = None) -> Run:
         rows, plate = torch.arange(size, device=self.instance.device), self.instance.query_plate

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.errors import whole
 from deepprob.posteriors.arviz_export import latents_to_arviz, to_arviz
+from deepprob.posteriors.conditioning import predicted_trace
 from deepprob.posteriors.densities import joint_weights, local_elbo, log_likelihood, row_weights
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.saving import Content, read_posterior, write_posterior
+from deepprob.posteriors.table import table
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
-from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.structure import Structure
 
 
@@ -95,6 +95,8 @@ class Posterior(Content):
             >>> {name: round(value.item(), 2) for name, value in posterior.parameters().items()}
             {'scale': 3.0}
         """
+        if self.instance.waiting.keys() - self.instance.tensors().keys():
+            self._fitted.check_complete()
         return self.instance.constrained()
 
     # -- queries -------------------------------------------------------------------------------------------------
@@ -142,22 +144,54 @@ class Posterior(Content):
             raise ValueError("the guide depends on the data, and none were given. Call posterior.sample(*data).")
         return found
 
-    def predict(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
-        """The posterior predictive distribution of the given rows.
+    def predict(
+        self,
+        *data: Any,
+        draws: int = 100,
+        seed: int = 0,
+        site: str | None = None,
+        given: Mapping[str, Any] | None = None,
+        do: Mapping[str, Any] | None = None,
+    ) -> Prediction:
+        r"""The posterior predictive distribution of the given rows.
+
+        .. math:: p(y \mid v) = \sum_k \bar w_k \, p(y \mid \theta_k, v), \quad \bar w_k \propto p(v \mid \theta_k);
+            \qquad p(y \mid do(v)) = \frac1K \sum_k p(y \mid \theta_k, v)
 
         Args:
             data: The program's arguments; observed ones may be left out.
             draws: Number of draws from the posterior, K.
             seed: Random seed of the draws.
             site: The observed site to predict, if there are several; or one that the model computes from others.
+            given: Known values by site, of the shape that `sample` gives without draws: the draws are resampled by the
+                density of these values, the model's for observed sites and the guide's for latent ones.
+            do: Values by site that the model uses in the place of the sites' own. Nothing is learned from them: the
+                guide's sites keep their draws, as under ``pyro.poutine.do``.
 
         Raises:
-            ValueError: If the rows do not match those of the fit, or the site is unknown or ambiguous.
+            ValueError: If the rows do not match those of the fit, the site is unknown or ambiguous, or a value does not
+                fit its site.
+
+        Examples:
+            A new reading tells about the temperature, and so about the other one; a display set by hand does not:
+
+            >>> import pyro, pyro.distributions as dist
+            >>> from deepprob.inference import svi
+            >>> def model(a=None, b=None):
+            ...     temperature = pyro.sample("temperature", dist.Normal(20.0, 3.0))
+            ...     pyro.sample("a", dist.Normal(temperature, 1.0), obs=a)
+            ...     pyro.sample("b", dist.Normal(temperature, 1.0), obs=b)
+            >>> posterior = svi(Program.of(model, "normal"), (torch.tensor(21.0), torch.tensor(21.0)), steps=2000)
+            >>> def mean(**how):
+            ...     return round(float(posterior.predict(site="b", draws=4000, **how).mean))
+            >>> mean(), mean(given={"a": 23.5}), mean(do={"a": 23.5})
+            (21, 22, 21)
         """
         draws = whole("draws", draws)
         batch = self._fitted.accept(data)
         with self._fitted.querying(seed):
-            return self._predicted(self._fitted.run(batch, draws, predict=True)[1], site, draws)
+            trace = predicted_trace(self._fitted, batch, draws, site, given or {}, do or {})
+            return self._fitted.prediction(trace, site, draws)
 
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
@@ -171,26 +205,11 @@ class Posterior(Content):
             seed: Random seed of the draws.
             site: The observed site to predict, if there are several.
         """
-        return self._predicted(self._prior_trace(rows, data, draws, seed), site, draws)
-
-    def _predicted(self, model_trace: Trace, site: str | None, draws: int) -> Prediction:
-        node, layout = self._observed_node(model_trace, site), self._fitted.layout(draws)
-        if node["name"] in self.structure.computed:
-            value = layout.draws_first(node)
-            return Prediction(Delta(value), value, node["name"])
-        return Prediction(node["fn"], layout.draws_first(node), node["name"], unused=layout.unused(node))
-
-    def _observed_node(self, model_trace: Trace, site: str | None) -> Site:
-        observed = [n for n, _ in sample_sites(model_trace) if n in self.structure.observed]
-        if site is None:
-            if len(observed) != 1:
-                known = bool(observed or self.structure.computed)
-                hint = "Choose one with site='...'" if known else "There is nothing to predict: ask for sample"
-                raise ValueError(f"the program observes {', '.join(observed) or 'no site'}. {hint}.")
-            site = observed[0]
-        elif site not in (*observed, *self.structure.computed):
-            raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
-        return model_trace.nodes[site]
+        draws = whole("draws", draws)
+        batch = self._fitted.accept(data) if data else ()
+        with self._fitted.querying(seed):
+            trace = self._fitted.run_prior(batch, rows, draws)
+        return self._fitted.prediction(trace, site, draws)
 
     def sample_prior(self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0) -> dict[str, Tensor]:
         """Ancestral samples of every site from the model alone, with the fitted parameters.
@@ -204,14 +223,11 @@ class Posterior(Content):
         Returns:
             Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global sites.
         """
-        trace, layout = self._prior_trace(rows, data, draws, seed), self._fitted.layout(draws)
-        return {n: layout.draws_first(s) for n, s in sample_sites(trace) if not is_deterministic(s)}
-
-    def _prior_trace(self, rows: int, data: tuple[Any, ...], draws: int, seed: int) -> Trace:
         draws = whole("draws", draws)
         batch = self._fitted.accept(data) if data else ()
         with self._fitted.querying(seed):
-            return self._fitted.run_prior(batch, rows, draws)
+            found = self._fitted.prior_draws(batch, rows, draws)
+        return {name: value for name, value in found.items() if name not in self.structure.computed}
 
     def log_likelihood(self, *data: Any, draws: int = 100, seed: int = 0, site: str | None = None) -> Tensor:
         """Log-likelihood of every row under every draw, in nats; sites marked for enumeration are summed out.
@@ -350,24 +366,8 @@ class Posterior(Content):
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
         """A table of the global sites: mean, sd and central 90 % interval of every entry (large sites: the norm)."""
-        lines = [f"{'site':28s} {'mean':>10s} {'sd':>10s} {'5 %':>10s} {'95 %':>10s}"]
         known = self.structure.global_ or self._fitted.keeps_rows
-        found = self.sample(draws=draws, seed=seed) if known else {}
-        for name, value in found.items():
-            flat = value.reshape(len(value), -1).double()
-            columns = [(f"{name}[{i}]" if flat.shape[1] > 1 else name, flat[:, i]) for i in range(flat.shape[1])]
-            if flat.shape[1] > 20:
-                columns = [(f"|{name}| {tuple(value.shape[1:])}", flat.norm(dim=1))]
-            for title, column in columns:
-                low, high = torch.quantile(column, column.new_tensor([0.05, 0.95])).tolist()
-                sd = column.std(unbiased=False)
-                lines.append(f"{title:28s} {column.mean():10.4g} {sd:10.4g} {low:10.4g} {high:10.4g}")
-        lines += [
-            f"{name:28s} local, one value per row: call sample(*data)"
-            for name in self.structure.local
-            if name not in found
-        ]
-        return "\n".join(lines)
+        return table(self.sample(draws=draws, seed=seed) if known else {}, self.structure.local)
 
     def __repr__(self) -> str:
         kinds = self.latent_sites | dict.fromkeys(self.structure.summed, "summed out")

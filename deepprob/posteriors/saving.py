@@ -19,7 +19,6 @@ from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
-from deepprob.programs.late import expect, late_to_json
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.registry import program_named
 from deepprob.storage import read, versions, write
@@ -63,7 +62,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
     """Write a posterior to a folder, atomically."""
     instance, chains = content.instance, content.chains
     program = instance.program
-    tensors = {f"state.{n}": t for n, t in instance.tensors().items()}
+    tensors = {f"state.{n}": t for n, t in {**instance.waiting, **instance.tensors()}.items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
     # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
@@ -76,7 +75,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "num_data": instance.num_data,
         "inputs": specs_to_json(instance.inputs),
         "call": call_to_json(program.call),
-        "late": late_to_json(instance),
+        "setup": instance.setup(),
         "history": content.history.facts(),
         "config": content.config,
         "seed": content.seed,
@@ -103,30 +102,15 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
     if program is None:
         with stream.drawing():
             program = _rebuild(path, manifest)
-    specs = specs_from_json(manifest["inputs"])
-    num_data = manifest["num_data"]
     groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
     chains = groups["chains"] if manifest["posterior_kind"] == "draws" else None
-    rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
-    examples, call = tuple(spec.example(rows) for spec in specs), manifest.get("call")
     try:
         with stream.drawing():
-            instance = ProgramInstance(
-                program if chains is None else with_prior_guide(program, chains),
-                examples if call is None else Arguments(examples, call_from_json(call)),
-                num_data,
-                guide=manifest["guide"],
-                device=device,
-                full_batch=isinstance(program, FunctionProgram) or not specs,
-                check=False,
-            )
-        instance.inputs = specs
-        expect(instance, manifest.get("late", {}), groups["state"])
-        instance.load(groups["state"])
-    except (ValueError, RuntimeError) as error:
+            instance = _instance(program, manifest, groups["state"], chains, device)
+    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
     return Content(
         instance,
@@ -137,6 +121,34 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
         exact=manifest["exact"],
         versions=manifest["made_with"],
     )
+
+
+def _instance(
+    program: Program,
+    manifest: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    chains: Mapping[str, Tensor] | None,
+    device: str | torch.device,
+) -> ProgramInstance:
+    """The program with its saved state. Only a folder of an earlier version, without a set-up, needs a run for that."""
+    specs, num_data = specs_from_json(manifest["inputs"]), manifest["num_data"]
+    call, setup = manifest.get("call"), manifest.get("setup")
+    rows = num_data if isinstance(program, FunctionProgram) else min(num_data, 4)
+    examples = tuple(spec.example(rows) for spec in specs) if setup is None else ()
+    instance = ProgramInstance(
+        program if chains is None else with_prior_guide(program, chains),
+        examples if call is None else Arguments(examples, call_from_json(call)),
+        num_data,
+        guide=manifest["guide"],
+        device=device,
+        full_batch=isinstance(program, FunctionProgram) or not specs,
+        check=False,
+        saved=None if setup is None else (setup, state),
+    )
+    instance.inputs = specs
+    if setup is None:
+        instance.load(state)
+    return instance
 
 
 def _rebuild(path: str | Path, manifest: Mapping[str, Any]) -> Program:

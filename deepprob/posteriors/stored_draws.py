@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from deepprob.programs.layout import placed
 from deepprob.programs.structure import Structure
 
 
@@ -42,18 +43,11 @@ def replay(values: Mapping[str, Tensor], found: Structure, draws: int | None = N
         found: The program's structure.
         draws: The number of draws, or None.
     """
-    lead = () if draws is None else (draws,)
 
     def guide(*batch: Any) -> None:
         for name, value in values.items():
             site = found.sites[name]
-            batch_dims = value.dim() - len(lead) - site.event_dim
-            # A site's values have no dimension for plates that it is outside of.
-            dims = site.plate_dims if len(site.plate_dims) == batch_dims else range(-batch_dims, 0)
-            batch_shape = [1] * (found.plates if lead else max([0, *(-dim for dim in dims)]))
-            for dim, size in zip(dims, value.shape[len(lead) :], strict=False):
-                batch_shape[dim] = size
-            shape = (*lead, *batch_shape, *value.shape[len(lead) + batch_dims :])
-            pyro.sample(name, dist.Delta(value.reshape(shape), event_dim=site.event_dim))
+            value = placed(value, site.event_dim, site.plate_dims, found.plates, draws)
+            pyro.sample(name, dist.Delta(value, event_dim=site.event_dim))
 
     return guide

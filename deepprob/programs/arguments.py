@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -80,8 +81,8 @@ class Call:
 
 
 def call_to_json(call: Call | None) -> dict[str, Any] | None:
-    """A call as JSON; None if it passes whole what JSON cannot hold."""
-    if call is None or not all(isinstance(x, bool | int | float | str | None) for x in call.constants):
+    """A call as JSON: of tensors that are passed whole only the type and shape, of other objects nothing."""
+    if call is None:
         return None
     return {"args": _to_json(call.args), "kwargs": _to_json(call.kwargs), "names": list(call.names)}
 
@@ -95,10 +96,12 @@ def _to_json(value: Any) -> dict[str, Any]:
     if isinstance(value, _Row):
         return {"row": value.index}
     if isinstance(value, Mapping):
-        return {"dict": [[key, _to_json(x)] for key, x in value.items()]}
-    if isinstance(value, list | tuple):
+        return {"dict": [[key if isinstance(key, int) else str(key), _to_json(x)] for key, x in value.items()]}
+    if isinstance(value, list | tuple) and not isinstance(value, PackedSequence):
         return {"list" if isinstance(value, list) else "tuple": [_to_json(x) for x in value]}
-    return {"value": value}
+    if isinstance(value, Tensor):
+        return {"tensor": [str(value.dtype).removeprefix("torch."), list(value.shape)]}
+    return {"value": value if isinstance(value, bool | int | float | str) else None}
 
 
 def _from_json(saved: Mapping[str, Any]) -> Any:
@@ -109,6 +112,9 @@ def _from_json(saved: Mapping[str, Any]) -> Any:
         return {key: _from_json(x) for key, x in value}
     if kind in ("list", "tuple"):
         return (list if kind == "list" else tuple)(_from_json(x) for x in value)
+    if kind == "tensor":
+        dtype: torch.dtype = getattr(torch, value[0])
+        return torch.full(value[1], math.nan if dtype.is_floating_point else 0, dtype=dtype)
     return value
 
 

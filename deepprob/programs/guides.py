@@ -63,7 +63,9 @@ class _Names:
         return self.sites.get(plain, plain) + name[len(plain) :]
 
 
-class _NamesApart(AutoGuide):
+class NamesApart(AutoGuide):
+    """An AutoGuide whose parameters have names of their own, so that those of no two sites clash."""
+
     def __init__(self, model: Callable[..., Any], **options: Any) -> None:
         self.names = _Names(dir(type(self)))
         super().__init__(_Rename(self.names.keep)(model), **options)  # type: ignore[no-untyped-call]
@@ -89,14 +91,14 @@ def _start(site: Site) -> Tensor:
     return torch.as_tensor(init_to_feasible(site))
 
 
-class AutoNormal(_NamesApart, autoguide.AutoNormal):
+class AutoNormal(NamesApart, autoguide.AutoNormal):
     """Pyro's AutoNormal for sites of any names; real sites start at their prior means."""
 
     def __init__(self, model: Callable[..., Any], *, init_loc_fn: Callable[[Site], Tensor] = _start) -> None:
         super().__init__(model, init_loc_fn=init_loc_fn)
 
 
-class AutoDelta(_NamesApart, autoguide.AutoDelta):
+class AutoDelta(NamesApart, autoguide.AutoDelta):
     """Pyro's AutoDelta for sites of any names."""
 
 
@@ -219,13 +221,22 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
         frames[program.data_name] = frame._replace(size=None)
 
 
-def with_prior_guide(program: Program, sites: Iterable[str]) -> Program:
-    """A copy of the program whose guide draws some sites from the prior, which suffices for a dry run."""
+def with_prior_guide(program: Program, sites: Iterable[str] | None = None) -> Program:
+    """A copy of the program whose guide draws from the prior, which suffices for a dry run.
+
+    Args:
+        program: The program.
+        sites: The sites to draw; None for all latent ones that are not summed out.
+    """
     twin: Program = copy_with_modules(program)
-    twin.attach(functools.partial(_draw_prior, list(sites), twin.bound_model()))
+    twin.attach(functools.partial(_draw_prior, None if sites is None else list(sites), twin.bound_model()))
     return twin
 
 
-def _draw_prior(sites: list[str], model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    with poutine.block(expose=sites):
+def _draw_prior(sites: list[str] | None, model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    with poutine.block(hide_fn=_is_hidden) if sites is None else poutine.block(expose=sites):
         model(*args, **kwargs)
+
+
+def _is_hidden(site: Site) -> bool:
+    return bool(site["type"] == "sample" and (site["is_observed"] or is_summed_out(site)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -32,9 +32,10 @@ from deepprob.programs.parameters import (
 )
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
+from deepprob.programs.setup import apply_setup, facts, forms, setup_to_json, structure_from_json
 from deepprob.programs.sites import is_deterministic, is_local, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
-from deepprob.programs.structure import Structure, structure
+from deepprob.programs.structure import SameLatents, Structure, structure
 from deepprob.programs.support import check_observations
 
 _PROBE_ROWS = 4
@@ -54,6 +55,7 @@ class ProgramInstance:
             program built, ``"fresh"`` for all; never where marked by `deepprob.networks.initialisation.pretrained`.
         check: Whether to require observed data within the supports of their sites, and to refuse parameters that
             were not copied with the program.
+        saved: The set-up and the state of a saved instance; the program then runs on no data here.
 
     Raises:
         ValueError: If the program cannot run on the data, the guide lacks a latent site of the model, or the guide
@@ -71,6 +73,8 @@ class ProgramInstance:
         late: Those that a later run than the first registered.
         averages: The decaying averages of baselines by site, part of a fit's state.
         guide_name: The guide's name if it has one.
+        unmet: Whether the program was loaded and has not run since.
+        waiting: The saved state, if a part of it can only be loaded after a run.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class ProgramInstance:
         full_batch: bool = True,
         weights: str = "keep",
         check: bool = True,
+        saved: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
     ) -> None:
         memo: dict[int, Any] = {}  # one memo: program and guide may share modules
         self.program: Program = copy_with_modules(program, memo)
@@ -104,7 +109,13 @@ class ProgramInstance:
             init_weights(network)
         if isinstance(batch, Arguments):
             self.program.__dict__["call"] = batch.call.to(self.device)
+        self.unmet, self.waiting = saved is not None, dict[str, Tensor]()
+        self._saved, self._built = saved, (forms(self.program), facts(self.program))
+        if saved is not None:
+            self._restore(*saved)
+            return
         self.program.adapt(*batch)
+        self._adapted = forms(self.program), facts(self.program)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.dry_run(probe, check=check)
         if not self.program.data_name and self.structure.row_plate:
@@ -118,6 +129,34 @@ class ProgramInstance:
         self.inputs: list[InputSpec] = specs_of(
             batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
         )
+
+    def setup(self) -> dict[str, Any]:
+        """What data made of the program, as JSON."""
+        if self._saved is not None:
+            return dict(self._saved[0])
+        return setup_to_json(self.program, self.store, self.structure, self.unseen, self._built, self._adapted)
+
+    def _restore(self, setup: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        with RandomStream(0, self.device).drawing():
+            self.unseen = apply_setup(self.program, self.store, setup, state, self.device)
+        self.structure = found = structure_from_json(setup)
+        self.program.enumerates = bool(found.summed or found.enumerated)
+        self.program.found_plate = "" if self.program.data_name else found.row_plate
+        self.registered = frozenset(self.store["params"])
+        self.load(state, setup["waiting"])
+        self.waiting = dict(state) if setup["waiting"] else {}
+
+    def complete(self, run: Run) -> None:
+        """Run a loaded program for the first time, on a user's data, and load what only a run makes.
+
+        Raises:
+            StorageError: If the program has other latent sites than the saved one.
+        """
+        with self.running(), RandomStream(0, self.device).drawing(), SameLatents(self.structure):
+            run_program(run)
+        if self.waiting:
+            self.load(self.waiting)
+        self.unmet, self.waiting = False, {}
 
     def dry_run(self, batch: Batch, *, check: bool = True) -> Structure:
         """Run the program once, with validation on if checked, which registers every parameter in the emptied store.
@@ -327,40 +366,18 @@ class ProgramInstance:
                 found[f"store.{name}"] = value
         return {name: value.detach() for name, value in found.items()}
 
-    def number(self, name: str) -> Tensor:
-        """A buffer of the program that is one number.
+    def load(self, tensors: Mapping[str, Tensor], late: Collection[str] = ()) -> None:
+        """Set the state, in place.
 
         Args:
-            name: Its full name, or the part after a dot.
-
-        Raises:
-            ValueError: If no buffer or several have this name, or the buffer is not one real number.
-        """
-        kept = self.program.state_dict().keys()
-        buffers = {n: b for n, b in self.program.named_buffers(remove_duplicate=False) if n in kept}
-        found = [n for n in buffers if n == name] or [n for n in buffers if n.endswith(f".{name}")]
-        if len({id(buffers[n]) for n in found}) > 1:
-            raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give the whole name of one.")
-        if not found:
-            raise ValueError(
-                f"the program has no buffer {name!r}, only {', '.join(buffers) or 'none at all'}. Register it: "
-                f"self.register_buffer({name!r}, torch.tensor(1.0))."
-            )
-        buffer = buffers[found[0]]
-        if buffer.shape != () or not buffer.is_floating_point():
-            raise ValueError(
-                f"the buffer {name!r} must be one real number; got shape {tuple(buffer.shape)}, {buffer.dtype}."
-            )
-        return buffer
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the state, in place.
+            tensors: The state.
+            late: Names that may be left over, because only a run on data makes them.
 
         Raises:
             ValueError: If a tensor is missing, left over, or has another shape.
         """
         own = self.tensors()
-        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys() - {*late})
         if missing or extra:
             raise ValueError(
                 f"the file belongs to another program: missing {missing or 'nothing'}, left over {extra or 'nothing'}. "
@@ -380,6 +397,5 @@ class ProgramInstance:
         return {name: value.clone() for name, value in self.tensors().items()}
 
 
-def _to_draw(program: Program, weights: str) -> Sequence[nn.Module]:
-    """The parts of a program whose weights are drawn anew."""
+def _to_draw(program: Program, weights: str) -> Sequence[nn.Module]:  # the parts whose weights are drawn anew
     return {"keep": (), "auto": program.built, "fresh": (program,)}[weights]

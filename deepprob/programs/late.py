@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deepprob.programs.program import FunctionProgram, Program
-from deepprob.programs.store import StoreState, constraint_from_json, constraint_to_json
+from deepprob.programs.store import StoreState
+from deepprob.programs.supports import NotStored, constraint_from_json, constraint_to_json
 
 
 class Instance(Protocol):
@@ -72,7 +73,16 @@ def late_to_json(instance: Instance) -> dict[str, Any]:
     """
     paths = {id(p): path for path, p in instance.program.named_parameters()}
     params, kinds = instance.store["params"], instance.store["constraints"]
-    return {n: [constraint_to_json(n, kinds[n]), paths.get(id(params[n]), "")] for n in instance.late}
+    found = {}
+    for name in instance.late:
+        try:
+            found[name] = [constraint_to_json(kinds[name]), paths.get(id(params[name]), "")]
+        except NotStored as error:
+            raise ValueError(
+                f"parameter {name!r}, which the first run did not register, cannot be saved: {error}. Register it in "
+                "every run of the program."
+            ) from error
+    return found
 
 
 def expect(instance: Instance, late: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,30 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from deepprob.programs.sites import Site, is_deterministic
+
+
+def placed(value: Tensor, event_dim: int, plate_dims: Sequence[int], plates: int, draws: int | None = None) -> Tensor:
+    """A site's value with an axis for each of its plates: the inverse of `Layout.draws_first`.
+
+    Args:
+        value: The value, which has no axes for plates that the site is outside of: of one draw, or of all draws.
+        event_dim: Number of event dimensions.
+        plate_dims: Dimensions of the plates around the site, from left to right.
+        plates: Depth of the program's own plates.
+        draws: The number of draws, which are the first dimension; None for one draw without that dimension.
+
+    Examples:
+        >>> placed(torch.zeros(5, 3, 2), 1, (-2,), 2, draws=5).shape  # 3 rows in a plate of dimension -2
+        torch.Size([5, 3, 1, 2])
+    """
+    lead = () if draws is None else (draws,)
+    batch_dims = value.dim() - len(lead) - event_dim
+    # A site's values have no dimension for plates that it is outside of.
+    dims = plate_dims if len(plate_dims) == batch_dims else range(-batch_dims, 0)
+    batch_shape = [1] * (plates if lead else max([0, *(-dim for dim in dims)]))
+    for dim, size in zip(dims, value.shape[len(lead) :], strict=False):
+        batch_shape[dim] = size
+    return value.reshape((*lead, *batch_shape, *value.shape[len(lead) + batch_dims :]))
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,34 @@ def constrained_value(program: nn.Module, path: str) -> tuple[str, Tensor]:
     return f"{owner}.{name}" if owner else name, getattr(module, name)
 
 
+def buffer_named(program: nn.Module, name: str) -> Tensor:
+    """A buffer of the program that is one number.
+
+    Args:
+        program: The program.
+        name: Its full name, or the part after a dot.
+
+    Raises:
+        ValueError: If no buffer or several have this name, or the buffer is not one real number.
+    """
+    kept = program.state_dict().keys()
+    buffers = {n: b for n, b in program.named_buffers(remove_duplicate=False) if n in kept}
+    found = [n for n in buffers if n == name] or [n for n in buffers if n.endswith(f".{name}")]
+    if len({id(buffers[n]) for n in found}) > 1:
+        raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give the whole name of one.")
+    if not found:
+        raise ValueError(
+            f"the program has no buffer {name!r}, only {', '.join(buffers) or 'none at all'}. Register it: "
+            f"self.register_buffer({name!r}, torch.tensor(1.0))."
+        )
+    buffer = buffers[found[0]]
+    if buffer.shape != () or not buffer.is_floating_point():
+        raise ValueError(
+            f"the buffer {name!r} must be one real number; got shape {tuple(buffer.shape)}, {buffer.dtype}."
+        )
+    return buffer
+
+
 def parameters_of(terms: Sequence[Tensor]) -> list[Tensor]:
     """The tensors that a gradient of some terms would reach.
 

@@ -113,9 +113,8 @@ class Program(PyroModule):
 
     def guide(self, *batch: Any) -> Any:
         """The posterior's program: samples every latent site of the model."""
-        raise TypeError(
-            f"{type(self).__name__} has no guide. Write guide(self, *batch), or fit it with guide='normal'."
-        )
+        name = type(self).__name__
+        raise TypeError(f"{name} has no guide. Write guide(self, *batch), or fit it with guide='normal'.")
 
     @property
     def has_guide(self) -> bool:
@@ -240,6 +239,9 @@ class Program(PyroModule):
     def adapt(self, *batch: Any) -> None:
         """Set constants of the whole training data (means and scales) before a fit; the default sets none."""
 
+    def restore(self) -> None:
+        """After a load, make what `adapt` made for layers whose sizes it found; the default makes nothing."""
+
     def prepare(self, *batch: Any) -> Batch:
         """The batch with parts drawn anew at every use (dynamic binarization); the default returns it unchanged."""
         return batch
@@ -358,9 +360,7 @@ class FunctionProgram(Program):
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         call = batch.call if isinstance(batch, Arguments) else self.call
-        if call is None:
-            return super().missing_arguments(batch)
-        return missing(call.args, call.kwargs, self._signature())
+        return missing(call.args, call.kwargs, self._signature()) if call else super().missing_arguments(batch)
 
     def call_arguments(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         signature = self._signature()

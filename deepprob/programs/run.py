@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from deepprob.networks.layer_modes import broadcast_linear
 from deepprob.programs.arguments import Call
 from deepprob.programs.copying import forget_values
+from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.sites import is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
@@ -31,6 +33,36 @@ class _Unobserve(UnconditionMessenger):
     def _pyro_sample(self, msg: Any) -> None:
         if not is_deterministic(msg) and not is_factor(msg):
             super()._pyro_sample(msg)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The value of a site that a query fixes.
+
+    Attributes:
+        value: The value of one draw, without axes for plates that the site is outside of.
+        event_dim: The site's number of event dimensions.
+        plate_dims: Dimensions of the plates around the site.
+    """
+
+    value: Tensor
+    event_dim: int
+    plate_dims: tuple[int, ...]
+
+
+class _Fix(Messenger):
+    """Gives sites known values, in the place of those that they would draw, observe or take from a guide."""
+
+    def __init__(self, run: Run, known: Mapping[str, Known], *, observed: bool) -> None:
+        super().__init__()
+        self.run, self.known, self.observed = run, known, observed
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (known := self.known.get(msg["name"])) is not None:
+            value, draws = known.value, self.run.draws
+            value = value if draws is None else value.expand(draws, *value.shape)
+            msg["value"] = placed(value, known.event_dim, known.plate_dims, self.run.plates, draws)
+            msg["done"], msg["is_observed"] = True, self.observed
 
 
 @dataclass(frozen=True)
@@ -49,6 +81,8 @@ class Run:
         query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
         call: How the batch makes the arguments; None for the call of the fit.
         averages: The decaying averages of baselines by site, which an objective updates in place.
+        given: Sites with known values, in the guide and in the model.
+        do: Sites with known values, in the model only.
     """
 
     program: Program
@@ -62,6 +96,8 @@ class Run:
     query: str | None = None
     call: Call | None = None
     averages: dict[str, Tensor] = field(default_factory=dict)
+    given: Mapping[str, Known] = field(default_factory=dict)
+    do: Mapping[str, Known] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.program.bound_rows.gradients:  # the program may mark its arguments, x.requires_grad_()
@@ -70,6 +106,14 @@ class Run:
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""
         return self.program.bound(self.rows, self.num_data, self.query, self.call)
+
+    @property
+    def constants(self) -> list[Any]:
+        """The values that are constants of the program's graph: those passed whole, and those of known sites."""
+        found = [] if self.call is None else self.call.constants
+        for kind, known in (("given", self.given), ("do", self.do)):
+            found += [part for name, site in known.items() for part in (f"{kind} {name}", site.value)]
+        return found
 
     def stacked(self) -> AbstractContextManager[None]:
         """A context in which a leading plate of draws surrounds the program, if there are draws."""
@@ -84,8 +128,11 @@ def run_program(run: Run) -> tuple[Trace, Trace]:
     """
     guide_trace = run_guide(run)
     model: Any = _Unobserve()(run.program.model) if run.predict else run.program.model
+    model = poutine.replay(model, trace=guide_trace)
+    if run.given or run.do:
+        model = _Fix(run, {**run.given, **run.do}, observed=True)(model)
     with run.bound(), run.stacked():
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*run.batch)
+        model_trace = poutine.trace(model).get_trace(*run.batch)
     share_masks(guide_trace, model_trace)
     return guide_trace, model_trace
 
@@ -100,8 +147,11 @@ def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
 
 def run_guide(run: Run) -> Trace:
     """Run the guide alone."""
+    guide: Any = run.guide or run.program.guide
+    if run.given:
+        guide = _Fix(run, run.given, observed=False)(guide)
     with run.bound(), run.stacked():
-        return trace_guide(run, run.guide or run.program.guide)
+        return trace_guide(run, guide)
 
 
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import constraints
 from pyro.params.param_store import ParamStoreDict
 
 from deepprob.engine.machine import ONE_AT_A_TIME, placed_on
@@ -65,39 +64,3 @@ def copy_parameter(source: StoreState, error: KeyError, device: torch.device) ->
         ) from error
     value = source["params"][name].detach().to(device, copy=True).requires_grad_()
     pyro.get_param_store().set_state({"params": {name: value}, "constraints": {name: source["constraints"][name]}})
-
-
-def constraint_to_json(parameter: str, constraint: Any) -> Any:
-    """The constraint of a parameter as JSON: its name in ``pyro.distributions.constraints``, and its bounds.
-
-    Raises:
-        ValueError: If it has no name, or its bounds are tensors.
-
-    Examples:
-        >>> constraint_to_json("scale", constraints.positive), constraint_to_json("p", constraints.interval(0.0, 2.0))
-        (['positive', {}], ['interval', {'lower_bound': 0.0, 'upper_bound': 2.0}])
-    """
-    if isinstance(constraint, constraints.independent):
-        base = constraint_to_json(parameter, constraint.base_constraint)
-        return ["independent", {"base": base, "ndims": constraint.reinterpreted_batch_ndims}]
-    known = {name: getattr(constraints, name) for name in constraints.__all__}
-    for name, value in known.items():
-        if value is constraint or (not vars(constraint) and type(value) is type(constraint)):
-            return [name, {}]
-    bounds = vars(constraint)
-    name = next((name for name, value in known.items() if value is type(constraint)), "")
-    if name and all(isinstance(x, int | float) for x in bounds.values()):
-        return [name, bounds]
-    raise ValueError(
-        f"parameter {parameter!r}, which the first run did not register, has the constraint {constraint}, which cannot "
-        "be saved. Register it in every run of the program."
-    )
-
-
-def constraint_from_json(saved: Any) -> Any:
-    """The constraint that `constraint_to_json` wrote."""
-    name, bounds = saved
-    if name == "independent":
-        return constraints.independent(constraint_from_json(bounds["base"]), bounds["ndims"])
-    found = getattr(constraints, name)
-    return found(**bounds) if isinstance(found, type) else found

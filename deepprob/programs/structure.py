@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 
 from deepprob.distributions.per_draw import unwrapped
+from deepprob.errors import StorageError
 from deepprob.programs.program import Program
 from deepprob.programs.sites import Site, is_auxiliary, is_data, is_factor, is_local, sample_sites
 
@@ -190,6 +192,44 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
         rows=max((_rows(s, f) for s in likelihood for f in _frames(s) if f.name == row_plate), default=0),
         by_row=all(is_local(s, plate) or n.removesuffix("_unconstrained") in latents for n, s in drawn.items()),
     )
+
+
+class SameLatents(Messenger):
+    """A handler that compares the latent sites of a run with those of a saved structure, as they are drawn.
+
+    Args:
+        saved: The structure.
+
+    Raises:
+        StorageError: If the program has other latent sites, or one that all rows share with another shape.
+    """
+
+    def __init__(self, saved: Structure) -> None:
+        super().__init__()
+        self.saved, self.missing = saved, dict.fromkeys(saved.latent)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name, known = msg["name"], self.saved.sites
+        self.missing.pop(name, None)
+        if msg["is_observed"] or is_auxiliary(msg) or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        own, kept = tuple(msg["fn"].shape()), tuple(msg["value"].shape)
+        if name not in known:
+            raise StorageError(
+                f"the program draws site {name!r}, which the saved one did not have. Give the program that was saved."
+            )
+        if own != kept and not known[name].local:
+            raise StorageError(
+                f"site {name!r} has shape {own} in this program but {kept} in the file. "
+                "Give the program that was saved."
+            )
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if error[0] is None and self.missing:
+            raise StorageError(
+                f"the program has no site {next(iter(self.missing))!r}. Give the program that was saved."
+            )
 
 
 def _role(site: Site, *, drawn: bool) -> Role:

@@ -23,6 +23,7 @@ from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.parameters import buffer_named
 from deepprob.programs.program import Program
 
 __all__ = ["QUICK", "Knobs", "State", "init", "map_estimate", "step"]
@@ -127,7 +128,7 @@ def map_estimate(
         instance = ProgramInstance(program, batch, num_rows(batch), guide="map", device=where, weights="auto")
     rate = learning_rate or program.learning_rate
     state = init(instance, rate)
-    state.annealed = [instance.number(c.buffer) for c in callbacks if isinstance(c, Anneal)]
+    state.annealed = [buffer_named(instance.program, c.buffer) for c in callbacks if isinstance(c, Anneal)]
 
     def take(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return step(state, data, rows, knobs)[1]
