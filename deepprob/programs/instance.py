@@ -175,8 +175,7 @@ class ProgramInstance:
         self.program.eval()  # a dry run must not update the statistics of a batch norm
         with private_store(self.store, validate=check, device=self.device):
             # Without arguments, plates have the rows of data that the program holds itself.
-            query = None if batch else ""
-            run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=query)
+            run = Run(self.program, self.program.prepare(*batch), rows, self.num_data, query=None if batch else "")
             with torch.no_grad():
                 traces = self._run_or_explain(run)
                 if any(draws_rows(trace, self.program.data_name) for trace in traces):

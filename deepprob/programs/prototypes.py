@@ -20,7 +20,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import transform_to
+from torch.distributions import biject_to, transform_to
 
 from deepprob.programs.guides import NamesApart
 from deepprob.programs.supports import NotStored, constraint_from_json, constraint_to_json
@@ -113,7 +113,7 @@ def _structured(guide: Any, site: Any, row_plate: str) -> dict[str, Any]:
     for part in name.split("."):
         loc = getattr(loc, part)
     like = loc.detach().reshape(free)
-    return _site(site, torch.empty(transform_to(fn.support).forward_shape(free), dtype=like.dtype), fn, row_plate)
+    return _site(site, torch.empty(biject_to(fn.support).forward_shape(free), dtype=like.dtype), fn, row_plate)
 
 
 class _StandIn(TorchDistribution):

@@ -79,14 +79,14 @@ def of_table(sizes: Sizes, make: Callable[[Callable[..., None]], Any]) -> UserPr
 
 
 @EVERY_GUIDE
-def auto_multivariate_normal(sizes: Sizes) -> UserProgram:
-    answer = exact_answer(1.0 + noise(sizes.rows))
-    return of_two_levels(sizes, autoguide.AutoMultivariateNormal, answer=answer, steps=3000, learning_rate=0.01)
+def auto_normal(sizes: Sizes) -> UserProgram:
+    return of_table(sizes, lambda model: autoguide.AutoNormal)
 
 
 @EVERY_GUIDE
-def auto_normal(sizes: Sizes) -> UserProgram:
-    return of_table(sizes, lambda model: autoguide.AutoNormal)
+def auto_multivariate_normal(sizes: Sizes) -> UserProgram:
+    answer = exact_answer(1.0 + noise(sizes.rows))
+    return of_two_levels(sizes, autoguide.AutoMultivariateNormal, answer=answer, steps=3000, learning_rate=0.01)
 
 
 @EVERY_GUIDE
