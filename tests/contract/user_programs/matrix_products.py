@@ -90,7 +90,7 @@ def matrix_factorization(sizes: Sizes) -> UserProgram:
             v = pyro.sample("v", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(u @ v.t(), 0.5).to_event(2), obs=ratings)
 
-    return UserProgram(model, "normal", (ratings,))
+    return UserProgram(model, "normal", (ratings,), rows=1)
 
 
 @kind("matrix products")
