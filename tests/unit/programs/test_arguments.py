@@ -120,6 +120,19 @@ def nested(x: Tensor, rest: tuple[Tensor | None, str]) -> None:
         pyro.sample("y", dist.Normal(b * x, 0.5 if rest[1] == "sure" else 5.0), obs=rest[0])
 
 
+def groups(series: list[Tensor]) -> None:
+    b = pyro.sample("b", dist.Normal(0.0, 3.0))
+    for i, y in enumerate(series):
+        with pyro.plate(f"rows_{i}", len(y)):
+            pyro.sample(f"y_{i}", dist.Normal(b, 0.5), obs=y)
+
+
+def test_an_argument_that_is_a_list_is_asked_for_as_one() -> None:
+    posterior = fitted(groups, ([Y, Y[:5]],))
+    for data in (([Y, Y[:5]],), [Y, Y[:5]]):
+        assert float(posterior.log_evidence(data)) == float(posterior.log_evidence(([Y, Y[:5]],)))
+
+
 @pytest.mark.parametrize(
     ("model", "data", "new"),
     [
