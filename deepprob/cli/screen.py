@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 WIDTH = 100
-COLOURS = {"unchecked": "dim", "pass": "green", "caution": "yellow", "fail": "red"}
+COLORS = {"unchecked": "dim", "pass": "green", "caution": "yellow", "fail": "red"}
 INDENT = " " * 9
 
 
 class Screen:
     """Terminal output: results go to standard output, notes and errors to standard error.
 
-    Colours appear only in a terminal and only if ``NO_COLOR`` is not set. Long lines are not wrapped, so that paths
+    Colors appear only in a terminal and only if ``NO_COLOR`` is not set. Long lines are not wrapped, so that paths
     can be copied and pipes get whole lines.
     """
 
@@ -69,8 +69,8 @@ class Screen:
 
     def report(self, report: Report, *, full: bool = True) -> None:
         """Print a report, verdict first; without ``full``, checks that passed have no explanation."""
-        colour = COLOURS[report.verdict]
-        self.say((f"{report.verdict.upper() + ' ':<9}", f"bold {colour}"), (report.title, "bold"))
+        color = COLORS[report.verdict]
+        self.say((f"{report.verdict.upper() + ' ':<9}", f"bold {color}"), (report.title, "bold"))
         self.paragraph(report.summary, indent=INDENT)
         self.say()
         for check in report.checks:
@@ -80,9 +80,9 @@ class Screen:
         value, _, se = check.measured.partition(" ± ")
         spread = f"± {se}" if se else ""
         limit = "" if check.threshold is None else f"limit {check.threshold:.3g}"
-        colour = COLOURS[check.verdict]
+        color = COLORS[check.verdict]
         line = f"{check.name + ' ':<30}{value:>10} {spread:<12}{limit}".rstrip()
-        self.say((f"{check.verdict + ' ':<9}", colour), line)
+        self.say((f"{check.verdict + ' ':<9}", color), line)
         if explained:
             self.paragraph(check.reading, indent=INDENT, style="dim" if check.verdict == "pass" else "")
         if explained and check.next_step:

@@ -131,7 +131,7 @@ def _latent_space(case: Case) -> Iterator[Picture]:
     yield Picture(
         "codes",
         "Latent space",
-        "Each point is the posterior mean of one row's code" + (f", coloured by {name}." if name else "."),
+        "Each point is the posterior mean of one row's code" + (f", colored by {name}." if name else "."),
         f"Scatter plot of the codes of {draws.shape[1]} rows: {draws.shape[2]} latent dimensions, shown in two.",
         render(latent_scatter(draws.mean(0), labels)),
     )

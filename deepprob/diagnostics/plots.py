@@ -126,7 +126,7 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
 
     Args:
         centres: Posterior means, shape ``(rows, latent)``.
-        labels: Values for the colours, shape ``(rows,)``.
+        labels: Values for the colors, shape ``(rows,)``.
     """
     points = array(centres)
     plane, names = points, ["first latent dimension", "second latent dimension"]
@@ -226,12 +226,12 @@ def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLik
     outside = (y < lo) | (y > hi)
     figure = _figure()
     axes = _axes(figure)
-    for chosen, colour, label in (
+    for chosen, color, label in (
         (~outside, _BLUE, "inside the interval"),
         (outside, _ORANGE, "outside the interval"),
     ):
-        axes.vlines(y[chosen], lo[chosen], hi[chosen], color=colour, linewidth=0.8, alpha=0.5)
-        axes.plot(y[chosen], m[chosen], "o", color=colour, markersize=3, label=label)
+        axes.vlines(y[chosen], lo[chosen], hi[chosen], color=color, linewidth=0.8, alpha=0.5)
+        axes.plot(y[chosen], m[chosen], "o", color=color, markersize=3, label=label)
     ends = [float(min(y.min(), m.min())), float(max(y.max(), m.max()))]
     axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("observed")
