@@ -130,7 +130,8 @@ def svi(
             averaging. Adam with a cosine schedule by default.
         held_out: Data to score after every epoch; the posterior then holds the parameters of the best epoch.
         weights: ``"auto"`` draws new weights under ``seed`` for the networks that a model of deepprob built, and keeps
-            those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay.
+            those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay. A
+            guide by name starts random weights there, too.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` compiles if that saves time over
             the whole fit, estimated from the number of steps and of operations in a step. Compiled and eager steps draw
             different noise from the same seed, and may use different length buckets.

@@ -11,12 +11,13 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.params import user_param_name
 from torch import nn
 from torch.distributions import Transform
 
@@ -41,6 +42,20 @@ def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     seen: set[int] = set()
     modules = ((path, x) for fn in fns for path, x in _walk(fn, seen) if isinstance(x, nn.Module))
     return next((path for path, module in modules if any(parameter is p for p in module.parameters())), "a network")
+
+
+def lifted_weight(modules: Iterable[nn.Module], site: str) -> torch.Tensor | None:
+    """The weight that ``poutine.lift`` or ``random_module`` turned into a site, if one network alone has its name.
+
+    Examples:
+        >>> net = nn.Linear(1, 1)
+        >>> torch.equal(lifted_weight([net], "net$$$bias"), net.bias), lifted_weight([net, net], "net$$$bias")
+        (True, None)
+    """
+    name = user_param_name(site)
+    weights = [dict(part.named_parameters()).get(name) for part in modules] if name != site else []
+    found = [weight.detach().clone() for weight in weights if weight is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def forget_values(module: nn.Module) -> None:

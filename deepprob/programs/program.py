@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
-from deepprob.programs.copying import captured_modules, copy_with_modules
+from deepprob.programs.copying import captured_modules, copy_with_modules, lifted_weight
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
@@ -133,6 +133,10 @@ class Program(PyroModule):
     def current_guide(self) -> Any:
         """The guide: an attached object such as an ``AutoGuide``, or the method that runs it."""
         return self.guide
+
+    def start(self, site: str) -> Tensor | None:
+        """Where a named guide starts a latent site: at a weight of the program; None for where the guide chooses."""
+        return None
 
     def data_plate(self, *batch: Any) -> pyro.plate:
         """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.
@@ -376,6 +380,9 @@ class FunctionProgram(Program):
 
     def pad(self, batch: Batch) -> Batch:
         return batch
+
+    def start(self, site: str) -> Tensor | None:
+        return lifted_weight(self.parts, site)
 
     @property
     def current_guide(self) -> Any:
