@@ -208,10 +208,16 @@ def _bind_rows(guide: AutoGuide, program: Program) -> None:
             part.__dict__["_model"] = (functools.partial(run_bound, program.bound_rows, part.model),)
 
 
-def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
+def check_minibatches(program: Program, found: Structure, full_batch: bool, held: bool = False) -> None:
     """Refuse guides whose per-row parameters would belong to positions in a batch instead of rows.
 
     An AutoGuide with parameters for every row also forgets the batch size of its first run.
+
+    Args:
+        program: The program, with its guide.
+        found: Its structure.
+        full_batch: Whether every step will see all rows.
+        held: Whether the program holds the data, so that its first run had all rows.
 
     Raises:
         ValueError: If no observed site is in the data plate, or the guide is one joint distribution over the rows of
@@ -244,7 +250,7 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
         frame = frames.get(program.data_name)
         if frame is None:
             continue
-        if frame.full_size in (None, frame.size):
+        if not held and frame.full_size in (None, frame.size):
             raise ValueError(
                 f"guide {type(part).__name__} keeps parameters for every row of {sites}, but plate "
                 f"{program.data_name!r} has the length of the batch. Write it with the number of all rows, "

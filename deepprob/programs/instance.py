@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
-from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
@@ -25,13 +24,13 @@ from deepprob.programs.late import adopt, own_parameters
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import (
     check_ownership,
-    constrained_value,
+    constrained_parameters,
     unseen_parameters,
     used_parameters,
     warn_of_unseen,
 )
 from deepprob.programs.program import Program
-from deepprob.programs.run import Run, run_program
+from deepprob.programs.run import Run, run_held, run_program
 from deepprob.programs.setup import apply_setup, facts, forms, setup_to_json, structure_from_json
 from deepprob.programs.sites import is_deterministic, is_local, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
@@ -257,20 +256,23 @@ class ProgramInstance:
         """Run the program on all rows, in pieces of one size, and check them against the supports of their sites.
 
         Args:
-            batch: All rows.
+            batch: All rows; empty if the program holds them.
             size: Rows in a piece.
 
         Raises:
-            ValueError: If values lie outside of the support of the site that observes them, or a site observes rows
-                outside of the data plate.
+            ValueError: If values lie outside of the support of the site that observes them, a site observes rows
+                outside of the data plate, or the plate's indices do not select the rows that the program holds.
         """
+        if not batch:
+            check_minibatches(self.program, self.structure, full_batch=False, held=True)
         with torch.no_grad(), self.evaluating():
             for start in range(0, self.num_data, size):
                 first = min(start, self.num_data - size)
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
-                _, trace = run_program(Run(self.program, piece, rows, self.num_data))
+                run = Run(self.program, piece, rows, self.num_data)
+                _, trace = run_program(run) if batch else run_held(run)
                 check_observations(trace, self.structure.unchecked)
                 self._check_plate(piece, trace)
 
@@ -336,24 +338,7 @@ class ProgramInstance:
         Args:
             trained: Whether to leave out parameters that are not trained.
         """
-        named = {id(value): name.replace("$$$", ".") for name, value in self.store["params"].items()}
-        found: dict[str, Tensor] = {}
-
-        def add(name: str, value: Tensor) -> None:
-            while name in found:
-                name = f"store.{name}"
-            found[name] = value.detach().clone()
-
-        own = dict(self.program.named_parameters())
-        for path, parameter in own.items():
-            if self._is_trained(parameter) or not trained:
-                name, value = constrained_value(self.program, path)
-                add(named.get(id(parameter), name), value)
-        known = {id(parameter) for parameter in own.values()}
-        for name, value in self.store["params"].items():
-            if id(value) not in known and (self._is_trained(value) or not trained):
-                add(named[id(value)], transform_to(self.store["constraints"][name])(value))
-        return found
+        return constrained_parameters(self.program, self.store, self._is_trained if trained else lambda _: True)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the program's state by name, including frozen parameters and buffers."""

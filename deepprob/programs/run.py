@@ -23,6 +23,7 @@ from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.sites import is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
+from deepprob.programs.structure import values_along
 
 DRAWS = "_draws"
 
@@ -135,6 +136,31 @@ def run_program(run: Run) -> tuple[Trace, Trace]:
         model_trace = poutine.trace(model).get_trace(*run.batch)
     share_masks(guide_trace, model_trace)
     return guide_trace, model_trace
+
+
+def run_held(run: Run) -> tuple[Trace, Trace]:
+    """Run a program on some rows of the data that it holds.
+
+    Raises:
+        ValueError: If the indices of its data plate do not select the rows.
+    """
+    plate, came = run.program.data_name, len(run.rows)
+    hint = (
+        f"Select the rows by the indices of the plate, with pyro.plate({plate!r}, {run.num_data}) as rows: "
+        "... obs=data[rows], or use batch_size=None."
+    )
+    try:
+        traces = run_program(run)
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")  # Pyro appends the shapes of all sites
+        raise ValueError(
+            f"the program cannot run on {came} of the {run.num_data} rows that it holds: {reason}. {hint}"
+        ) from error
+    for name, site in sample_sites(traces[1]):
+        for frame in site["cond_indep_stack"]:
+            if is_data(site) and frame.name == plate and (rows := values_along(site, frame)) != came:
+                raise ValueError(f"site {name!r} observes {rows} rows where plate {plate!r} holds {came}. {hint}")
+    return traces
 
 
 def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
