@@ -100,7 +100,10 @@ class FittedProgram:
 
     def _conforming(self, data: tuple[Any, ...]) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
-        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
+        call = self.program.call
+        in_a_list = call is not None and isinstance(next(iter(call.args), None), list)  # not a list of arguments
+        spread = len(data) != 1 or (in_a_list and isinstance(data[0], list))
+        batch = self.program.accept(data if spread else data[0])
         free, device = self.program.variable_length, self.instance.device
         if isinstance(batch, Arguments):
             specs = {spec.name: spec for spec in self.instance.inputs}

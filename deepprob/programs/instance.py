@@ -141,6 +141,7 @@ class ProgramInstance:
             self.unseen = apply_setup(self.program, self.store, setup, state, self.device)
         self.structure = found = structure_from_json(setup)
         self.program.enumerates = bool(found.summed or found.enumerated)
+        self.program.observes = found.observed
         self.program.found_plate = "" if self.program.data_name else found.row_plate
         self.registered = frozenset(self.store["params"])
         self.load(state, setup["waiting"])
@@ -183,6 +184,7 @@ class ProgramInstance:
                 self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
+            self.program.observes = found.observed
             self.program.has_baselines = any("baseline" in site["infer"] for _, site in sample_sites(traces[0]))
             if found.summed and self.guide_name == "laplace":
                 raise ValueError(
@@ -231,9 +233,14 @@ class ProgramInstance:
                 f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
                 for n, x in zip(names, batch, strict=False)
             ]
+            hint = "Check the shapes and types of the data, or the program."
+            if reason.startswith("Multiple sample sites named"):
+                hint = (
+                    "Give each statement a name of its own. An AutoGuideList makes the plates of its parts, so that a "
+                    "callable in it cannot make them again: write the guide as one function, or use AutoNormal there."
+                )
             raise ValueError(
-                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. "
-                "Check the shapes and types of the data, or the program."
+                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. {hint}"
             ) from error
 
     def _check_enumeration(self, found: Structure, run: Run) -> None:

@@ -48,6 +48,7 @@ class Program(PyroModule):
             which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         has_baselines: Whether a first run has shown a baseline of a score-function site.
+        observes: The sites that a first run has shown to be observed.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
         usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
@@ -81,6 +82,7 @@ class Program(PyroModule):
     found_plate: str = ""
     enumerates: bool | None = None
     has_baselines: bool = False
+    observes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 
@@ -187,7 +189,8 @@ class Program(PyroModule):
     @property
     def argument_names(self) -> list[str]:
         """Names of the model's arguments, in order."""
-        return [p.name for p in self._arguments()]
+        parameters = self._signature().parameters.values()
+        return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
     @property
     def num_required(self) -> int:
@@ -201,10 +204,6 @@ class Program(PyroModule):
 
     def _signature(self) -> inspect.Signature:
         return inspect.signature(self.model)
-
-    def _arguments(self) -> list[inspect.Parameter]:
-        parameters = self._signature().parameters.values()
-        return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
     def accept(self, data: Any, *, what: str = "data") -> Batch:
         """Select the tensors for the model's arguments, in their order, and check them.

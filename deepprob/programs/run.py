@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,12 +183,25 @@ def run_guide(run: Run) -> Trace:
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
     """The trace of a guide, without the model's data, which an ``AutoMessenger`` records as it runs the model."""
     forget_values(run.program)
-    trace = poutine.trace(guide).get_trace(*run.batch)
-    if not isinstance(run.program.current_guide, GuideMessenger):
-        return trace  # a guide's own data count in log q
-    for name in [n for n, s in sample_sites(trace) if is_data(s)]:
+    messenger, observed = run.program.current_guide, run.program.observes
+    if not isinstance(messenger, GuideMessenger):
+        return poutine.trace(guide).get_trace(*run.batch)  # a guide's own data count in log q
+    with _keeping_priors(messenger, observed):
+        trace = poutine.trace(guide).get_trace(*run.batch)
+    for name in [n for n, s in sample_sites(trace) if is_data(s) or n in observed]:
         trace.remove_node(name)
     return trace
+
+
+@contextmanager
+def _keeping_priors(guide: Any, names: Collection[str]) -> Iterator[None]:
+    """A context in which sites that are left out to be predicted keep the model's distribution in a messenger."""
+    posterior = guide.get_posterior
+    guide.__dict__["get_posterior"] = lambda name, prior: prior if name in names else posterior(name, prior)
+    try:
+        yield
+    finally:
+        del guide.__dict__["get_posterior"]
 
 
 @contextmanager
