@@ -31,6 +31,29 @@ def captured_modules(fn: Any) -> list[nn.Module]:
     return list(found.values())
 
 
+def check_containers(fn: Any, known: Iterable[nn.Module]) -> None:
+    """Refuse networks that a run has put into a list or dict around a function, which the fit has not copied.
+
+    Args:
+        fn: A callable.
+        known: The networks that the fit has copied.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    own = {id(module) for module in known}
+    found = [(path, id(value) in own) for path, value in _walk(fn, set()) if isinstance(value, nn.Module)]
+    copied = {path.partition("[")[0] for path, is_own in found if is_own}  # with the networks that they had
+    for path, _ in found:
+        name, bracket, _ = path.partition("[")
+        # A list of an object, self.nets, was copied with the object.
+        if bracket and "." not in name and name not in copied:
+            raise ValueError(
+                f"a run of the program made the network {path}, in a list or dict that is not the fit's own. Make it "
+                "before the fit, or give it a global name or an attribute of its own."
+            )
+
+
 def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     """The words by which the code of some callables reaches the module that holds a parameter.
 
@@ -122,8 +145,9 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def _is_followed(value: Any, fn: types.FunctionType) -> bool:
-    """Whether to follow a global: a module object, or a function of the same file."""
-    if isinstance(value, nn.Module):
+    """Whether to follow a global: a network, a list or dict of networks, or a function of the same file."""
+    parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+    if any(isinstance(part, nn.Module) for part in parts):
         return True
     return isinstance(value, types.FunctionType) and value.__module__ == fn.__module__
 

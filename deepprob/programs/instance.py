@@ -70,6 +70,7 @@ class ProgramInstance:
         unseen: The ids of the parameters that Pyro does not see, and so would not train.
         registered: Names of the store's parameters that are the instance's own.
         late: Those that a later run than the first registered.
+        unsaved: Those of networks that a later run than the first made, so that they cannot be saved.
         averages: The decaying averages of baselines by site, part of a fit's state.
         guide_name: The guide's name if it has one.
         unmet: Whether the program was loaded and has not run since.
@@ -97,6 +98,7 @@ class ProgramInstance:
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
         self.late: list[str] = []
+        self.unsaved: list[str] = []
         self.registered: frozenset[str] = frozenset()
         self.averages: dict[str, Tensor] = {}
         self.unseen: set[int] = set()
@@ -156,6 +158,7 @@ class ProgramInstance:
         with self.running(), RandomStream(0, self.device).drawing(), SameLatents(self.structure):
             run_program(run)
         if self.waiting:
+            own_parameters(self, self.store, [name for name in self.store["params"] if name not in self.registered])
             self.load(self.waiting)
         self.unmet, self.waiting = False, {}
 
