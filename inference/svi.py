@@ -118,9 +118,10 @@ def svi(
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None for a
             program that holds its data.
-        epochs: Passes over the data, 100 by default. A fit without arguments takes one step an epoch.
+        epochs: Passes over the data, 100 by default.
         steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
+            The indices of the data plate select the rows of data that the program holds.
             If the program defines ``lengths``, sequences of similar length share a batch.
         objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
             `IWAE`. See `deepprob.fitting.objectives`.
@@ -130,7 +131,8 @@ def svi(
             averaging. Adam with a cosine schedule by default.
         held_out: Data to score after every epoch; the posterior then holds the parameters of the best epoch.
         weights: ``"auto"`` draws new weights under ``seed`` for the networks that a model of deepprob built, and keeps
-            those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay.
+            those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay. A
+            guide by name starts random weights there, too.
         compile: Whether to trace the step once and run it as native code. ``"auto"`` compiles if that saves time over
             the whole fit, estimated from the number of steps and of operations in a step. Compiled and eager steps draw
             different noise from the same seed, and may use different length buckets.
@@ -168,12 +170,12 @@ def svi(
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
     callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
     batch, held_out_batch = _batches(program, data, held_out)
-    size = _batch_size(batch_size, num_rows(batch), program)
-    per_epoch, total = _num_steps(epochs, steps, num_rows(batch), size)
     noise = RandomStream(seed, device)
     with noise.drawing():
-        instance = _instance(program, batch, guide, device, size, weights)
-    batch, size = tuple(x.to(device) for x in batch), size if batch else instance.num_data  # or: the program's own data
+        instance = _instance(program, batch, guide, device, batch_size, weights)
+    size = _batch_size(batch_size, instance.num_data, program)  # of the data that the program holds, if it takes none
+    per_epoch, total = _num_steps(epochs, steps, instance.num_data, size)
+    batch = tuple(x.to(device) for x in batch)
     score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
     learning_rate = factory.learning_rate or program.learning_rate
     state = init(instance, factory, learning_rate)
@@ -266,13 +268,20 @@ def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size:
 
 
 def _instance(
-    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, size: int, weights: str
+    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, batch_size: int | str | None, weights: str
 ) -> ProgramInstance:
     """The routine's own copy of the program, checked against the data."""
     num_data = num_rows(batch)
-    full = size == num_data
+    full = not batch or _batch_size(batch_size, num_data, program) == num_data
     instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
-    if not full and type(program).validate is Program.validate:
+    size = _batch_size(batch_size, instance.num_data, program)
+    if isinstance(batch_size, int) and not (batch or instance.structure.rows):
+        raise ValueError(
+            f"batch_size={batch_size} needs rows, but no plate of the program holds the rows of its data at once. Put "
+            "the observed sites into one, with pyro.plate('data', N) as rows: ... obs=data[rows], and name it: "
+            "Program.of(..., data_plate='data'), or use batch_size=None."
+        )
+    if size < instance.num_data and (not batch or type(program).validate is Program.validate):
         instance.check_data(batch, size)
     return instance
 

@@ -18,7 +18,7 @@ from deepprob.errors import positive, unknown
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.inputs import as_accepted, has_lazy_parts, input_names, meet_rows, moments, signature_of
-from deepprob.networks.lifting import fans, gains, lift, pretrained_names, run_with
+from deepprob.networks.lifting import check_columns, fans, gains, lift, pretrained_names, run_with
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.registry import NETWORKS
 from deepprob.programs.example import Example
@@ -27,8 +27,7 @@ from deepprob.programs.program import Program
 
 PRIORS = ("hierarchical", "normal")
 
-_START_SD = 1e-2
-_HYPER_SD = 0.1
+_START_RAW, _HYPER_RAW = (math.log(math.expm1(sd)) for sd in (1e-2, 0.1))  # softplus makes them standard deviations
 _DISPERSION_MEDIANS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # of the priors; a fit starts there
 _DISPERSION_SD = 1.5  # of the logarithm
 
@@ -50,9 +49,10 @@ class BayesianNeuralNetwork(Program):
     without new values for all means.
 
     The program runs a copy of the network as a pure function of the weights, over all draws at once; the original does
-    not change. A fit starts at means drawn from the prior or, with ``svi(..., weights="keep")``, at the network's
-    weights. Frozen parameters (``requires_grad=False``) stay fixed and have no site. For a Bayesian last layer, freeze
-    all other layers and fit with ``weights="keep"``.
+    not change. A fit starts at the weights of your own network, or at means drawn from the prior for a network of
+    deepprob, such as an `MLP`; ``svi(..., weights="keep")`` and ``"fresh"`` force one. So does a guide by name, such as
+    ``guide="normal"``, except for a flow. Frozen parameters (``requires_grad=False``) stay fixed and have no site. For
+    a Bayesian last layer, freeze all other layers.
 
     The network always runs in evaluation mode. Dropout is off, because the weights are already random. A batch norm
     uses its stored statistics, and its scale and shift are weights like any other. A batch norm without running
@@ -128,9 +128,10 @@ class BayesianNeuralNetwork(Program):
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units([(torch.zeros(1), torch.ones(1)) for _ in self.inputs], (torch.zeros(1), torch.ones(1)))
         self._start_narrow()
-        self.built = [self]  # the guide, whose means are drawn anew
+        own = type(self.net) in NETWORKS.values()
+        self.built = [self] if own else []  # the guide, whose means are drawn anew
         self.train()
-        if type(self.net) in NETWORKS.values() and all_trainable:
+        if own and all_trainable:
             names = ("likelihood", "num_classes", "prior", "prior_scale", "noise", "standardize")
             self.config = {"net": self.net.config} | {name: getattr(self, name) for name in names}
 
@@ -182,6 +183,8 @@ class BayesianNeuralNetwork(Program):
             The scheme by parameter name.
         """
         record = {}
+        if not self.shapes:
+            self.built = [self]  # draw them when the sizes of lazy layers are known
         with torch.no_grad():
             for i, (name, loc) in enumerate(zip(self.shapes, self.raw_loc, strict=True)):
                 if name in self.kept:
@@ -190,6 +193,13 @@ class BayesianNeuralNetwork(Program):
                 record[f"raw_loc.{i}"] = "prior"
             self._start_narrow()
         return record
+
+    def start(self, site: str) -> Tensor | None:
+        if (mean := dict(zip(self.shapes, self.raw_loc, strict=True)).get(site)) is None:
+            return None
+        start: Tensor = mean.detach()
+        loc, unit = self._start_prior(site, start)
+        return loc + unit * start
 
     # -- the program ---------------------------------------------------------------------------------------------
 
@@ -205,7 +215,8 @@ class BayesianNeuralNetwork(Program):
         dispersion = self._dispersion()
         with self.data_plate(*inputs):
             out = self.outputs(weights, *inputs)
-            self._check_outputs(out, y)
+            columns = self.y_loc.numel() if y is None else y.shape[-1]
+            check_columns(out.shape[-1], columns, self.num_classes, exactly=y is not None)
             fn = self.observation.distribution(out, loc=self.y_loc, scale=self.y_scale, dispersion=dispersion)
             value: Tensor = pyro.sample("y", fn, obs=y)
         return value
@@ -263,7 +274,8 @@ class BayesianNeuralNetwork(Program):
         meet_rows(self.net, self.inputs, [x[:2].to(self.y_loc.device) for x in inputs])
         if not self.shapes:
             self._make_random()
-            self.draw_weights()
+            if self.built:
+                self.draw_weights()
 
     def restore(self) -> None:
         if not self.shapes:
@@ -297,20 +309,23 @@ class BayesianNeuralNetwork(Program):
 
     # -- internals -----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def _make_random(self) -> None:
         """Replace the network's trainable weights by those that the guide draws, once their sizes are known."""
         lazy = has_lazy_parts(self.net)
         weights = {} if lazy else {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
         self.gains, self.fans, self.kept = gains(self.net), fans(self.net, weights), pretrained_names(self.net)
-        self.raw_loc = nn.ParameterList([self._relative(name, w) for name, w in weights.items()])
+        priors = [self._start_prior(name, w) for name, w in weights.items()]
+        relative = [(w - loc) / unit for w, (loc, unit) in zip(weights.values(), priors, strict=True)]
+        self.raw_loc = nn.ParameterList(relative)  # in units of the prior
         for weight in weights.values():
             weight.requires_grad_(False).zero_()  # unused from here on; zeroed so that saved fits do not depend on it
-        self.raw_sd = nn.ParameterList([torch.full_like(w, _raw(_START_SD)) for w in weights.values()])
+        self.raw_sd = nn.ParameterList([torch.full_like(w, _START_RAW) for w in weights.values()])
         self.scaled = tuple(self.fans) if self.prior == "hierarchical" else ()
         starts = [weights[name].new_full((), math.log(self.prior_scale)) for name in self.scaled]
         self.scale_loc = nn.ParameterList(starts)
-        self.scale_raw = nn.ParameterList([torch.full_like(start, _raw(_HYPER_SD)) for start in starts])
+        self.scale_raw = nn.ParameterList([torch.full_like(start, _HYPER_RAW) for start in starts])
 
     @property
     def scale_start(self) -> Tensor:
@@ -327,12 +342,10 @@ class BayesianNeuralNetwork(Program):
         unit = scale.reshape(*scale.shape, *(1,) * like.dim()) / math.sqrt(self.fans[name])  # (*K, 1, 1, 1)
         return loc, unit * torch.ones_like(like)
 
-    def _relative(self, name: str, weight: Tensor) -> Tensor:
-        """A weight in units of its prior, as the guide stores its mean."""
-        weight = weight.detach()
+    def _start_prior(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unit of a weight's prior at the scale where a fit starts."""
         known = self.prior == "hierarchical" and name in self.fans
-        loc, unit = self._prior(name, weight, weight.new_tensor(self.prior_scale) if known else None)
-        return (weight - loc) / unit
+        return self._prior(name, like, like.new_tensor(self.prior_scale) if known else None)
 
     def _signature(self) -> inspect.Signature:
         return signature_of(self.inputs)
@@ -358,17 +371,17 @@ class BayesianNeuralNetwork(Program):
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != self.y_loc.shape:
             self.noise_loc = nn.ParameterList([torch.full_like(self.y_loc, math.log(_DISPERSION_MEDIANS[site]))])
-            self.noise_raw = nn.ParameterList([torch.full_like(self.y_loc, _raw(_HYPER_SD))])
+            self.noise_raw = nn.ParameterList([torch.full_like(self.y_loc, _HYPER_RAW)])
 
     @torch.no_grad()
     def _start_narrow(self) -> None:
         """Start at narrow distributions, so that a fit finds the function before its uncertainty."""
         starts = {
-            self.raw_sd: _raw(_START_SD),
+            self.raw_sd: _START_RAW,
             self.scale_loc: math.log(self.prior_scale),
-            self.scale_raw: _raw(_HYPER_SD),
+            self.scale_raw: _HYPER_RAW,
             self.noise_loc: math.log(_DISPERSION_MEDIANS[self.observation.dispersion]),
-            self.noise_raw: _raw(_HYPER_SD),
+            self.noise_raw: _HYPER_RAW,
         }
         for parameters, start in starts.items():
             for parameter in parameters:
@@ -383,18 +396,3 @@ class BayesianNeuralNetwork(Program):
         loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSION_MEDIANS[site]))
         value: Tensor = pyro.sample(site, dist.LogNormal(loc, _DISPERSION_SD).to_event(1))
         return value * self.y_scale if site == "noise" else value
-
-    def _check_outputs(self, out: Tensor, y: Tensor | None) -> None:
-        found, columns = out.shape[-1], self.y_loc.numel() if y is None else y.shape[-1]
-        if self.num_classes is not None:
-            if found != self.num_classes:
-                raise ValueError(
-                    f"the network has {found} outputs, but num_classes={self.num_classes}. Make them equal."
-                )
-        elif columns != found and not (y is None and columns == 1):  # before a fit, the columns of y are unknown
-            raise ValueError(f"the network has {found} outputs, but y has {columns} columns. Make them equal.")
-
-
-def _raw(sd: float) -> float:
-    """Inverse of softplus."""
-    return math.log(math.expm1(sd))

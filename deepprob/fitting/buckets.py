@@ -35,6 +35,7 @@ class LengthBuckets:
         least_saving: Time steps per batch, on average, that one more bucket must save.
         pad_one_step: Whether to pad sequences by one extra step, so that the longest bucket is also a strided view and
             one compiled graph can serve all buckets.
+        num_data: Number of rows, if the program holds the data itself.
 
     Attributes:
         data: All rows, uncut.
@@ -58,9 +59,10 @@ class LengthBuckets:
         batch_size: int = 1,
         least_saving: float = 0.0,
         pad_one_step: bool = False,
+        num_data: int = 1,
     ) -> None:
         data = _without_shared_memory(data)
-        self.data, self.data_by_bucket, self.batch_size = data, [data], batch_size
+        self.data, self.data_by_bucket, self.num_data = data, [data], num_rows(data) if data else num_data
         self.lengths: list[int] = []
         self.bucket_of_row: Tensor | None = None
         if lengths is None or not num_rows(data):
@@ -82,7 +84,7 @@ class LengthBuckets:
     def rows_within(self, bucket: int) -> Tensor:
         """Indices of the rows that are no longer than a bucket."""
         if self.bucket_of_row is None:
-            return torch.arange(num_rows(self.data) if self.data else self.batch_size)
+            return torch.arange(self.num_data)
         return (self.bucket_of_row <= bucket).nonzero().squeeze(1)
 
     def consecutive(self, rows: Tensor) -> Iterator[tuple[int, int, int]]:

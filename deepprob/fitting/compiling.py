@@ -37,7 +37,7 @@ from deepprob.fitting.state import State, gather_rows, repeat_rows
 from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_loop
 from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.fitting.update_rules import Carry
-from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import warn_of_late
 
 # How far the comparison moves the parameters. The next one is tried if the bound is not finite, as for small scales.
@@ -239,7 +239,7 @@ class CompileTask:
         generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
         shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]
         data, rows = self.buckets.data_by_bucket[bucket], self.buckets.rows_within(bucket)
-        if self.batch_size < num_rows(data):
+        if self.batch_size < state.instance.num_data:
             order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
             rows = repeat_rows(rows[order], self.batch_size)
         fixed = (list(data), traced.fixed)

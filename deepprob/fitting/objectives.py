@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -121,6 +122,13 @@ def check_objective(objective: Objective, instance: ProgramInstance, batch: Batc
         TypeError: If the objective cannot be called as a fit calls it, or returns other types than it must.
         ValueError: If the loss or a term has the wrong shape or name, the loss has no gradient, or ``elbo`` is missing.
     """
+    if isinstance(objective, IWAE) and instance.program.has_baselines:
+        warnings.warn(
+            "objective 'iwae' does not use the baselines of score-function sites, because the other particles are the "
+            "baseline of each. Use objective='elbo' for your own.",
+            UserWarning,
+            stacklevel=3,
+        )
     if type(objective) in {type(own) for own in OBJECTIVES.values()}:
         return
     name = type(objective).__name__

@@ -58,7 +58,7 @@ def step_loop(
         capacity: Most steps in one call.
     """
     packed = state.carry["packed"][0]
-    full_batch = batch_size == (len(data[0]) if data else batch_size)
+    full_batch = batch_size == (len(data[0]) if data else state.instance.num_data)
     places = {id(x): i for i, x in enumerate(gradients.fixed)}
     annealed = [places[id(x)] for x in state.annealed]
 

@@ -142,3 +142,22 @@ def pretrained_names(net: nn.Module) -> set[str]:
     marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
     names = [name for name, _ in net.named_parameters()]
     return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
+
+
+def check_columns(outputs: int, columns: int, num_classes: int | None, *, exactly: bool) -> None:
+    """Refuse a network with another number of outputs than classes or columns of y.
+
+    Args:
+        outputs: The number of outputs.
+        columns: The number of columns of y.
+        num_classes: The number of classes, if y are classes.
+        exactly: Whether y is given; before a fit its columns are unknown.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
+    if num_classes is not None:
+        if outputs != num_classes:
+            raise ValueError(f"the network has {outputs} outputs, but num_classes={num_classes}. Make them equal.")
+    elif columns != outputs and (exactly or columns != 1):
+        raise ValueError(f"the network has {outputs} outputs, but y has {columns} columns. Make them equal.")

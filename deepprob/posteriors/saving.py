@@ -19,6 +19,7 @@ from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.late import check_saved
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.registry import program_named
 from deepprob.storage import read, versions, write
@@ -59,8 +60,13 @@ class Content:
 
 
 def write_posterior(path: str | Path, content: Content) -> None:
-    """Write a posterior to a folder, atomically."""
+    """Write a posterior to a folder, atomically.
+
+    Raises:
+        ValueError: If a later run than the first made a network of the program.
+    """
     instance, chains = content.instance, content.chains
+    check_saved(instance)
     program = instance.program
     tensors = {f"state.{n}": t for n, t in {**instance.waiting, **instance.tensors()}.items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}

@@ -11,12 +11,13 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
+from pyro.params import user_param_name
 from torch import nn
 from torch.distributions import Transform
 
@@ -50,6 +51,29 @@ class CapturedModules(nn.ModuleList):
         return self
 
 
+def check_containers(fn: Any, known: Iterable[nn.Module]) -> None:
+    """Refuse networks that a run has put into a list or dict around a function, which the fit has not copied.
+
+    Args:
+        fn: A callable.
+        known: The networks that the fit has copied.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    own = {id(module) for module in known}
+    found = [(path, id(value) in own) for path, value in _walk(fn, set()) if isinstance(value, nn.Module)]
+    copied = {path.partition("[")[0] for path, is_own in found if is_own}  # with the networks that they had
+    for path, _ in found:
+        name, bracket, _ = path.partition("[")
+        # A list of an object, self.nets, was copied with the object.
+        if bracket and "." not in name and name not in copied:
+            raise ValueError(
+                f"a run of the program made the network {path}, in a list or dict that is not the fit's own. Make it "
+                "before the fit, or give it a global name or an attribute of its own."
+            )
+
+
 def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     """The words by which the code of some callables reaches the module that holds a parameter.
 
@@ -61,6 +85,20 @@ def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     seen: set[int] = set()
     modules = ((path, x) for fn in fns for path, x in _walk(fn, seen) if isinstance(x, nn.Module))
     return next((path for path, module in modules if any(parameter is p for p in module.parameters())), "a network")
+
+
+def lifted_weight(modules: Iterable[nn.Module], site: str) -> torch.Tensor | None:
+    """The weight that ``poutine.lift`` or ``random_module`` turned into a site, if one network alone has its name.
+
+    Examples:
+        >>> net = nn.Linear(1, 1)
+        >>> torch.equal(lifted_weight([net], "net$$$bias"), net.bias), lifted_weight([net, net], "net$$$bias")
+        (True, None)
+    """
+    name = user_param_name(site)
+    weights = [dict(part.named_parameters()).get(name) for part in modules] if name != site else []
+    found = [weight.detach().clone() for weight in weights if weight is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def forget_values(module: nn.Module) -> None:
@@ -127,8 +165,9 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def _is_followed(value: Any, fn: types.FunctionType) -> bool:
-    """Whether to follow a global: a module object, or a function of the same file."""
-    if isinstance(value, nn.Module):
+    """Whether to follow a global: a network, a list or dict of networks, or a function of the same file."""
+    parts = value.values() if type(value) is dict else value if type(value) in (list, tuple) else [value]
+    if any(isinstance(part, nn.Module) for part in parts):
         return True
     return isinstance(value, types.FunctionType) and value.__module__ == fn.__module__
 

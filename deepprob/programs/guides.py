@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.autoguide.guides import AutoContinuous
-from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.autoguide.guides import AutoContinuous, AutoNormalizingFlow
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -145,6 +146,7 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
             raise ValueError(f"the program has no guide. Name one: guide={'|'.join(map(repr, GUIDES))}.")
         return None
     model = poutine.block(program.bound_model(), hide_fn=is_summed_out)
+    model = InitMessenger(lambda site: program.start(site["name"]))(model)  # before the guide's own choice
     name = None
     if isinstance(spec, str):
         if spec not in GUIDES:
@@ -164,6 +166,36 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
     return name
 
 
+def check_start(program: Program, found: Structure, weights: str) -> None:
+    """Refuse to keep weights that a named guide cannot start at, and name those that Pyro has removed.
+
+    Args:
+        program: The program, with its guide.
+        found: Its structure.
+        weights: The choice of the fit.
+
+    Raises:
+        ValueError: If the guide is a flow, which starts at random.
+    """
+    guide = program.current_guide
+    if weights != "keep" or not isinstance(guide, AutoGuide):
+        return
+    kept = [name for name in found.latent if program.start(name) is not None]
+    if kept and isinstance(guide, AutoNormalizingFlow):
+        raise ValueError(
+            f"weights='keep' cannot start guide {type(guide).__name__} at the weights of {', '.join(kept)}, because a "
+            "flow starts at random. Use guide='normal', or leave weights out."
+        )
+    priors = {name for part in program.modules() for name in part.__dict__.get("_pyro_samples", ())}
+    if removed := [name for name in found.latent if name.rpartition(".")[2] in priors]:
+        warnings.warn(
+            f"weights='keep' has no weights to keep for {', '.join(removed)}: Pyro removed them when they became a "
+            "PyroSample. To start there, give an AutoGuide with init_loc_fn=init_to_value(values={...}).",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def is_summed_out(site: Site) -> bool:
     """Whether the objective sums over a site of the model, so that a named guide leaves it out."""
     return bool(site["type"] == "sample" and site["infer"].get("enumerate") == "parallel")
@@ -176,10 +208,16 @@ def _bind_rows(guide: AutoGuide, program: Program) -> None:
             part.__dict__["_model"] = (functools.partial(run_bound, program.bound_rows, part.model),)
 
 
-def check_minibatches(program: Program, found: Structure, full_batch: bool) -> None:
+def check_minibatches(program: Program, found: Structure, full_batch: bool, held: bool = False) -> None:
     """Refuse guides whose per-row parameters would belong to positions in a batch instead of rows.
 
     An AutoGuide with parameters for every row also forgets the batch size of its first run.
+
+    Args:
+        program: The program, with its guide.
+        found: Its structure.
+        full_batch: Whether every step will see all rows.
+        held: Whether the program holds the data, so that its first run had all rows.
 
     Raises:
         ValueError: If no observed site is in the data plate, or the guide is one joint distribution over the rows of
@@ -212,7 +250,7 @@ def check_minibatches(program: Program, found: Structure, full_batch: bool) -> N
         frame = frames.get(program.data_name)
         if frame is None:
             continue
-        if frame.full_size in (None, frame.size):
+        if not held and frame.full_size in (None, frame.size):
             raise ValueError(
                 f"guide {type(part).__name__} keeps parameters for every row of {sites}, but plate "
                 f"{program.data_name!r} has the length of the batch. Write it with the number of all rows, "

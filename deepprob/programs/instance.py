@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import transform_to
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
@@ -19,19 +18,19 @@ from deepprob.programs.arguments import Arguments, explaining_lengths
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
-from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
+from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches, check_start
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.late import adopt, own_parameters
 from deepprob.programs.minibatch import Batch, draws_rows
 from deepprob.programs.parameters import (
     check_ownership,
-    constrained_value,
+    constrained_parameters,
     unseen_parameters,
     used_parameters,
     warn_of_unseen,
 )
 from deepprob.programs.program import Program
-from deepprob.programs.run import Run, run_program
+from deepprob.programs.run import Run, run_held, run_program
 from deepprob.programs.setup import apply_setup, facts, forms, setup_to_json, structure_from_json
 from deepprob.programs.sites import is_deterministic, is_local, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
@@ -71,6 +70,7 @@ class ProgramInstance:
         unseen: The ids of the parameters that Pyro does not see, and so would not train.
         registered: Names of the store's parameters that are the instance's own.
         late: Those that a later run than the first registered.
+        unsaved: Those of networks that a later run than the first made, so that they cannot be saved.
         averages: The decaying averages of baselines by site, part of a fit's state.
         guide_name: The guide's name if it has one.
         unmet: Whether the program was loaded and has not run since.
@@ -98,6 +98,7 @@ class ProgramInstance:
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
         self.late: list[str] = []
+        self.unsaved: list[str] = []
         self.registered: frozenset[str] = frozenset()
         self.averages: dict[str, Tensor] = {}
         self.unseen: set[int] = set()
@@ -125,6 +126,7 @@ class ProgramInstance:
         if not batch:
             self.num_data = max(1, self.structure.rows)
         check_minibatches(self.program, self.structure, full_batch)
+        check_start(self.program, self.structure, weights)
         warn_of_unseen(self.program, self._used_unseen)
         self.inputs: list[InputSpec] = specs_of(
             batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
@@ -141,6 +143,7 @@ class ProgramInstance:
             self.unseen = apply_setup(self.program, self.store, setup, state, self.device)
         self.structure = found = structure_from_json(setup)
         self.program.enumerates = bool(found.summed or found.enumerated)
+        self.program.observes = found.observed
         self.program.found_plate = "" if self.program.data_name else found.row_plate
         self.registered = frozenset(self.store["params"])
         self.load(state, setup["waiting"])
@@ -155,6 +158,7 @@ class ProgramInstance:
         with self.running(), RandomStream(0, self.device).drawing(), SameLatents(self.structure):
             run_program(run)
         if self.waiting:
+            own_parameters(self, self.store, [name for name in self.store["params"] if name not in self.registered])
             self.load(self.waiting)
         self.unmet, self.waiting = False, {}
 
@@ -185,6 +189,7 @@ class ProgramInstance:
                 self._check_observed_sites(traces[1], len(batch))
             found = structure(self.program, *traces)
             self.program.enumerates = bool(found.summed or found.enumerated)
+            self.program.observes = found.observed
             self.program.has_baselines = any("baseline" in site["infer"] for _, site in sample_sites(traces[0]))
             if found.summed and self.guide_name == "laplace":
                 raise ValueError(
@@ -233,9 +238,14 @@ class ProgramInstance:
                 f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
                 for n, x in zip(names, batch, strict=False)
             ]
+            hint = "Check the shapes and types of the data, or the program."
+            if reason.startswith("Multiple sample sites named"):
+                hint = (
+                    "Give each statement a name of its own. An AutoGuideList makes the plates of its parts, so that a "
+                    "callable in it cannot make them again: write the guide as one function, or use AutoNormal there."
+                )
             raise ValueError(
-                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. "
-                "Check the shapes and types of the data, or the program."
+                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. {hint}"
             ) from error
 
     def _check_enumeration(self, found: Structure, run: Run) -> None:
@@ -258,20 +268,23 @@ class ProgramInstance:
         """Run the program on all rows, in pieces of one size, and check them against the supports of their sites.
 
         Args:
-            batch: All rows.
+            batch: All rows; empty if the program holds them.
             size: Rows in a piece.
 
         Raises:
-            ValueError: If values lie outside of the support of the site that observes them, or a site observes rows
-                outside of the data plate.
+            ValueError: If values lie outside of the support of the site that observes them, a site observes rows
+                outside of the data plate, or the plate's indices do not select the rows that the program holds.
         """
+        if not batch:
+            check_minibatches(self.program, self.structure, full_batch=False, held=True)
         with torch.no_grad(), self.evaluating():
             for start in range(0, self.num_data, size):
                 first = min(start, self.num_data - size)
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
-                _, trace = run_program(Run(self.program, piece, rows, self.num_data))
+                run = Run(self.program, piece, rows, self.num_data)
+                _, trace = run_program(run) if batch else run_held(run)
                 check_observations(trace, self.structure.unchecked)
                 self._check_plate(piece, trace)
 
@@ -337,24 +350,7 @@ class ProgramInstance:
         Args:
             trained: Whether to leave out parameters that are not trained.
         """
-        named = {id(value): name.replace("$$$", ".") for name, value in self.store["params"].items()}
-        found: dict[str, Tensor] = {}
-
-        def add(name: str, value: Tensor) -> None:
-            while name in found:
-                name = f"store.{name}"
-            found[name] = value.detach().clone()
-
-        own = dict(self.program.named_parameters())
-        for path, parameter in own.items():
-            if self._is_trained(parameter) or not trained:
-                name, value = constrained_value(self.program, path)
-                add(named.get(id(parameter), name), value)
-        known = {id(parameter) for parameter in own.values()}
-        for name, value in self.store["params"].items():
-            if id(value) not in known and (self._is_trained(value) or not trained):
-                add(named[id(value)], transform_to(self.store["constraints"][name])(value))
-        return found
+        return constrained_parameters(self.program, self.store, self._is_trained if trained else lambda _: True)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the program's state by name, including frozen parameters and buffers."""

@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from deepprob.programs.copying import check_containers
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.store import StoreState
 from deepprob.programs.supports import NotStored, constraint_from_json, constraint_to_json
@@ -23,6 +24,7 @@ class Instance(Protocol):
     unseen: set[int]
     registered: frozenset[str]
     late: list[str]
+    unsaved: list[str]
 
     def parameters(self) -> dict[str, Tensor]:
         """The trained tensors by name."""
@@ -42,17 +44,36 @@ def adopt(instance: Instance) -> list[str]:
         return []
     state, trained = store.get_state(), {id(p) for p in instance.parameters().values()}
     late = [name for name in state["params"] if name not in instance.registered]
+    before = {id(p) for p in instance.program.parameters()}
     found = [name for name in late if id(state["params"][name]) not in trained]
     own_parameters(instance, state, late)
     store.set_state(state)
     instance.store.update(state)
     instance.late += found
+    new = {id(p) for p in instance.program.parameters()} - before
+    instance.unsaved += [name for name in late if id(instance.store["params"][name]) in new]
     return found
+
+
+def check_saved(instance: Instance) -> None:
+    """Refuse to save networks that a later run than the first made, which a loaded program would lack.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if instance.unsaved:
+        names = ", ".join(repr(name.replace("$$$", ".")) for name in instance.unsaved)
+        raise ValueError(
+            f"{names} cannot be saved: a later run than the first made their network, and a loaded program would lack "
+            "it. Make the network before the fit, or in every program's first run."
+        )
 
 
 def own_parameters(instance: Instance, store: StoreState, names: Sequence[str]) -> None:
     """Copy parameters of a store: ``pyro.param("loc", tensor)`` would train the caller's tensor in place."""
     if isinstance(instance.program, FunctionProgram):
+        for fn in (instance.program.__dict__["_model"], instance.program.current_guide):
+            check_containers(fn, instance.program.parts.modules())
         instance.program.gather()
     own = {id(p) for p in instance.program.parameters()}
     for name in names:
@@ -69,8 +90,9 @@ def late_to_json(instance: Instance) -> dict[str, Any]:
     """The parameters that a later run registered: constraint, and path in the program or empty, by name.
 
     Raises:
-        ValueError: If the constraint of one has no name.
+        ValueError: If the constraint of one has no name, or a later run made its network.
     """
+    check_saved(instance)
     paths = {id(p): path for path, p in instance.program.named_parameters()}
     params, kinds = instance.store["params"], instance.store["constraints"]
     found = {}

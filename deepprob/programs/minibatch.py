@@ -73,7 +73,11 @@ class Minibatch(Messenger):
     def _subsample(self, pyros: Callable[..., Any], name: str, size: Any = None, count: Any = None, *rest: Any) -> Any:
         if size is None and self.whole and name == self.plate:
             size = len(self.rows)  # a plate without a size, which Pyro would not broadcast over
-        return pyros(name, size, None if self._answers(name) else count, *rest)
+        size, count, drawn = pyros(name, size, None if self._answers(name) else count, *rest)
+        if name == self.plate and drawn is not None and len(drawn) == size != len(self.rows):
+            # poutine.block hid the message, as in the parts of an AutoGuideList.
+            drawn = self.rows if size == self.num_data else drawn
+        return size, len(drawn) if drawn is not None else count, drawn
 
     def _answers(self, name: str) -> bool:
         return self.whole or name == self.plate

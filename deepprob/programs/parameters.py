@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import transform_to
 
 from deepprob.programs.copying import path_to
 from deepprob.programs.program import FunctionProgram, Program
@@ -101,6 +102,34 @@ def constrained_value(program: nn.Module, path: str) -> tuple[str, Tensor]:
     if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
         name = constrained
     return f"{owner}.{name}" if owner else name, getattr(module, name)
+
+
+def constrained_parameters(program: Program, store: StoreState, is_kept: Callable[[Tensor], bool]) -> dict[str, Tensor]:
+    """A copy of the parameters at their constrained values; see `ProgramInstance.constrained`.
+
+    Args:
+        program: The program.
+        store: Its parameter store.
+        is_kept: Which parameters to include.
+    """
+    named = {id(value): name.replace("$$$", ".") for name, value in store["params"].items()}
+    found: dict[str, Tensor] = {}
+
+    def add(name: str, value: Tensor) -> None:
+        while name in found:
+            name = f"store.{name}"
+        found[name] = value.detach().clone()
+
+    own = dict(program.named_parameters())
+    for path, parameter in own.items():
+        if is_kept(parameter):
+            name, value = constrained_value(program, path)
+            add(named.get(id(parameter), name), value)
+    known = {id(parameter) for parameter in own.values()}
+    for name, value in store["params"].items():
+        if id(value) not in known and is_kept(value):
+            add(named[id(value)], transform_to(store["constraints"][name])(value))
+    return found
 
 
 def buffer_named(program: nn.Module, name: str) -> Tensor:

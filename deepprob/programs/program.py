@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
-from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules
+from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules, lifted_weight
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
@@ -48,6 +48,7 @@ class Program(PyroModule):
             which sites belong to rows; it never changes the fit.
         enumerates: Whether any site is marked for enumeration; None until a first run has shown it.
         has_baselines: Whether a first run has shown a baseline of a score-function site.
+        observes: The sites that a first run has shown to be observed.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
         usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
@@ -81,6 +82,7 @@ class Program(PyroModule):
     found_plate: str = ""
     enumerates: bool | None = None
     has_baselines: bool = False
+    observes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     usual_steps: int = 2000
 
@@ -134,6 +136,10 @@ class Program(PyroModule):
         """The guide: an attached object such as an ``AutoGuide``, or the method that runs it."""
         return self.guide
 
+    def start(self, site: str) -> Tensor | None:
+        """Where a named guide starts a latent site: at a weight of the program; None for where the guide chooses."""
+        return None
+
     def data_plate(self, *batch: Any) -> pyro.plate:
         """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.
 
@@ -183,7 +189,8 @@ class Program(PyroModule):
     @property
     def argument_names(self) -> list[str]:
         """Names of the model's arguments, in order."""
-        return [p.name for p in self._arguments()]
+        parameters = self._signature().parameters.values()
+        return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
     @property
     def num_required(self) -> int:
@@ -197,10 +204,6 @@ class Program(PyroModule):
 
     def _signature(self) -> inspect.Signature:
         return inspect.signature(self.model)
-
-    def _arguments(self) -> list[inspect.Parameter]:
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        return [p for p in self._signature().parameters.values() if p.kind in kinds]
 
     def accept(self, data: Any, *, what: str = "data") -> Batch:
         """Select the tensors for the model's arguments, in their order, and check them.
@@ -377,6 +380,9 @@ class FunctionProgram(Program):
 
     def pad(self, batch: Batch) -> Batch:
         return batch
+
+    def start(self, site: str) -> Tensor | None:
+        return lifted_weight(self.parts, site)
 
     @property
     def current_guide(self) -> Any:

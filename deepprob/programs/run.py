@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,7 @@ from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.sites import is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
+from deepprob.programs.structure import values_along
 
 DRAWS = "_draws"
 
@@ -137,6 +138,31 @@ def run_program(run: Run) -> tuple[Trace, Trace]:
     return guide_trace, model_trace
 
 
+def run_held(run: Run) -> tuple[Trace, Trace]:
+    """Run a program on some rows of the data that it holds.
+
+    Raises:
+        ValueError: If the indices of its data plate do not select the rows.
+    """
+    plate, came = run.program.data_name, len(run.rows)
+    hint = (
+        f"Select the rows by the indices of the plate, with pyro.plate({plate!r}, {run.num_data}) as rows: "
+        "... obs=data[rows], or use batch_size=None."
+    )
+    try:
+        traces = run_program(run)
+    except (RuntimeError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0].removesuffix(".")  # Pyro appends the shapes of all sites
+        raise ValueError(
+            f"the program cannot run on {came} of the {run.num_data} rows that it holds: {reason}. {hint}"
+        ) from error
+    for name, site in sample_sites(traces[1]):
+        for frame in site["cond_indep_stack"]:
+            if is_data(site) and frame.name == plate and (rows := values_along(site, frame)) != came:
+                raise ValueError(f"site {name!r} observes {rows} rows where plate {plate!r} holds {came}. {hint}")
+    return traces
+
+
 def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
     """Mask the guide's sites as the model's: an entry that the model masks has no posterior, and so no entropy."""
     for name, site in sample_sites(guide_trace):
@@ -157,12 +183,25 @@ def run_guide(run: Run) -> Trace:
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
     """The trace of a guide, without the model's data, which an ``AutoMessenger`` records as it runs the model."""
     forget_values(run.program)
-    trace = poutine.trace(guide).get_trace(*run.batch)
-    if not isinstance(run.program.current_guide, GuideMessenger):
-        return trace  # a guide's own data count in log q
-    for name in [n for n, s in sample_sites(trace) if is_data(s)]:
+    messenger, observed = run.program.current_guide, run.program.observes
+    if not isinstance(messenger, GuideMessenger):
+        return poutine.trace(guide).get_trace(*run.batch)  # a guide's own data count in log q
+    with _keeping_priors(messenger, observed):
+        trace = poutine.trace(guide).get_trace(*run.batch)
+    for name in [n for n, s in sample_sites(trace) if is_data(s) or n in observed]:
         trace.remove_node(name)
     return trace
+
+
+@contextmanager
+def _keeping_priors(guide: Any, names: Collection[str]) -> Iterator[None]:
+    """A context in which sites that are left out to be predicted keep the model's distribution in a messenger."""
+    posterior = guide.get_posterior
+    guide.__dict__["get_posterior"] = lambda name, prior: prior if name in names else posterior(name, prior)
+    try:
+        yield
+    finally:
+        del guide.__dict__["get_posterior"]
 
 
 @contextmanager

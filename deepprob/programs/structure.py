@@ -322,7 +322,7 @@ def _row_plate(sites: list[Site]) -> str:
 
 
 def _full_plates(site: Site) -> tuple[str, ...]:
-    return tuple(f.name for f in _frames(site) if f.size in (-1, _along(site, f)))
+    return tuple(f.name for f in _frames(site) if f.size in (-1, values_along(site, f)))
 
 
 def _common(plates: list[tuple[str, ...]]) -> list[str]:
@@ -333,8 +333,8 @@ def _frames(site: Site) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _along(site: Site, frame: Any) -> int:
-    """Size of an observed value along a plate's dimension."""
+def values_along(site: Site, frame: Any) -> int:
+    """Size of a site's value along a plate's dimension."""
     shape = torch.as_tensor(site["value"]).shape
     dim = frame.dim - site["fn"].event_dim
     return shape[dim] if -dim <= len(shape) else 1
@@ -342,4 +342,4 @@ def _along(site: Site, frame: Any) -> int:
 
 def _rows(site: Site, frame: Any) -> int:
     """Number of rows of a plate, of which it may have drawn some; a plate without a size has those of the data."""
-    return _along(site, frame) if frame.size == -1 else int(frame.full_size or frame.size)
+    return values_along(site, frame) if frame.size == -1 else int(frame.full_size or frame.size)

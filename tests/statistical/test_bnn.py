@@ -35,6 +35,7 @@ def fit_linear(batch_size: int | None, steps: int) -> Posterior:
         epochs=steps // per_epoch,
         objective=ELBO(particles=16),
         optimizer=Optimizer(learning_rate=1.5e-2),
+        weights="fresh",
         seed=1,
         progress=False,
     )

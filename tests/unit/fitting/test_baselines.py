@@ -146,3 +146,17 @@ def test_particles_have_baselines_of_their_own() -> None:
 def test_refuses_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         svi(coins(options), Y, steps=2, progress=False)
+
+
+def coin_guide(y: Tensor) -> None:
+    with pyro.plate("rows", len(y)):
+        pyro.sample("coin", dist.Bernoulli(logits=pyro.param("slope", torch.tensor(0.5)) * y))
+
+
+def test_importance_weights_do_not_use_baselines() -> None:
+    options: dict[str, Any] = {"steps": 2, "progress": False}
+    with pytest.warns(
+        UserWarning, match=r"'iwae' does not use the baselines of score-function sites, because the other"
+    ):
+        svi(coins(AVERAGE), (Y,), objective="iwae", **options)
+    svi(Program.of(model, coin_guide), (Y,), objective="iwae", **options)

@@ -136,3 +136,29 @@ transform_to.register(OwnPositive, lambda constraint: ExpTransform())
 def test_a_checkpoint_refuses_a_constraint_without_a_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"parameter 'scale', which the first run did not register, cannot be saved"):
         svi(late_scale(constraint=OwnPositive()), Y, steps=20, progress=False, callbacks=[Checkpoint(tmp_path / "c")])
+
+
+@pytest.mark.filterwarnings("ignore:the first run of the program")
+def test_a_network_that_a_later_run_made_is_not_saved(tmp_path: Path) -> None:
+    def program() -> Program:
+        runs, net = [0], None
+
+        def model(y: Tensor) -> None:
+            nonlocal net
+            runs[0] += 1
+            loc = pyro.param("loc", torch.tensor(0.0))
+            if runs[0] >= 5:
+                net = net or nn.Linear(1, 1)
+                loc = loc + pyro.module("net", net)(y.unsqueeze(-1)).squeeze(-1)
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+        return Program.of(model, lambda y: None)
+
+    posterior = svi(program(), Y, steps=20, progress=False)
+    assert "net.weight" in posterior.parameters()
+    message = r"'net.weight', 'net.bias' cannot be saved: a later run than the first made their network"
+    with pytest.raises(ValueError, match=message):
+        posterior.save(tmp_path / "p")
+    with pytest.raises(ValueError, match=message):
+        svi(program(), Y, steps=20, progress=False, callbacks=[Checkpoint(tmp_path / "c")])

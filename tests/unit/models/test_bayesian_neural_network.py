@@ -13,6 +13,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,6 +25,7 @@ from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import pretrained
 from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.instance import ProgramInstance
 
 
 def table(rows: int = 40, features: int = 3) -> tuple[Tensor, Tensor]:
@@ -136,14 +138,61 @@ def test_fit_starts_at_new_or_given_weights() -> None:
         return state["raw_loc.0"] / 3**0.5, state["raw_loc.2"] / 8**0.5
 
     first, last = net[0].weight.detach(), net[2].weight.detach()
-    kept = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights="keep", optimizer=still))
-    torch.testing.assert_close(kept, (first, last))
-    fresh = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still))
+    for weights in ("auto", "keep"):
+        kept = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights=weights, optimizer=still))
+        torch.testing.assert_close(kept, (first, last))
+    fresh = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights="fresh", optimizer=still))
     assert not torch.allclose(fresh[0], first)
     pretrained(net[0])
-    half = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, optimizer=still))
+    half = means(fit(BayesianNeuralNetwork(net), table(), epochs=1, weights="fresh", optimizer=still))
     torch.testing.assert_close(half[0], first)
     assert not torch.allclose(half[1], last)
+
+
+def test_lazy_layers_start_anew_where_the_fit_draws_weights() -> None:
+    still = Optimizer(learning_rate=1e-12)
+    first = nn.Linear(3, 8)
+    for weights, equal in (("auto", True), ("fresh", False)):
+        net = nn.Sequential(first, nn.Tanh(), nn.LazyLinear(1))
+        state = fit(BayesianNeuralNetwork(net), table(), epochs=1, weights=weights, optimizer=still).parameters()
+        assert torch.allclose(state["raw_loc.0"] / 3**0.5, first.weight) == equal
+        assert state["raw_loc.2"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("guide", ["normal", "map", "multivariate_normal", "low_rank", "laplace", AutoDiagonalNormal])
+@pytest.mark.parametrize("prior", ["normal", "hierarchical"])
+def test_named_guides_start_at_the_weights(guide: Any, prior: str) -> None:
+    net, still = network(), Optimizer(learning_rate=1e-12)
+
+    def start(program: BayesianNeuralNetwork, weights: str) -> Tensor:
+        instance = ProgramInstance(program, table(), 40, guide=guide, weights=weights)
+        at = instance.program.current_guide
+        with instance.running(), torch.no_grad():
+            starts = at(*table()) if guide == "laplace" else at.median(*table())  # under the guide's own names
+        found: Tensor = starts["0_weight_" if "0_weight_" in starts else "0.weight"]
+        return found
+
+    for weights, equal in (("auto", True), ("keep", True), ("fresh", False)):
+        found = start(BayesianNeuralNetwork(net, prior=prior, prior_scale=0.5), weights)
+        assert torch.allclose(found, net[0].weight, atol=1e-6) == equal
+        assert found.abs().sum() > 0
+    mine = MLP(3, 1, (8,), "tanh")  # of deepprob: drawn anew by default
+    weight = mine.layers[0].weight
+    drawn, kept = (
+        fit(BayesianNeuralNetwork(mine), table(), 1, guide="map", weights=weights, optimizer=still).sample(draws=1)
+        for weights in ("auto", "keep")
+    )
+    torch.testing.assert_close(kept["layers.0.weight"][0], weight.detach())
+    assert not torch.allclose(drawn["layers.0.weight"][0], weight)
+
+
+def test_a_flow_cannot_start_at_the_weights() -> None:
+    program = BayesianNeuralNetwork(network())
+    with pytest.raises(
+        ValueError, match=r"cannot start guide AutoIAFNormal at the weights of 0\.weight, .*Use guide='no"
+    ):
+        fit(program, table(), guide="flow", weights="keep")
+    assert fit(program, table(), guide="flow").predict(table()[0], draws=2).mean.shape == (40, 1)
 
 
 def test_models_draw_what_they_built_and_keep_what_was_given() -> None:

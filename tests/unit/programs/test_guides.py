@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
-from torch import Tensor
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
 
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.programs.guides import GUIDES, attach_guide
+from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
 Y = torch.linspace(-1, 1, 12)
@@ -152,3 +156,46 @@ def test_named_guides_keep_sites_apart_whose_names_nest(guide: Any) -> None:
     assert set(draws) == {"w.scale", "w", "w.scale.more", "model.w"}
     assert abs(float(draws["w"].mean()) - 1.8) < 0.2 and abs(float(draws["model.w"].mean())) < 0.3
     assert (draws["w.scale"] > 0).all()
+
+
+def with_lifted(net: nn.Module) -> Program:
+    priors = {
+        "weight": dist.Normal(torch.zeros(1, 3), 1.0).to_event(2),
+        "bias": dist.Normal(torch.zeros(1), 1.0).to_event(1),
+    }
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        lifted = poutine.lift(pyro.module, prior=priors)("net", copy.deepcopy(net), update_module_params=True)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(lifted(x).squeeze(-1), 1.0), obs=y)
+
+    return Program.of(model)
+
+
+@pytest.mark.parametrize("guide", ["normal", "map", "low_rank", AutoDiagonalNormal])
+def test_lifted_networks_start_at_their_weights(guide: Any) -> None:
+    net, data = nn.Linear(3, 1), (torch.randn(12, 3), Y)
+    for weights, equal in (("auto", True), ("keep", True), ("fresh", False)):
+        instance = ProgramInstance(with_lifted(net), data, 12, guide=guide, weights=weights)
+        with instance.running(), torch.no_grad():
+            starts = instance.program.current_guide.median(*data)
+        assert torch.allclose(starts["net$$$weight"], net.weight, atol=1e-6) == equal
+        assert not (starts["net$$$bias"] == 0).any()
+
+
+def test_removed_weights_cannot_be_kept() -> None:
+    class Regression(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = PyroModule[nn.Linear](3, 1)
+            self.layer.weight = PyroSample(dist.Normal(torch.zeros(1, 3), 1.0).to_event(2))
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+            mean = self.layer(x).squeeze(-1)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    data, program = (torch.randn(12, 3), Y), Program.of(Regression())
+    with pytest.warns(UserWarning, match=r"no weights to keep for layer\.weight: Pyro removed them when they became a"):
+        svi(program, data, epochs=1, guide="normal", weights="keep", progress=False)
+    svi(program, data, epochs=1, guide="normal", progress=False)

@@ -124,3 +124,60 @@ def test_a_network_made_in_the_first_run(make: Callable[[], Program], tmp_path: 
     new = X[:5] + 0.5
     assert torch.equal(loaded.predict(new, draws=3).mean, posterior.predict(new, draws=3).mean)
     assert net is None
+
+
+by_name: dict[str, nn.Module] = {}
+in_order: list[nn.Module] = []
+made_before: dict[str, nn.Module] = {"a": nn.Linear(1, 1)}
+
+
+def into_a_dict(x: Tensor, y: Tensor | None = None) -> None:
+    if "a" not in by_name:
+        by_name["a"] = nn.Linear(1, 1)
+    observe(pyro.module("net", by_name["a"]), x, y)
+
+
+def into_a_list(x: Tensor, y: Tensor | None = None) -> None:
+    if not in_order:
+        in_order.append(nn.Linear(1, 1))
+    observe(pyro.module("net", in_order[0]), x, y)
+
+
+def into_a_closed_dict() -> Callable[..., None]:
+    nets: dict[str, nn.Module] = {}
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        if "a" not in nets:
+            nets["a"] = nn.Linear(1, 1)
+        observe(pyro.module("net", nets["a"]), x, y)
+
+    return model
+
+
+def from_a_dict(x: Tensor, y: Tensor | None = None) -> None:
+    if "b" not in made_before:
+        made_before["b"] = nn.Linear(1, 1)
+    first, second = (pyro.module(name, made_before[name]) for name in ("a", "b"))
+    observe(lambda x: first(x) + second(x), x, y)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(into_a_dict, r"by_name\['a'\]"), (into_a_list, r"in_order\[0\]"), (into_a_closed_dict(), r"nets\['a'\]")],
+)
+def test_refuses_networks_that_a_run_puts_into_a_container(model: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"a run of the program made the network {name}, in a list or dict that is"):
+        svi(Program.of(model, no_guide), (X, Y), steps=2, progress=False)
+
+
+def test_networks_in_a_global_dict_are_copied(tmp_path: Path) -> None:
+    before = made_before["a"].weight.clone()  # type: ignore[operator]
+    found = svi(Program.of(from_a_dict, no_guide), (X, Y), steps=100, progress=False)
+    assert torch.equal(made_before["a"].weight, before)  # type: ignore[arg-type]
+    assert list(made_before) == ["a"]
+    assert {"a.weight", "b.weight"} <= found.parameters().keys()
+    assert not torch.equal(found.parameters()["a.weight"], before)
+    found.save(tmp_path / "fit")
+    again = Posterior.load(tmp_path / "fit", program=Program.of(from_a_dict, no_guide))
+    draws = [posterior.predict(X, draws=3, seed=1).draws for posterior in (found, again)]
+    assert torch.equal(*draws)
