@@ -91,6 +91,7 @@ def setup_to_json(
         "made": made,
         "store": parameters,
         "waiting": waiting,
+        "gradients": program.bound_rows.gradients,
         "unseen": [name for key, name in names.items() if key in unseen],
     }
 
@@ -124,6 +125,7 @@ def apply_setup(
     for name, tensor in (*program.named_parameters(), *program.named_buffers()):
         if is_lazy(tensor) and name in own:
             tensor.materialize(own[name].shape)
+    program.bound_rows.gradients = saved["gradients"]
     program.restore()
     set_up(program, saved["guides"], device)
     for path in saved["containers"]:
