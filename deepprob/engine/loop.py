@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from deepprob.engine.cuda_graphs import Replay
 from deepprob.engine.dynamic_length import DifferentGraphs, Lengths, Line, serve_all_lengths
@@ -38,6 +38,7 @@ from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
+from deepprob.engine.random import RandomStream
 from deepprob.engine.records import Records
 from deepprob.engine.subject import Subject, unchanged_in_python
 from deepprob.engine.trace import (
@@ -67,6 +68,8 @@ class Loop:
         fixed: Example captured data: tensors in lists, tuples and dicts.
         noise: How much noise a step takes. None: the step draws from torch's generator, and its draws become inputs.
         capacity: The largest number of steps in one call.
+        settled: Whether the captured data have the same values in every call; the shapes of a step's results may then
+            depend on them.
 
     Attributes:
         noise: How much noise a step takes.
@@ -99,6 +102,8 @@ class Loop:
         fixed: Any,
         noise: NoiseSize | None = None,
         capacity: int = 1024,
+        *,
+        settled: bool = False,
     ) -> None:
         check_example(per_step)
         self.capacity, self._step, self._device = capacity, step, per_step.knobs.device
@@ -119,7 +124,7 @@ class Loop:
             self._records = Records(record)
             self.scalars = self._records.scalars
             self._make_inputs(carry, per_step, fixed)
-            self._body = self._trace()
+            self._body = self._trace(settled)
 
     def _first_data(self, per_step: PerStep, fixed: Any) -> StepData:
         """The data of the first step."""
@@ -128,14 +133,19 @@ class Loop:
     def _try_step(self, carry: Any, per_step: PerStep, fixed: Any) -> tuple[Any, dict[str, Tensor]]:
         """Take one step on tensors without values, to learn the shapes of its results.
 
-        Rows of an example need not be rows that the step can be taken on.
+        Rows of an example need not be rows that the step can be taken on. Where a constant mask decides a shape,
+        ``x[mask]``, values are needed, and those of the first row are taken.
         """
         noise = Noise(*self.noise.draw_once([torch.Generator(self._device) for _ in range(2)], self._device))
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         given = carry, self._first_data(per_step, fixed), noise, per_step.knobs[0]
         fake = tree_map_only(Tensor, lambda x: mode.from_tensor(x, static_shapes=True), given)
-        with torch.no_grad(), mode:
-            return checked_result(self._step(*fake))
+        try:
+            with torch.no_grad(), mode:
+                return checked_result(self._step(*fake))
+        except DynamicOutputShapeException:
+            with torch.no_grad(), RandomStream(0, self._device).drawing():
+                return checked_result(self._step(*given))
 
     def _make_inputs(self, carry: Any, per_step: PerStep, fixed: Any) -> None:
         """Allocate the loop's inputs: carried tensors, and captured tensors at a fixed place in memory.
@@ -169,7 +179,7 @@ class Loop:
         # An input returned unchanged would share memory with a tensor that is still read.
         return tuple(x.clone() if id(x) in given else x for x in tree_flatten((index + 1, new, tables))[0])
 
-    def _trace(self) -> GraphModule:
+    def _trace(self, settled: bool) -> GraphModule:
         with torch.no_grad():
             body = make_fx(
                 torch.func.functionalize(self._iteration),
@@ -177,7 +187,9 @@ class Loop:
                 tracing_mode="fake",
                 _allow_non_fake_inputs=True,
             )(*self._carried, *self._captured)
-        check_graph(body, self._subject)
+        inputs, first = body.graph.find_nodes(op="placeholder"), len(self._carried)
+        unchanging = inputs[first : first + len(tree_leaves(self._fixed.tree()))] if settled else []
+        check_graph(body, self._subject, settled=[node.name for node in unchanging])
         self._captured += [x.detach().clone() for x in lift_constants(body)]
         return body
 

@@ -80,7 +80,7 @@ def step_loop(
     rows = torch.zeros((1 if full_batch else 2), batch_size, dtype=torch.long, device=packed.device)
     knobs = torch.zeros(2, 2 + len(annealed), dtype=packed.dtype, device=packed.device)
     fixed = (list(data), gradients.fixed)
-    return Loop(step, loop_carry(state), PerStep(rows, knobs), fixed, gradients.noise, capacity)
+    return Loop(step, loop_carry(state), PerStep(rows, knobs), fixed, gradients.noise, capacity, settled=full_batch)
 
 
 def eager_step(state: State, program: GradientProgram, optimizer: Optimizer, stream: RandomStream) -> Step:

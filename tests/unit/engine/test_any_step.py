@@ -10,6 +10,7 @@ from torch import Tensor
 from uncompiled import replace_compiler
 
 from deepprob.engine import Loop, Noise, NoiseSize, PerStep, RandomStream, StepData
+from deepprob.engine.subject import Untraceable
 
 
 def knobs(*rows: list[float]) -> PerStep:
@@ -102,3 +103,16 @@ def test_example_rows_may_be_invalid_for_the_step() -> None:
     loop = Loop(step, [torch.tensor(0.0)], example, fixed, NoiseSize(0, 0, torch.float32), capacity=2)
     (total,), _ = loop([torch.tensor(0.0)], PerStep(torch.tensor([[1], [2]]), torch.ones(2, 1)), fixed)
     assert float(total) == 5.0 + 11.0
+
+
+def test_shapes_may_depend_on_settled_data_and_on_constants() -> None:
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        (x,) = data.fixed
+        chosen = x[x > 1.0], x[torch.arange(len(x), device=x.device) < 2]
+        return [carry[0] + sum(part.sum() for part in chosen)], {}
+
+    example, size = ([torch.tensor(0.0)], knobs([1.0], [1.0]), [torch.arange(4.0)]), NoiseSize(0, 0, torch.float32)
+    (total,), _ = Loop(step, *example, size, capacity=2, settled=True)(*example)
+    assert float(total) == 2 * (5.0 + 1.0)
+    with pytest.raises(Untraceable, match=r"the shape of a result depends on values \(x\[mask\], nonzero\)"):
+        Loop(step, *example, size, capacity=2)
