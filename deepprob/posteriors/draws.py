@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.python_state import python_state
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
 from deepprob.posteriors.recipes import Recipe, Result, detached, number_of, taken_apart
@@ -150,6 +151,7 @@ class DrawRunner:
         """The graph of one draw, and the recipe of its results."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
         constants = _constants_key(run)
+        state = frozenset(python_state(self.instance.program, arrays=True).items())
         key = (
             job.name,
             tuple(stored),
@@ -158,6 +160,7 @@ class DrawRunner:
             len(run.rows),
             run.num_data,
             constants,
+            state,
         )
         graphs = self.instance.graphs
         if key not in graphs or constants is None:

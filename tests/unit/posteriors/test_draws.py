@@ -316,3 +316,24 @@ def test_a_traced_prior_has_as_many_rows_as_asked_for() -> None:
         posterior = Posterior(ProgramInstance(Own(), (Y,), 12, guide="normal"))
     for rows in (5, 9):
         assert posterior.sample_prior(rows, draws=3)["y"].shape == (3, rows)
+
+
+SHIFTS, OFFSET = [0.0], torch.zeros(())
+
+
+@pytest.mark.parametrize("way", ["traced", "stacked"])
+def test_a_query_follows_the_globals_that_the_program_reads(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = x @ w if way == "traced" else (x * w).sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean + SHIFTS[0] + OFFSET, 0.5), obs=y)
+
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal", data_plate="data"), (X, Y), 12))
+    first = posterior.predict(X, draws=4).mean
+    assert set(posterior.instance.ways.values()) == {way}
+    monkeypatch.setattr(f"{__name__}.SHIFTS", [3.0])
+    torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 3.0)
+    monkeypatch.setattr(f"{__name__}.OFFSET", torch.tensor(2.0))
+    torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 5.0)
