@@ -10,6 +10,7 @@ the same result:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -163,7 +164,8 @@ class DrawRunner:
             state,
         )
         graphs = self.instance.graphs
-        if key not in graphs or constants is None:
+        full = key if key in graphs else (*key, _digest(tensors))
+        if full not in graphs or constants is None:
             recipes: list[Recipe] = []
 
             def ask(given: Sequence[Tensor]) -> list[Tensor]:
@@ -175,12 +177,14 @@ class DrawRunner:
                 return found
 
             with RandomStream(0, self.instance.device).drawing():  # the query's own stream must not advance
-                query = trace_query(self.instance, ask, (*tensors, *(x[0] for x in stored.values())))
+                examples = (*tensors, *(x[0] for x in stored.values()))
+                query = trace_query(self.instance, ask, examples, known=len(tensors))
                 self._compare_with_runs(query, ask, tensors, stored)
             if len(graphs) >= _MOST_GRAPHS:
                 graphs.pop(next(iter(graphs)))
-            graphs[key] = query, recipes[0]
-        found: tuple[QueryGraph, Recipe] = graphs[key]
+            full = (*key, _digest(tensors)) if query.values_read else key
+            graphs[full] = query, recipes[0]
+        found: tuple[QueryGraph, Recipe] = graphs[full]
         return found
 
     def _compare_with_runs(
@@ -319,6 +323,14 @@ def _constants_key(run: Run) -> str | None:
             return None
         parts.append(f" {x!r}")
     return "".join(parts)
+
+
+def _digest(tensors: Sequence[Tensor]) -> bytes:
+    """A short text that tells the values of some tensors from others."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.digest()
 
 
 def _unlike_all_sizes(batch: Sequence[Any], instance: ProgramInstance) -> int:

@@ -337,3 +337,36 @@ def test_a_query_follows_the_globals_that_the_program_reads(way: str, monkeypatc
     torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 3.0)
     monkeypatch.setattr(f"{__name__}.OFFSET", torch.tensor(2.0))
     torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 5.0)
+
+
+def test_values_of_the_data_may_steer_a_traced_query() -> None:
+    def model(lengths: Tensor, y: Tensor | None = None) -> None:
+        assert lengths.max() <= 5
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = torch.ones(3, 2) @ w
+        for _ in range(int(lengths.max())):
+            mean = mean + 1.0
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mean + lengths, 0.5), obs=y)
+
+    lengths = torch.tensor([1, 3, 2])
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal"), (lengths, torch.zeros(3)), 3))
+    first = posterior.predict(lengths, draws=4).mean
+    assert set(posterior.instance.ways.values()) == {"traced"}
+    for steps in (5, 3, 5):
+        others = torch.tensor([steps, 1, 1])
+        torch.testing.assert_close(posterior.predict(others, draws=4).mean, first - lengths + others + (steps - 3.0))
+    assert len(posterior.instance.graphs) == 3  # one for each set of values
+
+
+def test_a_gaussian_chain_is_traced() -> None:
+    def model(y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(2), 0.1).to_event(1))
+        noise, eye = dist.MultivariateNormal(torch.zeros(2), torch.diag(scale)), torch.eye(2)
+        pyro.sample("y", dist.GaussianHMM(noise, 0.9 * eye, noise, eye, noise, duration=5), obs=y)
+
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal"), (torch.zeros(5, 2),), 5))
+    assert posterior.predict(draws=3).draws.shape == (3, 5, 2)
+    assert set(posterior.instance.ways.values()) == {"traced"}
