@@ -166,7 +166,7 @@ class Posterior(Content):
             given: Known values by site, of the shape that `sample` gives without draws: the draws are resampled by the
                 density of these values, the model's for observed sites and the guide's for latent ones.
             do: Values by site that the model uses in the place of the sites' own. Nothing is learned from them: the
-                guide's sites keep their draws, as under ``pyro.poutine.do``.
+                guide's sites keep their draws, as under ``pyro.poutine.do``. Computed sites can be set too.
 
         Raises:
             ValueError: If the rows do not match those of the fit, the site is unknown or ambiguous, or a value does not
