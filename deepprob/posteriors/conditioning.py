@@ -22,6 +22,7 @@ from deepprob.errors import unknown
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.names_apart import NamesApart
 from deepprob.programs.run import Known, Run, run_program
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.structure import Structure
@@ -173,8 +174,9 @@ def _has_density(fitted: FittedProgram, site: Site, name: str) -> bool:
         return True
     parts = [part for part in fitted.program.modules() if isinstance(part, AutoStructured | AutoContinuous)]
     for part in parts:
-        known = part.conditionals if isinstance(part, AutoStructured) else part._unconstrained_shapes
-        if name in known and not _gaussian(part):
+        kept = part.conditionals if isinstance(part, AutoStructured) else part._unconstrained_shapes
+        own = part.names.site if isinstance(part, NamesApart) else str
+        if name in map(own, kept) and not _gaussian(part):
             raise ValueError(
                 f"latent site {name!r} cannot be given: guide {type(part).__name__} has no conditional density of the "
                 "other sites. Give all of its sites, intervene with do=, or fit with guide='normal'."
