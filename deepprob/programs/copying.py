@@ -63,6 +63,12 @@ def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
     return next((path for path, module in modules if any(parameter is p for p in module.parameters())), "a network")
 
 
+def module_paths(fns: tuple[Any, ...]) -> dict[int, str]:
+    """The words by which the code of some callables reaches each module that it holds itself, by the module's id."""
+    seen: set[int] = set()
+    return {id(x): path for fn in fns for path, x in _walk(fn, seen) if isinstance(x, nn.Module)}
+
+
 def forget_values(module: nn.Module) -> None:
     """Clear the caches of a module's transforms.
 

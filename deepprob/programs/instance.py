@@ -28,6 +28,7 @@ from deepprob.programs.parameters import (
     constrained_value,
     unseen_parameters,
     used_parameters,
+    users_names,
     warn_of_unseen,
 )
 from deepprob.programs.program import Program
@@ -345,11 +346,11 @@ class ProgramInstance:
                 name = f"store.{name}"
             found[name] = value.detach().clone()
 
-        own = dict(self.program.named_parameters())
+        own, users = dict(self.program.named_parameters()), users_names(self.program)
         for path, parameter in own.items():
             if self._is_trained(parameter) or not trained:
                 name, value = constrained_value(self.program, path)
-                add(named.get(id(parameter), name), value)
+                add(named.get(id(parameter), name if users(name) in found else users(name)), value)
         known = {id(parameter) for parameter in own.values()}
         for name, value in self.store["params"].items():
             if id(value) not in known and (self._is_trained(value) or not trained):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from deepprob.programs.copying import path_to
+from deepprob.programs.copying import module_paths, path_to
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import log_prob, sample_sites
 from deepprob.programs.store import StoreState
@@ -101,6 +101,21 @@ def constrained_value(program: nn.Module, path: str) -> tuple[str, Tensor]:
     if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
         name = constrained
     return f"{owner}.{name}" if owner else name, getattr(module, name)
+
+
+def users_names(program: Program) -> Callable[[str], str]:
+    """From a parameter's name in a program to the words by which the user's functions reach it: ``net.weight``."""
+    if not isinstance(program, FunctionProgram):
+        return str
+    paths = module_paths((program.__dict__["_model"], program.current_guide))
+    known = {f"parts.{i}": paths.get(id(part), f"parts.{i}") for i, part in enumerate(program.parts)}
+
+    def named(name: str) -> str:
+        part = ".".join(name.split(".")[:2])
+        words = known.get(part, part) + name[len(part) :]
+        return words.removeprefix("model.").removeprefix("self.")
+
+    return named
 
 
 def buffer_named(program: nn.Module, name: str) -> Tensor:
