@@ -12,23 +12,36 @@ import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _MOST_ITEMS = 1000  # of a container; a larger one counts as data, and only its length is recorded
 
-PythonState = dict[tuple[str, ...], str]
+PythonState = dict[tuple[str, ...], Hashable]
 """The path to each number, text, length and random generator, and its value as text."""
 
 
-def python_state(root: object) -> PythonState:
+class _Array:
+    """A tensor or an array that a function reads by name; it is equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Array) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+def python_state(root: object, *, arrays: bool = False) -> PythonState:
     """Collect the Python state that can be reached from a program: all but tensors.
 
     The search follows attributes, containers, closures, and the globals that the user's functions read. It misses
@@ -36,6 +49,7 @@ def python_state(root: object) -> PythonState:
 
     Args:
         root: The program: an object, a module or a function.
+        arrays: Whether to include which tensors and arrays the functions read by name.
 
     Examples:
         >>> model = nn.Linear(2, 2)
@@ -52,6 +66,9 @@ def python_state(root: object) -> PythonState:
         path, x = pending.pop()
         if isinstance(x, _PLAIN):
             found[path] = repr(x)
+        elif isinstance(x, _Array):
+            if arrays:
+                found[path] = x
         elif id(x) not in seen:
             seen[id(x)] = x
             if (state := _state_text(x)) is not None:
@@ -109,6 +126,11 @@ def _parts(x: Any) -> Iterator[tuple[str, object]]:
 
 def _objects_read(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     """The objects that a function reads: closure, attributes, defaults and globals, by name."""
+    for name, value in _names_read(function):
+        yield name, _Array(value) if isinstance(value, Tensor | np.ndarray) else value
+
+
+def _names_read(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # the cell is still empty
             yield name, cell.cell_contents
@@ -143,13 +165,13 @@ def _is_users(module: str | None) -> bool:
 def is_library(file: str) -> bool:
     """Whether a file belongs to an installed library, in this environment or in one that it is layered over."""
     packages = (getattr(sys.modules.get(name), "__file__", None) for name in ("torch", "pyro"))
-    folders = (*_installed(tuple(sys.path)), *(os.path.dirname(x) for x in packages if x))
-    return file.startswith(tuple(os.path.join(folder, "") for folder in folders))
+    return file.startswith(_library_folders(tuple(sys.path), tuple(x for x in packages if x)))
 
 
 @functools.cache
-def _installed(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The folders into which libraries are installed: the site's, and all on the path that hold distributions."""
+def _library_folders(path: tuple[str, ...], packages: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders into which libraries are installed: the site's, those on the path that hold distributions, others."""
     known = {sysconfig.get_paths()[name] for name in ("purelib", "platlib")}
-    known |= {*site.getsitepackages(), site.getusersitepackages()}
-    return (*known, *(entry for entry in path if entry and any(Path(entry).glob("*.dist-info"))))
+    known |= {*site.getsitepackages(), site.getusersitepackages(), *map(os.path.dirname, packages)}
+    known |= {entry for entry in path if entry and any(Path(entry).glob("*.dist-info"))}
+    return tuple(os.path.join(folder, "") for folder in known)

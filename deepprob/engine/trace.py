@@ -51,10 +51,11 @@ def _copied(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 def _ended(x: Tensor, source: Tensor, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
-    """A strided write that ends at the tensor's size; ``torch.vmap`` overflows at the default, the largest integer."""
-    if end is None or end <= x.shape[dim]:
+    """A strided write with its bounds within the tensor; ``torch.vmap`` takes neither negative nor infinite ones."""
+    first, last, _ = slice(start, end).indices(x.shape[dim])
+    if (first, last) == (start, end):
         return NotImplemented
-    return torch.ops.aten.slice_scatter.default(x, source, dim, start, x.shape[dim], step)
+    return torch.ops.aten.slice_scatter.default(x, source, dim, first, last, step)
 
 
 _BATCHED: dict[Any, Callable[..., Any]] = {
@@ -106,14 +107,19 @@ class SkipValueChecks(TorchFunctionMode):
 
     Args:
         settled: Names of the inputs whose values never change.
+
+    Attributes:
+        values_read: Whether any of their values was read, so that the graph holds for these values alone.
     """
 
     def __init__(self, settled: Sequence[str] = ()) -> None:
         super().__init__()
         self._settled = tuple(settled)
+        self.values_read = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._settled and func in _READERS and all(_is_settled(x, self._settled) for x in args):
+            self.values_read |= any(isinstance(x, Tensor) and _depends_on_inputs(x) for x in args)
             with _disable_current_modes():
                 return func(*args, **(kwargs or {}))
         if func is one_hot:

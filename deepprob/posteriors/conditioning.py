@@ -20,10 +20,13 @@ from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.random import RandomStream
 from deepprob.errors import unknown
 from deepprob.posteriors.fitted import FittedProgram
+from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.names_apart import NamesApart
 from deepprob.programs.run import Known, Run, run_program
-from deepprob.programs.sites import Site, sample_sites
+from deepprob.programs.sites import Site, is_deterministic, sample_sites
 from deepprob.programs.structure import Structure
+from deepprob.programs.support import is_outside, outside_message
 
 _FEW = 0.1  # effective draws, as a share of all
 
@@ -54,6 +57,9 @@ def predicted_trace(
     Raises:
         ValueError: If a site is unknown, a value has another shape than its site, or the guide has no density.
     """
+    for what, values in (("given", given), ("do", do)):
+        if not isinstance(values, Mapping):
+            raise TypeError(f"{what} must be a dict of values by site, such as {{'w': 1.0}}; got {values!r}.")
     if site in (*given, *do):
         raise ValueError(f"site {site!r} is known, by given or do. Predict another one.")
     run = fitted.prepared(batch, draws, predict=True)
@@ -94,38 +100,59 @@ def _known(fitted: FittedProgram, run: Run, given: Mapping[str, Any], do: Mappin
     """The values of both kinds, checked against the sites of one run."""
     structure = fitted.structure
     for what, values in (("given", given), ("do", do)):
+        names = structure.latent + structure.summed + structure.observed + structure.computed
         for name in values:
-            if name in structure.computed:
-                raise ValueError(
-                    f"site {name!r} of {what} is computed from other sites. Name the sites that it is computed from."
-                )
-            if name not in (names := structure.latent + structure.summed + structure.observed):
+            if name not in names:
                 raise unknown(f"site of {what}", name, names)
+    if computed := [name for name in given if name in structure.computed]:
+        raise ValueError(
+            f"site {computed[0]!r} of given is computed from other sites, so its value has no density. Give the sites "
+            "that it is computed from, or intervene with do=."
+        )
     if both := sorted(given.keys() & do.keys()):
         raise ValueError(f"site {both[0]!r} is in given and in do. Leave it in one of them.")
-    with RandomStream(0, fitted.instance.device).drawing():
-        guide = None if fitted.chains is None else fitted.replayed()
-        sites = run_program(replace(run, draws=None, guide=guide))[1].nodes
-    return {
-        what: {name: _as_known(what, sites[name], value, structure) for name, value in values.items()}
-        for what, values in (("given", given), ("do", do))
-    }
+    sites = _one_run(fitted, run, 0)
+    known: dict[str, dict[str, Known]] = {"given": {}, "do": {}}
+    for what, values in (("given", given), ("do", do)):
+        for name, value in values.items():
+            site, title = sites[name], f"{what}[{name!r}]"
+            known[what][name] = found = _as_known(title, site, value)
+            if name in structure.unchecked or name in structure.computed:
+                continue
+            outside = is_outside(site, placed(found.value, found.event_dim, found.plate_dims, run.plates))
+            # A support that moves with other sites has another text in another run: each draw is then its own judge.
+            if outside and str(site["fn"].support) == str(_one_run(fitted, run, 1)[name]["fn"].support):
+                raise ValueError(outside_message(title, site, found.value))
+    return known
 
 
-def _as_known(what: str, site: Site, value: Any, structure: Structure) -> Known:
+def _one_run(fitted: FittedProgram, run: Run, seed: int) -> Mapping[str, Site]:
+    """The model's sites in one run, without draws."""
+    with RandomStream(seed, fitted.instance.device).drawing():
+        guide = None if fitted.chains is None else fitted.replayed(seed)
+        nodes: Mapping[str, Site] = run_program(replace(run, draws=None, guide=guide))[1].nodes
+    return nodes
+
+
+def _as_known(title: str, site: Site, value: Any) -> Known:
     fn, like = site["fn"], torch.as_tensor(site["value"])
     plates = tuple(sorted(frame.dim for frame in site["cond_indep_stack"] if frame.vectorized))
-    batch = fn.batch_shape
+    batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
     kept = tuple(n for d, n in zip(range(-len(batch), 0), batch, strict=True) if d in plates or n != 1)
-    found, event = torch.as_tensor(value, device=like.device), tuple(fn.event_shape)
+    if is_deterministic(site):
+        kept, event = tuple(like.shape), ()
+    try:
+        found = torch.as_tensor(value, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{title} must be numbers; got {value!r}. Give a number, an array or a tensor.") from None
     if tuple(found.shape) not in ((*kept, *event), event):
         shapes = " or ".join(map(str, dict.fromkeys([(*kept, *event), event])))
         raise ValueError(
-            f"{what}[{site['name']!r}] must have shape {shapes}, as its site has; got {tuple(found.shape)}. "
+            f"{title} must have shape {shapes}, as its site has; got {tuple(found.shape)}. "
             "Give one value, for every draw the same."
         )
     if not like.is_floating_point() and found.is_floating_point() and bool((found != found.round()).any()):
-        raise ValueError(f"{what}[{site['name']!r}] must be whole numbers, as its site has; got fractions. Round them.")
+        raise ValueError(f"{title} must be whole numbers, as its site has; got fractions. Round them.")
     return Known(found.to(like.dtype).expand((*kept, *event)), len(event), plates)
 
 
@@ -147,8 +174,9 @@ def _has_density(fitted: FittedProgram, site: Site, name: str) -> bool:
         return True
     parts = [part for part in fitted.program.modules() if isinstance(part, AutoStructured | AutoContinuous)]
     for part in parts:
-        known = part.conditionals if isinstance(part, AutoStructured) else part._unconstrained_shapes
-        if name in known and not _gaussian(part):
+        kept = part.conditionals if isinstance(part, AutoStructured) else part._unconstrained_shapes
+        own = part.names.site if isinstance(part, NamesApart) else str
+        if name in map(own, kept) and not _gaussian(part):
             raise ValueError(
                 f"latent site {name!r} cannot be given: guide {type(part).__name__} has no conditional density of the "
                 "other sites. Give all of its sites, intervene with do=, or fit with guide='normal'."
@@ -170,18 +198,16 @@ def _conditioned_gaussians(
 ) -> dict[str, Tensor]:
     r"""Draws of the other sites of joint Gaussian guides, given some: ``z_r + C_rg C_gg^{-1} (v - z_g)``."""
     found: dict[str, Tensor] = {}
-    for part in fitted.program.modules():
-        if not isinstance(part, AutoContinuous) or not given.keys() & part._unconstrained_shapes.keys():
+    guides: list[Any] = [part for part in fitted.program.modules() if isinstance(part, AutoContinuous)]
+    for guide in guides:
+        if not given.keys() & guide._unconstrained_shapes.keys():
             continue
-        guide: Any = part
         posterior = _gaussian(guide)
         if posterior is None or type(unwrapped(posterior)).__name__ == "Normal":
             continue
         sites = dict(guide.prototype_trace.iter_stochastic_nodes())
-        names, (latent,) = (
-            list(guide._unconstrained_shapes),
-            [s for n, s in sample_sites(guide_trace) if n == f"_{type(guide).__name__}_latent"],
-        )
+        names = list(guide._unconstrained_shapes)
+        latent = guide_trace.nodes[f"_{type(guide).__name__}_latent"]
         before = draws_first(latent).flatten(1)  # (K, D)
         sizes = [guide._unconstrained_shapes[name].numel() for name in names]
         parts = dict(zip(names, before.split(sizes, 1), strict=True))

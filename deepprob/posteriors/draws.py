@@ -10,6 +10,7 @@ the same result:
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.batching import over_draws
 from deepprob.engine.noise import LiftedNoise
+from deepprob.engine.python_state import python_state
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
 from deepprob.posteriors.recipes import Recipe, Result, detached, number_of, taken_apart
@@ -150,6 +152,7 @@ class DrawRunner:
         """The graph of one draw, and the recipe of its results."""
         shapes = tuple((tuple(x.shape), x.dtype) for x in tensors)
         constants = _constants_key(run)
+        state = frozenset(python_state(self.instance.program, arrays=True).items())
         key = (
             job.name,
             tuple(stored),
@@ -158,9 +161,11 @@ class DrawRunner:
             len(run.rows),
             run.num_data,
             constants,
+            state,
         )
         graphs = self.instance.graphs
-        if key not in graphs or constants is None:
+        full = key if key in graphs else (*key, _digest(tensors))
+        if full not in graphs or constants is None:
             recipes: list[Recipe] = []
 
             def ask(given: Sequence[Tensor]) -> list[Tensor]:
@@ -172,12 +177,14 @@ class DrawRunner:
                 return found
 
             with RandomStream(0, self.instance.device).drawing():  # the query's own stream must not advance
-                query = trace_query(self.instance, ask, (*tensors, *(x[0] for x in stored.values())))
+                examples = (*tensors, *(x[0] for x in stored.values()))
+                query = trace_query(self.instance, ask, examples, known=len(tensors))
                 self._compare_with_runs(query, ask, tensors, stored)
             if len(graphs) >= _MOST_GRAPHS:
                 graphs.pop(next(iter(graphs)))
-            graphs[key] = query, recipes[0]
-        found: tuple[QueryGraph, Recipe] = graphs[key]
+            full = (*key, _digest(tensors)) if query.values_read else key
+            graphs[full] = query, recipes[0]
+        found: tuple[QueryGraph, Recipe] = graphs[full]
         return found
 
     def _compare_with_runs(
@@ -316,6 +323,14 @@ def _constants_key(run: Run) -> str | None:
             return None
         parts.append(f" {x!r}")
     return "".join(parts)
+
+
+def _digest(tensors: Sequence[Tensor]) -> bytes:
+    """A short text that tells the values of some tensors from others."""
+    found = hashlib.blake2b(digest_size=16)
+    for x in tensors:
+        found.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.digest()
 
 
 def _unlike_all_sizes(batch: Sequence[Any], instance: ProgramInstance) -> int:

@@ -77,8 +77,13 @@ class FittedProgram:
     @contextmanager
     def querying(self, seed: int) -> Iterator[None]:
         """The context of one query: no gradients, the instance's store, and a separate random stream."""
-        with torch.no_grad(), self.instance.running(), RandomStream(seed, self.instance.device).drawing():
-            yield
+        try:
+            with torch.no_grad(), self.instance.running(), RandomStream(seed, self.instance.device).drawing():
+                yield
+        except Exception as error:
+            if (cause := _without_shapes(error)) is error:
+                raise
+            raise cause from None
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -268,6 +273,13 @@ class FittedProgram:
     def _run(self, batch: Batch, size: int, draws: int, *, predict: bool = False, call: Call | None = None) -> Run:
         rows, plate = torch.arange(size, device=self.instance.device), self.instance.query_plate
         return Run(self.program, batch, rows, size, draws, self.structure.plates, predict, query=plate, call=call)
+
+
+def _without_shapes(error: BaseException) -> BaseException:
+    """The error that a program raised, without the table of the shapes of all sites that Pyro appends."""
+    while "\nTrace Shapes:" in str(error) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _terms(run: Run, *, bound: bool) -> list[Term]:

@@ -19,6 +19,7 @@ from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.saving import Content, read_posterior, write_posterior
 from deepprob.posteriors.table import table
+from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.structure import Structure
@@ -41,11 +42,7 @@ class Posterior(Content):
         versions: Versions of Python and of the packages used in the fit.
 
     Attributes:
-        history: The record of the fit.
-        config: The routine and its settings.
-        seed: The fit's seed.
-        versions: Versions of Python and of the packages used in the fit.
-        exact: Whether `log_evidence` is a closed form.
+        history, config, seed, versions, exact: As given.
     """
 
     def __post_init__(self) -> None:
@@ -166,7 +163,7 @@ class Posterior(Content):
             given: Known values by site, of the shape that `sample` gives without draws: the draws are resampled by the
                 density of these values, the model's for observed sites and the guide's for latent ones.
             do: Values by site that the model uses in the place of the sites' own. Nothing is learned from them: the
-                guide's sites keep their draws, as under ``pyro.poutine.do``.
+                guide's sites keep their draws, as under ``pyro.poutine.do``. Computed sites can be set too.
 
         Raises:
             ValueError: If the rows do not match those of the fit, the site is unknown or ambiguous, or a value does not
@@ -377,24 +374,27 @@ class Posterior(Content):
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior to a folder: safetensors and JSON, never a pickle. The write is atomic.
-
-        Args:
-            path: The folder; made if need be.
-        """
+        """Write the posterior to a folder, made if need be, atomically: safetensors and JSON, never a pickle."""
         write_posterior(path, self)
 
     @classmethod
-    def load(cls, path: str | Path, program: Program | None = None, *, device: str | torch.device = "cpu") -> Posterior:
+    def load(
+        cls,
+        path: str | Path,
+        program: Program | None = None,
+        *,
+        guide: GuideSpec = None,
+        device: str | torch.device = "cpu",
+    ) -> Posterior:
         """Read a posterior that `save` wrote.
 
         Args:
             path: The folder.
-            program: The program that was fitted; it is copied. A registered program, such as the package's models, can
-                be left out: it is rebuilt from its name and configuration.
+            program: The program that was fitted; it is copied. One of the package's models may be left out.
+            guide: The guide of the fit, if ``svi(guide=...)`` got neither a name nor a class of Pyro.
             device: The device to load the posterior to.
 
         Raises:
-            StorageError: If the save is damaged, or ``program`` is needed and was not given.
+            StorageError: If the save is damaged, or ``program`` or ``guide`` is needed and was not given.
         """
-        return cls(**vars(read_posterior(path, program, device)))
+        return cls(**vars(read_posterior(path, program, device, guide)))

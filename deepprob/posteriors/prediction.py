@@ -177,10 +177,13 @@ class Prediction:
         return terms.logsumexp(0) - math.log(terms.shape[0])
 
     def __len__(self) -> int:
+        if self.draws.dim() < 2:
+            raise TypeError(f"site {self.site!r} has no rows: it is one value. Use mean, sd or draws.")
         return int(self.draws.shape[1])
 
     def __repr__(self) -> str:
-        return f"Prediction({self.site!r}: {self.kind}, {len(self)} rows, {self.draws.shape[0]} draws)"
+        rows = f"{len(self)} rows" if self.draws.dim() > 1 else "one value"
+        return f"Prediction({self.site!r}: {self.kind}, {rows}, {self.draws.shape[0]} draws)"
 
     def _moment(self, name: str) -> Tensor:
         if not self._known:

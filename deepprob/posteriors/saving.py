@@ -16,7 +16,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.posteriors.history import History
 from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
-from deepprob.programs.guides import with_prior_guide
+from deepprob.programs.guides import GuideSpec, with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.late import check_saved
@@ -92,7 +92,9 @@ def write_posterior(path: str | Path, content: Content) -> None:
     write(path, tensors, manifest, kind="posterior")
 
 
-def read_posterior(path: str | Path, program: Program | None, device: str | torch.device) -> Content:
+def read_posterior(
+    path: str | Path, program: Program | None, device: str | torch.device, guide: GuideSpec = None
+) -> Content:
     """Read a posterior that `write_posterior` wrote.
 
     Raises:
@@ -104,6 +106,8 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
             "Make one from a Pyro model: Program.of(model, guide)."
         )
     tensors, manifest = read(path, kind="posterior")
+    if guide is None:
+        guide = manifest["guide"]
     stream = RandomStream(0, pick_device(device))
     if program is None:
         with stream.drawing():
@@ -113,9 +117,16 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
         group, _, name = key.partition(".")
         groups[group][name] = value
     chains = groups["chains"] if manifest["posterior_kind"] == "draws" else None
+    unknown_guide = isinstance(program, FunctionProgram) and program.current_guide is None
+    unknown_guide |= any(name.startswith("program.attached_guide.") for name in groups["state"])
+    if unknown_guide and guide is None and chains is None:
+        raise StorageError(
+            f"{path} was fitted with a guide of the user, which no file can hold. Give this guide, as svi got it: "
+            "Posterior.load(path, program, guide=...)."
+        )
     try:
         with stream.drawing():
-            instance = _instance(program, manifest, groups["state"], chains, device)
+            instance = _instance(program, guide, manifest, groups["state"], chains, device)
     except (ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise StorageError(f"{path} does not fit the program {type(program).__name__}: {error}") from error
     return Content(
@@ -131,6 +142,7 @@ def read_posterior(path: str | Path, program: Program | None, device: str | torc
 
 def _instance(
     program: Program,
+    guide: GuideSpec,
     manifest: Mapping[str, Any],
     state: Mapping[str, Tensor],
     chains: Mapping[str, Tensor] | None,
@@ -145,7 +157,7 @@ def _instance(
         program if chains is None else with_prior_guide(program, chains),
         examples if call is None else Arguments(examples, call_from_json(call)),
         num_data,
-        guide=manifest["guide"],
+        guide=guide if chains is None else None,
         device=device,
         full_batch=isinstance(program, FunctionProgram) or not specs,
         check=False,

@@ -101,6 +101,12 @@ def lifted_weight(modules: Iterable[nn.Module], site: str) -> torch.Tensor | Non
     return found[0] if len(found) == 1 else None
 
 
+def module_paths(fns: tuple[Any, ...]) -> dict[int, str]:
+    """The words by which the code of some callables reaches each module that it holds itself, by the module's id."""
+    seen: set[int] = set()
+    return {id(x): path for fn in fns for path, x in _walk(fn, seen) if isinstance(x, nn.Module)}
+
+
 def forget_values(module: nn.Module) -> None:
     """Clear the caches of a module's transforms.
 

@@ -7,100 +7,20 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous, AutoNormalizingFlow
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
-from pyro.poutine.messenger import Messenger
-from torch import Tensor
-from torch.distributions import constraints
+from pyro.infer.autoguide.initialization import InitMessenger
 
 from deepprob.errors import unknown
 from deepprob.programs.copying import copy_with_modules
+from deepprob.programs.guide_classes import GUIDE_CLASSES, makes_guide
 from deepprob.programs.minibatch import run_bound
+from deepprob.programs.names_apart import APART, AutoDelta, AutoNormal
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import Site
 from deepprob.programs.structure import Structure
-
-
-class _Rename(Messenger):
-    def __init__(self, rename: Callable[[str], str]) -> None:
-        super().__init__()
-        self.rename = rename
-
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["name"] = self.rename(msg["name"])
-
-
-class _Names:
-    """Names under which an AutoGuide can keep the parameters of sites, and the sites' own names.
-
-    An AutoGuide makes an attribute of every name and a module of every part before a dot. So it cannot hold both a
-    parameter of ``w`` and one of ``w.scale``, nor one whose name begins with an attribute of the guide, as does
-    ``model.weight``.
-    """
-
-    def __init__(self, reserved: Iterable[str]) -> None:
-        self.reserved = frozenset(reserved)
-        self.kept: dict[str, str] = {}
-        self.sites: dict[str, str] = {}
-
-    def keep(self, site: str) -> str:
-        """The name for the parameters of a site."""
-        if site not in self.kept:
-            name, clash = site, site.partition(".")[0] in self.reserved
-            if clash or any(f"{site}.".startswith(f"{n}.") or n.startswith(f"{site}.") for n in self.kept):
-                name = f"{site.replace('.', '_')}_"
-            while name in self.sites:
-                name += "_"
-            self.kept[site], self.sites[name] = name, site
-        return self.kept[site]
-
-    def site(self, name: str) -> str:
-        """The inverse of `keep`, for a site or its auxiliary site."""
-        plain = name.removesuffix("_unconstrained")
-        return self.sites.get(plain, plain) + name[len(plain) :]
-
-
-class NamesApart(AutoGuide):
-    """An AutoGuide whose parameters have names of their own, so that those of no two sites clash."""
-
-    def __init__(self, model: Callable[..., Any], **options: Any) -> None:
-        self.names = _Names(dir(type(self)))
-        super().__init__(_Rename(self.names.keep)(model), **options)  # type: ignore[no-untyped-call]
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Rename(self.names.site):
-            found = super().forward(*args, **kwargs)
-        return {self.names.site(name): value for name, value in found.items()}
-
-
-def _start(site: Site) -> Tensor:
-    """Where a site starts: at its prior mean if it is real, else at zero in unconstrained coordinates.
-
-    Pyro's zero for all sites would let noise decide which component of a mixture takes which ordered location.
-    """
-    fn = site["fn"]
-    try:
-        real, mean = fn.support == constraints.real or fn.support == constraints.real_vector, fn.mean
-    except NotImplementedError:
-        return torch.as_tensor(init_to_feasible(site))
-    if real and bool(torch.isfinite(mean).all()):
-        return torch.as_tensor(mean.detach().expand(fn.shape()).clone())
-    return torch.as_tensor(init_to_feasible(site))
-
-
-class AutoNormal(NamesApart, autoguide.AutoNormal):
-    """Pyro's AutoNormal for sites of any names; real sites start at their prior means."""
-
-    def __init__(self, model: Callable[..., Any], *, init_loc_fn: Callable[[Site], Tensor] = _start) -> None:
-        super().__init__(model, init_loc_fn=init_loc_fn)
-
-
-class AutoDelta(NamesApart, autoguide.AutoDelta):
-    """Pyro's AutoDelta for sites of any names."""
 
 
 def _flow(model: Callable[..., Any]) -> AutoGuide:
@@ -116,8 +36,6 @@ GUIDES: dict[str, Callable[[Callable[..., Any]], AutoGuide]] = {
     "map": AutoDelta,
 }
 
-_OWN: dict[Any, type[AutoGuide]] = {autoguide.AutoNormal: AutoNormal, autoguide.AutoDelta: AutoDelta}
-
 GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
 
 
@@ -126,8 +44,8 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
 
     Args:
         program: The copy to change.
-        guide: A name from `GUIDES`, an ``AutoGuide`` class, a callable with the model's arguments, or None for the
-            program's own.
+        guide: A name from `GUIDES`, a class of `GUIDE_CLASSES` or its name, another class or a partial one, a callable
+            with the model's arguments, or None for the program's own.
 
     Returns:
         The name under which the guide can be built again, or None if it came as a callable.
@@ -148,14 +66,15 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
     model = poutine.block(program.bound_model(), hide_fn=is_summed_out)
     model = InitMessenger(lambda site: program.start(site["name"]))(model)  # before the guide's own choice
     name = None
+    if isinstance(spec, str) and spec not in (*GUIDES, *GUIDE_CLASSES):
+        raise unknown("guide", spec, GUIDES)
     if isinstance(spec, str):
-        if spec not in GUIDES:
-            raise unknown("guide", spec, GUIDES)
-        name, built = spec, GUIDES[spec](model)
-    elif isinstance(spec, type) and issubclass(spec, AutoGuide):
-        spec = _OWN.get(spec, spec)
-        name = next((n for n, g in GUIDES.items() if g is spec), None)
-        built = spec(model)
+        name = spec
+        spec = GUIDES.get(spec) or GUIDE_CLASSES[spec]
+        built = APART.get(spec, spec)(model)
+    elif makes_guide(spec):
+        name = next((n for n, g in (*GUIDES.items(), *GUIDE_CLASSES.items()) if g in (spec, APART.get(spec))), None)
+        built = APART.get(spec, spec)(model)
     elif callable(spec):
         built = spec
         if isinstance(built, AutoGuide):

@@ -10,7 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
-from deepprob.programs.copying import path_to
+from deepprob.programs.copying import module_paths, path_to
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import log_prob, sample_sites
 from deepprob.programs.store import StoreState
@@ -120,16 +120,31 @@ def constrained_parameters(program: Program, store: StoreState, is_kept: Callabl
             name = f"store.{name}"
         found[name] = value.detach().clone()
 
-    own = dict(program.named_parameters())
+    own, users = dict(program.named_parameters()), users_names(program)
     for path, parameter in own.items():
         if is_kept(parameter):
             name, value = constrained_value(program, path)
-            add(named.get(id(parameter), name), value)
+            add(named.get(id(parameter), name if users(name) in found else users(name)), value)
     known = {id(parameter) for parameter in own.values()}
     for name, value in store["params"].items():
         if id(value) not in known and is_kept(value):
             add(named[id(value)], transform_to(store["constraints"][name])(value))
     return found
+
+
+def users_names(program: Program) -> Callable[[str], str]:
+    """From a parameter's name in a program to the words by which the user's functions reach it: ``net.weight``."""
+    if not isinstance(program, FunctionProgram):
+        return str
+    paths = module_paths((program.__dict__["_model"], program.current_guide))
+    known = {f"parts.{i}": paths.get(id(part), f"parts.{i}") for i, part in enumerate(program.parts)}
+
+    def named(name: str) -> str:
+        part = ".".join(name.split(".")[:2])
+        words = known.get(part, part) + name[len(part) :]
+        return words.removeprefix("model.").removeprefix("self.")
+
+    return named
 
 
 def buffer_named(program: nn.Module, name: str) -> Tensor:

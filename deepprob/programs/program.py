@@ -19,6 +19,7 @@ from deepprob.data import DataSet
 from deepprob.errors import unknown
 from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
 from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules, lifted_weight
+from deepprob.programs.guide_classes import makes_guide
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues
 from deepprob.programs.registry import register
@@ -391,7 +392,7 @@ class FunctionProgram(Program):
 
     @property
     def has_guide(self) -> bool:
-        return callable(self.current_guide) and not isinstance(self.current_guide, type)
+        return callable(self.current_guide) and not makes_guide(self.current_guide)
 
     def _signature(self) -> inspect.Signature:
         model = self.__dict__["_model"]

@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 
-from deepprob.programs.guides import NamesApart
+from deepprob.programs.names_apart import NamesApart
 from deepprob.programs.supports import NotStored, constraint_from_json, constraint_to_json
 
 _DISCRETE = {"Bernoulli": dist.Bernoulli, "Categorical": dist.Categorical, "OneHotCategorical": dist.OneHotCategorical}

@@ -41,7 +41,8 @@ class Known:
     """The value of a site that a query fixes.
 
     Attributes:
-        value: The value of one draw, without axes for plates that the site is outside of.
+        value: The value of one draw, without axes for plates that the site is outside of; that of a computed site has
+            the axes that it has in a run of one draw.
         event_dim: The site's number of event dimensions.
         plate_dims: Dimensions of the plates around the site.
     """
@@ -61,9 +62,18 @@ class _Fix(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if (known := self.known.get(msg["name"])) is not None:
             value, draws = known.value, self.run.draws
+            if is_deterministic(msg):
+                msg["value"] = _in_the_place_of(msg["value"], value)
+                return
             value = value if draws is None else value.expand(draws, *value.shape)
             msg["value"] = placed(value, known.event_dim, known.plate_dims, self.run.plates, draws)
             msg["done"], msg["is_observed"] = True, self.observed
+
+
+def _in_the_place_of(computed: Tensor, value: Tensor) -> Tensor:
+    """A value of one draw with the axes of a computed one, whose first axis may be the draws."""
+    shape = computed.shape if computed.numel() == value.numel() else computed.shape[1:]
+    return value.reshape(shape).expand(computed.shape)
 
 
 @dataclass(frozen=True)

@@ -127,20 +127,36 @@ def _is_event(fn: Any, shape: tuple[int, ...]) -> bool:
 
 def _check_support(name: str, site: Site) -> None:
     fn, value = site["fn"], torch.as_tensor(site["value"])
-    try:
-        support = fn.support
-    except (NotImplementedError, AttributeError):
+    if not defer_error(is_outside(site, value)):
         return
-    good = support.check(value)
+    raise ValueError(
+        f"{name} must be {_words(fn.support)} for a {_title(fn)} likelihood; got {_range(value)}. "
+        "Change the values, or choose another distribution."
+    )
+
+
+def is_outside(site: Site, value: Tensor) -> Tensor:
+    """Whether any part of a value that is not masked lies outside of the support of its site."""
+    fn = site["fn"]
+    try:
+        good = fn.support.check(value)
+    except (NotImplementedError, AttributeError):
+        return torch.zeros((), dtype=torch.bool)
     for mask in (site["mask"], getattr(fn, "_mask", None)):
         if mask is not None:
             good = good | ~torch.as_tensor(mask, device=good.device)
-    if not defer_error(~good.all()):
-        return
-    raise ValueError(
-        f"{name} must be {_words(support)} for a {_title(fn)} likelihood; got values from {value.min().item():g} to "
-        f"{value.max().item():g}. Change the values, or choose another distribution."
-    )
+    return torch.as_tensor(~good.all())
+
+
+def outside_message(name: str, site: Site, value: Tensor) -> str:
+    """The message for a value outside of the support of its site."""
+    support, title = _words(site["fn"].support), _title(site["fn"])
+    return f"{name} must be {support}, as its {title} site draws them; got {_range(value)}. Give another value."
+
+
+def _range(value: Tensor) -> str:
+    low, high = value.min().item(), value.max().item()
+    return f"values from {low:g} to {high:g}" if value.numel() > 1 else f"{low:g}"
 
 
 def _title(fn: Any) -> str:
@@ -153,6 +169,8 @@ def _words(support: Any) -> str:
         support = support.base_constraint
     low, high = _number(support, "lower_bound"), _number(support, "upper_bound")
     kind = "whole numbers" if support.is_discrete else "numbers"
+    if type(support) is type(constraints.real):
+        return "real numbers"
     if support is constraints.boolean:
         return "0 or 1"
     if low is not None and high is not None:

@@ -67,15 +67,19 @@ class QueryGraph:
         tensors: The program's tensors.
         noise: Size of the noise that one call takes.
         device: The program's device.
+        values_read: Whether the graph holds for the known values of the batch alone, because Python read them.
     """
 
     graph: GraphModule
     tensors: list[Tensor]
     noise: NoiseSize
     device: torch.device
+    values_read: bool = False
 
 
-def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch) -> QueryGraph:
+def trace_query(
+    instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]], batch: Batch, *, known: int = 0
+) -> QueryGraph:
     """Trace a query to a program, without gradients. Call it inside `ProgramInstance.running`.
 
     Args:
@@ -83,6 +87,7 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
         ask: The query, from a batch to tensors. Where it would raise a deferred error, the graph returns nan in
             floating-point tensors.
         batch: An example batch.
+        known: How many tensors, the first of the batch, may steer the program by their values.
 
     Raises:
         Untraceable: If the query fails, or its answer depends on values other than by tensor operations.
@@ -96,22 +101,23 @@ def trace_query(instance: ProgramInstance, ask: Callable[[Batch], list[Tensor]],
     except Exception as error:  # an eager query raises it again if the program itself fails
         raise Untraceable(reason_of(error, [pyro])) from error
 
-    def run(tensors: list[Tensor], batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
-        with (
-            torch.no_grad(),
-            LiftedNoise(normal, uniform),
-            DeferredErrors() as errors,
-            TraceableSites(),
-            SkipValueChecks(),
-        ):
-            answer = ask(batch)
+    reader = SkipValueChecks(["known"] if known else [])
+
+    def run(tensors: list[Tensor], known: Batch, batch: Batch, normal: Tensor, uniform: Tensor) -> list[Tensor]:
+        with torch.no_grad(), LiftedNoise(normal, uniform), DeferredErrors() as errors, TraceableSites(), reader:
+            answer = ask((*known, *batch))
         return [errors.mark_nan(x) if x.is_floating_point() else x for x in answer]
 
     size, device = noise.size, instance.device
     drawn = size.draw_once([torch.Generator(device).manual_seed(seed) for seed in (0, 1)], device)
-    graph = trace_graph(run, (tensors, batch, *drawn), tensors, subject=subject_of(instance))
-    functional = functionalise(graph, [x.detach() for x in tensors], batch, *drawn)
-    return QueryGraph(functional, tensors, size, device)
+    inputs = (tensors, batch[:known], batch[known:], *drawn)
+    graph = trace_graph(run, inputs, tensors, subject=subject_of(instance))
+
+    def joined(tensors: list[Tensor], batch: Batch, *noise: Tensor) -> Any:
+        return graph(tensors, batch[:known], batch[known:], *noise)
+
+    functional = functionalise(joined, [x.detach() for x in tensors], batch, *drawn)
+    return QueryGraph(functional, tensors, size, device, reader.values_read)
 
 
 class _Indices(Tensor):

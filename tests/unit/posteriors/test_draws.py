@@ -214,8 +214,9 @@ def test_an_error_of_the_program_is_its_own() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(w * (x - torch.zeros(12, 2)).sum(1), 0.5), obs=y)
 
-    with pytest.raises(RuntimeError, match=r"size of tensor a \(5\) must match the size of tensor b \(12\)"):
+    with pytest.raises(RuntimeError, match=r"size of tensor a \(5\) must match the size of tensor b \(12\)") as found:
         posterior_of(model).predict(X[:5])
+    assert "Trace Shapes" not in str(found.value)
 
 
 @pytest.mark.parametrize(
@@ -316,3 +317,57 @@ def test_a_traced_prior_has_as_many_rows_as_asked_for() -> None:
         posterior = Posterior(ProgramInstance(Own(), (Y,), 12, guide="normal"))
     for rows in (5, 9):
         assert posterior.sample_prior(rows, draws=3)["y"].shape == (3, rows)
+
+
+SHIFTS, OFFSET = [0.0], torch.zeros(())
+
+
+@pytest.mark.parametrize("way", ["traced", "stacked"])
+def test_a_query_follows_the_globals_that_the_program_reads(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = x @ w if way == "traced" else (x * w).sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean + SHIFTS[0] + OFFSET, 0.5), obs=y)
+
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal", data_plate="data"), (X, Y), 12))
+    first = posterior.predict(X, draws=4).mean
+    assert set(posterior.instance.ways.values()) == {way}
+    monkeypatch.setattr(f"{__name__}.SHIFTS", [3.0])
+    torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 3.0)
+    monkeypatch.setattr(f"{__name__}.OFFSET", torch.tensor(2.0))
+    torch.testing.assert_close(posterior.predict(X, draws=4).mean, first + 5.0)
+
+
+def test_values_of_the_data_may_steer_a_traced_query() -> None:
+    def model(lengths: Tensor, y: Tensor | None = None) -> None:
+        assert lengths.max() <= 5
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = torch.ones(3, 2) @ w
+        for _ in range(int(lengths.max())):
+            mean = mean + 1.0
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(mean + lengths, 0.5), obs=y)
+
+    lengths = torch.tensor([1, 3, 2])
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal"), (lengths, torch.zeros(3)), 3))
+    first = posterior.predict(lengths, draws=4).mean
+    assert set(posterior.instance.ways.values()) == {"traced"}
+    for steps in (5, 3, 5):
+        others = torch.tensor([steps, 1, 1])
+        torch.testing.assert_close(posterior.predict(others, draws=4).mean, first - lengths + others + (steps - 3.0))
+    assert len(posterior.instance.graphs) == 3  # one for each set of values
+
+
+def test_a_gaussian_chain_is_traced() -> None:
+    def model(y: Tensor | None = None) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(torch.zeros(2), 0.1).to_event(1))
+        noise, eye = dist.MultivariateNormal(torch.zeros(2), torch.diag(scale)), torch.eye(2)
+        pyro.sample("y", dist.GaussianHMM(noise, 0.9 * eye, noise, eye, noise, duration=5), obs=y)
+
+    with RandomStream(0).drawing():
+        posterior = Posterior(ProgramInstance(Program.of(model, "normal"), (torch.zeros(5, 2),), 5))
+    assert posterior.predict(draws=3).draws.shape == (3, 5, 2)
+    assert set(posterior.instance.ways.values()) == {"traced"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,16 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import autoguide
-from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGaussian,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    AutoStructured,
+)
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
@@ -443,3 +453,54 @@ def test_what_is_no_constraint_of_pyro_is_not_stored() -> None:
         constraint_to_json(dist.constraints.greater_than(torch.arange(3.0)), per_row=True)
     with pytest.raises(ValueError, match=r"the file holds an unknown constraint 'os\.system'"):
         constraint_from_json({"os.system": []})
+
+
+def _pair(y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    s = pyro.sample("s", dist.HalfNormal(1.0))
+    with pyro.plate("rows", 3):
+        pyro.sample("y", dist.Normal(w, s), obs=y)
+
+
+def _list_of_guides() -> AutoGuideList:
+    found = AutoGuideList(_pair)
+    found.append(AutoNormal(poutine.block(_pair, expose=["w"])))
+    found.append(AutoDelta(poutine.block(_pair, expose=["s"])))
+    return found
+
+
+def _answers(posterior: Posterior, *data: Tensor) -> Tensor:
+    return posterior.predict(*data, draws=4, seed=1).draws
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [AutoDiagonalNormal, AutoIAFNormal, AutoGaussian, AutoStructured, AutoNormalMessenger],
+    ids=lambda x: x.__name__,
+)
+def test_a_class_of_pyros_guides_is_in_the_save(guide: Any, tmp_path: Path) -> None:
+    y = torch.zeros(3)
+    posterior = svi(Program.of(_pair), y, guide=guide, steps=2, progress=False, compile=False)
+    posterior.save(tmp_path / "it")
+    assert torch.equal(_answers(Posterior.load(tmp_path / "it", Program.of(_pair)), y), _answers(posterior, y))
+
+
+@pytest.mark.parametrize("guide", [_list_of_guides(), partial(AutoStructured, conditionals="normal")])
+def test_a_guide_of_the_user_is_given_to_load(guide: Any, tmp_path: Path) -> None:
+    y = torch.zeros(3)
+    posterior = svi(Program.of(_pair), y, guide=guide, steps=2, progress=False, compile=False)
+    posterior.save(tmp_path / "it")
+    with pytest.raises(StorageError, match=r"fitted with a guide of the user.*Posterior\.load\(path, program, guide="):
+        Posterior.load(tmp_path / "it", Program.of(_pair))
+    for loaded in (
+        Posterior.load(tmp_path / "it", Program.of(_pair), guide=guide),
+        Posterior.load(tmp_path / "it", Program.of(_pair, guide)),
+    ):
+        assert torch.equal(_answers(loaded, y), _answers(posterior, y))
+    network, rows = BayesianNeuralNetwork(nn.Linear(1, 1)), (torch.zeros(4, 1), torch.zeros(4))
+    posterior = svi(network, rows, guide=partial(AutoDiagonalNormal, init_scale=0.2), steps=2, progress=False)
+    posterior.save(tmp_path / "network")
+    with pytest.raises(StorageError, match="fitted with a guide of the user"):
+        Posterior.load(tmp_path / "network", network)
+    loaded = Posterior.load(tmp_path / "network", network, guide=AutoDiagonalNormal)
+    assert torch.equal(_answers(loaded, rows[0]), _answers(posterior, rows[0]))

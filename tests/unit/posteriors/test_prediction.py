@@ -90,3 +90,10 @@ def test_kind_of_masked_and_expanded_distributions() -> None:
     p = predict(dist.Categorical(torch.ones(2, 1, 4)).expand([2, 5]).mask(torch.ones(5, dtype=torch.bool)))
     assert p.kind == "classes"
     assert p.probs.shape == (5, 4)
+
+
+def test_one_value_has_a_text_and_no_length() -> None:
+    prediction = Prediction(dist.Normal(torch.zeros(5), 1.0), torch.zeros(5), "d")
+    assert repr(prediction) == "Prediction('d': real, one value, 5 draws)"
+    with pytest.raises(TypeError, match=r"site 'd' has no rows: it is one value\. Use mean, sd or draws"):
+        len(prediction)

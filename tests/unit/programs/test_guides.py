@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pyro
@@ -10,12 +11,24 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoGaussian,
+    AutoHierarchicalNormalMessenger,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+    AutoRegressiveMessenger,
+    AutoStructured,
+)
+from pyro.infer.autoguide.gaussian import AutoGaussianDense
 from pyro.nn import PyroModule, PyroSample
 from torch import Tensor, nn
 
+from deepprob.engine.random import RandomStream
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
+from deepprob.models import BayesianNeuralNetwork
 from deepprob.programs.guides import GUIDES, attach_guide
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
@@ -50,7 +63,8 @@ def test_guides_by_name_class_and_object(guide: Any) -> None:
 def test_named_class_is_recorded_under_its_name() -> None:
     program = Program.of(model, data_plate="data")
     assert attach_guide(program, AutoNormal) == "normal"
-    assert attach_guide(program, AutoDiagonalNormal) is None
+    assert attach_guide(program, AutoDiagonalNormal) == "AutoDiagonalNormal"
+    assert attach_guide(program, type("Own", (AutoDiagonalNormal,), {})) is None
     assert program.has_guide
     assert attach_guide(program, None) is None
 
@@ -199,3 +213,39 @@ def test_removed_weights_cannot_be_kept() -> None:
     with pytest.warns(UserWarning, match=r"no weights to keep for layer\.weight: Pyro removed them when they became a"):
         svi(program, data, epochs=1, guide="normal", weights="keep", progress=False)
     svi(program, data, epochs=1, guide="normal", progress=False)
+
+
+@pytest.mark.parametrize("guide", [AutoGaussian, AutoStructured], ids=lambda x: x.__name__)
+def test_sites_of_a_network_have_names_of_their_own(guide: Any) -> None:
+    x = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    network = BayesianNeuralNetwork(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)))
+    posterior = svi(network, (x, x.sum(1)), guide=guide, steps=2, progress=False, compile=False)
+    assert {"0.weight", "0.weight.scale"} <= posterior.sample(x, draws=2).keys()
+    assert type(AutoGaussian(lambda: None)) is AutoGaussianDense  # Pyro's own
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        AutoNormalMessenger,
+        AutoHierarchicalNormalMessenger,
+        AutoRegressiveMessenger,
+        functools.partial(AutoStructured, conditionals="normal"),
+        functools.partial(AutoLowRankMultivariateNormal, rank=1),
+    ],
+)
+def test_a_class_of_messengers_and_a_partial_class_make_guides(guide: Any) -> None:
+    def model(y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        with pyro.plate("rows", 3):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = torch.ones(3)
+    with RandomStream(0).drawing():
+        made = svi(Program.of(model, guide), y, steps=5, progress=False, compile=False)
+        given = svi(Program.of(model), y, guide=guide, steps=5, progress=False, compile=False)
+        own = svi(Program.of(model, guide(model)), y, steps=5, progress=False, compile=False)
+    draws = [posterior.sample(y, draws=3)["z"] for posterior in (made, given, own)]
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])

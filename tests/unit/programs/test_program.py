@@ -513,3 +513,22 @@ def test_networks_in_evaluation_mode_stay_in_it() -> None:
     x = 5 + torch.randn(30, 2, generator=torch.Generator().manual_seed(0))
     posterior = svi(program, x, epochs=3, progress=False)
     assert float(posterior.program.parts[1][0].num_batches_tracked) == 0
+
+
+def test_networks_that_pyro_does_not_register_have_the_users_names() -> None:
+    frozen = nn.Linear(3, 1).requires_grad_(False).eval()
+
+    class Own:
+        def __init__(self) -> None:
+            self.net, self.unused, self.more = nn.Linear(3, 1), nn.Linear(2, 2), [nn.Linear(1, 1, bias=False)]
+
+        def model(self, x: Tensor, y: Tensor | None = None) -> None:
+            pyro.module("net", self.net)
+            pyro.module("frozen", frozen)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Normal((self.net(x) + frozen(x))[:, 0], 1.0), obs=y)
+
+    found = fitted(Program.of(Own().model, lambda x, y=None: None), batch_size=None).parameters()
+    names = ("net.weight", "net.bias", "unused.weight", "unused.bias", "more[0].weight", "frozen.weight", "frozen.bias")
+    assert set(found) == set(names)
+    assert torch.equal(found["frozen.weight"], frozen.weight)

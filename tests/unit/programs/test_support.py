@@ -48,7 +48,7 @@ SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
             [5.0, 9.0],
             r"y must be whole numbers within the bounds of their rows",
         ),
-        (dist.Normal(0.0, 1.0), [1.0], [float("nan")], r"y must be in the support Real\(\) for a Normal likelihood"),
+        (dist.Normal(0.0, 1.0), [1.0], [float("nan")], "y must be real numbers for a Normal likelihood; got nan"),
     ],
 )
 def test_refuses_values_outside_of_the_support(
