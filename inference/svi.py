@@ -30,6 +30,7 @@ from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.arguments import Arguments
+from deepprob.programs.by_row import cut_by_row
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -167,14 +168,13 @@ def svi(
     compile = compile if isinstance(compile, str) else bool(compile)
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
     callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
-    batch, held_out_batch = _batches(program, data, held_out)
-    size = _batch_size(batch_size, num_rows(batch), program)
+    batch, size = _batch_and_size(program, data, batch_size, device)
     per_epoch, total = _num_steps(epochs, steps, num_rows(batch), size)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = _instance(program, batch, guide, device, size, weights)
     batch, size = tuple(x.to(device) for x in batch), size if batch else instance.num_data  # or: the program's own data
-    score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
+    score = None if held_out is None else HeldOut(instance, _checked_held_out(instance, held_out))
     learning_rate = factory.learning_rate or program.learning_rate
     state = init(instance, factory, learning_rate)
     state.annealed = _annealed_buffers(instance, callbacks)
@@ -247,12 +247,13 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
         raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
 
 
-def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch | None]:
-    """The arguments of the program, for the fit and for the held-out score."""
+def _batch_and_size(
+    program: Program, data: Any, batch_size: int | str | None, device: torch.device
+) -> tuple[Batch, int]:
+    """The arguments with rows, and the number of rows per step."""
     batch = _checked_arguments(program, program.accept(data), "data")
-    if held_out is None:
-        return batch, None
-    return batch, _checked_arguments(program, program.accept(held_out, what="held_out"), "held_out")
+    size = _batch_size(batch_size, num_rows(batch), program)
+    return cut_by_row(program, batch, size, device), size
 
 
 def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size: int) -> tuple[int, int]:
@@ -277,8 +278,10 @@ def _instance(
     return instance
 
 
-def _checked_held_out(instance: ProgramInstance, held_out: Batch) -> Batch:
+def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
     """Held-out data on the device, checked against the shapes of the data."""
+    program = instance.program
+    held_out = _checked_arguments(program, program.accept(data, what="held_out"), "held_out")
     if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
         by_name = dict(zip(held_out.call.names, held_out, strict=True))
         held_out = tuple(by_name[spec.name] for spec in instance.inputs)

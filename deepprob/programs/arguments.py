@@ -61,12 +61,14 @@ class Call:
         _mapped((self.args, self.kwargs), leaf)
         return found
 
-    def without(self, left_out: Collection[int]) -> Call:
-        """The call with None in the place of some tensors with rows, by their indices."""
+    def without(self, left_out: Collection[int], instead: Mapping[int, Any] | None = None) -> Call:
+        """The call with other values, or None, in the place of some tensors with rows, by their indices."""
         kept = [i for i in range(len(self.names)) if i not in left_out]
 
         def leaf(x: Any) -> Any:
-            return (_Row(kept.index(x.index)) if x.index in kept else None) if isinstance(x, _Row) else x
+            if not isinstance(x, _Row):
+                return x
+            return _Row(kept.index(x.index)) if x.index in kept else (instead or {}).get(x.index)
 
         args, kwargs = _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
         return replace(self, args=args, kwargs=kwargs, names=tuple(self.names[i] for i in kept))
@@ -135,6 +137,11 @@ class Arguments(tuple[Any, ...]):
     def without(self, left_out: Collection[int]) -> Arguments:
         """The call without some of its tensors, which are to be predicted."""
         return Arguments([x for i, x in enumerate(self) if i not in left_out], self.call.without(left_out))
+
+    def whole(self, chosen: Collection[int]) -> Arguments:
+        """The same call, with some of its tensors passed whole, not by row."""
+        call = self.call.without(chosen, dict(enumerate(self)))
+        return Arguments([x for i, x in enumerate(self) if i not in chosen], call)
 
 
 def rows_of(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
