@@ -92,7 +92,7 @@ def step(
 
 def svi(
     program: Program,
-    data: Any,
+    data: Any = None,
     *,
     epochs: int | None = None,
     steps: int | None = None,

@@ -239,7 +239,14 @@ def _from_frame(frame: Any, label: str) -> np.ndarray:
         raise TypeError(
             f"{label} has columns that are not numbers: {', '.join(wrong)}. Encode them as numbers or drop them."
         )
-    whole = bool(kinds) and {*kinds.values()} <= {*"iu"} and not frame.isna().any(axis=None)
-    dtype, fill = (np.int64, 0) if whole else (np.float64, np.nan)
+    complete = bool(kinds) and not frame.isna().any(axis=None)
+    dtype, fill = next(
+        (
+            (dtype, 0)
+            for dtype, known in ((np.int64, "iu"), (np.bool_, "b"))
+            if complete and {*kinds.values()} <= {*known}
+        ),
+        (np.float64, np.nan),
+    )
     columns = [frame.iloc[:, i].to_numpy(dtype, na_value=fill) for i in range(len(kinds))]
     return np.stack(columns, axis=1) if columns else np.empty((len(frame), 0))

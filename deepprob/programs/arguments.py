@@ -48,6 +48,12 @@ class Call:
 
         return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
 
+    def takes_as_one(self, data: Any) -> bool:
+        """Whether data are one argument, the first of the fit, and not a tuple of arguments."""
+        if not self.args or not (_is_nested(data) and _is_nested(self.args[0])):
+            return False
+        return not _is_alike(data, self.args) and _is_alike(data, self.args[0])
+
     @property
     def constants(self) -> list[Any]:
         """The values that are passed whole, in the order of the call."""
@@ -350,6 +356,18 @@ def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: _mapped(x, leaf) for key, x in value.items()}
     return leaf(value)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not isinstance(value, PackedSequence)
+
+
+def _is_alike(value: Any, fitted: Any) -> bool:
+    """Whether a value is nested as one of the fit, as far as both have parts."""
+    if value is None or not _is_nested(fitted):
+        return value is None or not isinstance(value, tuple) or isinstance(value, PackedSequence)
+    parts = isinstance(value, list) == isinstance(fitted, list) and _is_nested(value)
+    return parts and all(_is_alike(*pair) for pair in zip(value, fitted, strict=False))
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

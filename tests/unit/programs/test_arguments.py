@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -61,6 +61,14 @@ def test_a_call_is_made_again_as_it_was_given() -> None:
     rows, args, kwargs = read(model, {"x": X, "options": {"deep": (Y, "a", None)}, "scale": 0.5})
     assert args == () and kwargs["scale"] == 0.5 and kwargs["options"]["deep"][1:] == ("a", None)
     assert torch.equal(kwargs["x"], X) and torch.equal(kwargs["options"]["deep"][0], Y) and len(rows) == 2
+
+
+@pytest.mark.parametrize("column", [pd.Series([True, False]), pd.Series([True, False], dtype="boolean")])
+def test_columns_of_bools_are_bools(column: pd.Series) -> None:
+    rows, _, _ = read(lambda x, options: None, {"x": column, "options": {"deep": column.to_frame()}})
+    assert [x.dtype for x in rows] == [torch.bool, torch.bool] and rows[1].shape == (2, 1)
+    rows, _, _ = read(lambda x: None, pd.DataFrame({"a": column, "b": [1.0, 2.0]}))
+    assert rows[0].dtype == torch.float32
 
 
 def test_types_stay() -> None:
@@ -133,6 +141,37 @@ def test_an_argument_that_is_a_list_is_asked_for_as_one() -> None:
         assert float(posterior.log_evidence(data)) == float(posterior.log_evidence(([Y, Y[:5]],)))
 
 
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor | None = None
+
+
+def one_pair(pair: Any) -> None:
+    keyword_only(pair[0], y=pair[1])
+
+
+def pair_in_a_pair(pairs: Any) -> None:
+    (x, _), y = pairs
+    keyword_only(x, y=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "one", "new"),
+    [
+        (one_pair, (X, Y), (X[:5], None)),
+        (one_pair, Pair(X, Y), Pair(X[:5])),
+        (pair_in_a_pair, ((X, X), Y), ((X[:5], X[:5]), None)),
+        (lambda pair, y=None: keyword_only(pair[0], y=pair[1]), (X, Y), (X[:5], None)),
+    ],
+)
+def test_an_argument_that_holds_others_is_asked_for_as_one(model: Any, one: Any, new: Any) -> None:
+    posterior = fitted(model, (one,))
+    for data in (one, (one,)):
+        assert posterior.log_likelihood(data, draws=2).shape == (2, 12)
+    for data in (new, (new,)):
+        assert posterior.predict(data, draws=2).draws.shape == (2, 5)
+
+
 @pytest.mark.parametrize(
     ("model", "data", "new"),
     [
@@ -200,6 +239,9 @@ def test_arguments_that_are_left_out_are_predicted_or_named() -> None:
         posterior.log_likelihood()
     with pytest.raises(ValueError, match=r"the program needs rows of y; got none"):
         fitted(bound, {"y": Y}).log_likelihood()
+    with pytest.raises(ValueError, match=r"the model takes x, y; data lacks x"):
+        svi(Program.of(lambda x, y=None: None, "normal"))
+    assert svi(Program.of(lambda: free(Y), "normal"), steps=2, progress=False).structure.observed == ("y",)
 
 
 def test_a_tuple_keeps_its_order_in_a_check() -> None:
