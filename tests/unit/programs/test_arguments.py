@@ -244,6 +244,23 @@ def test_arguments_that_are_left_out_are_predicted_or_named() -> None:
     assert svi(Program.of(lambda: free(Y), "normal"), steps=2, progress=False).structure.observed == ("y",)
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "new", "name"),
+    [
+        (lambda x, scale, y=None: keyword_only(x, y=y, scale=1 * scale), (X, 0.5, Y), (X,), "'scale', which was"),
+        (lambda y, x: keyword_only(x, y=y), (Y, X), (X,), "'x', which was"),
+        (lambda x, y: keyword_only(x, y=y), (X, Y), ({"y": Y},), "'x', which was"),
+        (lambda y=None, *, x: keyword_only(x, y=y), {"x": X, "y": Y}, (X,), "'x', which was"),
+        (lambda a, b, y=None: keyword_only(a * b, y=y), (X, 0.5, Y), ({"y": Y},), "'a', 'b', which were"),
+    ],
+)
+def test_a_required_argument_that_is_left_out_is_named(model: Any, data: Any, new: tuple[Any, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"cannot run without {name} left out: .*Give (it|them) too, by name"):
+        fitted(model, data).predict(*new)
+    with pytest.raises(ValueError, match=rf"cannot run without {name} left out"):
+        dp.sample_prior(Program.of(model), new[0])
+
+
 def test_a_tuple_keeps_its_order_in_a_check() -> None:
     def model(y: Tensor, x: Tensor) -> None:
         b = pyro.sample("b", dist.Normal(0.0, 3.0))
