@@ -147,6 +147,12 @@ def is_table(value: object) -> bool:
     return _is_array(value) or type(value).__module__.partition(".")[0] == "pandas"
 
 
+def is_frame(value: object) -> bool:
+    """Whether a value is a pandas frame."""
+    pandas = sys.modules.get("pandas")  # a frame exists only if pandas is imported
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
 def _holds_numbers(value: list[Any]) -> bool:
     try:
         return bool(value) and np.asarray(value).dtype.kind in "biuf"

@@ -88,6 +88,34 @@ def test_tensors_of_another_length_are_passed_whole(order: tuple[int, ...]) -> N
     assert all(torch.equal(a, b) for a, b in zip(args, data, strict=True))
 
 
+def test_columns_of_a_frame_are_arguments_by_name() -> None:
+    def model(x: Tensor, k: Tensor, y: Tensor | None = None) -> None:
+        keyword_only(x * k, y=y)
+
+    frame = pd.DataFrame({"y": Y.numpy(), "k": [1, 2] * 6, "x": X.numpy()})
+    for data in (frame, frame.assign(note="a")):
+        rows, args, kwargs = read(model, data)
+        assert args == () and [*kwargs] == ["x", "k", "y"] and kwargs["k"].dtype == torch.int64 and len(rows) == 3
+    with pytest.raises(TypeError, match=r"'k' of data has columns that are not numbers: k"):
+        read(model, frame.assign(k="a"))
+    posterior = fitted(model, frame)
+    assert posterior.predict(frame[["x", "k"]][:5], draws=2).draws.shape == (2, 5)
+    assert posterior.log_likelihood(frame, draws=2).shape == (2, 12)
+
+
+def test_a_frame_of_other_columns_is_one_argument() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        keyword_only(x.sum(-1), y=y)
+
+    frame = pd.DataFrame({"a": X.numpy(), "x": X.numpy()})
+    rows, args, _ = read(model, (frame, Y))
+    assert args[0].shape == (12, 2) and len(rows) == 2
+    posterior = fitted(model, (frame, Y))
+    assert posterior.predict(frame[:5], draws=2).draws.shape == (2, 5)  # as in the fit
+    rows, _, _ = read(lambda table: None, frame)
+    assert rows[0].shape == (12, 2)
+
+
 def test_missing_arguments_are_named() -> None:
     def model(x: Tensor, y: Tensor, *, weights: Tensor, scale: float = 1.0) -> None: ...
 
@@ -103,7 +131,9 @@ def test_a_dict_that_names_some_arguments_only_is_refused() -> None:
 
 
 def test_too_many_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"takes 1 argument\(s\) \(x\); data has 2 parts.*give a dict"):
+    with pytest.raises(ValueError, match=r"takes 0 arguments; data has 1 part\."):
+        read_arguments((X,), inspect.signature(lambda: None))
+    with pytest.raises(ValueError, match=r"takes 1 argument \(x\); data has 2 parts.*give a dict"):
         read_arguments((X, Y), inspect.signature(lambda x, *, y=None: None))
 
 

@@ -489,7 +489,7 @@ def test_refuses_fields_that_match_no_argument() -> None:
     program = Program.of(regression)
     with pytest.raises(ValueError, match=r"the model takes x, y; data has the fields y, images\. Name"):
         program.accept({"y": Y, "images": X})
-    with pytest.raises(ValueError, match=r"the model takes 2 argument\(s\) \(x, y\); held_out has 3 parts"):
+    with pytest.raises(ValueError, match=r"the model takes 2 arguments \(x, y\); held_out has 3 parts"):
         program.accept((X, Y, Y), what="held_out")
     assert len(program.accept(Split({"x": X, "y": Y, "weight": Y}))) == 2
 
