@@ -33,6 +33,20 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, singular or plural.
+
+    Args:
+        count: The number.
+        noun: The noun in the singular.
+
+    Examples:
+        >>> counted(1, "row"), counted(3, "row")
+        ('1 row', '3 rows')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
     """The error for an unknown name; it suggests the nearest known name.
 

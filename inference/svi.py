@@ -30,6 +30,7 @@ from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.arguments import Arguments
+from deepprob.programs.by_row import cut_by_row
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -91,7 +92,7 @@ def step(
 
 def svi(
     program: Program,
-    data: Any,
+    data: Any = None,
     *,
     epochs: int | None = None,
     steps: int | None = None,
@@ -169,14 +170,14 @@ def svi(
     compile = compile if isinstance(compile, str) else bool(compile)
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
     callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
-    batch, held_out_batch = _batches(program, data, held_out)
+    batch = _accepted(program, data, batch_size, device)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = _instance(program, batch, guide, device, batch_size, weights)
     size = _batch_size(batch_size, instance.num_data, program)  # of the data that the program holds, if it takes none
     per_epoch, total = _num_steps(epochs, steps, instance.num_data, size)
     batch = tuple(x.to(device) for x in batch)
-    score = None if held_out_batch is None else HeldOut(instance, _checked_held_out(instance, held_out_batch))
+    score = None if held_out is None else HeldOut(instance, _checked_held_out(instance, held_out))
     learning_rate = factory.learning_rate or program.learning_rate
     state = init(instance, factory, learning_rate)
     state.annealed = _annealed_buffers(instance, callbacks)
@@ -249,12 +250,10 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
         raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
 
 
-def _batches(program: Program, data: Any, held_out: Any) -> tuple[Batch, Batch | None]:
-    """The arguments of the program, for the fit and for the held-out score."""
+def _accepted(program: Program, data: Any, batch_size: int | str | None, device: torch.device) -> Batch:
+    """The arguments with rows."""
     batch = _checked_arguments(program, program.accept(data), "data")
-    if held_out is None:
-        return batch, None
-    return batch, _checked_arguments(program, program.accept(held_out, what="held_out"), "held_out")
+    return cut_by_row(program, batch, _batch_size(batch_size, num_rows(batch), program), device)
 
 
 def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size: int) -> tuple[int, int]:
@@ -286,8 +285,10 @@ def _instance(
     return instance
 
 
-def _checked_held_out(instance: ProgramInstance, held_out: Batch) -> Batch:
+def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
     """Held-out data on the device, checked against the shapes of the data."""
+    program = instance.program
+    held_out = _checked_arguments(program, program.accept(data, what="held_out"), "held_out")
     if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
         by_name = dict(zip(held_out.call.names, held_out, strict=True))
         held_out = tuple(by_name[spec.name] for spec in instance.inputs)

@@ -147,6 +147,12 @@ def is_table(value: object) -> bool:
     return _is_array(value) or type(value).__module__.partition(".")[0] == "pandas"
 
 
+def is_frame(value: object) -> bool:
+    """Whether a value is a pandas frame."""
+    pandas = sys.modules.get("pandas")  # a frame exists only if pandas is imported
+    return pandas is not None and isinstance(value, pandas.DataFrame)
+
+
 def _holds_numbers(value: list[Any]) -> bool:
     try:
         return bool(value) and np.asarray(value).dtype.kind in "biuf"
@@ -239,7 +245,14 @@ def _from_frame(frame: Any, label: str) -> np.ndarray:
         raise TypeError(
             f"{label} has columns that are not numbers: {', '.join(wrong)}. Encode them as numbers or drop them."
         )
-    whole = bool(kinds) and {*kinds.values()} <= {*"iu"} and not frame.isna().any(axis=None)
-    dtype, fill = (np.int64, 0) if whole else (np.float64, np.nan)
+    complete = bool(kinds) and not frame.isna().any(axis=None)
+    dtype, fill = next(
+        (
+            (dtype, 0)
+            for dtype, known in ((np.int64, "iu"), (np.bool_, "b"))
+            if complete and {*kinds.values()} <= {*known}
+        ),
+        (np.float64, np.nan),
+    )
     columns = [frame.iloc[:, i].to_numpy(dtype, na_value=fill) for i in range(len(kinds))]
     return np.stack(columns, axis=1) if columns else np.empty((len(frame), 0))

@@ -21,6 +21,7 @@ from deepprob.posteriors.stored_draws import choose, replay
 from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
+from deepprob.programs.explaining import explaining_left_out
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
@@ -255,7 +256,8 @@ class FittedProgram:
         stored = values
         if values is None and self.chains is not None:
             stored = choose(self.chains, run.draws or 1)
-        return self._draws(job, run, stored)
+        with explaining_left_out(run):
+            return self._draws(job, run, stored)
 
     def prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
         """The run of a query."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from deepprob.data import Split, as_split
-from deepprob.data.intake import is_table, tensor_of
+from deepprob.data.intake import is_frame, is_table, tensor_of
+from deepprob.errors import counted
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Call:
 
         return _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
 
+    def takes_as_one(self, data: Any) -> bool:
+        """Whether data are one argument, the first of the fit, and not a tuple of arguments."""
+        if is_frame(data):
+            return bool(self.args)
+        if not self.args or not (_is_nested(data) and _is_nested(self.args[0])):
+            return False
+        return not _is_alike(data, self.args) and _is_alike(data, self.args[0])
+
     @property
     def constants(self) -> list[Any]:
         """The values that are passed whole, in the order of the call."""
@@ -61,12 +70,14 @@ class Call:
         _mapped((self.args, self.kwargs), leaf)
         return found
 
-    def without(self, left_out: Collection[int]) -> Call:
-        """The call with None in the place of some tensors with rows, by their indices."""
+    def without(self, left_out: Collection[int], instead: Mapping[int, Any] | None = None) -> Call:
+        """The call with other values, or None, in the place of some tensors with rows, by their indices."""
         kept = [i for i in range(len(self.names)) if i not in left_out]
 
         def leaf(x: Any) -> Any:
-            return (_Row(kept.index(x.index)) if x.index in kept else None) if isinstance(x, _Row) else x
+            if not isinstance(x, _Row):
+                return x
+            return _Row(kept.index(x.index)) if x.index in kept else (instead or {}).get(x.index)
 
         args, kwargs = _mapped(self.args, leaf), _mapped(self.kwargs, leaf)
         return replace(self, args=args, kwargs=kwargs, names=tuple(self.names[i] for i in kept))
@@ -136,6 +147,11 @@ class Arguments(tuple[Any, ...]):
         """The call without some of its tensors, which are to be predicted."""
         return Arguments([x for i, x in enumerate(self) if i not in left_out], self.call.without(left_out))
 
+    def whole(self, chosen: Collection[int]) -> Arguments:
+        """The same call, with some of its tensors passed whole, not by row."""
+        call = self.call.without(chosen, dict(enumerate(self)))
+        return Arguments([x for i, x in enumerate(self) if i not in chosen], call)
+
 
 def rows_of(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
     """Some rows of the arguments of a call."""
@@ -148,8 +164,9 @@ def read_arguments(
     """Read a user's data as the arguments of a call.
 
     A tuple holds positional arguments. A dict holds keyword arguments if its keys are names of parameters, and is one
-    argument otherwise. A `Split`, and what `as_split` reads as one, holds one argument a field: by name where the names
-    are those of parameters, else in order. Arrays and frames become tensors; bools and whole numbers keep their type.
+    argument otherwise. So does a frame whose columns are named after parameters, all of its columns or all required
+    parameters. A `Split`, and what `as_split` reads as one, holds one argument a field: by name where the names are
+    those of parameters, else in order. Arrays and frames become tensors; bools and whole numbers keep their type.
 
     Args:
         data: The data; None for a call without arguments.
@@ -211,8 +228,8 @@ def read_fields(
     if isinstance(data, Split):
         return tensors[: len(names)]
     raise ValueError(
-        f"the model takes {len(names)} argument(s) ({', '.join(names)}); {what} has {len(tensors)} parts "
-        f"({', '.join(split.names)}). Leave out what the model does not use."
+        f"the model takes {counted(len(names), 'argument')} ({', '.join(names)}); {what} has "
+        f"{counted(len(tensors), 'part')} ({', '.join(split.names)}). Leave out what the model does not use."
     )
 
 
@@ -257,6 +274,8 @@ def _split_up(
         return (), {}
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if is_frame(data):
+        data = _by_column(data, named, _required(signature))
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
         return (), {name: _converted(value, f"{name!r} of {what}", missing) for name, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:
@@ -281,6 +300,13 @@ def _split_up(
     return args, {}
 
 
+def _by_column(frame: Any, named: Sequence[str], required: Sequence[str]) -> Any:
+    """The columns of a frame by argument, if their names tell; otherwise the frame, which is one argument."""
+    taken = {name: frame[name] for name in named if name in frame}
+    all_taken = len(taken) == frame.shape[1] > 0
+    return taken if all_taken or (required and {*required} <= {*taken}) else frame
+
+
 def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Any]]:
     """The items of a dict in the order of the parameters."""
     known = [(name, data[name]) for name in names if name in data]
@@ -290,9 +316,10 @@ def _in_order(data: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, 
 def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -> None:
     names = _positional_names(signature, 0)
     if len(args) > len(names) and not _takes_any(signature):
+        known = f" ({', '.join(names)})" if names else ""
         raise ValueError(
-            f"the model takes {len(names)} argument(s) ({', '.join(names) or 'none'}); {what} has "
-            f"{len(args)} parts. Leave out what the model does not use, or give a dict by argument."
+            f"the model takes {counted(len(names), 'argument')}{known}; {what} has {counted(len(args), 'part')}. "
+            "Leave out what the model does not use, or give a dict by argument."
         )
 
 
@@ -316,9 +343,12 @@ def missing(args: Sequence[Any], kwargs: Mapping[str, Any], signature: inspect.S
     """Names of the parameters without a default that a call does not give."""
     positional = _positional_names(signature, 0)
     given = {*positional[: len(args)], *kwargs}
+    return [name for name in _required(signature) if name not in given]
+
+
+def _required(signature: inspect.Signature) -> list[str]:
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = [p.name for p in signature.parameters.values() if p.default is p.empty and p.kind not in kinds]
-    return [name for name in required if name not in given]
+    return [p.name for p in signature.parameters.values() if p.default is p.empty and p.kind not in kinds]
 
 
 def _converted(value: Any, label: str, missing: bool) -> Any:
@@ -343,6 +373,18 @@ def _mapped(value: Any, leaf: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: _mapped(x, leaf) for key, x in value.items()}
     return leaf(value)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not isinstance(value, PackedSequence)
+
+
+def _is_alike(value: Any, fitted: Any) -> bool:
+    """Whether a value is nested as one of the fit, as far as both have parts."""
+    if value is None or not _is_nested(fitted):
+        return value is None or not isinstance(value, tuple) or isinstance(value, PackedSequence)
+    parts = isinstance(value, list) == isinstance(fitted, list) and _is_nested(value)
+    return parts and all(_is_alike(*pair) for pair in zip(value, fitted, strict=False))
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

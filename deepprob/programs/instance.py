@@ -18,6 +18,7 @@ from deepprob.programs.arguments import Arguments, explaining_lengths
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
+from deepprob.programs.explaining import FAILURES, explained
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches, check_start
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.late import adopt, own_parameters
@@ -226,27 +227,12 @@ class ProgramInstance:
         except KeyError as error:
             copy_parameter(self._callers_store, error, self.device)
             return self._run_or_explain(run)
-        except (RuntimeError, TypeError, IndexError, ValueError) as error:
-            reason, bound = str(error).splitlines()[0], self.program.bound_rows  # Pyro appends the shapes of all sites
-            if "require grad" in reason and not bound.gradients:
+        except FAILURES as error:
+            bound = self.program.bound_rows
+            if "require grad" in str(error) and not bound.gradients:
                 bound.gradients = True
                 return self._run_or_explain(replace(run))
-            if isinstance(error, ValueError) and reason.endswith("."):
-                raise ValueError(reason) from error
-            batch, names = run.batch, [*self.program.argument_names, *("argument",) * len(run.batch)]
-            kinds = [
-                f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
-                for n, x in zip(names, batch, strict=False)
-            ]
-            hint = "Check the shapes and types of the data, or the program."
-            if reason.startswith("Multiple sample sites named"):
-                hint = (
-                    "Give each statement a name of its own. An AutoGuideList makes the plates of its parts, so that a "
-                    "callable in it cannot make them again: write the guide as one function, or use AutoNormal there."
-                )
-            raise ValueError(
-                f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason.removesuffix('.')}. {hint}"
-            ) from error
+            raise explained(error, run) from error
 
     def _check_enumeration(self, found: Structure, run: Run) -> None:
         """Run the program with all values of its enumerated sites, and raise an error in it with an explanation."""
@@ -284,7 +270,7 @@ class ProgramInstance:
                 rows = torch.arange(first, first + size, device=self.device)
                 piece = self.program.prepare(*piece)
                 run = Run(self.program, piece, rows, self.num_data)
-                _, trace = run_program(run) if batch else run_held(run)
+                _, trace = self._run_or_explain(run) if batch else run_held(run)
                 check_observations(trace, self.structure.unchecked)
                 self._check_plate(piece, trace)
 

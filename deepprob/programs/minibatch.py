@@ -88,6 +88,11 @@ class Minibatch(Messenger):
                 msg["value"] = self._rows_of(msg["name"], msg["fn"])
             return
         for frame in msg["cond_indep_stack"]:
+            if frame.name == self.plate and not (frame.vectorized or self.whole) and len(self.rows) < self.num_data:
+                raise ValueError(
+                    f"plate {self.plate!r} is sequential, a loop over its rows, and a minibatch has some of them only. "
+                    f"Write with pyro.plate({self.plate!r}, ...), or use batch_size=None."
+                )
             # A plate without a size, plate("data"), has as many rows as the batch.
             if frame.name == self.plate and frame.size in (-1, len(self.rows)):
                 # Pyro scales by full_size / size, which is right for plate("data", N), not for plate("data", len(x)).

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from deepprob.engine.deferred_errors import defer_error
+from deepprob.errors import counted
 from deepprob.programs.sites import is_data
 
 
@@ -33,14 +34,14 @@ class MissingValues(Messenger):
         absent = value.isnan()
         event = tuple(value.shape[value.dim() - fn.event_dim :])
         incomplete = absent.reshape(*absent.shape[: absent.dim() - fn.event_dim], -1).any(-1)
-        counted = incomplete
+        unmasked = incomplete
         for mask in (msg["mask"], getattr(fn, "_mask", None)):
             if mask is not None:
-                counted = counted & torch.as_tensor(mask, device=value.device)
-        if defer_error(counted.any()):
-            name = msg["name"]
+                unmasked = unmasked & torch.as_tensor(mask, device=value.device)
+        if defer_error(unmasked.any()):
+            came = counted(int(unmasked.sum()), "missing value")
             raise ValueError(
-                f"site {name!r} observes {int(counted.sum())} missing value(s) (NaN) that it does not mask. "
+                f"site {msg['name']!r} observes {came} (NaN) that it does not mask. "
                 "Sample it in pyro.poutine.mask(mask=...), with False where a value is missing."
             )
         complete = (~incomplete).reshape(-1).int().argmax()  # a number outside of the support has no finite gradient

@@ -360,8 +360,7 @@ class FunctionProgram(Program):
         if isinstance(data, Arguments):
             return data
         fitted = self.call.names if self.call else ()
-        if isinstance(data, list) and self.call and self.call.args and isinstance(self.call.args[0], list):
-            data = (data,)  # as in the fit, one argument that is a list
+        data = (data,) if self.call and self.call.takes_as_one(data) else data
         return read_arguments(data, self._signature(), what=what, fitted=fitted, missing=self.missing == "allow")
 
     def missing_arguments(self, batch: Batch) -> list[str]:

@@ -32,6 +32,7 @@ def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
     """
     for name, site in observed_sites(trace).items():
         _check_shape(name, site)
+        _check_bools(name, site)
         if name not in unchecked:
             _check_support(name, site)
 
@@ -92,6 +93,19 @@ def _check_shape(name: str, site: Site) -> None:
         f"{what} must have shape {has}, as the model's {_title(fn)} distribution has; got {came}. "
         "Reshape the data, or the parameters of the distribution."
     )
+
+
+def _check_bools(name: str, site: Site) -> None:
+    """Refuse bools that the log-probability cannot take: torch names neither the site nor the remedy."""
+    if torch.as_tensor(site["value"]).dtype != torch.bool:
+        return
+    try:
+        site["fn"].log_prob(site["value"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"site {name!r} observes bools, of which the {_title(site['fn'])} distribution takes no log-probability. "
+            "Give numbers: y.float()."
+        ) from error
 
 
 def _at(shape: tuple[int, ...], dim: int) -> int:

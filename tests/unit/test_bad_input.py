@@ -216,7 +216,7 @@ def test_missing_and_surplus_arguments() -> None:
         r"nothing is observed, so there is nothing to learn from\. Give the observed arguments too", of(regression), X
     )
     refuse(r"nothing is observed, so there is nothing to learn from", bnn(), X)
-    refuse(r"the model takes 2 argument\(s\) \(x, y\); data has 3 parts", of(regression), (X, Y, Y))
+    refuse(r"the model takes 2 arguments \(x, y\); data has 3 parts", of(regression), (X, Y, Y))
     refuse(
         r"held_out must have the 2 parts of data \(x, y\); got 1\. Include the observed values",
         of(regression),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -63,6 +63,14 @@ def test_a_call_is_made_again_as_it_was_given() -> None:
     assert torch.equal(kwargs["x"], X) and torch.equal(kwargs["options"]["deep"][0], Y) and len(rows) == 2
 
 
+@pytest.mark.parametrize("column", [pd.Series([True, False]), pd.Series([True, False], dtype="boolean")])
+def test_columns_of_bools_are_bools(column: pd.Series) -> None:
+    rows, _, _ = read(lambda x, options: None, {"x": column, "options": {"deep": column.to_frame()}})
+    assert [x.dtype for x in rows] == [torch.bool, torch.bool] and rows[1].shape == (2, 1)
+    rows, _, _ = read(lambda x: None, pd.DataFrame({"a": column, "b": [1.0, 2.0]}))
+    assert rows[0].dtype == torch.float32
+
+
 def test_types_stay() -> None:
     frame = pd.DataFrame({"a": [1.5, 2.5], "b": [1.0, 2.0]})
     values = (np.array([True, False]), np.array([1, 2]), np.array([1.0, 2.0]), [3, 4], frame)
@@ -80,6 +88,34 @@ def test_tensors_of_another_length_are_passed_whole(order: tuple[int, ...]) -> N
     assert all(torch.equal(a, b) for a, b in zip(args, data, strict=True))
 
 
+def test_columns_of_a_frame_are_arguments_by_name() -> None:
+    def model(x: Tensor, k: Tensor, y: Tensor | None = None) -> None:
+        keyword_only(x * k, y=y)
+
+    frame = pd.DataFrame({"y": Y.numpy(), "k": [1, 2] * 6, "x": X.numpy()})
+    for data in (frame, frame.assign(note="a")):
+        rows, args, kwargs = read(model, data)
+        assert args == () and [*kwargs] == ["x", "k", "y"] and kwargs["k"].dtype == torch.int64 and len(rows) == 3
+    with pytest.raises(TypeError, match=r"'k' of data has columns that are not numbers: k"):
+        read(model, frame.assign(k="a"))
+    posterior = fitted(model, frame)
+    assert posterior.predict(frame[["x", "k"]][:5], draws=2).draws.shape == (2, 5)
+    assert posterior.log_likelihood(frame, draws=2).shape == (2, 12)
+
+
+def test_a_frame_of_other_columns_is_one_argument() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        keyword_only(x.sum(-1), y=y)
+
+    frame = pd.DataFrame({"a": X.numpy(), "x": X.numpy()})
+    rows, args, _ = read(model, (frame, Y))
+    assert args[0].shape == (12, 2) and len(rows) == 2
+    posterior = fitted(model, (frame, Y))
+    assert posterior.predict(frame[:5], draws=2).draws.shape == (2, 5)  # as in the fit
+    rows, _, _ = read(lambda table: None, frame)
+    assert rows[0].shape == (12, 2)
+
+
 def test_missing_arguments_are_named() -> None:
     def model(x: Tensor, y: Tensor, *, weights: Tensor, scale: float = 1.0) -> None: ...
 
@@ -95,7 +131,9 @@ def test_a_dict_that_names_some_arguments_only_is_refused() -> None:
 
 
 def test_too_many_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"takes 1 argument\(s\) \(x\); data has 2 parts.*give a dict"):
+    with pytest.raises(ValueError, match=r"takes 0 arguments; data has 1 part\."):
+        read_arguments((X,), inspect.signature(lambda: None))
+    with pytest.raises(ValueError, match=r"takes 1 argument \(x\); data has 2 parts.*give a dict"):
         read_arguments((X, Y), inspect.signature(lambda x, *, y=None: None))
 
 
@@ -131,6 +169,37 @@ def test_an_argument_that_is_a_list_is_asked_for_as_one() -> None:
     posterior = fitted(groups, ([Y, Y[:5]],))
     for data in (([Y, Y[:5]],), [Y, Y[:5]]):
         assert float(posterior.log_evidence(data)) == float(posterior.log_evidence(([Y, Y[:5]],)))
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor | None = None
+
+
+def one_pair(pair: Any) -> None:
+    keyword_only(pair[0], y=pair[1])
+
+
+def pair_in_a_pair(pairs: Any) -> None:
+    (x, _), y = pairs
+    keyword_only(x, y=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "one", "new"),
+    [
+        (one_pair, (X, Y), (X[:5], None)),
+        (one_pair, Pair(X, Y), Pair(X[:5])),
+        (pair_in_a_pair, ((X, X), Y), ((X[:5], X[:5]), None)),
+        (lambda pair, y=None: keyword_only(pair[0], y=pair[1]), (X, Y), (X[:5], None)),
+    ],
+)
+def test_an_argument_that_holds_others_is_asked_for_as_one(model: Any, one: Any, new: Any) -> None:
+    posterior = fitted(model, (one,))
+    for data in (one, (one,)):
+        assert posterior.log_likelihood(data, draws=2).shape == (2, 12)
+    for data in (new, (new,)):
+        assert posterior.predict(data, draws=2).draws.shape == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -200,6 +269,26 @@ def test_arguments_that_are_left_out_are_predicted_or_named() -> None:
         posterior.log_likelihood()
     with pytest.raises(ValueError, match=r"the program needs rows of y; got none"):
         fitted(bound, {"y": Y}).log_likelihood()
+    with pytest.raises(ValueError, match=r"the model takes x, y; data lacks x"):
+        svi(Program.of(lambda x, y=None: None, "normal"))
+    assert svi(Program.of(lambda: free(Y), "normal"), steps=2, progress=False).structure.observed == ("y",)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "new", "name"),
+    [
+        (lambda x, scale, y=None: keyword_only(x, y=y, scale=1 * scale), (X, 0.5, Y), (X,), "'scale', which was"),
+        (lambda y, x: keyword_only(x, y=y), (Y, X), (X,), "'x', which was"),
+        (lambda x, y: keyword_only(x, y=y), (X, Y), ({"y": Y},), "'x', which was"),
+        (lambda y=None, *, x: keyword_only(x, y=y), {"x": X, "y": Y}, (X,), "'x', which was"),
+        (lambda a, b, y=None: keyword_only(a * b, y=y), (X, 0.5, Y), ({"y": Y},), "'a', 'b', which were"),
+    ],
+)
+def test_a_required_argument_that_is_left_out_is_named(model: Any, data: Any, new: tuple[Any, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"cannot run without {name} left out: .*Give (it|them) too, by name"):
+        fitted(model, data).predict(*new)
+    with pytest.raises(ValueError, match=rf"cannot run without {name} left out"):
+        dp.sample_prior(Program.of(model), new[0])
 
 
 def test_a_tuple_keeps_its_order_in_a_check() -> None:

@@ -114,7 +114,7 @@ def test_infinite_values_are_refused() -> None:
 
 
 def test_unmasked_missing_values_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"site 'y' observes 4 missing value\(s\) \(NaN\) that it does not mask"):
+    with pytest.raises(ValueError, match=r"site 'y' observes 4 missing values \(NaN\) that it does not mask"):
         fit(unmasked, Y)
 
 

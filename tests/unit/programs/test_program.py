@@ -325,6 +325,25 @@ def test_error_inside_a_program_is_explained_in_one_line() -> None:
         fitted(Program.of(fixed, "normal", data_plate="data"))
 
 
+def test_error_of_the_users_is_repeated_without_a_remedy() -> None:
+    def broken(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        raise ValueError("the kernel is singular")
+
+    with pytest.raises(ValueError, match=r"rows of x \(3,\) float32, y \(\) float32: the kernel is singular\.$"):
+        fitted(Program.of(broken, "normal", data_plate="data"))
+
+
+def test_sequential_plate_takes_no_minibatches() -> None:
+    def loop(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(x)):
+            pyro.sample(f"y_{i}", dist.Normal(w * x[i, 0], 0.5), obs=y[i])
+
+    with pytest.raises(ValueError, match=r"plate 'data' is sequential, .* with pyro.plate\('data', ...\), or use"):
+        fitted(Program.of(loop, "normal", data_plate="data"))
+
+
 # -- subclasses of Program ----------------------------------------------------------------------------------------
 
 
@@ -470,7 +489,7 @@ def test_refuses_fields_that_match_no_argument() -> None:
     program = Program.of(regression)
     with pytest.raises(ValueError, match=r"the model takes x, y; data has the fields y, images\. Name"):
         program.accept({"y": Y, "images": X})
-    with pytest.raises(ValueError, match=r"the model takes 2 argument\(s\) \(x, y\); held_out has 3 parts"):
+    with pytest.raises(ValueError, match=r"the model takes 2 arguments \(x, y\); held_out has 3 parts"):
         program.accept((X, Y, Y), what="held_out")
     assert len(program.accept(Split({"x": X, "y": Y, "weight": Y}))) == 2
 

@@ -25,6 +25,13 @@ def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None, di
         check_observations(poutine.trace(model).get_trace())
 
 
+def test_bools_that_a_distribution_cannot_score_are_refused() -> None:
+    labels = torch.tensor([True, False])
+    with pytest.raises(ValueError, match=r"site 'y' observes bools, of which the Bernoulli .* Give numbers: y.float"):
+        observe(dist.Bernoulli(0.5), labels)
+    observe(dist.Categorical(torch.ones(2)), labels)
+
+
 SIMPLEX, ONE_HOT = torch.tensor([[0.2, 0.8]]), torch.tensor([[0.0, 1.0]])
 
 

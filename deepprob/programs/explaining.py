@@ -1,0 +1,59 @@
+"""What went wrong where a program fails: the arguments that were left out, or the rows that it ran on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from deepprob.programs.arguments import Arguments
+from deepprob.programs.run import Run
+
+FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AttributeError)
+
+_OF_SHAPES_OR_TYPES = re.compile(r"shape|size|dimension|dtype|type|broadcast|expand|mat1|must match", re.IGNORECASE)
+_NAMES_TWICE = (
+    " Give each statement a name of its own. An AutoGuideList makes the plates of its parts, so that a callable in it "
+    "cannot make them again: write the guide as one function, or use AutoNormal there."
+)
+
+
+def explained(error: Exception, run: Run) -> Exception:
+    """An error in a program as one sentence about the user's arguments; a sentence of ours stays."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]  # Pyro appends the shapes of all sites
+    if isinstance(error, ValueError) and reason.endswith("."):
+        return ValueError(reason)
+    reason = reason.removesuffix(".")
+    if absent := left_out(run):
+        were, them = ("was", "it") if len(absent) == 1 else ("were", "them")
+        return ValueError(
+            f"the program cannot run without {', '.join(map(repr, absent))}, which {were} left out: {reason}. Give "
+            f"{them} too, by name or in the order {', '.join(run.program._signature().parameters)}."
+        )
+    call = run.call or run.program.call
+    names = [*(call.names if call else run.program.argument_names), *("argument",) * len(run.batch)]
+    kinds = [
+        f"{n} {tuple(x.shape[1:])} {str(x.dtype).removeprefix('torch.')}"
+        for n, x in zip(names, run.batch, strict=False)
+    ]
+    remedy = _NAMES_TWICE if reason.startswith("Multiple sample sites named") else ""
+    if _OF_SHAPES_OR_TYPES.search(reason):
+        remedy = " Check the shapes and types of the data, or the program."
+    return ValueError(f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason}.{remedy}")
+
+
+def left_out(run: Run) -> list[str]:
+    """The arguments without a default that were left out to be predicted."""
+    given = tuple(x for x in run.batch if x is not None)
+    return run.program.missing_arguments(given if run.call is None else Arguments(given, run.call))
+
+
+@contextmanager
+def explaining_left_out(run: Run) -> Iterator[None]:
+    """Name the arguments that were left out, where a program fails without them."""
+    try:
+        yield
+    except FAILURES as error:
+        if not left_out(run):
+            raise
+        raise explained(error, run) from error
