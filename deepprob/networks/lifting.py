@@ -36,12 +36,7 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
         net = network_from_config(net)
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module; got {type(net).__name__}. Write e.g. MLP(D, outputs).")
-    for name, part in net.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise ValueError(
-                f"net has a scripted module ({name or 'net itself'!r}), whose weights cannot be replaced by draws. "
-                "Give the Python module that was scripted or traced."
-            )
+    refuse_scripted(net, "net")
     lifted = copy.deepcopy(net)
     names = [n for n, p in lifted.named_parameters() if p.requires_grad]
     if not names:
@@ -55,6 +50,25 @@ def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
                 "Use LayerNorm or GroupNorm, or track_running_stats=True."
             )
     return lifted
+
+
+def refuse_scripted(net: nn.Module, title: str, named: Callable[[str], str] = str) -> None:
+    """Refuse a network with a scripted part, whose parameters are new objects at every look.
+
+    Args:
+        net: The network, or a program with networks.
+        title: Its name in the message.
+        named: From the name of a part to the user's name for it.
+
+    Raises:
+        ValueError: If a part is a scripted module.
+    """
+    for name, part in net.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{title} has a scripted module ({named(name) or f'{title} itself'!r}), whose weights can be neither "
+                "copied nor replaced by draws. Give the Python module that was scripted or traced."
+            )
 
 
 def run_with(

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from deepprob.engine.random import RandomStream
 from deepprob.networks.initialisation import init_weights
@@ -340,7 +341,8 @@ class ProgramInstance:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the program's state by name, including frozen parameters and buffers."""
-        found = {f"program.{n}": t for n, t in self.program.state_dict(keep_vars=True).items()}
+        named = self.program.state_dict(keep_vars=True).items()
+        found = {f"program.{n}": t for n, t in named if not is_lazy(t)}  # the prior alone runs no encoder
         known = {id(t) for t in found.values()}
         for name, value in self.store["params"].items():
             if id(value) not in known:

@@ -10,6 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import transform_to
 
+from deepprob.networks.lifting import refuse_scripted
 from deepprob.programs.copying import module_paths, path_to
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.sites import log_prob, sample_sites
@@ -82,12 +83,13 @@ def check_ownership(program: Program, store: StoreState, used: Sequence[Tensor])
     """Refuse parameters of the caller that were not copied: they would be trained in place, or not at all.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If there are any; with its own words if they belong to a scripted module.
     """
     own = {id(p) for p in (*program.parameters(), *store["params"].values())}
     if program.bound_rows.gradients:  # a tensor that the program itself marked for a gradient is no parameter
         used = [p for p in used if isinstance(p, nn.Parameter)]
     if foreign := [p for p in used if id(p) not in own]:
+        refuse_scripted(program, "the program", users_names(program))
         raise ValueError(
             f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
             "Make their network an attribute of the program, a variable of the model's file or function, or an "

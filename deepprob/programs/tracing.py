@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -43,7 +44,7 @@ def tensors_of(instance: ProgramInstance) -> list[Tensor]:
     """All tensors of a program: parameters, buffers, the entries of its store and its averages, each once."""
     program, store = instance.program, instance.store["params"]
     everything = [*program.parameters(), *program.buffers(), *store.values(), *instance.averages.values()]
-    return list({id(x): x for x in everything}.values())
+    return list({id(x): x for x in everything if not is_lazy(x)}.values())
 
 
 def subject_of(instance: ProgramInstance) -> Subject:

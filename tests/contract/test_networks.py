@@ -280,7 +280,7 @@ def test_networks_that_cannot_run_lifted_are_refused() -> None:
         svi(BayesianNeuralNetwork(nn.LSTM(4, 1)), (x, y), **options)
     with pytest.warns(DeprecationWarning):
         scripted = torch.jit.script(nn.Linear(4, 1))
-    with pytest.raises(ValueError, match=r"net has a scripted module \('1'\), whose weights cannot be replaced"):
+    with pytest.raises(ValueError, match=r"net has a scripted module \('1'\), whose weights can be neither"):
         BayesianNeuralNetwork(nn.Sequential(nn.Flatten(), scripted))
     lazy = nn.Sequential(nn.LazyConv2d(2, 3), nn.Flatten(), nn.LazyLinear(1))
     with pytest.raises(ValueError, match=r"net has lazy layers, which get their sizes from rows of x \(5, 4, 1, 1\)"):

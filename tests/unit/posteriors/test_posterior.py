@@ -530,9 +530,18 @@ def test_every_guide_is_saved_and_loaded(guide: str, tmp_path: Path) -> None:
 def test_guide_class_is_loaded_with_its_program(tmp_path: Path) -> None:
     posterior = fitted(guide=AutoDiagonalNormal)
     posterior.save(tmp_path / "p")
-    program = Program.of(regression, AutoDiagonalNormal, data_plate="data")
-    again = Posterior.load(tmp_path / "p", program=program)
-    assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+    for guide in (AutoDiagonalNormal, None):  # the save names a class of Pyro's
+        program = Program.of(regression, guide, data_plate="data")
+        again = Posterior.load(tmp_path / "p", program=program)
+        assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+
+
+def test_own_guide_is_loaded_with_its_program(tmp_path: Path) -> None:
+    class Own(AutoDiagonalNormal):
+        """A class that no save names."""
+
+    fitted(guide=Own).save(tmp_path / "p")
+    assert Posterior.load(tmp_path / "p", program=Program.of(regression, Own, data_plate="data")).sample(draws=2)
     with pytest.raises(StorageError, match=r"p does not fit the program FunctionProgram: the program has no guide"):
         Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
 

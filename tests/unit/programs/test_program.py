@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from deepprob.data import Split
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
+from deepprob.models import VAE
 from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.prior import sample_prior
 from deepprob.programs.minibatch import Minibatch, num_rows
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
@@ -551,3 +553,24 @@ def test_networks_that_pyro_does_not_register_have_the_users_names() -> None:
     names = ("net.weight", "net.bias", "unused.weight", "unused.bias", "more[0].weight", "frozen.weight", "frozen.bias")
     assert set(found) == set(names)
     assert torch.equal(found["frozen.weight"], frozen.weight)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:The .grad attribute:UserWarning")
+def test_scripted_networks_are_named() -> None:
+    net = torch.jit.script(nn.Linear(3, 1))
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(net(x)[:, 0], 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"the program has a scripted module \('net'\), whose weights can be neither"):
+        fitted(Program.of(model, lambda x, y=None: None), batch_size=None)
+    autoencoder = VAE((3,), latent_dim=2, likelihood="normal", encoder=torch.jit.script(nn.Linear(3, 4)))
+    with pytest.raises(ValueError, match=r"the program has a scripted module \('encoder.network'\)"):
+        fitted(autoencoder, X)
+
+
+def test_the_prior_runs_no_lazy_encoder() -> None:
+    autoencoder = VAE((3,), latent_dim=2, likelihood="normal", encoder=nn.LazyLinear(4))
+    assert sample_prior(autoencoder, X, draws=2)["x"].shape == (2, 40, 3)
