@@ -542,7 +542,7 @@ def test_own_guide_is_loaded_with_its_program(tmp_path: Path) -> None:
 
     fitted(guide=Own).save(tmp_path / "p")
     assert Posterior.load(tmp_path / "p", program=Program.of(regression, Own, data_plate="data")).sample(draws=2)
-    with pytest.raises(StorageError, match=r"p does not fit the program FunctionProgram: the program has no guide"):
+    with pytest.raises(StorageError, match=r"fitted with a guide of the user, which no file can hold"):
         Posterior.load(tmp_path / "p", program=Program.of(regression, data_plate="data"))
 
 
