@@ -31,7 +31,7 @@ from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.arguments import Arguments
 from deepprob.programs.by_row import cut_by_row
-from deepprob.programs.guides import GuideSpec
+from deepprob.programs.guides import GuideSpec, check_start
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.parameters import buffer_named, warn_of_late
@@ -273,6 +273,7 @@ def _instance(
     num_data = num_rows(batch)
     full = not batch or _batch_size(batch_size, num_data, program) == num_data
     instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
+    check_start(instance.program, instance.structure, weights)
     size = _batch_size(batch_size, instance.num_data, program)
     if isinstance(batch_size, int) and not (batch or instance.structure.rows):
         raise ValueError(

@@ -20,7 +20,7 @@ from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.explaining import FAILURES, explained
-from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches, check_start
+from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
 from deepprob.programs.inputs import InputSpec, specs_of
 from deepprob.programs.late import adopt, own_parameters
 from deepprob.programs.minibatch import Batch, draws_rows
@@ -128,7 +128,6 @@ class ProgramInstance:
         if not batch:
             self.num_data = max(1, self.structure.rows)
         check_minibatches(self.program, self.structure, full_batch)
-        check_start(self.program, self.structure, weights)
         warn_of_unseen(self.program, self._used_unseen)
         self.inputs: list[InputSpec] = specs_of(
             batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
