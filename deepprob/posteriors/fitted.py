@@ -216,7 +216,8 @@ class FittedProgram:
         """
         run = self.prepared(batch, draws)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
-            _, look = self._under_draws(_TRACES, replace(run, draws=1))
+            guide = None if self.chains is None else self.replayed()
+            _, look = run_program(replace(run, draws=None, guide=guide))
         check_data(look, self.structure)
         found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
         return found
