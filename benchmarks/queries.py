@@ -20,6 +20,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from common import RESULTS, shown, write_result
+from pyro.infer import config_enumerate
 from torch import Tensor
 
 import deepprob as dp
@@ -43,6 +44,18 @@ def product(x: Tensor, y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(x @ w, 0.5), obs=y)
 
 
+@config_enumerate
+def chain(y: Tensor) -> None:
+    """A hidden Markov chain in a Python loop, whose tables take no leading dimension."""
+    with pyro.plate("states", 3):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(3)))
+        level = pyro.sample("level", dist.Normal(0.0, 3.0))
+    state: Any = 0
+    for t in pyro.markov(range(len(y))):
+        state = pyro.sample(f"state_{t}", dist.Categorical(moves[state]))
+        pyro.sample(f"y_{t}", dist.Normal(level[state], 1.0), obs=y[t])
+
+
 def fitted() -> dict[str, tuple[dp.Posterior, int, tuple[Tensor, ...]]]:
     """Posteriors by title, with the number of inputs and the data."""
     options: dict[str, Any] = {"epochs": 1, "progress": False, "compile": False}
@@ -54,6 +67,7 @@ def fitted() -> dict[str, tuple[dp.Posterior, int, tuple[Tensor, ...]]]:
         "Bayesian network": (svi(network, table, **options), 1, table),
         "regression, (x * w).sum(-1)": (svi(dp.Program.of(regression, "normal"), (X, Y), **options), 1, (X, Y)),
         "regression, x @ w": (svi(dp.Program.of(product, "normal"), (X, Y), **options), 1, (X, Y)),
+        "hidden Markov chain, 8 steps": (svi(dp.Program.of(chain, "normal"), Y[:8], **options), 1, (Y[:8],)),
     }
 
 
