@@ -65,7 +65,7 @@ def check_saved(instance: Instance) -> None:
         names = ", ".join(repr(name.replace("$$$", ".")) for name in instance.unsaved)
         raise ValueError(
             f"{names} cannot be saved: a later run than the first made their network, and a loaded program would lack "
-            "it. Make the network before the fit, or in every program's first run."
+            "it. Make the network before the fit, or in the first run of the program."
         )
 
 
