@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Log,
         Optimizer,
     )
+    from deepprob.inference import extend
     from deepprob.networks import (
         MLP,
         Conditional,
@@ -65,6 +66,7 @@ __all__ = [
     "StorageError",
     "check",
     "draws_posterior",
+    "extend",
     "init_weights",
     "list_data",
     "load_data",
@@ -82,6 +84,7 @@ _HOMES = {
         *("ELBO", "IWAE", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
         "Optimizer",
     ),
+    "deepprob.inference": ("extend",),
     "deepprob.networks": (
         *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Likelihood", "Recurrent", "init_weights", "pretrained"),
     ),

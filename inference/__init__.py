@@ -10,9 +10,9 @@ if __name__ == "inference":
         "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"
     )
 
-from deepprob.inference.svi import svi
+from deepprob.inference.svi import extend, svi
 from deepprob.posteriors.posterior import Posterior
 
 ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
 
-__all__ = ["ROUTINES", "svi"]
+__all__ = ["ROUTINES", "extend", "svi"]

@@ -1,13 +1,14 @@
 """Stochastic variational inference: fit a program's guide and networks by gradient steps on a bound.
 
 From top to bottom: the state before the first step (`init`), one gradient step on a `State` (`step`), the routine
-(`svi`), and its helpers.
+(`svi`), its continuation (`extend`), and their helpers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +19,30 @@ from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
-from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.fitting.callbacks import Callback
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import length_buckets
+from deepprob.fitting.course import Course, Length
+from deepprob.fitting.extending import objective_after, optimizer_after, training_of
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
+from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.arguments import Arguments
-from deepprob.programs.by_row import cut_by_row
-from deepprob.programs.guides import GuideSpec, check_start
+from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
-from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.programs.parameters import buffer_named, warn_of_late
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.parameters import warn_of_late
 from deepprob.programs.program import Program
-
-_DEFAULT_BATCH_SIZE = 128
-_DEFAULT_EPOCHS = 100
 
 QUICK = {"epochs": 3, "batch_size": 8}
 """Settings of a short fit, for the contract tests of all routines."""
 
-__all__ = ["QUICK", "Knobs", "State", "init", "step", "svi"]
+__all__ = ["QUICK", "Knobs", "State", "extend", "init", "step", "svi"]
 
 
 def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
@@ -119,7 +118,10 @@ def svi(
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
         data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None for a
             program that holds its data.
-        epochs: Passes over the data, 100 by default.
+        epochs: Passes over the data. Without ``epochs`` and ``steps`` the fit ends when its bound has levelled: when it
+            changes by less than 0.01 nats for every latent number (at least 0.1 nats in all), at an error rate of 5 %.
+            Its budget is 100 passes over the data, at least 10 000 and at most 100 000 steps. See
+            `deepprob.fitting.levelling`.
         steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
             The indices of the data plate select the rows of data that the program holds.
@@ -129,8 +131,11 @@ def svi(
         guide: None for the program's own guide; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
             ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable.
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` with learning rate, schedule, clipping and
-            averaging. Adam with a cosine schedule by default.
-        held_out: Data to score after every epoch; the posterior then holds the parameters of the best epoch.
+            averaging. Adam with a cosine schedule by default. A fit without a fixed length follows the schedule once
+            its bound has levelled.
+        held_out: Data to score after every epoch. If all latents are local the score is the ELBO, and the posterior
+            holds the parameters of the best epoch. With global latents it is the expected log-likelihood, which lacks
+            their KL, and the posterior holds the last parameters.
         weights: ``"auto"`` draws new weights under ``seed`` for the networks that a model of deepprob built, and keeps
             those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay. A
             guide by name starts random weights there, too.
@@ -166,48 +171,158 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    _check_choices(program, compile, weights)
-    compile = compile if isinstance(compile, str) else bool(compile)
-    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
-    batch = _accepted(program, data, batch_size, device)
-    noise = RandomStream(seed, device)
+    compile = _checked_choices(program, compile, weights)
+    chosen = _Choices(
+        optimizer_named(optimizer),
+        objective_named(objective),
+        compile,
+        whole("seed", seed, least=0),
+        _callback_list(callbacks),
+    )
+    device, described = pick_device(device), description(chosen.objective)
+    batch = accepted(program, data, batch_size, device)
+    noise = RandomStream(chosen.seed, device)
     with noise.drawing():
-        instance = _instance(program, batch, guide, device, batch_size, weights)
-    size = _batch_size(batch_size, instance.num_data, program)  # of the data that the program holds, if it takes none
-    per_epoch, total = _num_steps(epochs, steps, instance.num_data, size)
-    batch = tuple(x.to(device) for x in batch)
-    score = None if held_out is None else HeldOut(instance, _checked_held_out(instance, held_out))
-    learning_rate = factory.learning_rate or program.learning_rate
+        instance = instance_of(program, batch, guide, device, batch_size, weights)
+    size = rows_of_a_step(
+        batch_size, instance.num_data, program
+    )  # of the data that the program holds, if it takes none
+    length = Length.of(epochs, steps, math.ceil(instance.num_data / size))
+    config = {
+        "routine": "svi",
+        "batch_size": size,
+        "objective": described,
+        "guide": instance.guide_name or "own",
+        "weights": weights,
+    }
+    return _running_fit(instance, batch, length, held_out, noise, chosen, config, progress).run(progress)
+
+
+def extend(
+    posterior: Posterior,
+    data: Any = None,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    held_out: Any = None,
+    optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
+    objective: str | Objective | None = None,
+    compile: bool | str = "auto",
+    progress: bool | str = "auto",
+    callbacks: Sequence[Callback] = (),
+) -> Posterior:
+    r"""Train on from the last step of a fit by `svi`, with the optimizer's memory.
+
+    .. math:: \mathrm{extend}(\mathrm{svi}(S), n) = \mathrm{svi}(S + n)
+
+    bit for bit, if the schedule does not depend on the number of steps (``Optimizer(schedule="constant")``) and both
+    run by the same plan. Other schedules continue as in a fit of the whole length: the default, a cosine, rises at the
+    seam from its end in the short fit to its value at that step of the long one. The given posterior does not change.
+
+    Args:
+        posterior: The result of `svi`, of an earlier `extend`, or of `Posterior.load`.
+        data: The data of the fit.
+        epochs: Passes over the data, beyond those done.
+        steps: Gradient steps, beyond those done. Without both, the fit goes on until its bound has levelled, as in
+            `svi`.
+        held_out: Data to score after every epoch, as in `svi`.
+        optimizer: An optimizer that continues with the memory of the fit's own, with another learning rate or schedule.
+        objective: Another objective; needed where the fit had one of the user.
+        compile: As in `svi`.
+        progress: As in `svi`.
+        callbacks: As in `svi`; those of the fit are not remembered.
+
+    Returns:
+        The posterior of the longer fit, with the whole history.
+
+    Raises:
+        TypeError: If an argument has a wrong type.
+        ValueError: If the fit cannot go on, or the data are not those of the fit.
+        DivergenceError: If too many steps in a row are skipped.
+
+    Examples:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        >>> y, constant = torch.tensor([2.0, 4.0]), Optimizer(schedule="constant")
+        >>> short = svi(Program.of(model, "normal"), y, steps=20, optimizer=constant)
+        >>> long = svi(Program.of(model, "normal"), y, steps=30, optimizer=constant)
+        >>> extend(short, y, steps=10).history.steps == long.history.steps
+        True
+    """
+    training, config, device = training_of(posterior), posterior.config, posterior.instance.device
+    chosen = _Choices(
+        optimizer_after(posterior, optimizer),
+        objective_after(posterior, objective),
+        _checked_choices(posterior.program, compile, "keep"),
+        posterior.seed,
+        _callback_list(callbacks),
+    )
+    program, size, noise = posterior.program, config["batch_size"], RandomStream(posterior.seed, device)
+    batch = accepted(program, data, size, device)
+    with noise.drawing():
+        instance = instance_of(program, batch, posterior.instance.guide_name, device, size, "keep")
+    length = Length.of(epochs, steps, math.ceil(instance.num_data / size), done=training.facts["step"])
+    kept = {name: config[name] for name in ("routine", "batch_size", "guide", "weights")}
+    kept["objective"] = description(chosen.objective)
+    fit = _running_fit(instance, batch, length, held_out, noise, chosen, kept, progress)
+    fit.continue_from(training, posterior)
+    return fit.run(progress)
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """The choices of a fit that its steps follow."""
+
+    optimizer: Optimizer
+    objective: Objective
+    compile: bool | str
+    seed: int
+    callbacks: list[Callback]
+
+
+def _running_fit(
+    instance: ProgramInstance,
+    batch: Batch,
+    length: Length,
+    held_out: Any,
+    noise: RandomStream,
+    chosen: _Choices,
+    config: dict[str, Any],
+    progress: bool | str,
+) -> RunningFit:
+    """A fit before its first step."""
+    bound, factory, compile, size = chosen.objective, chosen.optimizer, chosen.compile, config["batch_size"]
+    batch = tuple(x.to(instance.device) for x in batch)
+    score = None if held_out is None else HeldOut(instance, checked_held_out(instance, held_out))
+    learning_rate = factory.learning_rate or instance.program.learning_rate
     state = init(instance, factory, learning_rate)
-    state.annealed = _annealed_buffers(instance, callbacks)
+    state.annealed = annealed_buffers(instance, chosen.callbacks)
     check_objective(bound, instance, tuple(x[:size] for x in batch))
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
 
-    buckets = length_buckets(compile, state, batch, batch_size=size, steps=total)
+    buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.to_take)
     eager = EagerStepper(eager_step, buckets)
     task = CompileTask(state, bound, factory, buckets, size, announce=progress is not False)
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
-        stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
+        stepper = choose_stepper(compile, eager, task, steps=length.to_take, noise=noise)
         if score is not None and stepper is not eager:
-            compile_score(score, math.ceil(total / per_epoch), always=compile is True)
-    config = {
-        "routine": "svi",
-        "epochs": None if steps is not None else total // per_epoch,
-        "steps": total,
-        "batch_size": size,
-        "objective": described,
-        "guide": instance.guide_name or "own",
+            compile_score(score, math.ceil(length.to_take / length.steps_per_epoch), always=compile is True)
+    config = config | {
+        "epochs": length.epochs,
+        "steps": length.total,
+        "length": "fixed" if length.fixed else "level",
         "optimizer": factory.describe() | {"learning_rate": learning_rate},
-        "weights": weights,
         "compiled": stepper.compiled_graphs > 0,
         "lengths": buckets.lengths,
-        "device": str(device),
+        "device": str(instance.device),
     }
-    settings = FitSettings(size, total, factory, learning_rate, seed, callbacks, config)
-    return RunningFit(state, stepper, buckets, score, noise, settings).run(progress)
+    settings = FitSettings(size, Course(factory, learning_rate, length), chosen.seed, chosen.callbacks, config)
+    return RunningFit(state, stepper, buckets, score, noise, settings)
 
 
 def _step_while_running(
@@ -237,8 +352,8 @@ def _step_while_running(
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 
-def _check_choices(program: Any, compile: Any, weights: Any) -> None:
-    """Raise if the program or one of the named choices is not valid."""
+def _checked_choices(program: Any, compile: Any, weights: Any) -> bool | str:
+    """The choice of compiling; raise if the program or one of the named choices is not valid."""
     if not isinstance(program, Program):
         raise TypeError(
             f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
@@ -248,59 +363,7 @@ def _check_choices(program: Any, compile: Any, weights: Any) -> None:
         raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
     if weights not in ("auto", "fresh", "keep"):
         raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
-
-
-def _accepted(program: Program, data: Any, batch_size: int | str | None, device: torch.device) -> Batch:
-    """The arguments with rows."""
-    batch = _checked_arguments(program, program.accept(data), "data")
-    return cut_by_row(program, batch, _batch_size(batch_size, num_rows(batch), program), device)
-
-
-def _num_steps(epochs: int | None, steps: int | None, num_data: int, batch_size: int) -> tuple[int, int]:
-    """Steps in an epoch, and steps of the whole fit."""
-    per_epoch = math.ceil(num_data / batch_size)
-    if steps is None:
-        return per_epoch, per_epoch * whole("epochs", _DEFAULT_EPOCHS if epochs is None else epochs)
-    if epochs is not None:
-        raise ValueError(f"give epochs or steps, not both; got epochs={epochs!r} and steps={steps!r}. Leave one out.")
-    return per_epoch, whole("steps", steps)
-
-
-def _instance(
-    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, batch_size: int | str | None, weights: str
-) -> ProgramInstance:
-    """The routine's own copy of the program, checked against the data."""
-    num_data = num_rows(batch)
-    full = not batch or _batch_size(batch_size, num_data, program) == num_data
-    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
-    check_start(instance.program, instance.structure, weights)
-    size = _batch_size(batch_size, instance.num_data, program)
-    if isinstance(batch_size, int) and not (batch or instance.structure.rows):
-        raise ValueError(
-            f"batch_size={batch_size} needs rows, but no plate of the program holds the rows of its data at once. Put "
-            "the observed sites into one, with pyro.plate('data', N) as rows: ... obs=data[rows], and name it: "
-            "Program.of(..., data_plate='data'), or use batch_size=None."
-        )
-    if size < instance.num_data and (not batch or type(program).validate is Program.validate):
-        instance.check_data(batch, size)
-    return instance
-
-
-def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
-    """Held-out data on the device, checked against the shapes of the data."""
-    program = instance.program
-    held_out = _checked_arguments(program, program.accept(data, what="held_out"), "held_out")
-    if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
-        by_name = dict(zip(held_out.call.names, held_out, strict=True))
-        held_out = tuple(by_name[spec.name] for spec in instance.inputs)
-    if len(held_out) != len(instance.inputs):
-        names = ", ".join(spec.name for spec in instance.inputs)
-        raise ValueError(
-            f"held_out must have the {len(instance.inputs)} parts of data ({names}); "
-            f"got {len(held_out)}. Include the observed values, which the score needs."
-        )
-    pairs = zip(instance.inputs, held_out, strict=True)
-    return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
+    return compile if isinstance(compile, str) else bool(compile)
 
 
 def _callback_list(callbacks: Any) -> list[Callback]:
@@ -311,37 +374,3 @@ def _callback_list(callbacks: Any) -> list[Callback]:
             f"callbacks must be a list of Callback objects; got {type(came).__name__}. Write callbacks=[KLWarmUp(5)]."
         )
     return list(callbacks)
-
-
-def _annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
-    """The buffer that each `Anneal` callback moves."""
-    names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
-    buffers = [buffer_named(instance.program, name) for name in names]
-    if len({id(x) for x in buffers}) < len(buffers):
-        raise ValueError(f"several callbacks anneal the same buffer ({', '.join(names)}). Keep one of them.")
-    return buffers
-
-
-def _checked_arguments(program: Program, batch: Batch, what: str) -> Batch:
-    """The arguments, if none that the model requires is missing."""
-    if lacking := program.missing_arguments(batch):
-        raise ValueError(
-            f"the model takes {', '.join(program.argument_names)}; {what} lacks {', '.join(lacking)}. "
-            "Pass a tuple in this order, observed values included."
-        )
-    return batch
-
-
-def _batch_size(batch_size: int | str | None, num_data: int, program: Program) -> int:
-    """The number of rows per step."""
-    if batch_size is None:
-        return num_data
-    if batch_size == "auto":
-        return min(_DEFAULT_BATCH_SIZE, num_data) if program.data_name else num_data
-    size = whole("batch_size", batch_size)
-    if size < num_data and not program.data_name:
-        raise ValueError(
-            f"batch_size={size} is smaller than the data ({num_data} rows), but the program names no data plate, so "
-            "its KL would be weighted wrongly. Write Program.of(model, guide, data_plate='data') or batch_size=None."
-        )
-    return min(size, num_data)

@@ -1,4 +1,4 @@
-"""The best parameters of a fit so far, which its posterior will hold."""
+"""The parameters of a fit that its posterior will hold."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ Tensors = dict[str, Tensor]
 
 
 class BestState:
-    """The state with the best held-out score; without held-out data, the state after the last good epoch.
+    """The state with the best held-out bound; without one, the state after the last good epoch.
+
+    A score of held-out rows without the KL of global latents would prefer a guide that is too narrow, so it does not
+    count.
 
     Args:
         tensors: The state before the first step.
-        scored: Whether the fit has held-out scores.
+        scored: Whether the fit has a held-out bound.
 
     Attributes:
         tensors: The best state.
         epoch: The epoch after which it was taken; 0 for the state before the first step.
+        scored: As given.
         value: Its score; minus infinity while scores cannot be compared.
     """
 
     def __init__(self, tensors: Tensors, scored: bool) -> None:
         self.tensors, self.epoch, self.value = tensors, 0, -math.inf
-        self._scored = scored
+        self.scored = scored
         self._previous: tuple[Tensors, int] | None = None
 
     def offer(self, value: float, epoch: int, current: Callable[[], Tensors], *, warming_up: bool) -> None:
@@ -37,9 +41,9 @@ class BestState:
             current: Returns a copy of the state.
             warming_up: Whether the objective still changes, so that scores cannot be compared.
         """
-        if not math.isfinite(value) or not (not self._scored or warming_up or value > self.value):
+        if not math.isfinite(value) or not (not self.scored or warming_up or value > self.value):
             return
-        if not self._scored:
+        if not self.scored:
             self._previous = self.tensors, self.epoch
         self.value = -math.inf if warming_up else value
         self.tensors, self.epoch = current(), epoch

@@ -20,7 +20,7 @@ class Fit(Protocol):
     Attributes:
         epoch: Epochs done; the last epoch of a fit may have fewer steps.
         step: Steps done.
-        total_steps: Planned steps.
+        total_steps: Planned steps; until a fit without a fixed length has levelled, its budget.
         steps_per_epoch: Steps in one epoch.
         history: The history so far.
         stop: Set it to True to end the fit, and with it the current epoch.
@@ -29,11 +29,13 @@ class Fit(Protocol):
 
     epoch: int
     step: int
-    total_steps: int
     steps_per_epoch: int
     history: History
     stop: bool
     warm_up_steps: int
+
+    @property
+    def total_steps(self) -> int: ...
 
     def parameters(self) -> dict[str, Tensor]:
         """A detached copy of the trained parameters at their present constrained values.
@@ -232,7 +234,8 @@ def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: st
 class EarlyStopping(Callback):
     """End the fit when the ELBO has not improved for ``patience`` epochs; waits for the end of any warm-up.
 
-    The held-out ELBO counts if there is one, else the ELBO of the epoch.
+    The held-out ELBO counts if there is one, else the ELBO of the epoch: with global latents the held-out score lacks
+    their KL, and would prefer a guide that is too narrow.
 
     Args:
         patience: Epochs without improvement.

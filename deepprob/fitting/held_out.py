@@ -19,7 +19,7 @@ _SEED = 20_140_410
 
 
 class HeldOut:
-    """Mean held-out ELBO per row.
+    """Mean held-out score per row: the ELBO, or with global latents the expected log-likelihood, without their KL.
 
     Every call uses the same noise, so that the scores of two epochs differ by their parameters alone.
 
@@ -46,6 +46,16 @@ class HeldOut:
                     posterior.elbo_of(piece, 1)
                 self.operations += noise.size.operations
                 self._pieces.append((piece, noise.size.draw_once(generators, instance.device)))
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the score is a bound on the evidence: there is no KL of global latents to leave out."""
+        return not self.instance.structure.global_
+
+    @property
+    def name(self) -> str:
+        """The name of the score in a fit's history."""
+        return "held_out_elbo" if self.is_bound else "held_out_log_likelihood"
 
     @property
     def compiled_graphs(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,27 +20,24 @@ from deepprob.engine.random import RandomStream
 from deepprob.fitting.best import BestState
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
-from deepprob.fitting.checkpoints import (
-    Snapshot,
-    digest,
-    load_optimizer,
-    optimizer_state,
-    read_checkpoint,
-    write_checkpoint,
-)
+from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
+from deepprob.fitting.course import Course
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
-from deepprob.fitting.optimizers import FloatArray, Optimizer
+from deepprob.fitting.levelling import Groups, Levelling, margin
+from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
 from deepprob.fitting.row_order import RowOrder
+from deepprob.fitting.snapshots import restore, snapshot
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.saving import Training
 from deepprob.programs.laplace import finish_guide
-from deepprob.programs.late import late_to_json
 from deepprob.programs.run import first_bad_site
 
 _MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
@@ -52,18 +49,14 @@ class FitSettings:
 
     Attributes:
         batch_size: Rows per step.
-        total_steps: Steps of the whole fit.
-        optimizer: The factory whose schedule the learning rate follows.
-        learning_rate: The peak step size.
+        course: The number of steps, and the learning rate of each.
         seed: The fit's seed.
         callbacks: The callbacks of the fit.
         config: The routine and its settings, as JSON.
     """
 
     batch_size: int
-    total_steps: int
-    optimizer: Optimizer
-    learning_rate: float
+    course: Course
     seed: int
     callbacks: Sequence[Callback]
     config: Mapping[str, Any]
@@ -73,6 +66,7 @@ class _Position(NamedTuple):
     """Everything in memory that the next steps depend on, to go back to after a call with skipped steps."""
 
     carry: Carry
+    optimizer: dict[str, Any] | None
     step: int
     noise: dict[str, Tensor]
     order: RowOrder.Position
@@ -103,17 +97,28 @@ class RunningFit:
         self.first_shapes = {n: list(p.shape) for n, p in state.params.items()}  # others may join
         self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
         self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
-        self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
+        self.steps_per_epoch, self.course = self.order.steps_per_epoch, settings.course
         graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
         self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
-        self.best = BestState(state.instance.snapshot(), scored=held_out is not None)
+        self.levelling = Levelling(margin(state.instance), state.instance.num_data, self.warm_up_steps)
+        self.best = BestState(state.instance.snapshot(), scored=held_out is not None and held_out.is_bound)
         self.bad_in_a_row = 0
         self.epoch_seconds = 0.0  # spent on the current epoch
         # Stop after every epoch if something watches epochs; otherwise run several in one call.
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
+
+    @property
+    def total_steps(self) -> int:
+        """Planned steps; until a fit without a fixed length has levelled, its budget."""
+        return self.course.total
+
+    def continue_from(self, training: Training, posterior: Posterior) -> None:
+        """Begin where the fit of a posterior ended; see `deepprob.fitting.extending`."""
+        continue_from(self, training, posterior)
+        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, self.step)
 
     def parameters(self) -> dict[str, Tensor]:
         """A detached copy of the trained parameters at their constrained values, by the names of a posterior's."""
@@ -130,7 +135,9 @@ class RunningFit:
         """
         saved = next((c for c in self.callbacks if isinstance(c, Checkpoint) and c.resume), None)
         if saved is not None and (saved.path / "manifest.json").exists():
-            self._restore(read_checkpoint(saved.path, self._fingerprint()))
+            found = read_checkpoint(saved.path)
+            check_same(self.identity(), found.fit, saved.path)
+            restore(self, found)
         for callback in self.callbacks:
             callback.start(self)
         bar = ProgressBar(self.total_steps, self.step, progress)
@@ -156,7 +163,19 @@ class RunningFit:
 
     def save_checkpoint(self, path: Path) -> None:
         """Write a checkpoint, from which the fit resumes bit for bit."""
-        write_checkpoint(path, self._snapshot())
+        write_checkpoint(path, snapshot(self))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings and digests that identify the fit; a resumed fit must have the same."""
+        return {
+            **self.settings.config,
+            "seed": self.settings.seed,
+            "num_data": self.state.instance.num_data,
+            "parameters": self.first_shapes,
+            "callbacks": [c.described for c in self.callbacks if c.steers],
+            "data": digest(self.data),
+            "held_out": None if self.held_out is None else digest(self.held_out.batch),
+        }
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -167,10 +186,7 @@ class RunningFit:
         several_epochs = end - first > self.steps_per_epoch
         origin = self._position() if several_epochs else None
         rows, knobs = self.order.rows(first, end), self._knobs(first, end)
-        self.state.instance.program.train()
-        with self.state.instance.running(), self.noise.drawing():
-            terms = self.stepper.run(self.state, rows, knobs)
-        record = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
+        record = self._take(rows, knobs)
         if origin is not None and any(record["skipped"]):
             # The last good state must be found epoch by epoch: take the same steps again, one epoch per call.
             self._go_back(origin)
@@ -184,11 +200,47 @@ class RunningFit:
         for callback in self.callbacks:
             if (interval := callback.interval(self.steps_per_epoch)) and end % interval == 0:
                 callback.step_end(self)
+        if self.course.holds:
+            self._test_level()
         completed = end // self.steps_per_epoch - self.epoch
         self.epoch_seconds += seconds * (end - first)
         if completed:
             self._end_epochs(completed, knobs)
         bar.advance(end - first, self.history)
+
+    def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
+        """Take steps, and return their record."""
+        self.state.instance.program.train()
+        with self.state.instance.running(), self.noise.drawing():
+            terms = self.stepper.run(self.state, rows, knobs)
+        return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
+
+    def _test_level(self) -> None:
+        """Let the schedule begin if the bound has levelled, or if the budget of steps before it is spent."""
+        found = self.levelling.visit(self.step, self.state.carry["packed"], self._bounds)
+        if found is not None:
+            self.history.add_levels(found)
+        if found is not None and found["level"]:
+            self.course.level_at(self.step)
+        elif self.step >= self.course.begins:
+            self.course.holds = False
+
+    def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
+        """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
+        origin, chunk = self._position(), self.stepper.capacity
+        knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
+        knobs[:, 0] = 0.0
+        name = self.settings.config["objective"].get("name")
+        found: list[list[float]] = []
+        for point in points:
+            rows, values = self.order.rows(self.step, self.step + count), list[float]()
+            for start in range(0, count, chunk):
+                self.state.assign({"packed": point})
+                record = self._take(rows[start : start + chunk], knobs[start : start + chunk])
+                values += record.get(name, record["elbo"])
+            found.append(values)
+            self._go_back(origin)
+        return np.array(found)
 
     def _end_epochs(self, count: int, knobs: FloatArray) -> None:
         """End one or more epochs; the last epoch of a fit may have fewer steps, and is then ended alone.
@@ -203,10 +255,14 @@ class RunningFit:
 
     def _position(self) -> _Position:
         carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
-        return _Position(carry, self.state.step, self.noise.state, self.order.position)
+        torch_optimizer = self.state.optimizer
+        memory = None if torch_optimizer is None else copy.deepcopy(torch_optimizer.state_dict())
+        return _Position(carry, memory, self.state.step, self.noise.state, self.order.position)
 
     def _go_back(self, position: _Position) -> None:
         self.state.assign(position.carry)
+        if self.state.optimizer is not None and position.optimizer is not None:
+            self.state.optimizer.load_state_dict(copy.deepcopy(position.optimizer))
         self.state.step, self.noise.state = position.step, position.noise
         self.order.go_back(position.order)
 
@@ -214,6 +270,8 @@ class RunningFit:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity)
+        if self.course.holds:
+            end = min(end, self.course.begins, self.levelling.next_stop(self.step))
         if self.by_epoch:
             end = min(end, (self.step // size + 1) * size)
         for callback in self.callbacks:
@@ -229,8 +287,7 @@ class RunningFit:
             if type(callback).kl_weight is not Callback.kl_weight:
                 weights *= [callback.kl_weight(step, self.steps_per_epoch) for step in range(first, end)]
         annealed = [[c.value(step, self.steps_per_epoch) for step in range(first, end)] for c in self.anneals]
-        rates = self.settings.optimizer.rates(first, end, self.total_steps, self.settings.learning_rate)
-        return np.stack([rates, weights, *annealed], 1)
+        return np.stack([self.course.rates(first, end), weights, *annealed], 1)
 
     def _record_epochs(self, count: int, knobs: FloatArray) -> None:
         """Add the epochs that just ended to the history, and update the best state."""
@@ -252,32 +309,18 @@ class RunningFit:
         }
         self.epoch_seconds = 0.0
         if self.held_out is not None:
-            with self._averaged():
-                rows["held_out_elbo"] = [self.held_out()]
+            with self.state.averaged():
+                rows[self.held_out.name] = [self.held_out()]
         self.history.add_epochs(rows)
-        value = rows.get("held_out_elbo", rows["elbo"])[-1]
+        value = rows.get("held_out_elbo", rows["elbo"])[-1]  # never a score without the KL of global latents
         warming_up = self.step < min(self.warm_up_steps, self.total_steps)
         self.best.offer(value, self.epoch, self._current, warming_up=warming_up)
         self.history.best_epoch = self.best.epoch
 
     def _current(self) -> dict[str, Tensor]:
         """A copy of the state that the posterior would hold, with averaged parameters if the optimizer averages."""
-        with self._averaged():
+        with self.state.averaged():
             return self.state.instance.snapshot()
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within this context the parameters are their average, if the optimizer keeps one."""
-        average = self.state.average
-        if average is None:
-            yield
-            return
-        live = {name: p.detach().clone() for name, p in self.state.params.items()}
-        try:
-            _assign(self.state.params, average)
-            yield
-        finally:
-            _assign(self.state.params, live)
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -325,71 +368,15 @@ class RunningFit:
         if self.bad_in_a_row:
             self.best.withdraw()
             self.history.best_epoch = self.best.epoch
-        elif self.step > self.epoch * self.steps_per_epoch and (self.held_out is None or not self.best.epoch):
+        elif self.step > self.epoch * self.steps_per_epoch and not (self.best.scored and self.best.epoch):
             self.best.tensors = self._current()  # interrupted within an epoch, and every applied step was finite
+        goes_on = not (self.bad_in_a_row or instance.guide_name == "laplace")
+        training = training_after(self) if goes_on else None
         instance.load(instance.snapshot() | self.best.tensors)  # some parameters may have joined after the best state
         try:
             finish_guide(instance, self.data)
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # a fit that was cut short returns the mode that it has reached
-        return Posterior(instance, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-
-    def _fingerprint(self) -> dict[str, Any]:
-        """The settings and digests that identify the fit; a resumed fit must have the same."""
-        return {
-            **self.settings.config,
-            "seed": self.settings.seed,
-            "num_data": self.state.instance.num_data,
-            "parameters": self.first_shapes,
-            "callbacks": [c.described for c in self.callbacks if c.steers],
-            "data": digest(self.data),
-            "held_out": None if self.held_out is None else digest(self.held_out.batch),
-        }
-
-    def _snapshot(self) -> Snapshot:
-        return Snapshot(
-            fit=self._fingerprint(),
-            step=self.step,
-            epoch=self.epoch,
-            stop=self.stop,
-            bad_in_a_row=self.bad_in_a_row,
-            program=self.state.instance.tensors(),
-            late=late_to_json(self.state.instance),
-            carry={name: group for name, group in self.state.carry.items() if name != "packed"},
-            optimizer=optimizer_state(self.state.optimizer),
-            noise=self.noise.state,
-            shuffle=self.order.epoch_state,
-            best=self.best.tensors,
-            best_value=self.best.value,
-            history=self.history,
-            callbacks=[c.state() for c in self.callbacks if c.steers],
-        )
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot, before the first step."""
-        self.state.expect(snapshot.late, snapshot.program)
-        self.state.instance.load(snapshot.program)
-        self.state.assign(snapshot.carry)
-        if self.state.optimizer is not None:
-            load_optimizer(self.state.optimizer, snapshot.optimizer)
-        self.noise.state = snapshot.noise
-        self.order.resume(snapshot.shuffle, snapshot.step)
-        self.step, self.epoch, self.stop = snapshot.step, snapshot.epoch, snapshot.stop
-        self.state.step, self.bad_in_a_row = snapshot.step, snapshot.bad_in_a_row
-        self.history = snapshot.history
-        device = self.state.instance.device
-        self.best.tensors = {n: t.to(device) for n, t in snapshot.best.items()}
-        self.best.value, self.best.epoch = snapshot.best_value, snapshot.history.best_epoch
-        for callback, state in zip((c for c in self.callbacks if c.steers), snapshot.callbacks, strict=True):
-            if state:
-                callback.restore(state)
-
-
-def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy values into tensors of the same names."""
-    with torch.no_grad():
-        for name, value in target.items():
-            value.copy_(values[name])
+        config = dict(self.settings.config) | {"steps": self.total_steps}
+        return Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +122,20 @@ class State:
             return None
         return dict(zip(self.params, self.packing.unpack(self.carry["average"]), strict=True))
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the parameters are their average, if one is kept."""
+        average = self.average
+        if average is None:
+            yield
+            return
+        live = {name: p.detach().clone() for name, p in self.params.items()}
+        try:
+            _assign(self.params, average)
+            yield
+        finally:
+            _assign(self.params, live)
+
     def multiplications(self, batch_size: int) -> int:
         """Approximate multiplications of a step; for sequences those of one time step, as time steps run in turn."""
         return sum(p.numel() for p in self.params.values()) * batch_size
@@ -194,3 +209,10 @@ def repeat_rows(rows: Tensor, count: int) -> Tensor:
 def gather_rows(data: Batch, rows: Tensor) -> Batch:
     """Select the rows of a batch; a full batch is returned without a copy."""
     return data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
+
+
+def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy values into tensors of the same names."""
+    with torch.no_grad():
+        for name, value in target.items():
+            value.copy_(values[name])

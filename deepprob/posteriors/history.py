@@ -19,9 +19,13 @@ class History:
         steps: One value per step: the objective's terms (nats per datum; ``elbo`` is the evidence lower bound whatever
             the objective; `ELBO` adds its parts ``likelihood``, ``kl_local``, ``kl_global``, and `IWAE` the tighter
             ``iwae`` too), ``gradient_norm``, ``skipped`` (1 where the step was not finite and not applied).
-        epochs: One value per epoch: the mean ``elbo``, ``held_out_elbo`` if there is a held-out set, ``learning_rate``,
-            ``kl_weight``, ``skipped``, ``seconds``, and ``annealed.<buffer>`` for each buffer that a callback anneals.
-            The last epoch may have fewer steps.
+        epochs: One value per epoch: the mean ``elbo``; for held-out rows ``held_out_elbo``, or with global latents
+            ``held_out_log_likelihood``, expected over the guide, without their KL; ``learning_rate``, ``kl_weight``,
+            ``skipped``, ``seconds``, and ``annealed.<buffer>`` for each buffer that a callback anneals. The last epoch
+            may have fewer steps.
+        levels: One value per comparison of a fit without a fixed length, see `deepprob.fitting.levelling`: ``step``,
+            ``change`` of the bound since the last window in nats of the whole posterior, its standard error ``se``,
+            the largest rise ``ahead``, the ``margin``, and ``level`` (1 where the bound has levelled).
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was interrupted from outside.
@@ -33,6 +37,7 @@ class History:
 
     steps: dict[str, list[float]] = field(default_factory=dict)
     epochs: dict[str, list[float]] = field(default_factory=dict)
+    levels: dict[str, list[float]] = field(default_factory=dict)
     steps_per_epoch: int = 1
     best_epoch: int = 0
     interrupted: bool = False
@@ -44,9 +49,15 @@ class History:
         for name, column in values.items():
             self.epochs.setdefault(name, []).extend(column)
 
+    def add_levels(self, values: Mapping[str, float]) -> None:
+        """Append one comparison of the bound."""
+        for name, value in values.items():
+            self.levels.setdefault(name, []).append(value)
+
     def to_tensors(self) -> dict[str, Tensor]:
-        """The record as tensors to save, named ``steps.<name>`` and ``epochs.<name>``."""
-        rows = {f"steps.{n}": v for n, v in self.steps.items()} | {f"epochs.{n}": v for n, v in self.epochs.items()}
+        """The record as tensors to save, named ``steps.<name>``, ``epochs.<name>`` and ``levels.<name>``."""
+        kinds = {"steps": self.steps, "epochs": self.epochs, "levels": self.levels}
+        rows = {f"{kind}.{n}": v for kind, columns in kinds.items() for n, v in columns.items()}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
     def facts(self) -> dict[str, int | bool]:

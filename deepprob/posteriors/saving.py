@@ -30,6 +30,20 @@ def _versions() -> dict[str, str]:
     return versions()
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """The rest of what a routine needs to train on from the last step of a fit.
+
+    Attributes:
+        tensors: The optimizer's memory, the positions of the random streams, and parameters that differ from those of
+            the posterior.
+        facts: The number of steps and other settings, as JSON.
+    """
+
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+
+
 @dataclass(eq=False, kw_only=True)
 class Content:
     """The parts of a posterior, and those that are saved.
@@ -42,6 +56,7 @@ class Content:
         chains: Draws by site, shape ``(chains, draws, *site)``; None if the posterior holds a guide.
         exact: Whether the evidence is a closed form.
         versions: Versions of Python and of the packages used in the fit.
+        training: What `deepprob.extend` continues from; None if the fit cannot be extended.
     """
 
     instance: ProgramInstance = field(kw_only=False)
@@ -51,6 +66,7 @@ class Content:
     chains: Mapping[str, Tensor] | None = None
     exact: bool = False
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
+    training: Training | None = None
 
     def __post_init__(self) -> None:
         found = self.instance.structure
@@ -71,6 +87,8 @@ def write_posterior(path: str | Path, content: Content) -> None:
     tensors = {f"state.{n}": t for n, t in {**instance.waiting, **instance.tensors()}.items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
+    training = content.training
+    tensors |= {f"training.{n}": t for n, t in (training.tensors if training else {}).items()}
     # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
     name = type(program).__dict__.get("registry_name") if program.config is not None else None
     manifest = {
@@ -86,6 +104,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "config": content.config,
         "seed": content.seed,
         "exact": content.exact,
+        "training": dict(training.facts) if training else None,
         "posterior_kind": "guide" if chains is None else "draws",
         "made_with": content.versions,
     }
@@ -112,7 +131,7 @@ def read_posterior(
     if program is None:
         with stream.drawing():
             program = _rebuild(path, manifest)
-    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}}
+    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}, "training": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
@@ -137,6 +156,7 @@ def read_posterior(
         chains=chains,
         exact=manifest["exact"],
         versions=manifest["made_with"],
+        training=Training(groups["training"], manifest["training"]) if manifest.get("training") else None,
     )
 
 

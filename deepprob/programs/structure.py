@@ -35,6 +35,7 @@ class SiteInfo:
         drawable: Whether its distribution can be sampled.
         plates: Names of the vectorized plates around it that have a row for every value of theirs.
         terms: Number of independent terms of its log-probability.
+        numbers: Number of elements of its value; for a local site, of one row.
     """
 
     role: Role
@@ -47,6 +48,7 @@ class SiteInfo:
     drawable: bool = True
     plates: tuple[str, ...] = ()
     terms: int = 1
+    numbers: int = 1
 
     @property
     def row_plate(self) -> str:
@@ -184,6 +186,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             unchecked=unwrapped(site["fn"]).__dict__.get("_validate_args") is False,
             plates=_full_plates(site),
             terms=torch.Size(site["fn"].batch_shape).numel(),
+            numbers=_numbers(site, plate),
         )
 
     sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}
@@ -242,6 +245,12 @@ def _role(site: Site, *, drawn: bool) -> Role:
     if site["is_observed"]:
         return "observed" if is_data(site) else "fixed"
     return "latent" if drawn else "summed"
+
+
+def _numbers(site: Site, plate: str) -> int:
+    """Number of elements of a site's value; of one row if it is inside the row plate."""
+    rows = next((values_along(site, frame) for frame in _frames(site) if frame.name == plate), 1)
+    return torch.as_tensor(site["value"]).numel() // max(rows, 1)
 
 
 def _can_sample(fn: Any) -> bool:

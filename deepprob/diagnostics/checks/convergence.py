@@ -8,6 +8,7 @@ from scipy import stats
 
 from deepprob.diagnostics.case import Case, Diagnostic, given
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.engine.statistics import line_rise
 from deepprob.posteriors.arviz_compat import rhat
 from deepprob.posteriors.history import History
 
@@ -61,13 +62,16 @@ def check_convergence(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.
         )
     tail = tail[len(tail) % BATCHES :]
     means = tail.reshape(BATCHES, -1).mean(1)
-    rise, se, inflation = _trend(means)
-    cutoff = float(stats.t.ppf(1 - level / 4, BATCHES - 2))  # two-sided; the windows use the other half of the level
+    change, inflation = line_rise(means)
+    rise, se = change.value, change.se
+    one_sided = level / 4  # two sides; the windows use the other half of the level
     windows, agreement = tail.reshape(WINDOWS, -1), _rhat(tail.reshape(WINDOWS, -1))
     spread, spread_se, spread_cutoff = _spread(windows, level / 2)
-    trends = abs(rise) - cutoff * se > scale
+    trends = change.is_beyond(scale, one_sided)
     fluctuates = agreement > RHAT and spread - spread_cutoff * spread_se > scale
-    verdict: Verdict = "fail" if abs(rise) - cutoff * se > 10 * scale else "caution" if trends or fluctuates else "pass"
+    verdict: Verdict = (
+        "fail" if change.is_beyond(10 * scale, one_sided) else "caution" if trends or fluctuates else "pass"
+    )
     within = "more than" if trends else "within" if abs(rise) <= scale else "not significantly above"
     reading = (
         f"Over the last half of the fit the ELBO {'rose' if rise >= 0 else 'fell'} by {number(abs(rise), se)} nats per "
@@ -91,20 +95,6 @@ def check_convergence(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.
             "level": level,
         },
     )
-
-
-def _trend(means: Array) -> tuple[float, float, float]:
-    """Rise of the line fitted to the batch means, its standard error, and the inflation by autocorrelation."""
-    n = len(means)
-    time = np.arange(n) - (n - 1) / 2
-    slope = float(time @ means / (time @ time))
-    residual = means - means.mean() - slope * time
-    power = float(residual @ residual)
-    rho = float(residual[1:] @ residual[:-1]) / power if power > 0 else 0.0
-    rho = float(np.clip(rho + (1 + 4 * rho) / n, 0.0, 0.95))  # corrects the bias that detrending causes
-    inflation = float(np.sqrt((1 + rho) / (1 - rho)))
-    se = inflation * float(np.sqrt(power / (n - 2) / (time @ time)))
-    return slope * (n - 1), se * (n - 1), inflation
 
 
 def _spread(windows: Array, level: float) -> tuple[float, float, float]:

@@ -250,7 +250,7 @@ def test_held_out_data_may_have_another_form() -> None:
     posterior = svi(
         Program.of(keyword_only, "normal"), {"x": X, "y": Y}, held_out={"y": Y, "x": X}, epochs=3, progress=False
     )
-    assert len(posterior.history.epochs["held_out_elbo"]) == 3
+    assert len(posterior.history.epochs["held_out_log_likelihood"]) == 3
 
 
 def test_arguments_that_are_left_out_are_predicted_or_named() -> None:

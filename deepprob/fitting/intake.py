@@ -1,0 +1,98 @@
+"""The arguments of a gradient routine: its data, the program's copy, the number of steps and rows of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepprob.errors import whole
+from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.programs.arguments import Arguments
+from deepprob.programs.by_row import cut_by_row
+from deepprob.programs.guides import GuideSpec, check_start
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.parameters import buffer_named
+from deepprob.programs.program import Program
+
+_DEFAULT_BATCH_SIZE = 128
+
+
+def accepted(program: Program, data: Any, batch_size: int | str | None, device: torch.device) -> Batch:
+    """The arguments with rows."""
+    batch = _checked_arguments(program, program.accept(data), "data")
+    return cut_by_row(program, batch, rows_of_a_step(batch_size, num_rows(batch), program), device)
+
+
+def instance_of(
+    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, batch_size: int | str | None, weights: str
+) -> ProgramInstance:
+    """The routine's own copy of the program, checked against the data."""
+    num_data = num_rows(batch)
+    full = not batch or rows_of_a_step(batch_size, num_data, program) == num_data
+    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
+    check_start(instance.program, instance.structure, weights)
+    size = rows_of_a_step(batch_size, instance.num_data, program)
+    if isinstance(batch_size, int) and not (batch or instance.structure.rows):
+        raise ValueError(
+            f"batch_size={batch_size} needs rows, but no plate of the program holds the rows of its data at once. Put "
+            "the observed sites into one, with pyro.plate('data', N) as rows: ... obs=data[rows], and name it: "
+            "Program.of(..., data_plate='data'), or use batch_size=None."
+        )
+    if size < instance.num_data and (not batch or type(program).validate is Program.validate):
+        instance.check_data(batch, size)
+    return instance
+
+
+def rows_of_a_step(batch_size: int | str | None, num_data: int, program: Program) -> int:
+    """The number of rows per step."""
+    if batch_size is None:
+        return num_data
+    if batch_size == "auto":
+        return min(_DEFAULT_BATCH_SIZE, num_data) if program.data_name else num_data
+    size = whole("batch_size", batch_size)
+    if size < num_data and not program.data_name:
+        raise ValueError(
+            f"batch_size={size} is smaller than the data ({num_data} rows), but the program names no data plate, so "
+            "its KL would be weighted wrongly. Write Program.of(model, guide, data_plate='data') or batch_size=None."
+        )
+    return min(size, num_data)
+
+
+def checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
+    """Held-out data on the device, checked against the shapes of the data."""
+    program = instance.program
+    held_out = _checked_arguments(program, program.accept(data, what="held_out"), "held_out")
+    if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
+        by_name = dict(zip(held_out.call.names, held_out, strict=True))
+        held_out = tuple(by_name[spec.name] for spec in instance.inputs)
+    if len(held_out) != len(instance.inputs):
+        names = ", ".join(spec.name for spec in instance.inputs)
+        raise ValueError(
+            f"held_out must have the {len(instance.inputs)} parts of data ({names}); "
+            f"got {len(held_out)}. Include the observed values, which the score needs."
+        )
+    pairs = zip(instance.inputs, held_out, strict=True)
+    return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
+
+
+def annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
+    """The buffer that each `Anneal` callback moves."""
+    names = [c.buffer for c in callbacks if isinstance(c, Anneal)]
+    buffers = [buffer_named(instance.program, name) for name in names]
+    if len({id(x) for x in buffers}) < len(buffers):
+        raise ValueError(f"several callbacks anneal the same buffer ({', '.join(names)}). Keep one of them.")
+    return buffers
+
+
+def _checked_arguments(program: Program, batch: Batch, what: str) -> Batch:
+    """The arguments, if none that the model requires is missing."""
+    if lacking := program.missing_arguments(batch):
+        raise ValueError(
+            f"the model takes {', '.join(program.argument_names)}; {what} lacks {', '.join(lacking)}. "
+            "Pass a tuple in this order, observed values included."
+        )
+    return batch
