@@ -139,7 +139,10 @@ def svi(
             different noise from the same seed, and may use different length buckets.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Seed of weights, shuffle and noise.
-        progress: Whether to show a progress bar; ``"auto"`` shows it in a terminal or a notebook.
+        progress: Whether to show progress: a bar in a terminal or a notebook; elsewhere plain lines on standard error,
+            at most one every ten seconds. ``"auto"`` shows it; with True the first line comes at once. A line says when
+            a step is skipped: at the first, the tenth, the hundredth, and so on. Shown or not, a fit that skipped steps
+            ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`.
 
     Returns:

@@ -28,7 +28,7 @@ from deepprob.fitting.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.divergence import DivergenceError, warn_of_skipped
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
 from deepprob.fitting.optimizers import FloatArray, Optimizer
@@ -123,7 +123,7 @@ class RunningFit:
         """Take all steps, resuming from a checkpoint if there is one, and return the posterior.
 
         Args:
-            progress: Whether to show a progress bar: True, False or ``"auto"``.
+            progress: Whether to show progress, see `ProgressBar`.
 
         Raises:
             DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
@@ -133,7 +133,7 @@ class RunningFit:
             self._restore(read_checkpoint(saved.path, self._fingerprint()))
         for callback in self.callbacks:
             callback.start(self)
-        bar = ProgressBar(self.total_steps, self.step, progress)
+        bar = ProgressBar(self, progress)
         try:
             keep_freed_memory()
             with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
@@ -151,6 +151,7 @@ class RunningFit:
                 UserWarning,
                 stacklevel=3,
             )
+        warn_of_skipped(self.history)
         self.history.stopped_early = self.stop and self.step < self.total_steps
         return self._posterior()
 
@@ -188,7 +189,7 @@ class RunningFit:
         self.epoch_seconds += seconds * (end - first)
         if completed:
             self._end_epochs(completed, knobs)
-        bar.advance(end - first, self.history)
+        bar.advance()
 
     def _end_epochs(self, count: int, knobs: FloatArray) -> None:
         """End one or more epochs; the last epoch of a fit may have fewer steps, and is then ended alone.

@@ -94,7 +94,7 @@ def map_estimate(
         learning_rate: The peak step size; None for the program's own.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         seed: Seed of weights and starting values.
-        progress: Whether to show a bar; ``"auto"`` shows one in a terminal or a notebook.
+        progress: Whether to show progress, as in `svi`.
         callbacks: See `deepprob.fitting.callbacks`.
 
     Returns:

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scripted import Scripted
 from torch import Tensor
 from uncompiled import replace_compiler
 
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.posteriors.history import History
 from deepprob.programs.program import Program
-
-
-class Scripted:
-    """A fit without steps, whose epochs a test ends by hand."""
-
-    def __init__(self, epochs: int = 10, steps_per_epoch: int = 4) -> None:
-        self.epoch, self.step, self.stop = 0, 0, False
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, epochs * steps_per_epoch
-        self.history = History(steps_per_epoch=steps_per_epoch)
-        self.warm_up_steps = 0
-        self.saved: list[int] = []
-
-    def parameters(self) -> dict[str, Tensor]:
-        return {}
-
-    def save_checkpoint(self, path: Path) -> None:
-        self.saved.append(self.step)
-
-    def end_epoch(self, **values: float) -> None:
-        self.epoch += 1
-        self.step += self.steps_per_epoch
-        self.history.add_epochs({name: [value] for name, value in values.items()})
 
 
 @pytest.mark.parametrize(

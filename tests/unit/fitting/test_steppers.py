@@ -405,6 +405,7 @@ def test_fit_inside_a_fit() -> None:
 # -- steps that are not finite --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimizer", [Optimizer(learning_rate=0.05), EVERYTHING], ids=["adam", "everything"])
 def test_steps_with_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) -> None:
@@ -422,6 +423,7 @@ def test_steps_with_rows_that_are_not_finite_are_skipped_and_counted(optimizer: 
     assert_same_fit(found, fitted((X, y), epochs=8, optimizer=optimizer, callbacks=[EveryStep()]))
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_skipped_last_step_keeps_the_parameters() -> None:
     y = Y.clone()
@@ -828,6 +830,7 @@ def test_optimizers(optimizer: Any, tmp_path: Path) -> None:
     assert_same_fit(whole, run())
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_batch_norm_statistics_move_except_in_skipped_steps() -> None:
     class Normed(Regression):
@@ -862,6 +865,7 @@ class Averaged(Regression):
         super().model(x - 0.0 * self.mean, y)
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("compile", [False, True])
 def test_skipped_step_restores_every_buffer(compile: bool) -> None:
@@ -885,6 +889,7 @@ class Narrow(Regression):
         pyro.sample("narrow", dist.Normal(torch.zeros(8), self.width).to_event(1), obs=torch.full((8,), 1e-4))
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_comparison_moves_less_if_the_bound_is_not_finite() -> None:
     assert fitted(program=Narrow(), epochs=1).config["compiled"]

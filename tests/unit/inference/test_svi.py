@@ -251,6 +251,7 @@ def test_divergence_names_the_site_and_carries_the_last_good_posterior(options: 
     assert posterior.history.steps["skipped"][-20:] == [1.0] * 20
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     def sometimes(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -279,6 +280,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in posterior.instance.tensors().values())
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 def test_skipped_step_restores_batch_norm_statistics() -> None:
     class Normed(Program):
         def __init__(self) -> None:
