@@ -7,7 +7,7 @@ From top to bottom: the state before the first step (`init`), one gradient step 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
-from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.fitting.callbacks import Anneal, Callback, Fit, callback_list
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
@@ -106,7 +106,7 @@ def svi(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool | str = "auto",
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Callable[[Fit], object]] = (),
 ) -> Posterior:
     r"""Fit a program by stochastic variational inference.
 
@@ -143,7 +143,8 @@ def svi(
             at most one every ten seconds. ``"auto"`` shows it; with True the first line comes at once. A line says when
             a step is skipped: at the first, the tenth, the hundredth, and so on. Shown or not, a fit that skipped steps
             ends with a warning that counts them.
-        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`.
+        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
+            function in the list is called with the fit after every epoch; if it returns True, the fit ends.
 
     Returns:
         The posterior. After Ctrl-C it holds the best state so far.
@@ -172,7 +173,7 @@ def svi(
     _check_choices(program, compile, weights)
     compile = compile if isinstance(compile, str) else bool(compile)
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
+    callbacks, device, described = callback_list(callbacks), pick_device(device), description(bound)
     batch = _accepted(program, data, batch_size, device)
     noise = RandomStream(seed, device)
     with noise.drawing():
@@ -304,16 +305,6 @@ def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
         )
     pairs = zip(instance.inputs, held_out, strict=True)
     return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
-
-
-def _callback_list(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list, checked by type."""
-    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
-        came = callbacks if not isinstance(callbacks, Sequence) else callbacks[0]
-        raise TypeError(
-            f"callbacks must be a list of Callback objects; got {type(came).__name__}. Write callbacks=[KLWarmUp(5)]."
-        )
-    return list(callbacks)
 
 
 def _annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:
