@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         Anneal,
         Callback,
         Checkpoint,
+        CSVLogger,
         DivergenceError,
         EarlyStopping,
         KLWarmUp,
         Log,
         Optimizer,
+        TensorBoard,
     )
     from deepprob.networks import (
         MLP,
@@ -43,6 +45,7 @@ __all__ = [
     "IWAE",
     "MLP",
     "Anneal",
+    "CSVLogger",
     "Callback",
     "Check",
     "Checkpoint",
@@ -63,6 +66,7 @@ __all__ = [
     "Report",
     "Split",
     "StorageError",
+    "TensorBoard",
     "check",
     "draws_posterior",
     "init_weights",
@@ -80,7 +84,7 @@ _HOMES = {
     "deepprob.errors": ("StorageError",),
     "deepprob.fitting": (
         *("ELBO", "IWAE", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
-        "Optimizer",
+        *("CSVLogger", "Optimizer", "TensorBoard"),
     ),
     "deepprob.networks": (
         *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Likelihood", "Recurrent", "init_weights", "pretrained"),

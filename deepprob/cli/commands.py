@@ -31,6 +31,8 @@ _Ood = Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribut
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Draws = Annotated[int, typer.Option(min=25, help="Number of posterior draws, and of importance samples per row.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+_Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV file for the scores of every epoch.")]
+_Board = Annotated[Path | None, typer.Option(metavar="DIR", help="TensorBoard folder for the scores of every epoch.")]
 
 
 def _version(requested: bool) -> None:
@@ -74,11 +76,13 @@ def fit(
     split: Annotated[int, typer.Option(help="Number of the standard split of the data.")] = 0,
     seed: _Seed = 0,
     device: _Device = "auto",
+    csv: _Csv = None,
+    tensorboard: _Board = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on the test rows."""
     # Heavy modules are imported on use, so that help and errors appear at once.
-    from deepprob.cli.fit import plan_fit, report_fit, report_interruption, run_fit
+    from deepprob.cli.fit import loggers_to, plan_fit, report_fit, report_interruption, run_fit
 
     screen = Screen()
     plan = plan_fit(
@@ -101,6 +105,7 @@ def fit(
         device=device,
         seed=seed,
         resume=resume,
+        loggers=loggers_to(csv, tensorboard),
     )
     if posterior.history.interrupted:
         report_interruption(screen, plan, posterior)

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from deepprob.data import DataSet, load_data
 from deepprob.diagnostics.report import Report
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.loggers import CSVLogger, TensorBoard
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
@@ -107,6 +108,11 @@ def plan_fit(
     return FitPlan(program, dataset, split, folder, epochs, steps, batch_size)
 
 
+def loggers_to(csv: Path | None, tensorboard: Path | None) -> list[Callback]:
+    """The callbacks that write the scores of every epoch to a CSV file and to a folder of TensorBoard."""
+    return [*([CSVLogger(csv)] if csv else []), *([TensorBoard(tensorboard)] if tensorboard else [])]
+
+
 def run_fit(
     screen: Screen,
     plan: FitPlan,
@@ -117,6 +123,7 @@ def run_fit(
     device: str,
     seed: int,
     resume: bool,
+    loggers: Sequence[Callback] = (),
 ) -> Posterior:
     """Fit the program and save the posterior.
 
@@ -144,7 +151,7 @@ def run_fit(
                 held_out=plan.data.valid,
                 device=device,
                 seed=seed,
-                callbacks=[*warming, checkpoint, Heading(print_heading)],
+                callbacks=[*warming, checkpoint, *loggers, Heading(print_heading)],
             )
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
