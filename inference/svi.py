@@ -1,6 +1,6 @@
 """Stochastic variational inference: fit a program's guide and networks by gradient steps on a bound.
 
-From top to bottom: the state before the first step (`init`), one gradient step on a `State` (`step`), the routine
+From top to bottom: the state before the first step (`init`), one gradient step (`step`), the routine
 (`svi`), and its helpers.
 """
 
@@ -23,8 +23,10 @@ from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_scor
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
+from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
@@ -43,51 +45,97 @@ _DEFAULT_EPOCHS = 100
 QUICK = {"epochs": 3, "batch_size": 8}
 """Settings of a short fit, for the contract tests of all routines."""
 
-__all__ = ["QUICK", "Knobs", "State", "init", "step", "svi"]
+__all__ = ["QUICK", "Knobs", "LoopState", "State", "init", "step", "svi"]
 
 
-def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
-    """The state before the first step.
+def init(
+    program: Program,
+    data: Any = None,
+    *,
+    batch_size: int | str | None = "auto",
+    objective: str | Objective = "elbo",
+    guide: GuideSpec = None,
+    optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
+    weights: str = "auto",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+) -> LoopState:
+    """The state before the first step. The arguments are those of `svi`.
 
-    Args:
-        instance: The program to fit; steps update its parameters in place.
-        optimizer: The optimizer.
-        learning_rate: The peak step size.
+    The state holds a copy of the program, which the steps change, and everything else that they need.
 
     Raises:
-        ValueError: If neither model nor guide has a parameter.
+        TypeError: If an argument has a wrong type.
+        ValueError: If data, program and settings do not fit together.
     """
-    return State.start(instance, optimizer, learning_rate)
+    _check_program(program, weights)
+    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
+    device, described = pick_device(device), description(bound)
+    batch = _accepted(program, data, batch_size, device)
+    noise = RandomStream(seed, device)
+    with noise.drawing():
+        instance = _instance(program, batch, guide, device, batch_size, weights)
+    size = _batch_size(batch_size, instance.num_data, program)  # of the data that the program holds, if it takes none
+    batch = tuple(x.to(device) for x in batch)
+    learning_rate = factory.learning_rate or program.learning_rate
+    started = State.start(instance, factory, learning_rate)
+    check_objective(bound, instance, tuple(x[:size] for x in batch))
+    config = {
+        "routine": "svi",
+        "batch_size": size,
+        "objective": described,
+        "guide": instance.guide_name or "own",
+        "optimizer": factory.describe() | {"learning_rate": learning_rate},
+        "weights": weights,
+        "device": str(device),
+    }
+    return LoopState(
+        **vars(started),
+        data=batch,
+        batch_size=size,
+        objective=bound,
+        factory=factory,
+        learning_rate=learning_rate,
+        noise=noise,
+        order=RowOrder(instance.num_data, size, None, seed),
+        seed=seed,
+        config=config,
+    )
 
 
 def step(
-    state: State,
-    data: Batch,
-    rows: Tensor,
-    noise: RandomStream,
-    knobs: Knobs,
-    objective: Objective,
-    optimizer: Optimizer,
-) -> tuple[State, Terms]:
+    state: LoopState, rows: Tensor | None = None, *, learning_rate: float | None = None, kl_weight: float = 1.0
+) -> tuple[LoopState, Terms]:
     """Take one gradient step.
 
-    A step whose loss or gradient is not finite is skipped: it changes neither parameters nor buffers.
+    A step whose loss or gradient is not finite is skipped: it changes neither the parameters nor the statistics of a
+    batch norm.
 
     Args:
         state: The state before the step.
-        data: All rows, on the device.
-        rows: Indices of the batch's rows, shape ``(B,)``.
-        noise: The source of random numbers.
-        knobs: Learning rate, weight of the KL, and values of the state's annealed buffers.
-        objective: The objective to maximize.
-        optimizer: The optimizer.
+        rows: Indices of the batch's rows, shape ``(B,)``; by default the next rows of a shuffled pass over the data.
+        learning_rate: The step size; by default that of the optimizer or the program, whose schedule a loop by hand
+            does not follow.
+        kl_weight: Weight of the KL.
 
     Returns:
         The state (the same object, updated) and detached terms: those of the objective, among them ``elbo``;
         ``gradient_norm``; and ``skipped``, which is 1 for a skipped step.
+
+    Raises:
+        ValueError: If there are fewer rows than data, and the program names no data plate.
     """
-    with state.instance.running(), noise.drawing():
-        return _step_while_running(state, data, rows, knobs, objective, optimizer)
+    if rows is None:
+        rows = state.next_rows()
+    else:
+        _batch_size(len(rows), state.instance.num_data, state.instance.program)
+    rows = rows.to(state.instance.device)
+    batch = tuple(x.index_select(0, rows) for x in state.data)
+    knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
+    state.instance.program.train()
+    with state.instance.running(), state.noise.drawing():
+        _, terms = _step_while_running(state, batch, rows, knobs, state.objective, state.factory)
+    return state, terms
 
 
 def svi(
@@ -170,22 +218,22 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    _check_choices(program, compile, weights)
-    compile = compile if isinstance(compile, str) else bool(compile)
-    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks, device, described = callback_list(callbacks), pick_device(device), description(bound)
-    batch = _accepted(program, data, batch_size, device)
-    noise = RandomStream(seed, device)
-    with noise.drawing():
-        instance = _instance(program, batch, guide, device, batch_size, weights)
-    size = _batch_size(batch_size, instance.num_data, program)  # of the data that the program holds, if it takes none
+    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    state = init(
+        program,
+        data,
+        batch_size=batch_size,
+        objective=objective,
+        guide=guide,
+        optimizer=optimizer,
+        weights=weights,
+        device=device,
+        seed=seed,
+    )
+    instance, batch, size, factory, bound = state.instance, state.data, state.batch_size, state.factory, state.objective
     per_epoch, total = _num_steps(epochs, steps, instance.num_data, size)
-    batch = tuple(x.to(device) for x in batch)
     score = None if held_out is None else HeldOut(instance, _checked_held_out(instance, held_out))
-    learning_rate = factory.learning_rate or program.learning_rate
-    state = init(instance, factory, learning_rate)
     state.annealed = _annealed_buffers(instance, callbacks)
-    check_objective(bound, instance, tuple(x[:size] for x in batch))
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
@@ -194,24 +242,18 @@ def svi(
     eager = EagerStepper(eager_step, buckets)
     task = CompileTask(state, bound, factory, buckets, size, announce=progress is not False)
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
-        stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
+        stepper = choose_stepper(compile, eager, task, steps=total, noise=state.noise)
         if score is not None and stepper is not eager:
             compile_score(score, math.ceil(total / per_epoch), always=compile is True)
     config = {
-        "routine": "svi",
+        **state.config,
         "epochs": None if steps is not None else total // per_epoch,
         "steps": total,
-        "batch_size": size,
-        "objective": described,
-        "guide": instance.guide_name or "own",
-        "optimizer": factory.describe() | {"learning_rate": learning_rate},
-        "weights": weights,
         "compiled": stepper.compiled_graphs > 0,
         "lengths": buckets.lengths,
-        "device": str(device),
     }
-    settings = FitSettings(size, total, factory, learning_rate, seed, callbacks, config)
-    return RunningFit(state, stepper, buckets, score, noise, settings).run(progress)
+    settings = FitSettings(size, total, factory, state.learning_rate, state.seed, callbacks, config)
+    return RunningFit(state, stepper, buckets, score, state.noise, settings).run(progress)
 
 
 def _step_while_running(
@@ -241,17 +283,22 @@ def _step_while_running(
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 
-def _check_choices(program: Any, compile: Any, weights: Any) -> None:
-    """Raise if the program or one of the named choices is not valid."""
+def _check_program(program: Any, weights: Any) -> None:
+    """Raise if the program or the choice of its weights is not valid."""
     if not isinstance(program, Program):
         raise TypeError(
             f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
         )
+    if weights not in ("auto", "fresh", "keep"):
+        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
+
+
+def _compile_choice(compile: Any) -> bool | str:
+    """The choice whether to compile, checked."""
     # The shape comes first, because comparing a tensor of several elements has no truth value.
     if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
-    if weights not in ("auto", "fresh", "keep"):
-        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
+    return compile if isinstance(compile, str) else bool(compile)
 
 
 def _accepted(program: Program, data: Any, batch_size: int | str | None, device: torch.device) -> Batch:

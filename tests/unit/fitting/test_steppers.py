@@ -37,9 +37,9 @@ from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.state import State
 from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.inference import svi
-from deepprob.inference.svi import init
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
@@ -475,7 +475,7 @@ def chosen(
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
     instance = ProgramInstance(program or Regression(), data, N, full_batch=False)
-    state = init(instance, optimizer, 0.05)
+    state = State.start(instance, optimizer, 0.05)
     eager = EagerStepper(lambda *_: {}, LengthBuckets(data))
     task = CompileTask(state, ELBO(), optimizer, eager.buckets, B, announce=announce)
     return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
