@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         Anneal,
         Callback,
         Checkpoint,
+        CSVLogger,
         DivergenceError,
         EarlyStopping,
         KLWarmUp,
         Log,
         Optimizer,
+        TensorBoard,
     )
     from deepprob.inference import extend
     from deepprob.networks import (
@@ -44,6 +46,7 @@ __all__ = [
     "IWAE",
     "MLP",
     "Anneal",
+    "CSVLogger",
     "Callback",
     "Check",
     "Checkpoint",
@@ -64,6 +67,7 @@ __all__ = [
     "Report",
     "Split",
     "StorageError",
+    "TensorBoard",
     "check",
     "draws_posterior",
     "extend",
@@ -82,7 +86,7 @@ _HOMES = {
     "deepprob.errors": ("StorageError",),
     "deepprob.fitting": (
         *("ELBO", "IWAE", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
-        "Optimizer",
+        *("CSVLogger", "Optimizer", "TensorBoard"),
     ),
     "deepprob.inference": ("extend",),
     "deepprob.networks": (

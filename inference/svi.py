@@ -1,14 +1,13 @@
 """Stochastic variational inference: fit a program's guide and networks by gradient steps on a bound.
 
-From top to bottom: the state before the first step (`init`), one gradient step on a `State` (`step`), the routine
+From top to bottom: the state before the first step (`init`), one gradient step (`step`), the routine
 (`svi`), its continuation (`extend`), and their helpers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
-from deepprob.fitting.callbacks import Callback
+from deepprob.fitting.callbacks import Callback, Fit, callback_list
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.course import Course, Length
@@ -27,14 +26,15 @@ from deepprob.fitting.extending import objective_after, optimizer_after, trainin
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
+from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
-from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import warn_of_late
 from deepprob.programs.program import Program
@@ -42,51 +42,99 @@ from deepprob.programs.program import Program
 QUICK = {"epochs": 3, "batch_size": 8}
 """Settings of a short fit, for the contract tests of all routines."""
 
-__all__ = ["QUICK", "Knobs", "State", "extend", "init", "step", "svi"]
+__all__ = ["QUICK", "Knobs", "LoopState", "State", "extend", "init", "step", "svi"]
 
 
-def init(instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
-    """The state before the first step.
+def init(
+    program: Program,
+    data: Any = None,
+    *,
+    batch_size: int | str | None = "auto",
+    objective: str | Objective = "elbo",
+    guide: GuideSpec = None,
+    optimizer: str | Optimizer | type[torch.optim.Optimizer] | None = None,
+    weights: str = "auto",
+    device: str | torch.device = "auto",
+    seed: int = 0,
+) -> LoopState:
+    """The state before the first step. The arguments are those of `svi`.
 
-    Args:
-        instance: The program to fit; steps update its parameters in place.
-        optimizer: The optimizer.
-        learning_rate: The peak step size.
+    The state holds a copy of the program, which the steps change, and everything else that they need.
 
     Raises:
-        ValueError: If neither model nor guide has a parameter.
+        TypeError: If an argument has a wrong type.
+        ValueError: If data, program and settings do not fit together.
     """
-    return State.start(instance, optimizer, learning_rate)
+    _check_program(program, weights)
+    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
+    device, described = pick_device(device), description(bound)
+    batch = accepted(program, data, batch_size, device)
+    noise = RandomStream(seed, device)
+    with noise.drawing():
+        instance = instance_of(program, batch, guide, device, batch_size, weights)
+    size = rows_of_a_step(
+        batch_size, instance.num_data, program
+    )  # of the data that the program holds, if it takes none
+    batch = tuple(x.to(device) for x in batch)
+    learning_rate = factory.learning_rate or program.learning_rate
+    started = State.start(instance, factory, learning_rate)
+    check_objective(bound, instance, tuple(x[:size] for x in batch))
+    config = {
+        "routine": "svi",
+        "batch_size": size,
+        "objective": described,
+        "guide": instance.guide_name or "own",
+        "optimizer": factory.describe() | {"learning_rate": learning_rate},
+        "weights": weights,
+        "device": str(device),
+    }
+    return LoopState(
+        **vars(started),
+        data=batch,
+        batch_size=size,
+        objective=bound,
+        factory=factory,
+        learning_rate=learning_rate,
+        noise=noise,
+        order=RowOrder(instance.num_data, size, None, seed),
+        seed=seed,
+        config=config,
+    )
 
 
 def step(
-    state: State,
-    data: Batch,
-    rows: Tensor,
-    noise: RandomStream,
-    knobs: Knobs,
-    objective: Objective,
-    optimizer: Optimizer,
-) -> tuple[State, Terms]:
+    state: LoopState, rows: Tensor | None = None, *, learning_rate: float | None = None, kl_weight: float = 1.0
+) -> tuple[LoopState, Terms]:
     """Take one gradient step.
 
-    A step whose loss or gradient is not finite is skipped: it changes neither parameters nor buffers.
+    A step whose loss or gradient is not finite is skipped: it changes neither the parameters nor the statistics of a
+    batch norm.
 
     Args:
         state: The state before the step.
-        data: All rows, on the device.
-        rows: Indices of the batch's rows, shape ``(B,)``.
-        noise: The source of random numbers.
-        knobs: Learning rate, weight of the KL, and values of the state's annealed buffers.
-        objective: The objective to maximize.
-        optimizer: The optimizer.
+        rows: Indices of the batch's rows, shape ``(B,)``; by default the next rows of a shuffled pass over the data.
+        learning_rate: The step size; by default that of the optimizer or the program, whose schedule a loop by hand
+            does not follow.
+        kl_weight: Weight of the KL.
 
     Returns:
         The state (the same object, updated) and detached terms: those of the objective, among them ``elbo``;
         ``gradient_norm``; and ``skipped``, which is 1 for a skipped step.
+
+    Raises:
+        ValueError: If there are fewer rows than data, and the program names no data plate.
     """
-    with state.instance.running(), noise.drawing():
-        return _step_while_running(state, data, rows, knobs, objective, optimizer)
+    if rows is None:
+        rows = state.next_rows()
+    else:
+        rows_of_a_step(len(rows), state.instance.num_data, state.instance.program)
+    rows = rows.to(state.instance.device)
+    batch = tuple(x.index_select(0, rows) for x in state.data)
+    knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
+    state.instance.program.train()
+    with state.instance.running(), state.noise.drawing():
+        _, terms = _step_while_running(state, batch, rows, knobs, state.objective, state.factory)
+    return state, terms
 
 
 def svi(
@@ -105,7 +153,7 @@ def svi(
     device: str | torch.device = "auto",
     seed: int = 0,
     progress: bool | str = "auto",
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Callable[[Fit], object]] = (),
 ) -> Posterior:
     r"""Fit a program by stochastic variational inference.
 
@@ -144,8 +192,12 @@ def svi(
             different noise from the same seed, and may use different length buckets.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Seed of weights, shuffle and noise.
-        progress: Whether to show a progress bar; ``"auto"`` shows it in a terminal or a notebook.
-        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`.
+        progress: Whether to show progress: a bar in a terminal or a notebook; elsewhere plain lines on standard error,
+            at most one every ten seconds. ``"auto"`` shows it; with True the first line comes at once. A line says when
+            a step is skipped: at the first, the tenth, the hundredth, and so on. Shown or not, a fit that skipped steps
+            ends with a warning that counts them.
+        callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
+            function in the list is called with the fit after every epoch; if it returns True, the fit ends.
 
     Returns:
         The posterior. After Ctrl-C it holds the best state so far.
@@ -171,31 +223,20 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    compile = _checked_choices(program, compile, weights)
-    chosen = _Choices(
-        optimizer_named(optimizer),
-        objective_named(objective),
-        compile,
-        whole("seed", seed, least=0),
-        _callback_list(callbacks),
+    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    state = init(
+        program,
+        data,
+        batch_size=batch_size,
+        objective=objective,
+        guide=guide,
+        optimizer=optimizer,
+        weights=weights,
+        device=device,
+        seed=seed,
     )
-    device, described = pick_device(device), description(chosen.objective)
-    batch = accepted(program, data, batch_size, device)
-    noise = RandomStream(chosen.seed, device)
-    with noise.drawing():
-        instance = instance_of(program, batch, guide, device, batch_size, weights)
-    size = rows_of_a_step(
-        batch_size, instance.num_data, program
-    )  # of the data that the program holds, if it takes none
-    length = Length.of(epochs, steps, math.ceil(instance.num_data / size))
-    config = {
-        "routine": "svi",
-        "batch_size": size,
-        "objective": described,
-        "guide": instance.guide_name or "own",
-        "weights": weights,
-    }
-    return _running_fit(instance, batch, length, held_out, noise, chosen, config, progress).run(progress)
+    length = Length.of(epochs, steps, state.order.steps_per_epoch)
+    return _running_fit(state, length, held_out, compile, callbacks, progress is not False).run(progress)
 
 
 def extend(
@@ -209,7 +250,7 @@ def extend(
     objective: str | Objective | None = None,
     compile: bool | str = "auto",
     progress: bool | str = "auto",
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Callable[[Fit], object]] = (),
 ) -> Posterior:
     r"""Train on from the last step of a fit by `svi`, with the optimizer's memory.
 
@@ -252,77 +293,59 @@ def extend(
         >>> extend(short, y, steps=10).history.steps == long.history.steps
         True
     """
-    training, config, device = training_of(posterior), posterior.config, posterior.instance.device
-    chosen = _Choices(
-        optimizer_after(posterior, optimizer),
-        objective_after(posterior, objective),
-        _checked_choices(posterior.program, compile, "keep"),
-        posterior.seed,
-        _callback_list(callbacks),
+    training, config = training_of(posterior), posterior.config
+    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    state = init(
+        posterior.program,
+        data,
+        batch_size=config["batch_size"],
+        objective=objective_after(posterior, objective),
+        guide=posterior.instance.guide_name,
+        optimizer=optimizer_after(posterior, optimizer),
+        weights="keep",
+        device=posterior.instance.device,
+        seed=posterior.seed,
     )
-    program, size, noise = posterior.program, config["batch_size"], RandomStream(posterior.seed, device)
-    batch = accepted(program, data, size, device)
-    with noise.drawing():
-        instance = instance_of(program, batch, posterior.instance.guide_name, device, size, "keep")
-    length = Length.of(epochs, steps, math.ceil(instance.num_data / size), done=training.facts["step"])
-    kept = {name: config[name] for name in ("routine", "batch_size", "guide", "weights")}
-    kept["objective"] = description(chosen.objective)
-    fit = _running_fit(instance, batch, length, held_out, noise, chosen, kept, progress)
+    state.config = {**state.config, **{name: config[name] for name in ("weights", "data") if name in config}}
+    length = Length.of(epochs, steps, state.order.steps_per_epoch, done=training.facts["step"])
+    fit = _running_fit(state, length, held_out, compile, callbacks, progress is not False)
     fit.continue_from(training, posterior)
     return fit.run(progress)
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """The choices of a fit that its steps follow."""
-
-    optimizer: Optimizer
-    objective: Objective
-    compile: bool | str
-    seed: int
-    callbacks: list[Callback]
-
-
 def _running_fit(
-    instance: ProgramInstance,
-    batch: Batch,
+    state: LoopState,
     length: Length,
     held_out: Any,
-    noise: RandomStream,
-    chosen: _Choices,
-    config: dict[str, Any],
-    progress: bool | str,
+    compile: bool | str,
+    callbacks: list[Callback],
+    announce: bool,
 ) -> RunningFit:
     """A fit before its first step."""
-    bound, factory, compile, size = chosen.objective, chosen.optimizer, chosen.compile, config["batch_size"]
-    batch = tuple(x.to(instance.device) for x in batch)
+    instance, batch, size, factory, bound = state.instance, state.data, state.batch_size, state.factory, state.objective
     score = None if held_out is None else HeldOut(instance, checked_held_out(instance, held_out))
-    learning_rate = factory.learning_rate or instance.program.learning_rate
-    state = init(instance, factory, learning_rate)
-    state.annealed = annealed_buffers(instance, chosen.callbacks)
-    check_objective(bound, instance, tuple(x[:size] for x in batch))
+    state.annealed = annealed_buffers(instance, callbacks)
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
 
     buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.to_take)
     eager = EagerStepper(eager_step, buckets)
-    task = CompileTask(state, bound, factory, buckets, size, announce=progress is not False)
+    task = CompileTask(state, bound, factory, buckets, size, announce=announce)
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
-        stepper = choose_stepper(compile, eager, task, steps=length.to_take, noise=noise)
+        stepper = choose_stepper(compile, eager, task, steps=length.to_take, noise=state.noise)
         if score is not None and stepper is not eager:
             compile_score(score, math.ceil(length.to_take / length.steps_per_epoch), always=compile is True)
-    config = config | {
+    config = {
+        **state.config,
         "epochs": length.epochs,
         "steps": length.total,
         "length": "fixed" if length.fixed else "level",
-        "optimizer": factory.describe() | {"learning_rate": learning_rate},
         "compiled": stepper.compiled_graphs > 0,
         "lengths": buckets.lengths,
-        "device": str(instance.device),
     }
-    settings = FitSettings(size, Course(factory, learning_rate, length), chosen.seed, chosen.callbacks, config)
-    return RunningFit(state, stepper, buckets, score, noise, settings)
+    settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
+    return RunningFit(state, stepper, buckets, score, state.noise, settings)
 
 
 def _step_while_running(
@@ -352,25 +375,19 @@ def _step_while_running(
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 
-def _checked_choices(program: Any, compile: Any, weights: Any) -> bool | str:
-    """The choice of compiling; raise if the program or one of the named choices is not valid."""
+def _check_program(program: Any, weights: Any) -> None:
+    """Raise if the program or the choice of its weights is not valid."""
     if not isinstance(program, Program):
         raise TypeError(
             f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
         )
+    if weights not in ("auto", "fresh", "keep"):
+        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
+
+
+def _compile_choice(compile: Any) -> bool | str:
+    """The choice whether to compile, checked."""
     # The shape comes first, because comparing a tensor of several elements has no truth value.
     if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
         raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
-    if weights not in ("auto", "fresh", "keep"):
-        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
     return compile if isinstance(compile, str) else bool(compile)
-
-
-def _callback_list(callbacks: Any) -> list[Callback]:
-    """The callbacks as a list, checked by type."""
-    if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) for c in callbacks):
-        came = callbacks if not isinstance(callbacks, Sequence) else callbacks[0]
-        raise TypeError(
-            f"callbacks must be a list of Callback objects; got {type(came).__name__}. Write callbacks=[KLWarmUp(5)]."
-        )
-    return list(callbacks)

@@ -97,7 +97,6 @@ class BayesianNeuralNetwork(Program):
     registry_name = "bnn"
     tasks = ("regression", "classification", "images")
     learning_rate = 3e-2
-    usual_steps = 10_000
 
     def __init__(
         self,

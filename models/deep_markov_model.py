@@ -65,7 +65,6 @@ class DeepMarkovModel(Program):
 
     registry_name = "dmm"
     tasks = ("sequences",)
-    usual_steps = 400
     learning_rate = 1e-2
     variable_length = True
 

@@ -31,6 +31,8 @@ _Ood = Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribut
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Draws = Annotated[int, typer.Option(min=25, help="Number of posterior draws, and of importance samples per row.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+_Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV file for the scores of every epoch.")]
+_Board = Annotated[Path | None, typer.Option(metavar="DIR", help="TensorBoard folder for the scores of every epoch.")]
 
 
 def _version(requested: bool) -> None:
@@ -58,7 +60,7 @@ def fit(
     data: Annotated[str, typer.Argument(metavar="DATA", help="See: deepprob list data", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="Output folder; by default runs/MODEL-DATA.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data; by default at least 20, more for small data.")
+        int | None, typer.Option(help="Passes over the data; by default until the bound has levelled.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Learning rate; by default the model's own.")] = None,
@@ -74,11 +76,13 @@ def fit(
     split: Annotated[int, typer.Option(help="Number of the standard split of the data.")] = 0,
     seed: _Seed = 0,
     device: _Device = "auto",
+    csv: _Csv = None,
+    tensorboard: _Board = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")] = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on the test rows."""
     # Heavy modules are imported on use, so that help and errors appear at once.
-    from deepprob.cli.fit import plan_fit, report_fit, report_interruption, run_fit
+    from deepprob.cli.fit import loggers_to, plan_fit, report_fit, report_interruption, run_fit
 
     screen = Screen()
     plan = plan_fit(
@@ -101,6 +105,7 @@ def fit(
         device=device,
         seed=seed,
         resume=resume,
+        loggers=loggers_to(csv, tensorboard),
     )
     if posterior.history.interrupted:
         report_interruption(screen, plan, posterior)

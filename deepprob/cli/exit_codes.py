@@ -47,7 +47,7 @@ def _explain(error: Exception, screen: Screen) -> int:
     if isinstance(error, typer.Abort):
         screen.error("interrupted.")
         return 130
-    if isinstance(error, ValueError | TypeError | OSError) or _is_divergence(error):
+    if isinstance(error, ValueError | TypeError | OSError | ImportError) or _is_divergence(error):
         screen.error(str(error))
         return 2
     screen.error(f"{type(error).__name__}: {error} (a bug in deepprob; --debug shows the traceback)")

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ from deepprob.cli.work import check_on, warnings_as_notes, write
 from deepprob.data import DataSet, load_data
 from deepprob.diagnostics.report import Report
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
+from deepprob.fitting.course import Length
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.loggers import CSVLogger, TensorBoard
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 from deepprob.storage import check_free
 
-LEAST_EPOCHS = 20
 CHECKPOINTS = 50  # per fit, so that an interrupted fit loses little
 
 
@@ -38,8 +39,7 @@ class FitPlan:
         data: The data set.
         split: Number of the standard split of the data.
         folder: Folder for the posterior.
-        epochs: Passes over the data.
-        steps_per_epoch: Steps in one pass.
+        length: The number of steps, or the budget of a fit that ends when its bound has levelled.
         batch_size: Rows per step; None for the routine's choice.
     """
 
@@ -47,8 +47,7 @@ class FitPlan:
     data: DataSet
     split: int
     folder: Path
-    epochs: int
-    steps_per_epoch: int
+    length: Length
     batch_size: int | None
 
     @property
@@ -94,7 +93,7 @@ def plan_fit(
         options: Returns the model's arguments, given its class.
         split: Number of the standard split of the data.
         out: Output folder; None for ``runs/MODEL-DATA``.
-        epochs: Passes over the data; None for about ``usual_steps`` of the model, but at least 20 epochs.
+        epochs: Passes over the data; None to fit until the bound has levelled.
         batch_size: Rows per step; None for the routine's choice.
     """
     kind = model_named(model)
@@ -103,8 +102,12 @@ def plan_fit(
     folder = out or Path("runs", f"{model}-{data.replace('/', '-')}")
     check_free(folder, kind="posterior")
     steps = math.ceil(len(dataset.train) / max(batch_size or 128, 1))
-    epochs = max(LEAST_EPOCHS, round(kind.usual_steps / steps)) if epochs is None else epochs
-    return FitPlan(program, dataset, split, folder, epochs, steps, batch_size)
+    return FitPlan(program, dataset, split, folder, Length.of(epochs, None, steps), batch_size)
+
+
+def loggers_to(csv: Path | None, tensorboard: Path | None) -> list[Callback]:
+    """The callbacks that write the scores of every epoch to a CSV file and to a folder of TensorBoard."""
+    return [*([CSVLogger(csv)] if csv else []), *([TensorBoard(tensorboard)] if tensorboard else [])]
 
 
 def run_fit(
@@ -117,6 +120,7 @@ def run_fit(
     device: str,
     seed: int,
     resume: bool,
+    loggers: Sequence[Callback] = (),
 ) -> Posterior:
     """Fit the program and save the posterior.
 
@@ -127,24 +131,26 @@ def run_fit(
     def print_heading() -> None:
         name, data = type(plan.program).__name__, plan.data
         screen.say((f"{name} on {data.name}", "bold"), f": rows of shape {describe_rows(data)}")
-        screen.say((f"{plan.epochs} epochs of {plan.steps_per_epoch} steps, seed {seed}", "dim"))
+        screen.say((f"{_planned(plan.length)}, seed {seed}", "dim"))
 
     began = time.perf_counter()
     warming = [] if warm_up is None else [KLWarmUp(warm_up)]
-    checkpoint = Checkpoint(plan.checkpoint, max(1, plan.epochs // CHECKPOINTS), resume=resume)
+    checkpoint = Checkpoint(
+        plan.checkpoint, max(1, plan.length.total // plan.length.steps_per_epoch // CHECKPOINTS), resume=resume
+    )
     with warnings_as_notes(screen):
         try:
             posterior = svi(
                 plan.program,
                 plan.data.train,
-                epochs=plan.epochs,
+                epochs=plan.length.epochs,
                 batch_size="auto" if plan.batch_size is None else plan.batch_size,
                 guide=guide,
                 optimizer=Optimizer(learning_rate=learning_rate),
                 held_out=plan.data.valid,
                 device=device,
                 seed=seed,
-                callbacks=[*warming, checkpoint, Heading(print_heading)],
+                callbacks=[*warming, checkpoint, *loggers, Heading(print_heading)],
             )
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
@@ -158,7 +164,7 @@ def run_fit(
 
 def report_interruption(screen: Screen, plan: FitPlan, posterior: Posterior) -> None:
     """Print the progress of an interrupted fit and the command to resume it."""
-    done, planned = len(posterior.history.steps.get("elbo", ())), plan.epochs * plan.steps_per_epoch
+    done, planned = len(posterior.history.steps.get("elbo", ())), posterior.config["steps"]
     screen.note(f"interrupted after {done} of {planned} steps. The best posterior so far is in {plan.folder}.")
     if plan.can_resume:
         screen.say(("resume with  ", "dim"), f"{_command_line()} --resume")
@@ -183,16 +189,23 @@ def _save(posterior: Posterior, plan: FitPlan) -> None:
     posterior.save(plan.folder)
 
 
+def _planned(length: Length) -> str:
+    """The length of a fit in words."""
+    if length.fixed:
+        return f"{length.epochs} epochs of {length.steps_per_epoch} steps"
+    epochs = length.total / length.steps_per_epoch
+    return f"until the bound has levelled, at most {epochs:.0f} epochs of {length.steps_per_epoch} steps"
+
+
 def _summary(posterior: Posterior, seconds: float) -> str:
     """Duration and ELBO of the fit in one line."""
     history = posterior.history
-    epochs = history.epochs
-    text = f"fitted {len(epochs.get('elbo', ()))} epochs in {seconds:.0f} s"
-    if scores := epochs.get("held_out_elbo"):
-        text += f"; held-out ELBO {max(scores):.4g} nats per row at epoch {history.best_epoch}"
-    elif scores := epochs.get("elbo"):
-        text += f"; ELBO {scores[-1]:.4g} nats per row"
-    return text
+    text = f"fitted {len(history.epochs.get('elbo', ()))} epochs in {seconds:.0f} s"
+    name, scores = history.held_out
+    best = history.best_epoch
+    if scores:
+        return f"{text}; {name} {scores[best - 1 if best else -1]:.4g} nats per row at epoch {best or len(scores)}"
+    return f"{text}; ELBO {history.epochs['elbo'][-1]:.4g} nats per row" if history.epochs.get("elbo") else text
 
 
 def _command_line() -> str:

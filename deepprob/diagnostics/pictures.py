@@ -70,13 +70,13 @@ def _training(case: Case) -> Iterator[Picture]:
     history = case.posterior.history
     if not len(history.steps.get("elbo", ())):
         return
-    elbo, held = history.steps["elbo"], history.epochs.get("held_out_elbo", ())
-    figure = training_curve(elbo, held, steps_per_epoch=history.steps_per_epoch)
+    elbo, (name, held) = history.steps["elbo"], history.held_out
+    figure = training_curve(elbo, held, steps_per_epoch=history.steps_per_epoch, held_out_name=name)
     last = f"{np.nanmean(array(elbo)[-history.steps_per_epoch :]):.4g}"
     yield Picture(
         "training",
         "ELBO during training",
-        "The curve should level off. A held-out ELBO that falls while the training ELBO rises means overfitting.",
+        "The curve should level off. A held-out score that falls while the training ELBO rises means overfitting.",
         f"Line plot of the ELBO per datum over {len(elbo)} steps, ending near {last} nats.",
         render(figure),
     )

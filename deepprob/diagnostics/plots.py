@@ -46,13 +46,16 @@ def _axes(figure: Figure) -> Any:
         return figure.add_subplot()
 
 
-def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch: int = 1) -> Figure:
-    """The ELBO of every step, its mean over blocks of steps, and the held-out ELBO.
+def training_curve(
+    elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch: int = 1, held_out_name: str = "held-out ELBO"
+) -> Figure:
+    """The ELBO of every step, its mean over blocks of steps, and the score of held-out rows.
 
     Args:
         elbo: One value per step, nats per datum.
         held_out: One value per epoch.
         steps_per_epoch: Steps in an epoch.
+        held_out_name: The name of the score of held-out rows.
     """
     values, held = array(elbo), array(held_out)
     values = np.where(np.isfinite(values), values, np.nan)
@@ -73,7 +76,7 @@ def training_curve(elbo: ArrayLike, held_out: ArrayLike = (), *, steps_per_epoch
         )
     if np.isfinite(held).any():
         ends = np.minimum(np.arange(len(held)) + 1.0, max(len(values) / steps_per_epoch, 1.0))  # the last may be short
-        axes.plot(ends, held, color=_ORANGE, linewidth=1.6, label="held out")
+        axes.plot(ends, held, color=_ORANGE, linewidth=1.6, label=held_out_name)
     seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
     seen = seen[np.isfinite(seen)]
     if len(seen):  # the first steps may be so low that they would flatten the rest of the curve: clip them

@@ -12,13 +12,12 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 
 from deepprob.diagnostics.case import REFUSALS, Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, jsonable, number, worst
 from deepprob.diagnostics.checks import CHECKS
 from deepprob.diagnostics.pictures import Picture, pictures
-from deepprob.diagnostics.report_template import TEMPLATE
 from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
@@ -120,10 +119,11 @@ class Report:
 
     def to_html(self) -> str:
         """The report as one self-contained HTML page with pictures and without scripts."""
-        environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        folder = PackageLoader("deepprob.diagnostics", "")
+        environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         tables = [(heading, list(_flat(rows))) for heading, rows in self.facts.items()]
         numbers = [(c.name, "; ".join(f"{k}: {v}" for k, v in _flat(c.to_dict()["details"]))) for c in self.checks]
-        return environment.from_string(TEMPLATE).render(
+        return environment.get_template("report.html.jinja").render(
             report=self,
             pictures=self.draw(),
             tables=[*tables, ("Details of the checks", numbers)],

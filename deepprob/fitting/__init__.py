@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.loggers import CSVLogger, TensorBoard
 from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES, Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
 
@@ -12,6 +13,7 @@ __all__ = [
     "IWAE",
     "OBJECTIVES",
     "Anneal",
+    "CSVLogger",
     "Callback",
     "Checkpoint",
     "DivergenceError",
@@ -20,5 +22,6 @@ __all__ = [
     "Log",
     "Objective",
     "Optimizer",
+    "TensorBoard",
     "Terms",
 ]

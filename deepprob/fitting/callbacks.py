@@ -1,13 +1,26 @@
-"""Callbacks, called between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging."""
+"""Callbacks, called between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging.
+
+A plain function is a callback, too: `svi` calls it after every epoch with the running fit, of which it may use the part
+that `Fit` declares. If it returns True, the fit ends::
+
+    def until_good_enough(fit):
+        print(fit.epoch, fit.history.epochs["elbo"][-1])
+        return fit.history.epochs["elbo"][-1] > -1.0
+
+    svi(program, data, callbacks=[until_good_enough])
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
+import numpy as np
 from torch import Tensor
 
 from deepprob.errors import unknown, whole
@@ -98,6 +111,43 @@ class Callback:
     def described(self) -> str:
         """Name and `course` of the callback, as a checkpoint stores them."""
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.course.items())})"
+
+
+class _EpochFunction(Callback):
+    """Calls a function of the user after every epoch."""
+
+    def __init__(self, function: Callable[[Fit], object]) -> None:
+        self.function = function
+
+    def epoch_end(self, fit: Fit) -> None:
+        stop = self.function(fit)
+        if isinstance(stop, bool | np.bool_) and stop:
+            fit.stop = True
+
+
+def callback_list(callbacks: Any) -> list[Callback]:
+    """The callbacks that a user gave, as a list.
+
+    Args:
+        callbacks: A sequence of `Callback` objects and of functions. A function is called after every epoch with the
+            fit; if it returns True, the fit ends.
+
+    Raises:
+        TypeError: If the argument is not a sequence of them.
+    """
+    given = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    # A class is a callback without its parentheses, and a built-in function knows no fit.
+    wrong = [
+        c
+        for c in given
+        if not isinstance(c, Callback) and (isinstance(c, type) or inspect.isbuiltin(c) or not callable(c))
+    ]
+    if wrong or given is not callbacks:
+        raise TypeError(
+            f"callbacks must be a list of Callback objects; got {type([*wrong, *given][0]).__name__}. "
+            "Write callbacks=[KLWarmUp(5)], or put a function of the fit into the list."
+        )
+    return [c if isinstance(c, Callback) else _EpochFunction(c) for c in given]
 
 
 class KLWarmUp(Callback):

@@ -1,8 +1,11 @@
-"""The error that a diverged fit raises."""
+"""Steps that are not finite: the error of a diverged fit, and the warning of a fit that skipped some."""
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
+
+from deepprob.posteriors.history import History
 
 if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
@@ -19,3 +22,16 @@ class DivergenceError(RuntimeError):
     def __init__(self, message: str, posterior: Posterior | None = None) -> None:
         super().__init__(message)
         self.posterior = posterior
+
+
+def warn_of_skipped(history: History) -> None:
+    """Warn at the end of a fit that steps were skipped, with their number."""
+    flags = history.steps["skipped"]
+    skipped = [step for step, bad in enumerate(flags, 1) if bad]
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} of {len(flags)} steps were not finite and were skipped; the last was step {skipped[-1]}. "
+            "All of them: posterior.history.steps['skipped'].",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -22,7 +22,7 @@ from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
 from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
 from deepprob.fitting.course import Course
-from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.divergence import DivergenceError, warn_of_skipped
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
@@ -128,7 +128,7 @@ class RunningFit:
         """Take all steps, resuming from a checkpoint if there is one, and return the posterior.
 
         Args:
-            progress: Whether to show a progress bar: True, False or ``"auto"``.
+            progress: Whether to show progress, see `ProgressBar`.
 
         Raises:
             DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
@@ -140,7 +140,7 @@ class RunningFit:
             restore(self, found)
         for callback in self.callbacks:
             callback.start(self)
-        bar = ProgressBar(self.total_steps, self.step, progress)
+        bar = ProgressBar(self, progress)
         try:
             keep_freed_memory()
             with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
@@ -158,6 +158,7 @@ class RunningFit:
                 UserWarning,
                 stacklevel=3,
             )
+        warn_of_skipped(self.history)
         self.history.stopped_early = self.stop and self.step < self.total_steps
         return self._posterior()
 
@@ -206,7 +207,7 @@ class RunningFit:
         self.epoch_seconds += seconds * (end - first)
         if completed:
             self._end_epochs(completed, knobs)
-        bar.advance(end - first, self.history)
+        bar.advance(at_most=self.course.holds)
 
     def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
         """Take steps, and return their record."""

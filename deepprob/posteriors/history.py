@@ -44,6 +44,12 @@ class History:
     stopped_early: bool = False
     compiled_graphs: int = 0
 
+    @property
+    def held_out(self) -> tuple[str, list[float]]:
+        """The score of held-out rows: its name in words, and one value per epoch; empty if there are no such rows."""
+        names = {"held_out_elbo": "held-out ELBO", "held_out_log_likelihood": "held-out log-likelihood"}
+        return next(((words, self.epochs[name]) for name, words in names.items() if name in self.epochs), ("", []))
+
     def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
         """Append the values of one or more epochs."""
         for name, column in values.items():

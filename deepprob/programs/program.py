@@ -52,7 +52,6 @@ class Program(PyroModule):
         observes: The sites that a first run has shown to be observed.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
-        usual_steps: Approximate number of steps of a fit, from which the command computes its epochs.
 
     Examples:
         If the guide is exact, the ELBO does not depend on the noise:
@@ -85,7 +84,6 @@ class Program(PyroModule):
     has_baselines: bool = False
     observes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    usual_steps: int = 2000
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -13,7 +13,7 @@ from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.buckets import LengthBuckets
-from deepprob.fitting.callbacks import Anneal, Callback
+from deepprob.fitting.callbacks import Anneal, Callback, callback_list
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.objectives import ELBO, Terms
 from deepprob.fitting.optimizers import Optimizer
@@ -94,7 +94,7 @@ def map_estimate(
         learning_rate: The peak step size; None for the program's own.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         seed: Seed of weights and starting values.
-        progress: Whether to show a bar; ``"auto"`` shows one in a terminal or a notebook.
+        progress: Whether to show progress, as in `svi`.
         callbacks: See `deepprob.fitting.callbacks`.
 
     Returns:
@@ -123,7 +123,7 @@ def map_estimate(
     if not isinstance(program, Program):
         raise TypeError(f"map_estimate fits a Program; got {type(program).__name__}. Make one: Program.of(model).")
     steps, seed, where = whole("steps", steps), whole("seed", seed, least=0), pick_device(device)
-    batch, noise = program.accept(data), RandomStream(seed, where)
+    batch, noise, callbacks = program.accept(data), RandomStream(seed, where), callback_list(callbacks)
     with noise.drawing():
         instance = ProgramInstance(program, batch, num_rows(batch), guide="map", device=where, weights="auto")
     rate = learning_rate or program.learning_rate

@@ -31,7 +31,6 @@ from deepprob.fitting.state import State
 from deepprob.fitting.step_loop import step_loop
 from deepprob.fitting.update_rules import Carry
 from deepprob.inference import svi
-from deepprob.inference.svi import init
 from deepprob.programs.copying import forget_values
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
@@ -273,7 +272,7 @@ def slow_unless_compiled(example: Example) -> Any:
 def test_compiled_steps_equal_eager_steps(example: Example, device: torch.device) -> None:
     program, graph, data = trace(example, device)
     instance, optimizer = program.instance, Optimizer(clip_norm=10.0, average=0.9)
-    state = init(instance, optimizer, 0.01)
+    state = State.start(instance, optimizer, 0.01)
     state.carry["buffers"] = graph.buffers
     size = example.batch_size or instance.num_data
     loop = step_loop(state, graph, optimizer, data, size, STEPS + 1)
@@ -404,7 +403,7 @@ def test_thousand_compiled_steps_match_pyro_with_the_same_noise(example: Example
     every = torch.arange(instance.num_data, device=device).expand(count, -1)
     rows = torch.stack([fresh(example, instance, seed)[0] for seed in range(count)]) if example.batch_size else every
     noise = graph.noise.draw(count, generators, device)
-    state = init(instance, Optimizer(), RATE)
+    state = State.start(instance, Optimizer(), RATE)
     state.carry["buffers"] = graph.buffers
     rates = torch.ones(count, 2, dtype=state.carry["packed"][0].dtype, device=device)
     rates[:, 0] = torch.from_numpy(Optimizer().rates(0, count, count, RATE).copy())

@@ -87,6 +87,20 @@ def test_fit_stores_its_data_set_and_equals_the_python_call(fitted: Path) -> Non
     assert all(bool((here[name] == there[name]).all()) for name in there)
 
 
+def test_fit_writes_the_scores_of_every_epoch() -> None:
+    result = deepprob_("fit", "vae", "digits", *TINY, "--csv", "logs/fit.csv")
+    assert result.exit_code in (0, 1), result.output
+    header, *rows = Path("logs", "fit.csv").read_text().splitlines()
+    assert header.startswith("epoch,elbo,held_out_elbo")
+    assert [row.partition(",")[0] for row in rows] == ["1", "2"]
+
+
+def test_missing_tensorboard_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    error = error_of(deepprob_("fit", "vae", "digits", *TINY, "--tensorboard", "board"))
+    assert error.startswith("error: TensorBoard needs the package tensorboard, which is not installed.")
+
+
 def test_check_prints_the_report_of_the_fit(fitted: Path) -> None:
     result = deepprob_("check", str(fitted))
     verdict = json.loads((fitted / "report.json").read_text())["verdict"]
@@ -267,7 +281,6 @@ class Line(Program):
 
     registry_name = "line"
     tasks = ("regression",)
-    usual_steps = 60
 
     def __init__(self, features: int, scale: float = 100.0) -> None:
         super().__init__()
@@ -288,7 +301,7 @@ class Line(Program):
 
 def test_a_supervised_model_predicts_the_test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "line", Line)
-    fit = ["fit", "line", "diabetes", "--guide", "normal", "--set", "scale=50.0"]
+    fit = ["fit", "line", "diabetes", "--guide", "normal", "--set", "scale=50.0", "--epochs", "20"]
     result = deepprob_(*fit)
     assert result.exit_code in (0, 1), result.output
     assert "20 epochs of 3 steps" in result.stdout

@@ -304,6 +304,19 @@ def test_packaging_lists_every_package() -> None:
     report(bare, "these folders hold code but no __init__.py, so no wheel would carry them:")
 
 
+def test_packaging_lists_every_file_that_is_not_code() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = {f"{name}/{file}" for name, files in settings["package-data"].items() for file in files}
+    found = {
+        f"{folder.name.removesuffix('.__init__')}/{file.name}"
+        for folder in modules()
+        if folder.path.name == "__init__.py"
+        for file in folder.path.parent.iterdir()
+        if file.is_file() and file.suffix != ".py" and not file.is_symlink()
+    }
+    assert found == listed, "no wheel would carry the others"
+
+
 @pytest.mark.parametrize("folder", sorted(HOMES))
 def test_links_point_to_the_top_level_folders(folder: str) -> None:
     link = ROOT / "deepprob" / folder

@@ -386,6 +386,12 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
             {"callbacks": KLWarmUp(2)},
             r"callbacks must be a list of Callback objects; got KLWarmUp\. Write callbacks=\[",
         ),
+        ({"callbacks": [KLWarmUp(2), KLWarmUp]}, r"callbacks must be a list of Callback objects; got type\."),
+        (
+            {"callbacks": [lambda fit: None, 3]},
+            r"callbacks must be a list .*; got int\. .*, or put a function of the fit",
+        ),
+        ({"callbacks": len}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"callbacks": [print]}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"optimizer": 0.1}, r"optimizer must be a name, a class of torch\.optim, or .*got float\."),
         ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or a callable .*; got int\."),

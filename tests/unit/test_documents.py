@@ -18,7 +18,7 @@ every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[str(path.relati
 
 LINK = re.compile(r"\]\(([^)#]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`([^`\n]+)`")
-FILE = re.compile(r"\.?[\w./-]+(?:/|\.(?:py|md|ipynb|toml|txt|cpp|json|svg|yml))")
+FILE = re.compile(r"\.?[\w./-]+(?:/|\.(?:py|md|ipynb|toml|txt|cpp|jinja|json|svg|yml))")
 # Written by commands or by users, not kept in the repository.
 MADE = ("runs/", "manifest.json", "report.html", "sampling/", "estimators/")
 

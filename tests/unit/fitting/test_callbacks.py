@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scripted import Scripted
 from torch import Tensor
 from uncompiled import replace_compiler
 
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.posteriors.history import History
+from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
-
-
-class Scripted:
-    """A fit without steps, whose epochs a test ends by hand."""
-
-    def __init__(self, epochs: int = 10, steps_per_epoch: int = 4) -> None:
-        self.epoch, self.step, self.stop = 0, 0, False
-        self.steps_per_epoch, self.total_steps = steps_per_epoch, epochs * steps_per_epoch
-        self.history = History(steps_per_epoch=steps_per_epoch)
-        self.warm_up_steps = 0
-        self.saved: list[int] = []
-
-    def parameters(self) -> dict[str, Tensor]:
-        return {}
-
-    def save_checkpoint(self, path: Path) -> None:
-        self.saved.append(self.step)
-
-    def end_epoch(self, **values: float) -> None:
-        self.epoch += 1
-        self.step += self.steps_per_epoch
-        self.history.add_epochs({name: [value] for name, value in values.items()})
 
 
 @pytest.mark.parametrize(
@@ -201,3 +181,41 @@ def test_parameters_are_copies() -> None:
     ]
     one, other = (fit.instance.tensors() for fit in fits)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def loc_model(y: Tensor) -> None:
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def fit_of_ten_epochs(*callbacks: Any) -> Posterior:
+    program = Program.of(loc_model, "normal", data_plate="data")
+    return svi(program, torch.ones(4), epochs=10, batch_size=2, callbacks=callbacks, progress=False, compile=False)
+
+
+def test_function_is_called_with_the_fit_after_every_epoch() -> None:
+    seen: list[tuple[int, int, float]] = []
+    posterior = fit_of_ten_epochs(lambda fit: seen.append((fit.epoch, fit.step, fit.history.epochs["elbo"][-1])))
+    elbos = posterior.history.epochs["elbo"]
+    assert seen == [(epoch, 2 * epoch, elbos[epoch - 1]) for epoch in range(1, 11)]
+    assert not posterior.history.stopped_early
+
+
+@pytest.mark.parametrize(("answer", "epochs"), [(True, 3), (np.True_, 3), (False, 10), (None, 10), (1.5, 10)])
+def test_function_that_returns_true_ends_the_fit(answer: Any, epochs: int) -> None:
+    class Watch:
+        def after(self, fit: Fit) -> Any:
+            return answer if fit.epoch >= 3 else None
+
+        __call__ = after
+
+    for callback in (Watch(), Watch().after, functools.partial(Watch.after, Watch())):
+        posterior = fit_of_ten_epochs(callback)
+        assert len(posterior.history.epochs["elbo"]) == epochs
+        assert posterior.history.stopped_early is (epochs == 3)
+
+
+def test_a_function_leaves_the_numbers_of_a_fit() -> None:
+    one, other = fit_of_ten_epochs(lambda fit: fit.parameters()), fit_of_ten_epochs()
+    assert one.history.steps == other.history.steps

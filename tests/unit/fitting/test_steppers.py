@@ -37,9 +37,9 @@ from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.state import State
 from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
 from deepprob.inference import svi
-from deepprob.inference.svi import init
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
@@ -423,6 +423,7 @@ def test_fit_inside_a_fit() -> None:
 # -- steps that are not finite --------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("optimizer", [Optimizer(learning_rate=0.05), EVERYTHING], ids=["adam", "everything"])
 def test_steps_with_rows_that_are_not_finite_are_skipped_and_counted(optimizer: Optimizer) -> None:
@@ -440,6 +441,7 @@ def test_steps_with_rows_that_are_not_finite_are_skipped_and_counted(optimizer: 
     assert_same_fit(found, fitted((X, y), epochs=8, optimizer=optimizer, callbacks=[EveryStep()]))
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_skipped_last_step_keeps_the_parameters() -> None:
     y = Y.clone()
@@ -491,7 +493,7 @@ def chosen(
 ) -> Stepper:
     optimizer, data = Optimizer(learning_rate=0.05), (X, Y)
     instance = ProgramInstance(program or Regression(), data, N, full_batch=False)
-    state = init(instance, optimizer, 0.05)
+    state = State.start(instance, optimizer, 0.05)
     eager = EagerStepper(lambda *_: {}, LengthBuckets(data))
     task = CompileTask(state, ELBO(), optimizer, eager.buckets, B, announce=announce)
     return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
@@ -846,6 +848,7 @@ def test_optimizers(optimizer: Any, tmp_path: Path) -> None:
     assert_same_fit(whole, run())
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_batch_norm_statistics_move_except_in_skipped_steps() -> None:
     class Normed(Regression):
@@ -880,6 +883,7 @@ class Averaged(Regression):
         super().model(x - 0.0 * self.mean, y)
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("compile", [False, True])
 def test_skipped_step_restores_every_buffer(compile: bool) -> None:
@@ -903,6 +907,7 @@ class Narrow(Regression):
         pyro.sample("narrow", dist.Normal(torch.zeros(8), self.width).to_event(1), obs=torch.full((8,), 1e-4))
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 @pytest.mark.usefixtures("uncompiled")
 def test_comparison_moves_less_if_the_bound_is_not_finite() -> None:
     assert fitted(program=Narrow(), epochs=1).config["compiled"]

@@ -18,7 +18,7 @@ from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.update_rules import Carry, advance, first_carry, rule_named
 from deepprob.inference import svi
-from deepprob.inference.svi import Knobs, init, step
+from deepprob.inference.svi import init, step
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run
@@ -360,18 +360,17 @@ def test_steps_equal_torch(name: Any, options: dict[str, Any], extra: dict[str, 
     """Every optimizer against torch's step, with clipping and the mean of gradients by hand."""
     (x, y), objective = rows(), ELBO()
     optimizer = Optimizer(name, learning_rate=0.05, options=options, **extra)
-    instance, twin = (
-        ProgramInstance(Program.of(regression, "normal", data_plate="data"), (x, y), 40, full_batch=True)
-        for _ in range(2)
-    )
+    program = Program.of(regression, "normal", data_plate="data")
+    state = init(program, (x, y), optimizer=optimizer, batch_size=None)
+    twin = ProgramInstance(program, (x, y), 40, full_batch=True)
+    twin.load(state.instance.tensors())
     every, number = optimizer.accumulate, 0
     params = list(twin.parameters().values())
     built, average = optimizer.build(params, 0.05), [p.detach().clone() for p in params]
-    state = init(instance, optimizer, 0.05)
-    noises = RandomStream(0), RandomStream(0)
+    state.noise, noise = RandomStream(0), RandomStream(0)
     for k in range(12):
-        state, _ = step(state, (x, y), torch.arange(40), noises[0], Knobs(0.05), objective, optimizer)
-        with twin.running(), noises[1].drawing():
+        state, _ = step(state, learning_rate=0.05)
+        with twin.running(), noise.drawing():
             loss, _ = objective(Run(twin.program, (x, y), torch.arange(40), 40))
             (loss / every).backward()
         if (k + 1) % every:

@@ -21,17 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from deepprob.engine.random import RandomStream
+import deepprob as dp
 from deepprob.errors import StorageError
 from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
 from deepprob.fitting.divergence import DivergenceError
-from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
-from deepprob.inference.svi import Knobs, init, step
+from deepprob.inference.svi import LoopState, init, step
 from deepprob.networks.initialisation import pretrained
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
 torch.manual_seed(0)
@@ -86,17 +84,85 @@ def same(a: Posterior, b: Posterior) -> bool:
 # -- steps --------------------------------------------------------------------------------------------------------
 
 
+def by_hand(steps: int, **options: Any) -> LoopState:
+    """A loop at a constant learning rate."""
+    program = Program.of(regression, "normal", data_plate="data")
+    state = init(program, (X, Y), **{"batch_size": 10} | options)
+    for _ in range(steps):
+        state, _ = step(state)
+    return state
+
+
 def test_init_and_step_by_hand() -> None:
-    instance = ProgramInstance(Program.of(regression, "normal", data_plate="data"), (X, Y), 40, full_batch=True)
-    state = init(instance, optimizer := Optimizer(), 0.05)
-    noise, objective = RandomStream(0), ELBO()
-    elbos = []
+    state, elbos = by_hand(0, batch_size=None), []
     for _ in range(100):
-        state, terms = step(state, (X, Y), torch.arange(40), noise, Knobs(0.05), objective, optimizer)
+        state, terms = step(state, learning_rate=0.05)
         elbos.append(float(terms["elbo"]))
     assert state.step == 100
     assert terms.keys() == {"elbo", "likelihood", "kl_local", "kl_global", "gradient_norm", "skipped"}
+    assert not any(term.requires_grad for term in terms.values())
     assert np.mean(elbos[-10:]) > np.mean(elbos[:10]) + 1.0
+
+
+@pytest.mark.parametrize("average", [None, 0.9])
+@pytest.mark.parametrize("batch_size", [10, None])
+def test_loop_by_hand_equals_svi(batch_size: int | None, average: float | None) -> None:
+    """Both take the same rows; the guide draws no noise, which each takes in its own way."""
+    optimizer = Optimizer(learning_rate=0.05, schedule="constant", average=average)
+    options: dict[str, Any] = {"batch_size": batch_size, "optimizer": optimizer, "seed": 3, "guide": "map"}
+    program = Program.of(regression, data_plate="data")
+    state = init(program, (X, Y), **options)
+    for _ in range(9):
+        state, _ = step(state)
+    ours, theirs = state.posterior(), svi(program, (X, Y), steps=9, compile=False, **options)
+    assert same(ours, theirs)
+    assert ours.seed == theirs.seed
+    assert ours.config == {name: theirs.config[name] for name in ours.config}
+
+
+def test_step_by_hand_takes_rows_rate_and_weight() -> None:
+    def norm(*rows: Tensor, batch_size: int | None = 10, **options: Any) -> float:
+        return float(step(by_hand(0, batch_size=batch_size), *rows, **options)[1]["gradient_norm"])
+
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    assert norm(rows, batch_size=None) == pytest.approx(norm(batch_size=None), rel=1e-4)  # each row with its own target
+    assert norm(rows[:10]) != pytest.approx(norm(), rel=1e-2)
+    assert norm(kl_weight=0.0) != pytest.approx(norm(), rel=1e-4)
+    slow, fast = (step(by_hand(0, optimizer="sgd"), learning_rate=rate)[0] for rate in (0.0, 0.1))
+    assert same_parameters(slow, by_hand(0))
+    assert not same_parameters(fast, by_hand(0))
+
+
+def same_parameters(one: LoopState, other: LoopState) -> bool:
+    return all(torch.equal(one.params[name], other.params[name]) for name in one.params)
+
+
+def test_posterior_of_a_loop_by_hand_is_asked_and_saved(tmp_path: Path) -> None:
+    posterior = by_hand(3).posterior()
+    assert posterior.config["steps"] == 3
+    posterior.save(tmp_path / "fit")
+    assert dp.check(posterior, (X, Y), draws=30, particles=30).verdict in ("pass", "caution", "fail")
+    again = Posterior.load(tmp_path / "fit", Program.of(regression, "normal", data_plate="data"))
+    assert torch.equal(again.log_likelihood(X, Y), posterior.log_likelihood(X, Y))
+
+
+def test_laplace_by_hand_needs_a_mode() -> None:
+    state = by_hand(0, guide="laplace", batch_size=None)
+    for _ in range(300):
+        state, _ = step(state, learning_rate=0.05)
+    drawn = state.posterior().sample(draws=50)
+    assert all(float(value.std(0).min()) > 0 for value in drawn.values())
+
+
+def test_minibatches_by_hand_need_a_data_plate() -> None:
+    state = init(Program.of(regression, "normal"), (X, Y))
+    with pytest.raises(ValueError, match=r"batch_size=10 is smaller than the data \(40 rows\), but the"):
+        step(state, torch.arange(10))
+
+
+def test_init_refuses_what_svi_refuses() -> None:
+    with pytest.raises(TypeError, match="svi expects a Program; got function"):
+        init(regression, (X, Y))  # type: ignore[arg-type]
 
 
 def test_seeds() -> None:
@@ -272,6 +338,7 @@ def test_divergence_names_the_site_and_carries_the_last_good_posterior(options: 
     assert posterior.history.steps["skipped"][-20:] == [1.0] * 20
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     def sometimes(y: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -300,6 +367,7 @@ def test_step_that_is_not_finite_is_skipped_and_counted() -> None:
     assert all(bool(torch.isfinite(v).all()) for v in posterior.instance.tensors().values())
 
 
+@pytest.mark.filterwarnings("ignore:.* steps were not finite and were skipped:UserWarning")
 def test_skipped_step_restores_batch_norm_statistics() -> None:
     class Normed(Program):
         def __init__(self) -> None:

@@ -1,0 +1,65 @@
+"""The state of a fit whose steps the user takes one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepprob.engine.random import RandomStream
+from deepprob.fitting.objectives import Objective
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.row_order import RowOrder
+from deepprob.fitting.state import State
+from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.laplace import finish_guide
+from deepprob.programs.minibatch import Batch
+
+
+@dataclass(kw_only=True)
+class LoopState(State):
+    """A `State`, and what its steps share.
+
+    Attributes:
+        data: All rows, on the device.
+        batch_size: Rows of a step.
+        objective: The objective to maximize.
+        factory: The optimizer.
+        learning_rate: The step size, unless a step is given another.
+        noise: The source of random numbers.
+        order: The order of the rows, epoch by epoch.
+        seed: The seed of noise and order.
+        config: The settings, as JSON.
+    """
+
+    data: Batch
+    batch_size: int
+    objective: Objective
+    factory: Optimizer
+    learning_rate: float
+    noise: RandomStream
+    order: RowOrder
+    seed: int
+    config: Mapping[str, Any]
+
+    def next_rows(self) -> Tensor:
+        """The rows of the next step."""
+        return self.order.rows(self.step, self.step + 1)[0]
+
+    def posterior(self) -> Posterior:
+        """The posterior at the present parameters, or at their average if the optimizer averages. It ends the loop.
+
+        The posterior takes over the state's copy of the program: a further step would change it.
+
+        Raises:
+            ValueError: If ``guide="laplace"`` has not reached a mode.
+        """
+        if self.average is not None:
+            with torch.no_grad():
+                for name, value in self.average.items():
+                    self.params[name].copy_(value)
+        finish_guide(self.instance, self.data)
+        return Posterior(self.instance, config={**self.config, "steps": self.step}, seed=self.seed)
