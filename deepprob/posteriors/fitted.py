@@ -26,7 +26,7 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
-from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.program import Fill, FunctionProgram, Program
 from deepprob.programs.prototypes import has_new_guide
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.sites import is_factor, sample_sites
@@ -88,8 +88,12 @@ class FittedProgram:
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
-    def accept(self, data: tuple[Any, ...]) -> Batch:
+    def accept(self, data: tuple[Any, ...], fill: Fill | None = None) -> Batch:
         """Check the user's data against those of the fit and return the program's arguments, on the device.
+
+        Args:
+            data: The user's data.
+            fill: Replaces missing values (NaN); None to refuse them where the program does.
 
         Raises:
             ValueError: If arguments are missing, or do not match those of the fit.
@@ -100,13 +104,13 @@ class FittedProgram:
                 f"the program needs rows of {', '.join(names)}; got none. "
                 "Give them as in the fit; only observed arguments may be left out."
             )
-        batch = self._conforming(data) if data else ()
+        batch = self._conforming(data, fill) if data else ()
         self._meet(batch)
         return batch
 
-    def _conforming(self, data: tuple[Any, ...]) -> Batch:
+    def _conforming(self, data: tuple[Any, ...], fill: Fill | None) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
-        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
+        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data), fill=fill)
         free, device = self.program.variable_length, self.instance.device
         if isinstance(batch, Arguments):
             specs = {spec.name: spec for spec in self.instance.inputs}

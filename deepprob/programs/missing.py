@@ -9,8 +9,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from deepprob.engine.deferred_errors import defer_error
-from deepprob.errors import counted
+from deepprob.errors import counted, unknown
 from deepprob.programs.sites import is_data
+
+MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
 
 
 class MissingValues(Messenger):
@@ -47,3 +49,14 @@ class MissingValues(Messenger):
         complete = (~incomplete).reshape(-1).int().argmax()  # a number outside of the support has no finite gradient
         other = value.reshape(-1, *event).index_select(0, complete.reshape(1)).nan_to_num()[0]
         msg["value"] = torch.where(absent, other, value)
+
+
+def checked_missing(missing: str) -> str:
+    """What a program does with missing values, if it is one of the known ways.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if missing not in MISSING:
+        raise unknown("missing", missing, MISSING)
+    return missing
