@@ -20,12 +20,11 @@ from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.random import RandomStream
 from deepprob.errors import unknown
 from deepprob.posteriors.fitted import FittedProgram
-from deepprob.programs.layout import placed
+from deepprob.programs.layout import Layout, placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.names_apart import NamesApart
 from deepprob.programs.run import Known, Run, run_program
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
-from deepprob.programs.structure import Structure
 from deepprob.programs.support import is_outside, outside_message
 
 _FEW = 0.1  # effective draws, as a share of all
@@ -89,7 +88,7 @@ def predicted_trace(
         found = layout.by_row(log_prob, node["cond_indep_stack"])
         weights = weights + (found if by_row else found.sum(1, keepdim=True))
     index = _resampled(weights, draws, given)
-    values = {n: _chosen(x, index, model_trace.nodes[n], structure) for n, x in values.items()}
+    values = {n: _chosen(x, index, model_trace.nodes[n], layout) for n, x in values.items()}
     return fitted.predicted(run, values)[1]
 
 
@@ -271,13 +270,11 @@ def _resampled(weights: Tensor, draws: int, given: Mapping[str, Any]) -> Tensor:
     return index.clamp_max(draws - 1).T
 
 
-def _chosen(value: Tensor, index: Tensor, site: Site, structure: Structure) -> Tensor:
+def _chosen(value: Tensor, index: Tensor, site: Site, layout: Layout) -> Tensor:
     """The chosen draws of a site; each row has its own if the index has rows."""
     if index.shape[1] == 1:
         return value[index[:, 0]]
-    info = structure.sites[site["name"]]
-    (dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == structure.row_plate and f.vectorized)
-    axis = 1 + info.plate_dims.index(dim)
+    axis = 1 + layout.row_axis(site)
     shape = [1] * value.dim()
     shape[0], shape[axis] = index.shape
     return value.take_along_dim(index.reshape(shape), 0)

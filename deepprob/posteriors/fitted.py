@@ -22,11 +22,12 @@ from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.explaining import explaining_left_out
+from deepprob.programs.fields import Fill
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
-from deepprob.programs.program import Fill, FunctionProgram, Program
+from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.prototypes import has_new_guide
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
 from deepprob.programs.sites import is_factor, sample_sites
@@ -144,11 +145,15 @@ class FittedProgram:
                 "Give the data of the fit once, posterior.sample(*data); later queries can do without."
             )
 
-    def example(self) -> Batch:
-        """Rows for a guide that does not read them; a guide that does would return nan."""
+    def example(self, rows: int | None = None) -> Batch:
+        """Rows for a guide or a model that does not read them; one that does would return nan.
+
+        Args:
+            rows: Their number; None for as many as a guide needs.
+        """
         self.check_complete()
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
-        rows = self.instance.num_data if whole else 1
+        rows = rows or (self.instance.num_data if whole else 1)
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
         return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
 
