@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -212,13 +212,14 @@ class Prediction:
             low, high = self.interval(mass)
             values = {"mean": self.mean, "sd": self.sd, f"{tail:.3g}%": low, f"{100 - tail:.3g}%": high}
         shape = tuple(next(iter(values.values())).shape[1:])
-        for index in itertools.product(*map(range, shape)):
+        places: Iterable[Any] = itertools.product(*map(range, shape))
+        for index in places:
             place = f"[{', '.join(map(str, index))}]" if math.prod(shape) > 1 else ""
             for name, value in values.items():
-                yield name + place, value[(..., *index)] if shape else value
+                yield name + place, value[(..., *index)]
             if self.kind == "classes":
                 for label, probs in enumerate(self.probs.unbind(-1)):
-                    yield f"prob{place}[{label}]", probs[(..., *index)] if shape else probs
+                    yield f"prob{place}[{label}]", probs[(..., *index)]
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
