@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from typing import Any
 
@@ -14,7 +15,7 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import array
 from deepprob.diagnostics.style import panels
 from deepprob.errors import unknown
-from deepprob.posteriors.encoding import Encoding
+from deepprob.posteriors.encoding import Encoding, local_summed
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.prediction import Prediction
@@ -40,7 +41,8 @@ def plot(
     ==================================================  ===============================================================
     a posterior                                         densities of its global latent sites; of more than twelve
                                                         numbers a forest of the largest
-    a posterior and data, local latents                 the latent space: posterior means of the rows
+    a posterior and data, local latents                 the latent space: posterior means of the rows; of one number
+                                                        intervals row by row, of a class bars of probabilities
     a posterior and data, a target given inputs         the prediction of the target, as below
     an encoding                                         the latent space
     a prediction of real values or counts               means and intervals row by row; with ``observed`` predicted
@@ -83,23 +85,29 @@ def plot(
     if isinstance(subject, Prediction):
         return _prediction(subject, observed, inputs)
     if isinstance(subject, Encoding):
-        return _codes(subject, labels, site)
+        return _codes(subject, labels, site, ())
     if not isinstance(subject, Posterior):
         raise TypeError(
             f"plot shows a posterior, a prediction, an encoding or a history; got {type(subject).__name__}. "
             "Plots of arrays are in dp.plots."
         )
-    if not data:
-        return _globals(subject, site, draws, seed)
-    case = Case(subject, data[0] if len(data) == 1 else data, draws=draws, seed=seed)
-    if "local" in subject.latent_sites.values():
-        known = labels if labels is not None else case.labels and case.labels[1]
-        found = subject.encode(*data, seed=seed)
-        return _codes(found, known, site or (None if isinstance(found.mean, dict) else subject.structure.local[0]))
-    target = case.by_site()[0]
-    if target.supervised:
-        return _prediction(target.prediction, target.target, target.inputs[0] if len(target.inputs) == 1 else None)
+    structure, held = subject.structure, not subject.instance.inputs  # whether the program holds its data
+    local = structure.local + local_summed(structure)
+    if local and (data or held):
+        return _codes(
+            subject.encode(*data, seed=seed), _labels(data, subject) if labels is None else labels, site, local
+        )
+    if data:
+        target = Case(subject, data[0] if len(data) == 1 else data, draws=draws, seed=seed).by_site()[0]
+        if target.supervised:
+            return _prediction(target.prediction, target.target, target.inputs[0] if len(target.inputs) == 1 else None)
     return _globals(subject, site, draws, seed)
+
+
+def _labels(data: tuple[Any, ...], posterior: Posterior) -> Any:
+    """A field of the data that the program does not take."""
+    found = Case(posterior, data[0], max_rows=sys.maxsize).labels if len(data) == 1 else None
+    return None if found is None else found[1]
 
 
 def _moved(name: str) -> Any:
@@ -132,7 +140,12 @@ def _history(history: History) -> Figure:
 def _globals(posterior: Posterior, site: str | None, draws: int, seed: int) -> Figure:
     names = [name for name, kind in posterior.latent_sites.items() if kind == "global"]
     if not names:
-        raise ValueError("every latent site is local, one value a row. Give the rows: dp.plot(posterior, *data).")
+        local = posterior.structure.local + local_summed(posterior.structure)
+        raise ValueError(
+            "every latent site is local, one value a row. Give the rows: dp.plot(posterior, *data)."
+            if local
+            else "the posterior has draws of no latent site. Plot a prediction: dp.plot(posterior.predict(*data))."
+        )
     if site is not None and site not in names:
         raise unknown("global latent site", site, names)
     found = posterior.sample(draws=draws, seed=seed)
@@ -144,13 +157,18 @@ def _globals(posterior: Posterior, site: str | None, draws: int, seed: int) -> F
     return figures.marginals(entries)
 
 
-def _codes(encoding: Encoding, labels: Any, site: str | None) -> Figure:
-    mean, sd = encoding.mean, encoding.sd
-    if isinstance(mean, dict) and isinstance(sd, dict):
+def _codes(encoding: Encoding, labels: Any, site: str | None, local: tuple[str, ...]) -> Figure:
+    mean: Any = encoding.mean
+    sd: Any = encoding.sd
+    if isinstance(mean, dict):
         if site not in mean:
             hint = f"several latent sites are local ({', '.join(mean)}). Choose one with site='...'."
             raise ValueError(hint) if site is None else unknown("local latent site", site, mean)
         mean, sd = mean[site], sd[site]
+    elif site is None and local:
+        site = local[0]
+    if encoding.classes and site in (None, *encoding.classes) and mean.dim() == 2:
+        return _first_rows(figures.class_bars(array(mean)[:_ROWS]), "x", len(mean))
     centres = array(mean).reshape(len(mean), -1)
     if centres.shape[1] > 1:
         return plots.latent_scatter(centres, labels)
@@ -183,7 +201,8 @@ def _prediction(p: Prediction, observed: Any, inputs: Any) -> Figure:
         figure.axes[0].set_ylabel(p.site)
         return figure
     single = columns == 1
-    figure, axes = panels(min(columns, _COLUMNS), width=5.6 if single else 3.6, height=3.7 if single else 3.0)
+    size = {"width": 5.6, "height": 3.7} if single else {"width": 3.6, "height": 3.0}
+    figure, axes = panels(min(columns, _COLUMNS), columns=2 if columns in (2, 4) else 3, **size)
     for column, place in enumerate(axes):
         parts = (array(v).reshape(len(mean), -1)[:, column] for v in (mean, *half, *most))
         middle, *ends = parts

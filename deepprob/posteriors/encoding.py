@@ -30,11 +30,13 @@ class Encoding:
         sd: Posterior standard deviations, likewise.
         estimated: Names of the sites whose numbers are estimated from draws. The numbers of other sites are those of
             the guide's distribution, and have no sampling error.
+        classes: Names of the categorical sites.
     """
 
     mean: Tensor | dict[str, Tensor]
     sd: Tensor | dict[str, Tensor]
     estimated: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         means = self.mean if isinstance(self.mean, dict) else {"mean and sd": self.mean}
@@ -54,10 +56,11 @@ def encode(fitted: FittedProgram, batch: Batch, draws: int) -> Encoding:
     mean = {name: torch.cat([part[name].mean for part in found], first.axis) for name, first in found[0].items()}
     sd = {name: torch.cat([part[name].sd for part in found], first.axis) for name, first in found[0].items()}
     estimated = tuple(name for name in mean if not all(part[name].exact for part in found))
+    classes = tuple(name for name, first in found[0].items() if first.kind == "classes")
     if len(mean) > 1:
-        return Encoding(mean, sd, estimated)
+        return Encoding(mean, sd, estimated, classes)
     (name,) = mean
-    return Encoding(mean[name], sd[name], estimated)
+    return Encoding(mean[name], sd[name], estimated, classes)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Moments:
     sd: Tensor
     exact: bool
     axis: int  # of the rows
+    kind: str
 
 
 def _moments(fitted: FittedProgram, batch: Batch, draws: int) -> dict[str, _Moments]:
@@ -75,7 +79,8 @@ def _moments(fitted: FittedProgram, batch: Batch, draws: int) -> dict[str, _Mome
     for name, (first, axis) in runs[0].items():
         means = torch.stack([run[name][0].mean for run in runs])
         variance = torch.stack([run[name][0].sd.square() for run in runs]).mean(0) + means.var(0, unbiased=False)
-        found[name] = _Moments(means.mean(0), variance.sqrt(), repeats == 1 and first.same_for_all_draws, axis)
+        closed = repeats == 1 and name in fitted.structure.local and first.same_for_all_draws
+        found[name] = _Moments(means.mean(0), variance.sqrt(), closed, axis, first.kind)
     return found
 
 

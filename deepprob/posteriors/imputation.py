@@ -133,8 +133,8 @@ def _places(fitted: FittedProgram, batch: Batch, masks: Sequence[Tensor], names:
     for i, mask in enumerate(masks):
         if i not in found and bool(mask.any()):
             raise ValueError(
-                f"{names[i]} has missing values, but no observed site of the program has its values, so that nothing "
-                f"tells how to draw them. Give {names[i]} complete."
+                f"{names[i]} has missing values, but no single observed site of the program has its values, so that "
+                f"they cannot be drawn. Give {names[i]} complete."
             )
     return found
 

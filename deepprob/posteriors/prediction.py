@@ -60,7 +60,7 @@ class Prediction:
         if self.kind == "classes":
             return self.probs
         # Without closed-form moments of the components, the mixture's moments are estimated from draws.
-        return _average(self._moment("mean") if self._known else self.draws)
+        return _average(self._moment("mean") if self._known else _as_real(self.draws))
 
     @property
     @torch.no_grad()
@@ -69,7 +69,7 @@ class Prediction:
         if self.kind == "classes":
             return (self.probs * (1 - self.probs)).sqrt()
         if not self._known:
-            return self.draws.std(0, unbiased=False)
+            return _as_real(self.draws).std(0, unbiased=False)
         return (self._moment("variance").mean(0) + self._between()).sqrt()
 
     @property
@@ -275,7 +275,7 @@ class Prediction:
             )
         value: Tensor = getattr(self.distribution, name)
         shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
-        return self._squeeze(value.expand(shape)).expand(self.draws.shape)
+        return _as_real(self._squeeze(value.expand(shape)).expand(self.draws.shape))
 
     @property
     def _known(self) -> bool:
@@ -298,6 +298,11 @@ class Prediction:
 
     def _between(self) -> Tensor:
         return self._moment("mean").var(0, unbiased=False)
+
+
+def _as_real(value: Tensor) -> Tensor:
+    """Whole numbers in the default dtype, in which they have moments."""
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _average(values: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import config_enumerate
 from torch import Tensor
 
 import deepprob as dp
@@ -83,6 +84,42 @@ def test_local_latents_are_shown_with_the_data(mixed: Posterior) -> None:
         dp.plot(mixed, y, site="mu")
     assert drawn(dp.plot(mixed, y, site="a")).axes[0].get_ylabel() == "a"
     assert drawn(dp.plot(mixed, y, site="b")).axes[0].get_xlabel() == "first latent dimension"
+
+
+def test_groups_that_are_summed_out_have_bars() -> None:
+    @config_enumerate
+    def groups(y: Tensor) -> None:
+        centre = pyro.param("centre", torch.ones(()))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", dist.Categorical(torch.ones(3) / 3))
+            pyro.sample("y", dist.Normal(centre * (k - 1.0), 1.0), obs=y)
+
+    posterior = svi(Program.of(groups, lambda y: None), torch.randn(12), steps=2, progress=False)
+    figure = drawn(dp.plot(posterior, torch.randn(12)))
+    assert figure.axes[0].get_ylabel() == "probability" and {*labels_of(figure)} == {"0", "1", "2"}
+
+
+def test_a_program_that_holds_its_data_is_shown_without_data() -> None:
+    y = torch.randn(12)
+
+    def held() -> None:
+        with pyro.plate("data", 12):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    posterior = svi(Program.of(held, "normal"), steps=2, progress=False)
+    assert drawn(dp.plot(posterior)).axes[0].get_ylabel() == "z"
+
+
+def test_a_program_without_latents_has_predictions_only() -> None:
+    def noise(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.param("mean", torch.zeros(())), 1.0), obs=y)
+
+    posterior = svi(Program.of(noise, lambda y: None), torch.randn(12), steps=2, progress=False)
+    with pytest.raises(ValueError, match=r"draws of no latent site.*dp\.plot\(posterior\.predict\(\*data\)\)\."):
+        dp.plot(posterior, torch.randn(12))
+    assert dp.plot(posterior.predict(torch.zeros(12))).axes[0].get_ylabel() == "y"
 
 
 def test_latent_space_takes_its_colors_from_the_data() -> None:

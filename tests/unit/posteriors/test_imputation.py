@@ -198,7 +198,7 @@ def test_missing_targets_are_predicted() -> None:
     assert float(filled.mean[0]) == pytest.approx(float(expected.mean[0]), abs=0.1 * float(expected.sd[0]))
     assert float(filled.sd[0]) == pytest.approx(float(expected.sd[0]), rel=0.1)
     assert torch.equal(filled.mean[1:], y[1:])
-    with pytest.raises(ValueError, match=r"x has missing values, but no observed site.*Give x complete\."):
+    with pytest.raises(ValueError, match=r"x has missing values, but no single observed site.*Give x complete\."):
         posterior.impute(y.new_full(x.shape, NAN), example.data[1])
 
 

@@ -117,7 +117,8 @@ def two_groups(x: Tensor) -> None:
 def test_classes_that_are_summed_out_have_probabilities() -> None:
     posterior = exact(two_groups, lambda x: None, X)
     codes = posterior.encode(X, draws=5000)
-    assert codes.estimated == ("k",)
+    assert codes.estimated == posterior.encode(torch.tensor([50.0])).estimated == ("k",)
+    assert codes.classes == ("k",)
     assert torch.allclose(codes.mean[:, 1], torch.sigmoid(2 * X), atol=0.03)
     assert torch.allclose(posterior.reconstruct(X, draws=5000).mean, torch.tanh(X), atol=0.06)
     assert posterior.decode(torch.tensor([0, 1])).mean.tolist() == [-1.0, 1.0]
@@ -274,3 +275,17 @@ def test_a_model_with_inputs_needs_them() -> None:
     with pytest.raises(ValueError, match=r"the rows depend on inputs too.*Call posterior\.decode\(z, \*data\)"):
         posterior.decode(X)
     assert posterior.decode(X, X, torch.zeros(6)).mean.tolist() == pytest.approx((2 * X).tolist())
+
+
+def test_whole_numbers_have_moments() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Binomial(4, torch.tensor(0.5)))
+            pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Delta(torch.full((len(x),), 2)))
+
+    codes = exact(model, guide, X).encode(X)
+    assert codes.mean.tolist() == [2.0] * 6 and codes.sd.tolist() == [0.0] * 6
