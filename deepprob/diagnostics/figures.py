@@ -14,26 +14,18 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure, panels
 
-_DENSITIES = 12  # most panels of densities; more quantities are a forest
-_FOREST = 30  # most lines of a forest
 
-
-def marginals(draws: Mapping[str, ArrayLike]) -> Figure:
-    """Marginal distributions of scalar quantities: densities, or of many a forest of intervals.
+def densities(draws: Mapping[str, ArrayLike]) -> Figure:
+    """Marginal densities of scalar quantities, one panel each; of whole numbers their probabilities.
 
     Args:
         draws: Draws by name, each of shape ``(K,)``.
     """
-    values = {name: array(x) for name, x in draws.items()}
-    return _densities(values) if len(values) <= _DENSITIES else forest(values)
-
-
-def _densities(values: Mapping[str, Array]) -> Figure:
-    count = len(values)
+    count = len(draws)
     columns = 4 if count in (4, 7, 8, 10, 11, 12) else 3
     figure, axes = panels(count, columns=columns, width=4.6 if count == 1 else 2.3)
-    for place, (name, draws) in zip(axes, values.items(), strict=True):
-        _density(place, draws)
+    for place, (name, values) in zip(axes, draws.items(), strict=True):
+        _density(place, array(values))
         place.set_title(name, fontsize=10)
         place.set_yticks([])
         place.spines["left"].set_visible(False)
@@ -64,28 +56,25 @@ def _density(axes: Any, draws: Array) -> None:
     axes.axvline(draws.mean(), color=ORANGE, linewidth=1.2, label="mean")
 
 
-def forest(draws: Mapping[str, ArrayLike]) -> Figure:
-    """Means with 50% and 90% intervals of scalar quantities, those of the largest absolute mean.
+def forest(draws: Mapping[str, ArrayLike], label: str = "value") -> Figure:
+    """Means with 50% and 90% intervals of scalar quantities, one line each.
 
     Args:
         draws: Draws by name, each of shape ``(K,)``.
+        label: What the values are.
     """
-    values = {name: array(x) for name, x in draws.items()}
-    kept = sorted(values, key=lambda name: -abs(float(values[name].mean())))[:_FOREST]
-    kept = [name for name in values if name in set(kept)]  # in the order of the program
-    table = np.stack([values[name] for name in kept])
+    kept = [*draws]
+    table = np.stack([array(values) for values in draws.values()])
     figure = new_figure(5.6, 0.19 * len(kept) + 0.9)
     axes = new_axes(figure)
     place = np.arange(len(kept))[::-1]
-    for tail, width, label in ((0.05, 1.0, "90% interval"), (0.25, 2.6, "50% interval")):
-        axes.hlines(place, *np.quantile(table, [tail, 1 - tail], axis=1), color=BLUE, linewidth=width, label=label)
+    for tail, width, name in ((0.05, 1.0, "90% interval"), (0.25, 2.6, "50% interval")):
+        axes.hlines(place, *np.quantile(table, [tail, 1 - tail], axis=1), color=BLUE, linewidth=width, label=name)
     axes.plot(table.mean(1), place, "o", color=ORANGE, markersize=3.5, label="mean")
     axes.axvline(0.0, color=GREY, linewidth=0.8, zorder=0)
     axes.set_yticks(place, kept)
     axes.set_ylim(-0.7, len(kept) - 0.3)
-    axes.set_xlabel(
-        "value" if len(kept) == len(values) else f"value of the {len(kept)} largest of {len(values)} entries"
-    )
+    axes.set_xlabel(label)
     legend_above(figure)
     return figure
 
@@ -97,20 +86,28 @@ def legend_above(figure: Figure) -> None:
     figure.legend([*handles.values()], [*handles], frameon=False, loc="outside upper center", ncols=len(handles))
 
 
-def intervals_by_row(mean: ArrayLike, half: tuple[Any, Any], most: tuple[Any, Any], *, axes: Any = None) -> Figure:
-    """Means with 50% and 90% intervals, row by row.
+def intervals_by_row(
+    mean: ArrayLike,
+    inner: tuple[Any, Any],
+    outer: tuple[Any, Any],
+    *,
+    names: tuple[str, str] = ("50% interval", "90% interval"),
+    axes: Any = None,
+) -> Figure:
+    """Means with two intervals, row by row.
 
     Args:
         mean: Means, shape ``(rows,)``.
-        half: Ends of the 50% intervals.
-        most: Ends of the 90% intervals.
+        inner: Ends of the shorter intervals.
+        outer: Ends of the longer intervals.
+        names: What the two intervals are.
         axes: The axes to draw on; None for a new figure.
     """
     middle = array(mean).ravel()
     rows = np.arange(len(middle))
     axes = new_axes(new_figure()) if axes is None else axes
     thin = float(np.clip(120 / len(rows), 0.5, 2.5))
-    for ends, width, label in ((most, thin, "90% interval"), (half, 2.2 * thin, "50% interval")):
+    for ends, width, label in ((outer, thin, names[1]), (inner, 2.2 * thin, names[0])):
         low, high = (array(end).ravel() for end in ends)
         axes.vlines(rows, low, high, color=BLUE, linewidth=width, alpha=0.6, label=label)
     axes.plot(rows, middle, "o", color=BLUE, markersize=min(4.0, 1.5 + thin), label="mean")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from deepprob.diagnostics import figures, plots
 from deepprob.diagnostics.case import Case
-from deepprob.diagnostics.check import array
+from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.style import panels
 from deepprob.errors import unknown
 from deepprob.posteriors.encoding import Encoding, local_summed
@@ -21,7 +25,16 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.prediction import Prediction
 
 _ROWS = 40  # most rows that are shown one by one
-_COLUMNS = 6  # most panels
+_COLUMNS = 6  # most panels of a prediction
+_DENSITIES = 12  # most panels of densities; more numbers are a forest
+_FOREST = 30  # most lines of a forest
+_MOST_NUMBERS = 20_000_000  # in the draws of all global sites
+_OPTIONS: Any = {
+    Posterior: ("data", "labels", "site"),
+    Prediction: ("observed", "inputs"),
+    Encoding: ("labels", "site"),
+    History: (),
+}
 
 
 def plot(
@@ -67,7 +80,7 @@ def plot(
         A matplotlib figure: notebooks show it, ``figure.savefig("name.png")`` writes it.
 
     Raises:
-        TypeError: If there is no picture of the subject.
+        TypeError: If there is no picture of the subject, or it does not use one of the options.
         ValueError: If the posterior has only local latents and no data are given, a site is unknown or has to be
             chosen, or the history has no bound.
 
@@ -80,17 +93,13 @@ def plot(
         >>> plot(Prediction(d, d.sample()), observed=torch.zeros(8)).axes[0].get_ylabel()
         'predicted, with 90% interval'
     """
+    _check(subject, {"data": data or None, "observed": observed, "inputs": inputs, "labels": labels, "site": site})
     if isinstance(subject, History):
         return _history(subject)
     if isinstance(subject, Prediction):
         return _prediction(subject, observed, inputs)
     if isinstance(subject, Encoding):
         return _codes(subject, labels, site, ())
-    if not isinstance(subject, Posterior):
-        raise TypeError(
-            f"plot shows a posterior, a prediction, an encoding or a history; got {type(subject).__name__}. "
-            "Plots of arrays are in dp.plots."
-        )
     structure, held = subject.structure, not subject.instance.inputs  # whether the program holds its data
     local = structure.local + local_summed(structure)
     if local and (data or held):
@@ -102,6 +111,20 @@ def plot(
         if target.supervised:
             return _prediction(target.prediction, target.target, target.inputs[0] if len(target.inputs) == 1 else None)
     return _globals(subject, site, draws, seed)
+
+
+def _check(subject: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a subject without a picture, and options that its picture does not use."""
+    known = next((names for kind, names in _OPTIONS.items() if isinstance(subject, kind)), None)
+    if known is None:
+        raise TypeError(
+            f"plot shows a posterior, a prediction, an encoding or a history; got {type(subject).__name__}. "
+            "Plots of arrays are in dp.plots."
+        )
+    for name, value in options.items():
+        if value is not None and name not in known:
+            takes = f"It takes {', '.join(known)}" if known else "It takes no options"
+            raise TypeError(f"the picture of a {type(subject).__name__} does not use {name}. {takes}.")
 
 
 def _labels(data: tuple[Any, ...], posterior: Posterior) -> Any:
@@ -148,13 +171,24 @@ def _globals(posterior: Posterior, site: str | None, draws: int, seed: int) -> F
         )
     if site is not None and site not in names:
         raise unknown("global latent site", site, names)
-    found = posterior.sample(draws=draws, seed=seed)
-    entries = {}
-    for name in [site] if site else names:
-        value = array(found[name])
-        for index in np.ndindex(value.shape[1:]):
-            entries[f"{name}[{', '.join(map(str, index))}]" if index else name] = value[(slice(None), *index)]
-    return figures.marginals(entries)
+    names = [site] if site else names
+    count = sum(x[0].numel() for name, x in posterior.sample(draws=1, seed=seed).items() if name in names)
+    draws = min(draws, max(50, _MOST_NUMBERS // max(count, 1)))
+    found = {name: x for name, x in posterior.sample(draws=draws, seed=seed).items() if name in names}
+    if count <= _DENSITIES:
+        return figures.densities(dict(_entries(found)))
+    size = np.sort(np.concatenate([np.abs(array(x.mean(0, dtype=torch.float64))).ravel() for x in found.values()]))
+    largest = dict(itertools.islice(_entries(found, float(size[-_FOREST:].min())), _FOREST))
+    label = "value" if count <= _FOREST else f"value of the {_FOREST} largest of {count:,} numbers"
+    return figures.forest(largest, label)
+
+
+def _entries(draws: Mapping[str, Tensor], least: float = 0.0) -> Iterator[tuple[str, Array]]:
+    """The draws of every number of some sites whose mean is not smaller, by name."""
+    for name, value in draws.items():
+        for place in (value.mean(0, dtype=torch.float64).abs() >= least).nonzero().tolist():
+            entry = f"{name}[{', '.join(map(str, place))}]" if place else name
+            yield entry, array(value[(slice(None), *place)])
 
 
 def _codes(encoding: Encoding, labels: Any, site: str | None, local: tuple[str, ...]) -> Figure:
@@ -173,10 +207,14 @@ def _codes(encoding: Encoding, labels: Any, site: str | None, local: tuple[str, 
     if centres.shape[1] > 1:
         return plots.latent_scatter(centres, labels)
     middle, spread = centres[:, 0], array(sd).reshape(-1)
-    half, most = ((middle - z * spread, middle + z * spread) for z in (0.6745, 1.6449))
-    figure = figures.intervals_by_row(middle, half, most)
+    if labels is None:
+        inner, outer = ((middle - n * spread, middle + n * spread) for n in (1, 2))
+        figure = figures.intervals_by_row(middle, inner, outer, names=("mean ± sd", "mean ± 2 sd"))
+        figures.legend_above(figure)
+    else:
+        figure = plots.latent_scatter(np.stack([np.arange(len(middle)), middle], 1), labels)
+        figure.axes[0].set_xlabel("row")
     figure.axes[0].set_ylabel(site or "latent value")
-    figures.legend_above(figure)
     return figure
 
 
@@ -186,7 +224,7 @@ def _codes(encoding: Encoding, labels: Any, site: str | None, local: tuple[str, 
 def _prediction(p: Prediction, observed: Any, inputs: Any) -> Figure:
     truth = None if observed is None else array(observed)
     if p.draws.dim() == 1:  # one value, without rows
-        return figures.marginals({p.site: array(p.draws)})
+        return figures.densities({p.site: array(p.draws)})
     shape = p.draws.shape[2:]
     if len(shape) in (2, 3):
         rows = {"mean": array(p.mean if p.kind != "classes" else p.classes)}

@@ -82,7 +82,7 @@ class Gaps:
         self.names = rows.call.names if isinstance(rows, Arguments) else program.argument_names
         self.masks = [x.isnan() if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool) for x in rows]
         for i, mask in self._given(rows):
-            self.masks[i] = self.masks[i] | mask
+            self.masks[i] = self.masks[i] | mask.to(self.masks[i].device)
         incomplete = [x for x, mask in zip(rows, self.masks, strict=True) if bool(mask.any())]
         self.allowed = self.allowed and all(x.is_floating_point() for x in incomplete)
         values = {spec.name: spec.fill for spec in self._fitted.instance.inputs}

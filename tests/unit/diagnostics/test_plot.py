@@ -73,7 +73,7 @@ def test_many_global_numbers_are_a_forest_of_the_largest() -> None:
     x = torch.randn(20, 3)
     network = svi(BayesianNeuralNetwork(dp.MLP(3, 1, (10,))), (x, x[:, :1]), steps=5, progress=False)
     (axes,) = drawn(dp.plot(network)).axes
-    assert axes.get_xlabel() == "value of the 30 largest of 54 entries" and len(axes.get_yticks()) == 30
+    assert axes.get_xlabel() == "value of the 30 largest of 54 numbers" and len(axes.get_yticks()) == 30
 
 
 def test_local_latents_are_shown_with_the_data(mixed: Posterior) -> None:
@@ -205,6 +205,20 @@ def test_point_estimates_and_whole_numbers_have_no_density() -> None:
 def test_other_subjects_are_refused() -> None:
     with pytest.raises(TypeError, match=r"plot shows a posterior, a prediction, an encoding or a history; got ndarray"):
         dp.plot(np.zeros(3))  # type: ignore[arg-type]
+
+
+def test_options_of_other_pictures_are_refused(mixed: Posterior) -> None:
+    with pytest.raises(TypeError, match=r"a Posterior does not use observed\. It takes data, labels, site\."):
+        dp.plot(mixed, observed=torch.zeros(12))
+    with pytest.raises(TypeError, match=r"the picture of a History does not use labels\. It takes no options\."):
+        dp.plot(mixed.history, labels=[1])
+
+
+def test_codes_of_one_number_take_colors(mixed: Posterior) -> None:
+    figure = drawn(dp.plot(mixed, torch.randn(12), site="a", labels=torch.arange(12) % 2))
+    assert labels_of(figure) == ["0", "1"]
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("row", "a")
+    assert labels_of(dp.plot(mixed, torch.randn(12), site="a")) == ["mean ± 2 sd", "mean ± sd", "mean"]
 
 
 def test_old_names_of_array_plots_warn() -> None:
