@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepprob.data import DataSet, Split, list_data, load_data
-    from deepprob.diagnostics import Check, Report
-    from deepprob.diagnostics import plots as plot
+    from deepprob.diagnostics import Check, Report, plots
+    from deepprob.diagnostics.plotting import plot
     from deepprob.diagnostics.report import check
     from deepprob.errors import StorageError
     from deepprob.fitting import (
@@ -75,6 +75,7 @@ __all__ = [
     "list_data",
     "load_data",
     "plot",
+    "plots",
     "pretrained",
     "sample_prior",
 ]
@@ -82,6 +83,7 @@ __all__ = [
 _HOMES = {
     "deepprob.data": ("DataSet", "Split", "list_data", "load_data"),
     "deepprob.diagnostics": ("Check", "Report"),
+    "deepprob.diagnostics.plotting": ("plot",),
     "deepprob.diagnostics.report": ("check",),
     "deepprob.errors": ("StorageError",),
     "deepprob.fitting": (
@@ -96,7 +98,7 @@ _HOMES = {
     "deepprob.programs": ("Program",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"plot": "deepprob.diagnostics.plots"}
+_MODULES = {"plots": "deepprob.diagnostics.plots"}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,26 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.checks.calibration import bins_of
-
-_BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9822b", "#b8bec4", "#1d2329"
-_STYLE: Any = {
-    "text.color": _INK,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "xtick.color": "#5c6670",
-    "ytick.color": "#5c6670",
-    "font.size": 9,
-}
+from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure
 
 
 def render(figure: Figure) -> bytes:
@@ -35,15 +22,6 @@ def render(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, facecolor="white", metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _figure(width: float = 5.6, height: float = 4.0) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _axes(figure: Figure) -> Any:
-    with rc_context(_STYLE):
-        return figure.add_subplot()
 
 
 def training_curve(
@@ -59,10 +37,10 @@ def training_curve(
     """
     values, held = array(elbo), array(held_out)
     values = np.where(np.isfinite(values), values, np.nan)
-    figure = _figure()
-    axes = _axes(figure)
+    figure = new_figure()
+    axes = new_axes(figure)
     time = (np.arange(len(values)) + 1) / steps_per_epoch
-    axes.plot(time, values, color=_GREY, linewidth=0.6, label="step")
+    axes.plot(time, values, color=GREY, linewidth=0.6, label="step")
     width = max(len(values) // 50, 1)
     blocks = len(values) // width
     if width > 1:
@@ -70,13 +48,13 @@ def training_curve(
         axes.plot(
             time[len(values) - blocks * width :].reshape(blocks, width).mean(1),
             np.nanmean(centre, 1),
-            color=_BLUE,
+            color=BLUE,
             linewidth=1.6,
             label=f"mean of {width} steps",
         )
     if np.isfinite(held).any():
         ends = np.minimum(np.arange(len(held)) + 1.0, max(len(values) / steps_per_epoch, 1.0))  # the last may be short
-        axes.plot(ends, held, color=_ORANGE, linewidth=1.6, label=held_out_name)
+        axes.plot(ends, held, color=ORANGE, linewidth=1.6, label=held_out_name)
     seen = np.concatenate([values[len(values) // 10 :], held[len(held) // 10 :]])
     seen = seen[np.isfinite(seen)]
     if len(seen):  # the first steps may be so low that they would flatten the rest of the curve: clip them
@@ -98,7 +76,7 @@ def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
     grids = {label: array(images)[:columns] for label, images in rows.items()}
     low = min(float(g.min()) for g in grids.values())
     high = max(float(g.max()) for g in grids.values())
-    figure = _figure(9.0, 0.84 * len(grids) + 0.1)
+    figure = new_figure(9.0, 0.84 * len(grids) + 0.1)
     places = figure.subplots(len(grids), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for i, (label, images) in enumerate(grids.items()):
         for j in range(columns):
@@ -141,10 +119,10 @@ def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figur
         names = [f"{which} principal axis ({part:.0%})" for which, part in zip(("first", "second"), share, strict=True)]
     elif points.shape[1] == 1:
         plane, names = np.concatenate([points, np.zeros_like(points)], 1), ["latent dimension", ""]
-    figure = _figure()
-    axes = _axes(figure)
+    figure = new_figure()
+    axes = new_axes(figure)
     if labels is None:
-        axes.scatter(*plane.T, s=9, alpha=0.7, color=_BLUE, linewidths=0)
+        axes.scatter(*plane.T, s=9, alpha=0.7, color=BLUE, linewidths=0)
     else:
         classes = np.unique(array(labels))
         if len(classes) <= 10:
@@ -174,9 +152,9 @@ def kl_bars(nats: ArrayLike) -> Figure:
         nats: KL in nats, shape ``(latent,)``.
     """
     values = np.sort(array(nats))[::-1]
-    figure = _figure()
-    axes = _axes(figure)
-    axes.bar(np.arange(1, len(values) + 1), values, color=_BLUE, width=0.8)
+    figure = new_figure()
+    axes = new_axes(figure)
+    axes.bar(np.arange(1, len(values) + 1), values, color=BLUE, width=0.8)
     axes.set_xlabel("latent dimension, by rank")
     axes.set_ylabel("KL from the prior, nats per row")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -202,19 +180,21 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
     z = 1.645
     middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    figure = _figure()
-    axes = _axes(figure)
+    figure = new_figure()
+    axes = new_axes(figure)
     low = min(float(centre.min()), float((middle - half).min()))
-    axes.plot([low, 1], [low, 1], color=_GREY, linestyle="--", label="perfect calibration")
-    axes.vlines(centre, middle - half, middle + half, color=_BLUE, linewidth=1.2)
-    axes.plot(centre, hit, "o-", color=_BLUE, markersize=4, linewidth=1, label="observed, 90% interval")
+    axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect calibration")
+    axes.vlines(centre, middle - half, middle + half, color=BLUE, linewidth=1.2)
+    axes.plot(centre, hit, "o-", color=BLUE, markersize=4, linewidth=1, label="observed, 90% interval")
     axes.set_xlabel("confidence in the predicted class")
     axes.set_ylabel("accuracy")
     axes.legend(frameon=False, loc="upper left")
     return figure
 
 
-def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike) -> Figure:
+def predicted_against_observed(
+    target: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, *, axes: Any = None
+) -> Figure:
     """Predicted means and 90% intervals against observed values.
 
     Args:
@@ -222,30 +202,30 @@ def predicted_against_observed(target: ArrayLike, mean: ArrayLike, low: ArrayLik
         mean: Predicted means, shape ``(rows,)``.
         low: Lower ends of the 90% intervals.
         high: Upper ends of the 90% intervals.
+        axes: The axes to draw on; None for a new figure.
     """
     y, m, lo, hi = (array(v).ravel() for v in (target, mean, low, high))
     if len(y) > 300:
         y, m, lo, hi = (v[np.linspace(0, len(v) - 1, 300).astype(int)] for v in (y, m, lo, hi))
     outside = (y < lo) | (y > hi)
-    figure = _figure()
-    axes = _axes(figure)
+    axes = new_axes(new_figure()) if axes is None else axes
     for chosen, color, label in (
-        (~outside, _BLUE, "inside the interval"),
-        (outside, _ORANGE, "outside the interval"),
+        (~outside, BLUE, "inside the interval"),
+        (outside, ORANGE, "outside the interval"),
     ):
         axes.vlines(y[chosen], lo[chosen], hi[chosen], color=color, linewidth=0.8, alpha=0.5)
         axes.plot(y[chosen], m[chosen], "o", color=color, markersize=3, label=label)
     ends = [float(min(y.min(), m.min())), float(max(y.max(), m.max()))]
-    axes.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1)
+    axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=1)
     axes.set_xlabel("observed")
     axes.set_ylabel("predicted, with 90% interval")
     axes.legend(frameon=False, loc="upper left")
-    return figure
+    return axes.figure  # type: ignore[no-any-return]
 
 
 def predictive_band(
     inputs: ArrayLike,
-    target: ArrayLike,
+    target: ArrayLike | None,
     mean: ArrayLike,
     half: tuple[Any, Any],
     most: tuple[Any, Any],
@@ -254,20 +234,21 @@ def predictive_band(
 
     Args:
         inputs: The input, shape ``(rows,)``.
-        target: Observed values, shape ``(rows,)``.
+        target: Observed values, shape ``(rows,)``; None for the prediction alone.
         mean: Predicted means, shape ``(rows,)``.
         half: Ends of the 50% intervals.
         most: Ends of the 90% intervals.
     """
     x = array(inputs).ravel()
     order = np.argsort(x)
-    figure = _figure()
-    axes = _axes(figure)
+    figure = new_figure()
+    axes = new_axes(figure)
     for ends, alpha, label in ((most, 0.18, "90% band"), (half, 0.35, "50% band")):
         low, high = (array(end).ravel()[order] for end in ends)
-        axes.fill_between(x[order], low, high, color=_BLUE, alpha=alpha, linewidth=0, label=label)
-    axes.plot(x[order], array(mean).ravel()[order], color=_BLUE, linewidth=1.6, label="mean")
-    axes.plot(x, array(target).ravel(), "o", color=_INK, markersize=2.5, alpha=0.6, label="data")
+        axes.fill_between(x[order], low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
+    axes.plot(x[order], array(mean).ravel()[order], color=BLUE, linewidth=1.6, label="mean")
+    if target is not None:
+        axes.plot(x, array(target).ravel(), "o", color=INK, markersize=2.5, alpha=0.6, label="data")
     axes.set_xlabel("input")
     axes.set_ylabel("target")
     axes.legend(frameon=False)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from deepprob.posteriors.encoding import Encoding
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.prior import sample_prior
 
-__all__ = ["History", "Posterior", "Prediction", "draws_posterior", "sample_prior"]
+__all__ = ["Encoding", "History", "Posterior", "Prediction", "draws_posterior", "sample_prior"]

@@ -20,12 +20,11 @@ from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.random import RandomStream
 from deepprob.errors import unknown
 from deepprob.posteriors.fitted import FittedProgram
-from deepprob.programs.layout import placed
+from deepprob.programs.layout import Layout, placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.names_apart import NamesApart
 from deepprob.programs.run import Known, Run, run_program
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
-from deepprob.programs.structure import Structure
 from deepprob.programs.support import is_outside, outside_message
 
 _FEW = 0.1  # effective draws, as a share of all
@@ -89,7 +88,7 @@ def predicted_trace(
         found = layout.by_row(log_prob, node["cond_indep_stack"])
         weights = weights + (found if by_row else found.sum(1, keepdim=True))
     index = _resampled(weights, draws, given)
-    values = {n: _chosen(x, index, model_trace.nodes[n], structure) for n, x in values.items()}
+    values = {n: _chosen(x, index, model_trace.nodes[n], layout) for n, x in values.items()}
     return fitted.predicted(run, values)[1]
 
 
@@ -111,27 +110,44 @@ def _known(fitted: FittedProgram, run: Run, given: Mapping[str, Any], do: Mappin
         )
     if both := sorted(given.keys() & do.keys()):
         raise ValueError(f"site {both[0]!r} is in given and in do. Leave it in one of them.")
-    sites = _one_run(fitted, run, 0)
+    sites = one_run(fitted, run)
     known: dict[str, dict[str, Known]] = {"given": {}, "do": {}}
     for what, values in (("given", given), ("do", do)):
         for name, value in values.items():
-            site, title = sites[name], f"{what}[{name!r}]"
-            known[what][name] = found = _as_known(title, site, value)
-            if name in structure.unchecked or name in structure.computed:
-                continue
-            outside = is_outside(site, placed(found.value, found.event_dim, found.plate_dims, run.plates))
-            # A support that moves with other sites has another text in another run: each draw is then its own judge.
-            if outside and str(site["fn"].support) == str(_one_run(fitted, run, 1)[name]["fn"].support):
-                raise ValueError(outside_message(title, site, found.value))
+            known[what][name] = known_value(fitted, run, sites[name], f"{what}[{name!r}]", value)
     return known
 
 
-def _one_run(fitted: FittedProgram, run: Run, seed: int) -> Mapping[str, Site]:
+def one_run(fitted: FittedProgram, run: Run, seed: int = 0) -> Mapping[str, Site]:
     """The model's sites in one run, without draws."""
     with RandomStream(seed, fitted.instance.device).drawing():
-        guide = None if fitted.chains is None else fitted.replayed(seed)
+        guide = run.guide if fitted.chains is None else fitted.replayed(seed)
         nodes: Mapping[str, Site] = run_program(replace(run, draws=None, guide=guide))[1].nodes
     return nodes
+
+
+def known_value(fitted: FittedProgram, run: Run, site: Site, title: str, value: Any) -> Known:
+    """A user's value of a site.
+
+    Args:
+        fitted: The posterior's program.
+        run: The run in which the site has this value.
+        site: The site in `one_run`.
+        title: The user's name for the value, for error messages.
+        value: The value.
+
+    Raises:
+        TypeError: If the value is not numbers.
+        ValueError: If it has another shape than its site, or lies outside of the site's support.
+    """
+    name, structure, found = site["name"], fitted.structure, _as_known(title, site, value)
+    if name in structure.unchecked or name in structure.computed:
+        return found
+    outside = is_outside(site, placed(found.value, found.event_dim, found.plate_dims, run.plates))
+    # A support that moves with other sites has another text in another run: each draw is then its own judge.
+    if outside and str(site["fn"].support) == str(one_run(fitted, run, 1)[name]["fn"].support):
+        raise ValueError(outside_message(title, site, found.value))
+    return found
 
 
 def _as_known(title: str, site: Site, value: Any) -> Known:
@@ -254,13 +270,11 @@ def _resampled(weights: Tensor, draws: int, given: Mapping[str, Any]) -> Tensor:
     return index.clamp_max(draws - 1).T
 
 
-def _chosen(value: Tensor, index: Tensor, site: Site, structure: Structure) -> Tensor:
+def _chosen(value: Tensor, index: Tensor, site: Site, layout: Layout) -> Tensor:
     """The chosen draws of a site; each row has its own if the index has rows."""
     if index.shape[1] == 1:
         return value[index[:, 0]]
-    info = structure.sites[site["name"]]
-    (dim,) = (f.dim for f in site["cond_indep_stack"] if f.name == structure.row_plate and f.vectorized)
-    axis = 1 + info.plate_dims.index(dim)
+    axis = 1 + layout.row_axis(site)
     shape = [1] * value.dim()
     shape[0], shape[axis] = index.shape
     return value.take_along_dim(index.reshape(shape), 0)

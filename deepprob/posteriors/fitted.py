@@ -22,6 +22,7 @@ from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.explaining import explaining_left_out
+from deepprob.programs.fields import Fill
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
@@ -88,8 +89,12 @@ class FittedProgram:
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
-    def accept(self, data: tuple[Any, ...]) -> Batch:
+    def accept(self, data: tuple[Any, ...], fill: Fill | None = None) -> Batch:
         """Check the user's data against those of the fit and return the program's arguments, on the device.
+
+        Args:
+            data: The user's data.
+            fill: Replaces missing values (NaN); None to refuse them where the program does.
 
         Raises:
             ValueError: If arguments are missing, or do not match those of the fit.
@@ -100,13 +105,13 @@ class FittedProgram:
                 f"the program needs rows of {', '.join(names)}; got none. "
                 "Give them as in the fit; only observed arguments may be left out."
             )
-        batch = self._conforming(data) if data else ()
+        batch = self._conforming(data, fill) if data else ()
         self._meet(batch)
         return batch
 
-    def _conforming(self, data: tuple[Any, ...]) -> Batch:
+    def _conforming(self, data: tuple[Any, ...], fill: Fill | None) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
-        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data))
+        batch = self.program.accept(data[0] if len(data) == 1 else tuple(data), fill=fill)
         free, device = self.program.variable_length, self.instance.device
         if isinstance(batch, Arguments):
             specs = {spec.name: spec for spec in self.instance.inputs}
@@ -140,11 +145,15 @@ class FittedProgram:
                 "Give the data of the fit once, posterior.sample(*data); later queries can do without."
             )
 
-    def example(self) -> Batch:
-        """Rows for a guide that does not read them; a guide that does would return nan."""
+    def example(self, rows: int | None = None) -> Batch:
+        """Rows for a guide or a model that does not read them; one that does would return nan.
+
+        Args:
+            rows: Their number; None for as many as a guide needs.
+        """
         self.check_complete()
         whole = isinstance(self.program, FunctionProgram) or self.keeps_rows
-        rows = self.instance.num_data if whole else 1
+        rows = rows or (self.instance.num_data if whole else 1)
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
         return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
 

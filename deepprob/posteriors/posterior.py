@@ -15,9 +15,10 @@ from deepprob.errors import whole
 from deepprob.posteriors.arviz_export import latents_to_arviz, to_arviz
 from deepprob.posteriors.conditioning import predicted_trace
 from deepprob.posteriors.densities import joint_weights, local_elbo, log_likelihood, row_weights
-from deepprob.posteriors.fitted import FittedProgram
+from deepprob.posteriors.latent_draws import latent_draws
+from deepprob.posteriors.latent_queries import LatentQueries
 from deepprob.posteriors.prediction import Prediction
-from deepprob.posteriors.saving import Content, read_posterior, write_posterior
+from deepprob.posteriors.saving import read_posterior, write_posterior
 from deepprob.posteriors.table import table
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
@@ -25,7 +26,7 @@ from deepprob.programs.program import Program
 from deepprob.programs.structure import Structure
 
 
-class Posterior(Content):
+class Posterior(LatentQueries):
     """The posterior over a program's latent sites, from any routine.
 
     Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
@@ -47,7 +48,6 @@ class Posterior(Content):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._fitted = FittedProgram(self.instance, self.chains)
         self.instance.program.eval()
 
     # -- properties ----------------------------------------------------------------------------------------------
@@ -117,29 +117,7 @@ class Posterior(Content):
             ValueError: If no data are given but every latent site is local, or the guide depends on the data; or if the
                 data do not match those of the fit.
         """
-        draws, fitted = whole("draws", draws), self._fitted
-        complete = bool(data) or not self.instance.inputs
-        extra = self.structure.summed + self.structure.computed if complete else ()
-        if complete:
-            batch = fitted.accept(data)
-            names: tuple[str, ...] = self.structure.latent
-        else:
-            batch = fitted.example()
-            names = self.structure.latent if fitted.keeps_rows else self.structure.global_
-            if not names:
-                hidden = ", ".join(self.structure.local + self.structure.summed)
-                raise ValueError(f"every latent site ({hidden}) is local. Give the rows: posterior.sample(*data).")
-        layout = fitted.layout(draws)
-        with fitted.querying(seed):
-            if extra:
-                guide_trace, model_trace = fitted.run(batch, draws)
-            else:
-                guide_trace = fitted.run_guide(batch, draws)
-            found = {name: layout.draws_first(guide_trace.nodes[name]) for name in names}
-            found |= {name: layout.draws_first(model_trace.nodes[name]) for name in extra}
-        if not data and any(bool(v.isnan().any()) for v in found.values() if v.is_floating_point()):
-            raise ValueError("the guide depends on the data, and none were given. Call posterior.sample(*data).")
-        return found
+        return latent_draws(self._fitted, data, whole("draws", draws), seed)
 
     def predict(
         self,

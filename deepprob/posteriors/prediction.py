@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -58,7 +60,7 @@ class Prediction:
         if self.kind == "classes":
             return self.probs
         # Without closed-form moments of the components, the mixture's moments are estimated from draws.
-        return self._moment("mean").mean(0) if self._known else self.draws.mean(0)
+        return _average(self._moment("mean") if self._known else _as_real(self.draws))
 
     @property
     @torch.no_grad()
@@ -67,7 +69,7 @@ class Prediction:
         if self.kind == "classes":
             return (self.probs * (1 - self.probs)).sqrt()
         if not self._known:
-            return self.draws.std(0, unbiased=False)
+            return _as_real(self.draws).std(0, unbiased=False)
         return (self._moment("variance").mean(0) + self._between()).sqrt()
 
     @property
@@ -118,6 +120,17 @@ class Prediction:
             return (_binary_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
         return self._between().sqrt()
 
+    @property
+    def same_for_all_draws(self) -> bool:
+        """Whether the components are one and the same distribution, so that `mean` and `sd` have no sampling error."""
+        if self.kind in ("classes", "binary"):
+            parts = [self._probs]
+        elif self._known:
+            parts = [self._moment("mean"), self._moment("variance")]
+        else:
+            return False
+        return all(bool((part == part[:1]).all()) for part in parts)
+
     def interval(self, mass: float = 0.9) -> tuple[Tensor, Tensor]:
         """The central interval of a given probability mass, from quantiles of the draws.
 
@@ -138,6 +151,75 @@ class Prediction:
         at = torch.tensor([tail, 1 - tail], dtype=torch.get_default_dtype(), device=self.draws.device)
         low, high = torch.quantile(self.draws.to(at.dtype), at, dim=0)
         return low, high
+
+    @property
+    def classes(self) -> Tensor:
+        """The most likely class of every row, shape ``(B,)``; of a binary site 0 or 1, shape as `mean`.
+
+        Raises:
+            ValueError: If the predicted site is neither categorical nor binary.
+        """
+        if self.kind not in ("classes", "binary"):
+            raise ValueError(f"classes needs a categorical or binary site, but {self.site!r} is {self.kind}. Use mean.")
+        return self.probs.argmax(-1) if self.kind == "classes" else (self.probs > 0.5).long()
+
+    def to_frame(self, mass: float = 0.9) -> Any:
+        """The prediction as a pandas frame, one line a row.
+
+        For real values and counts the columns are ``mean``, ``sd`` and the ends of the central interval, named after
+        their quantiles (``5%``, ``95%``). For classes they are ``class``, the most likely one, and ``prob[c]`` for
+        every class c; for a binary site ``class`` and ``prob``, the probability of a one. If a row has several values,
+        each name has the place of the value as suffix: ``mean[0]``, ``mean[1]``, or ``mean[2, 3]``.
+
+        Args:
+            mass: Probability inside the interval, between 0 and 1.
+
+        Raises:
+            ValueError: If ``mass`` is out of range.
+
+        Examples:
+            >>> import pyro.distributions as dist
+            >>> d = dist.Categorical(torch.tensor([[[0.25, 0.75], [1.0, 0.0]]]))
+            >>> Prediction(d, d.sample(), "y").to_frame()
+                 class  prob[0]  prob[1]
+            row
+            0        1     0.25     0.75
+            1        0     1.00     0.00
+        """
+        import pandas as pd
+
+        count = self.draws.shape[1] if self.draws.dim() > 1 else 1
+        columns = {name: values.reshape(count).cpu().numpy() for name, values in self._columns(mass)}
+        return pd.DataFrame(columns, index=pd.RangeIndex(count, name="row"))
+
+    def summary(self, rows: int = 10) -> str:
+        """The first rows of `to_frame` as text.
+
+        Args:
+            rows: Number of rows.
+        """
+        frame = self.to_frame()
+        more = f"\n{len(frame) - rows} more rows" if len(frame) > rows else ""
+        return f"{self!r}\n{frame.head(rows).to_string(float_format='{:.4g}'.format)}{more}"
+
+    def _columns(self, mass: float) -> Iterator[tuple[str, Tensor]]:
+        """Names and values of the columns of the frame."""
+        if self.kind in ("classes", "binary"):
+            values = {"class": self.classes}
+            values |= {"prob": self.probs} if self.kind == "binary" else {}
+        else:
+            tail = 100 * (1 - mass) / 2
+            low, high = self.interval(mass)
+            values = {"mean": self.mean, "sd": self.sd, f"{tail:.3g}%": low, f"{100 - tail:.3g}%": high}
+        shape = tuple(next(iter(values.values())).shape[1:])
+        places: Iterable[Any] = itertools.product(*map(range, shape))
+        for index in places:
+            place = f"[{', '.join(map(str, index))}]" if math.prod(shape) > 1 else ""
+            for name, value in values.items():
+                yield name + place, value[(..., *index)]
+            if self.kind == "classes":
+                for label, probs in enumerate(self.probs.unbind(-1)):
+                    yield f"prob{place}[{label}]", probs[(..., *index)]
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
@@ -193,7 +275,7 @@ class Prediction:
             )
         value: Tensor = getattr(self.distribution, name)
         shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
-        return self._squeeze(value.expand(shape)).expand(self.draws.shape)
+        return _as_real(self._squeeze(value.expand(shape)).expand(self.draws.shape))
 
     @property
     def _known(self) -> bool:
@@ -216,6 +298,17 @@ class Prediction:
 
     def _between(self) -> Tensor:
         return self._moment("mean").var(0, unbiased=False)
+
+
+def _as_real(value: Tensor) -> Tensor:
+    """Whole numbers in the default dtype, in which they have moments."""
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
+def _average(values: Tensor) -> Tensor:
+    """The mean over draws, without a rounding error where all of them are the same."""
+    first = values[0].nan_to_num(0.0, 0.0, 0.0)
+    return torch.as_tensor(first + (values - first).mean(0))
 
 
 def _entropy(probs: Tensor) -> Tensor:

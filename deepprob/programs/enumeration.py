@@ -27,7 +27,7 @@ def run_enumerated(run: Run, *, enumerate_guide: bool = True) -> list[tuple[Trac
     Returns:
         Pairs of the guide's trace and the model's: one pair for every combination of sequential values.
     """
-    ours = _stacked_call(run, run.guide or run.program.guide)
+    ours = _stacked_call(run, run.fixed_guide)
     model = EnumMessenger()(_stacked_call(run, run.program.model))  # its dimensions continue the guide's
     if not enumerate_guide:
         ours = poutine.infer_config(ours, config_fn=_unmark)

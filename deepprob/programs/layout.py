@@ -72,6 +72,12 @@ class Layout:
         used = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
         return tuple(d for d in range(-self.plates, 0) if d not in used and -d <= len(shape) and shape[d] == 1)
 
+    def row_axis(self, site: Site) -> int:
+        """The axis of rows in a value of one draw, for a site inside the row plate."""
+        dims = sorted(frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.dim >= -self.plates)
+        (row,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == self.plate and frame.vectorized)
+        return dims.index(row)
+
     def by_row(self, value: Tensor, frames: Iterable[Any]) -> Tensor:
         """Sum a value over all but draws and rows: ``(K, B)``.
 

@@ -16,24 +16,21 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet
-from deepprob.errors import unknown
-from deepprob.programs.arguments import Arguments, Call, missing, read_arguments, read_fields
+from deepprob.programs.arguments import Arguments, Call, missing, read_arguments
 from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules, lifted_weight
+from deepprob.programs.fields import Fill, read_fields
 from deepprob.programs.guide_classes import makes_guide
 from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
-from deepprob.programs.missing import MissingValues
+from deepprob.programs.missing import MissingValues, checked_missing
 from deepprob.programs.registry import register
-
-MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
 
 
 class Program(PyroModule):
     """A probabilistic program: a generative model of the data, and a guide for its latent sites.
 
-    A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or
-    parametric posterior over the same latent sites. Both put the sites of a row inside
-    ``with self.data_plate(x):`` and all other sites outside of it. Observed arguments may be left out to
-    predict (``model(x, y=None)``).
+    A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or parametric
+    posterior over the same latent sites. Both put the sites of a row inside ``with self.data_plate(x):`` and all other
+    sites outside of it. Observed arguments may be left out to predict (``model(x, y=None)``).
 
     `Program.of` makes a program from any existing Pyro model.
 
@@ -204,7 +201,7 @@ class Program(PyroModule):
     def _signature(self) -> inspect.Signature:
         return inspect.signature(self.model)
 
-    def accept(self, data: Any, *, what: str = "data") -> Batch:
+    def accept(self, data: Any, *, what: str = "data", fill: Fill | None = None) -> Batch:
         """Select the tensors for the model's arguments, in their order, and check them.
 
         Fields of a `Split` for which the model has no argument are ignored, such as the labels of images for a model
@@ -213,14 +210,15 @@ class Program(PyroModule):
         Args:
             data: Anything that `as_split` reads, or None for a program without data.
             what: The name of the data in error messages.
+            fill: Replaces missing values (NaN) in a query that draws them; None to refuse them.
 
         Raises:
             ValueError: If there are too many parts, or the values cannot be data of this program.
         """
         if data is None:
             return ()
-        rows = read_fields(data, self.argument_names, self.num_required, takes_any=self.takes_any, what=what)
-        return self.validate(*rows)
+        rows = read_fields(data, self.argument_names, self.num_required, self.takes_any, what, fill is not None)
+        return self.validate(*(fill(rows) if fill else rows))
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         """Names of the arguments without a default that a batch does not give."""
@@ -310,9 +308,7 @@ class FunctionProgram(Program):
                 raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
         if not isinstance(data_plate, str | None):
             raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
-        if missing not in MISSING:
-            raise unknown("missing", missing, MISSING)
-        self.data_name, self.missing = data_plate or "", missing
+        self.data_name, self.missing = data_plate or "", checked_missing(missing)
         self.__dict__["_bound_rows"] = BoundRows(self.data_name)
         self._hold(model, guide)
 
@@ -353,13 +349,14 @@ class FunctionProgram(Program):
         args, kwargs = self.call_arguments(batch)
         return call_sampling(self.__dict__["_guide"], *args, **kwargs)
 
-    def accept(self, data: Any, *, what: str = "data") -> Arguments:
+    def accept(self, data: Any, *, what: str = "data", fill: Fill | None = None) -> Batch:
         """Read data as the arguments of the model; see `read_arguments`."""
         if isinstance(data, Arguments):
             return data
-        fitted = self.call.names if self.call else ()
+        fitted, missing = self.call.names if self.call else (), self.missing == "allow" or fill is not None
         data = (data,) if self.call and self.call.takes_as_one(data) else data
-        return read_arguments(data, self._signature(), what=what, fitted=fitted, missing=self.missing == "allow")
+        found = read_arguments(data, self._signature(), what=what, fitted=fitted, missing=missing)
+        return fill(found) if fill else found
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         call = batch.call if isinstance(batch, Arguments) else self.call

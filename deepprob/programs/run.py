@@ -119,6 +119,12 @@ class Run:
         return self.program.bound(self.rows, self.num_data, self.query, self.call)
 
     @property
+    def fixed_guide(self) -> Callable[..., Any]:
+        """The guide to run, with the given values in the place of its draws."""
+        guide: Callable[..., Any] = self.guide or self.program.guide
+        return _Fix(self, self.given, observed=False)(guide) if self.given else guide
+
+    @property
     def constants(self) -> list[Any]:
         """The values that are constants of the program's graph: those passed whole, and those of known sites."""
         found = [] if self.call is None else self.call.constants
@@ -183,11 +189,8 @@ def share_masks(guide_trace: Trace, model_trace: Trace) -> None:
 
 def run_guide(run: Run) -> Trace:
     """Run the guide alone."""
-    guide: Any = run.guide or run.program.guide
-    if run.given:
-        guide = _Fix(run, run.given, observed=False)(guide)
     with run.bound(), run.stacked():
-        return trace_guide(run, guide)
+        return trace_guide(run, run.fixed_guide)
 
 
 def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:

@@ -158,6 +158,31 @@ def test_query_shapes(name: str, posterior: Posterior) -> None:
     assert evidence.shape == (() if "global" in posterior.latent_sites.values() else (24,))
 
 
+def test_latents_of_rows_are_encoded_and_decoded(name: str, posterior: Posterior) -> None:
+    data = MODEL_SCENARIOS[name].data
+    if "local" not in posterior.latent_sites.values():
+        with pytest.raises(ValueError, match="encode is about the latent sites of rows"):
+            posterior.encode(*data)
+        return
+    (site,) = (n for n, kind in posterior.latent_sites.items() if kind == "local")
+    codes, rows = posterior.encode(*data), posterior.reconstruct(*data, draws=2)
+    assert codes.mean.shape == codes.sd.shape == posterior.sample(*data, draws=2)[site].shape[1:]
+    assert posterior.decode(codes.mean, *data, draws=2).draws.shape == rows.draws.shape
+
+
+def test_missing_values_are_drawn_and_the_others_stay(name: str, posterior: Posterior) -> None:
+    data = MODEL_SCENARIOS[name].data
+    (site,) = posterior.structure.observed
+    place = 0 if site == "x" else len(data) - 1
+    whole = posterior.program.accept(data)[place]
+    missing = torch.zeros(whole.shape, dtype=torch.bool)
+    missing[:2] = True
+    gaps = [torch.where(missing, torch.nan, x) if i == place else x for i, x in enumerate(data)]
+    filled = posterior.impute(*gaps, draws=3, sweeps=1).draws
+    assert torch.equal(filled[:, ~missing], whole[~missing].expand(3, -1))
+    assert bool(filled.isfinite().all()) and len(filled[:, missing].unique()) > 1
+
+
 def test_to_arviz_groups(name: str, posterior: Posterior) -> None:
     idata = posterior.to_arviz(*MODEL_SCENARIOS[name].data, draws=4)
     groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}

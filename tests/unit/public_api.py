@@ -48,9 +48,12 @@ def lines() -> Iterator[str]:
     yield "deepprob.diagnostics.report"
     yield from _described("check", root.check, exported)
     yield ""
+    yield "deepprob.diagnostics.plotting"
+    yield from _described("plot", root.plot, exported)
+    yield ""
     yield "deepprob.diagnostics.plots"
-    for name, function in inspect.getmembers(root.plot, inspect.isfunction):
-        if not name.startswith("_") and function.__module__ == root.plot.__name__:
+    for name, function in inspect.getmembers(root.plots, inspect.isfunction):
+        if not name.startswith("_") and function.__module__ == root.plots.__name__:
             yield from _described(name, function, exported)
 
 

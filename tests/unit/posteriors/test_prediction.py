@@ -97,3 +97,63 @@ def test_one_value_has_a_text_and_no_length() -> None:
     assert repr(prediction) == "Prediction('d': real, one value, 5 draws)"
     with pytest.raises(TypeError, match=r"site 'd' has no rows: it is one value\. Use mean, sd or draws"):
         len(prediction)
+
+
+def test_frame_of_real_values() -> None:
+    p = predict(dist.Normal(torch.zeros(K, B), 2.0))
+    frame = p.to_frame(0.5)
+    assert frame.index.name == "row" and [*frame.columns] == ["mean", "sd", "25%", "75%"] and len(frame) == B
+    assert frame["sd"].tolist() == [2.0] * B
+    assert frame["25%"].tolist() == pytest.approx(p.interval(0.5)[0].tolist())
+    assert [*predict(dist.Poisson(torch.ones(K, B))).to_frame().columns] == ["mean", "sd", "5%", "95%"]
+    with pytest.raises(ValueError, match="mass must lie between 0 and 1"):
+        p.to_frame(2.0)
+
+
+@pytest.mark.parametrize(
+    ("event", "names"),
+    [((1,), ["mean"]), ((2,), ["mean[0]", "mean[1]"]), ((1, 2), ["mean[0, 0]", "mean[0, 1]"])],
+)
+def test_frame_of_several_columns(event: tuple[int, ...], names: list[str]) -> None:
+    loc = torch.arange(float(B)).reshape(B, *[1] * len(event)).expand(K, B, *event)
+    frame = predict(dist.Normal(loc, 1.0).to_event(len(event))).to_frame()
+    assert [name for name in frame.columns if name.startswith("mean")] == names
+    assert all(frame[name].tolist() == [0.0, 1.0, 2.0] for name in names)
+    assert len(frame.columns) == 4 * len(names)
+
+
+def test_frame_and_classes_of_a_categorical_site() -> None:
+    probs = torch.tensor([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]])
+    p = predict(dist.Categorical(probs.expand(K, 2, 3)))
+    assert p.classes.tolist() == [1, 0]
+    frame = p.to_frame()
+    assert [*frame.columns] == ["class", "prob[0]", "prob[1]", "prob[2]"]
+    assert frame["class"].tolist() == [1, 0] and frame["prob[1]"].tolist() == pytest.approx([0.7, 0.2])
+    assert predict(dist.OneHotCategorical(probs.expand(K, 2, 3))).classes.tolist() == [1, 0]
+    many = predict(dist.Categorical(probs.expand(K, B, 2, 3)).to_event(1))
+    assert many.classes.shape == (B, 2)
+    assert [*many.to_frame().columns][:5] == ["class[0]", "prob[0][0]", "prob[0][1]", "prob[0][2]", "class[1]"]
+    assert many.to_frame()["prob[1][0]"].tolist() == pytest.approx([0.5] * B)
+
+
+def test_frame_and_classes_of_a_binary_site() -> None:
+    p = predict(dist.Bernoulli(torch.tensor([0.2, 0.8]).expand(K, 2)))
+    assert p.classes.tolist() == [0, 1]
+    assert [*p.to_frame().columns] == ["class", "prob"]
+    assert p.to_frame()["prob"].tolist() == pytest.approx([0.2, 0.8])
+
+
+def test_frame_of_one_value() -> None:
+    frame = predict(dist.Normal(torch.zeros(K), 1.0)).to_frame()
+    assert frame.shape == (1, 4) and frame["sd"].tolist() == [1.0]
+
+
+def test_real_values_have_no_classes() -> None:
+    with pytest.raises(ValueError, match=r"classes needs a categorical or binary site, but 'y' is real\. Use mean\."):
+        _ = predict(dist.Normal(torch.zeros(K, B), 1.0)).classes
+
+
+def test_summary_shows_the_first_rows() -> None:
+    text = predict(dist.Normal(torch.zeros(K, 12), 1.0)).summary(rows=2)
+    assert text.splitlines()[0] == "Prediction('y': real, 12 rows, 400 draws)"
+    assert len(text.splitlines()) == 6 and text.endswith("10 more rows")
