@@ -17,6 +17,7 @@ from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import Noise, StepData
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
+from deepprob.engine.noise import NoiseSize
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
 from deepprob.fitting.buckets import LengthBuckets
@@ -25,7 +26,6 @@ from deepprob.fitting.cost_model import (
     ANY_LENGTH_FACTOR,
     COMPILE_SECONDS,
     COMPILE_SECONDS_PER_OPERATION,
-    FEWEST_STEPS,
     capacity_of,
     is_worth_compiling,
 )
@@ -35,7 +35,7 @@ from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.state import State, gather_rows, repeat_rows
 from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_loop
-from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
+from deepprob.fitting.steppers import EagerStepper, LoopStepper, Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import warn_of_late
@@ -61,20 +61,12 @@ def choose_stepper(
         steps: Planned steps.
         noise: The fit's random numbers.
     """
-    state = task.state
-    must_be_eager = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
-    known, program = {id(x) for x in state.carry["buffers"]}, state.instance.program
-    if must_be_eager and all(id(x) in known for x in program.buffers()) and not program.has_baselines:
-        return eager
-    program.train()
-    with state.instance.running(), task.stream.drawing():
-        size, changed = task.program.measure(*task.example(len(task.buckets.data_by_bucket) - 1))
-        late = state.join()
-    state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
+    late = task.measure()
+    eager.noise, eager.sizes = noise, task.sizes
     if late:
         warn_of_late(late)
         return eager
-    if must_be_eager or (compile == "auto" and not is_worth_compiling(steps, size.operations)):
+    if compile is False or (compile == "auto" and not is_worth_compiling(steps, task.sizes[-1].operations)):
         return eager
     try:
         with without_collector():
@@ -87,7 +79,7 @@ def choose_stepper(
     if mismatch:
         _warn(mismatch)
         return eager
-    return CompiledStepper([x.loop for x in loops], task.buckets, [x.fixed for x in loops], task.optimizer, noise)
+    return LoopStepper([x.loop for x in loops], task.buckets, [x.fixed for x in loops], task.optimizer, noise)
 
 
 def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
@@ -122,6 +114,9 @@ class CompileTask:
         buckets: All rows, on the device.
         batch_size: Rows of a step.
         announce: Whether to print how long compilation will take.
+
+    Attributes:
+        sizes: How much noise a step takes, by bucket, once measured.
     """
 
     def __init__(
@@ -138,6 +133,22 @@ class CompileTask:
         self.batch_size, self.announce = batch_size, announce
         self.program = GradientProgram(state.instance, objective)
         self.stream = RandomStream(0, state.instance.device)
+        self.sizes: list[NoiseSize] = []
+
+    def measure(self) -> list[str]:
+        """Measure one step of every bucket; the buffers in the state's carry become all that a step changes.
+
+        Returns:
+            Names of parameters that a step registered.
+        """
+        state = self.state
+        state.instance.program.train()
+        with state.instance.running(), self.stream.drawing():
+            for bucket in range(len(self.buckets.data_by_bucket)):
+                size, changed = self.program.measure(*self.example(bucket))
+                self.sizes.append(size)
+                state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
+            return state.join()
 
     def loops(self) -> tuple[list[_TracedLoop], str, str]:
         """Trace, compile and compare a loop for every bucket.

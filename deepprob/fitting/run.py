@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepprob.engine.machine import keep_freed_memory, threads_for
 from deepprob.engine.random import RandomStream
+from deepprob.engine.served_calls import replaced_calls
 from deepprob.fitting.best import BestState
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
@@ -136,7 +137,8 @@ class RunningFit:
         bar = ProgressBar(self.total_steps, self.step, progress)
         try:
             keep_freed_memory()
-            with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
+            threads = threads_for(self.state.multiplications(self.settings.batch_size))
+            with bar, threads, replaced_calls(), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 if self.step > self.epoch * self.steps_per_epoch and not interrupted:

@@ -37,7 +37,7 @@ from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.gradients import GradientProgram
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
+from deepprob.fitting.steppers import EagerStepper, LoopStepper, Stepper
 from deepprob.inference import svi
 from deepprob.inference.svi import init
 from deepprob.posteriors.posterior import Posterior
@@ -130,16 +130,29 @@ def test_native_code_equals_the_graph_run_step_by_step(optimizer: Optimizer, mon
 
 
 def test_compiled_and_eager_fits_agree() -> None:
-    """The noise differs: the means of the weights agree within a tenth of their spread."""
-    compiled, eager = (fitted(epochs=200, compile=how) for how in (True, False))
+    """They take the same numbers, so that they differ by rounding alone."""
+    compiled, eager = (fitted(epochs=50, compile=how) for how in (True, False))
     assert (compiled.config["compiled"], eager.config["compiled"]) == (True, False)
-    assert compiled.history.steps.keys() == eager.history.steps.keys()
     assert compiled.history.epochs.keys() == eager.history.epochs.keys()
+    for name, column in eager.history.steps.items():
+        assert compiled.history.steps[name] == pytest.approx(column, rel=1e-4, abs=1e-4)
     a, b = compiled.instance.tensors(), eager.instance.tensors()
-    assert float((a["store.loc"] - b["store.loc"]).abs().max()) < 0.02
-    assert float(a["program.scale"]) == pytest.approx(float(b["program.scale"]), rel=0.05)
-    last = [float(np.mean(p.history.steps["elbo"][-100:])) for p in (compiled, eager)]
-    assert last[0] == pytest.approx(last[1], abs=0.05)
+    assert all(torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-4) for name in a)
+
+
+class Undecided(Regression):
+    """A regression that draws more numbers in some runs than in others, as a value decides."""
+
+    def guide(self, x: Tensor, y: Tensor | None = None) -> None:
+        super().guide(x, y)
+        if float(x[0, 0]) > 0:
+            torch.randn(7), torch.rand(3)
+
+
+def test_a_program_that_draws_more_in_some_steps_is_reproducible() -> None:
+    first, again = (fitted(program=Undecided(), compile=False) for _ in range(2))
+    assert_same_fit(first, again)
+    assert all(map(math.isfinite, first.history.steps["elbo"]))
 
 
 def test_seeds_reproduce_bit_for_bit() -> None:
@@ -479,18 +492,18 @@ def chosen(
     return choose_stepper(compile, eager, task, steps=steps, noise=RandomStream(0))
 
 
-def stepper_of(compile: bool | str) -> CompiledStepper:
+def stepper_of(compile: bool | str) -> LoopStepper:
     with pytest.MonkeyPatch.context() as patch:
         replace_compiler(patch)
         found = chosen(compile)
-    assert isinstance(found, CompiledStepper)
+    assert isinstance(found, LoopStepper)
     return found
 
 
 @pytest.mark.usefixtures("uncompiled")
 def test_auto_depends_on_step_and_operation_counts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def pays(steps: int, program: Program | None = None) -> bool:
-        return isinstance(chosen("auto", steps=steps, program=program), CompiledStepper)
+        return isinstance(chosen("auto", steps=steps, program=program), LoopStepper)
 
     class Larger(Regression):
         def model(self, x: Tensor, y: Tensor | None = None) -> None:
