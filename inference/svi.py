@@ -19,7 +19,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
-from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
+from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
@@ -28,6 +28,8 @@ from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
+from deepprob.fitting.tiers import choose_score, choose_stepper, saved_plan
+from deepprob.fitting.update_rules import chosen
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.arguments import Arguments
 from deepprob.programs.by_row import cut_by_row
@@ -190,9 +192,10 @@ def svi(
     eager = EagerStepper(eager_step, buckets)
     task = CompileTask(state, bound, factory, buckets, size, announce=progress is not False)
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
-        stepper = choose_stepper(compile, eager, task, steps=total, noise=noise)
-        if score is not None and stepper is not eager:
-            compile_score(score, math.ceil(total / per_epoch), always=compile is True)
+        plan = saved_plan(callbacks)
+        stepper = choose_stepper(compile, eager, task, steps=total, noise=noise, plan=plan)
+        if score is not None:
+            choose_score(score, stepper, compile, times=math.ceil(total / per_epoch), resumed=plan is not None)
     config = {
         "routine": "svi",
         "epochs": None if steps is not None else total // per_epoch,
@@ -202,7 +205,6 @@ def svi(
         "guide": instance.guide_name or "own",
         "optimizer": factory.describe() | {"learning_rate": learning_rate},
         "weights": weights,
-        "compiled": stepper.compiled_graphs > 0,
         "lengths": buckets.lengths,
         "device": str(device),
     }
@@ -233,7 +235,7 @@ def _step_while_running(
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         state.update(packed, finite, knobs.learning_rate, optimizer)
         for buffer, value in zip(state.carry["buffers"], before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, value))
+            buffer.copy_(chosen(finite, buffer, value))
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 

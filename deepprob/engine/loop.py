@@ -44,6 +44,7 @@ from deepprob.engine.subject import Subject, unchanged_in_python
 from deepprob.engine.trace import (
     check_graph,
     lift_constants,
+    numbers_written,
     same_values,
     trace_graph,
 )
@@ -59,7 +60,7 @@ class Loop:
     """Apply a step many times in one call.
 
     The step is traced once. On a CPU the loop over steps is part of the compiled code. On a GPU, blocks of steps are
-    recorded as CUDA graphs. Without a compiler the graph's operations are called one by one.
+    recorded as CUDA graphs. Before it is compiled, and without a compiler, the step itself is called once a step.
 
     Args:
         step: The step.
@@ -199,6 +200,11 @@ class Loop:
         return sum(node.op == "call_function" for node in self._body.graph.nodes)
 
     @property
+    def numbers(self) -> int:
+        """How many numbers the operations of a step write."""
+        return numbers_written(self._body)
+
+    @property
     def any_length(self) -> bool:
         """Whether the loop serves sequences of any length in a range."""
         return bool(self._lengths)
@@ -294,6 +300,8 @@ class Loop:
         _, mine, drawn, number, steps = buffers
         check_call(per_step, mine, self.capacity)
         check_noise(noise, drawn, count, self.noise_for(fixed))
+        if self._run is None and self._device.type != "cuda" and not self._lengths:
+            return self._one_by_one(count, carry, per_step, fixed, noise or drawn, first)
         # Rows beyond `count` and noise beyond the need of shorter sequences are never read.
         mine.knobs[:count].copy_(per_step.knobs)
         same_rows = len(mine.rows) == 1
@@ -308,6 +316,19 @@ class Loop:
             out = self._iterate(count, [index, *given, *rest[len(given) :]], captured)
         _, new, tables = tree_unflatten(list(out), self._carry_spec)
         return new, self._records.read(tables, count)
+
+    def _one_by_one(
+        self, count: int, carry: Any, per_step: PerStep, fixed: Any, noise: Noise, first: int
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Call the step once a step: without the tables and indices of the compiled loop it has fewer operations."""
+        rows, records = per_step.rows.expand(count, -1), []
+        with torch.no_grad():
+            for k in range(count):
+                number = torch.full((), first + k, dtype=torch.long, device=self._device)
+                mine = Noise(noise.normal[k], noise.uniform[k])
+                carry, record = self._step(carry, StepData(fixed, rows[k], number), mine, per_step.knobs[k])
+                records.append(record)
+        return carry, {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
     def _iterate(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
         on_gpu = self._device.type == "cuda"

@@ -23,6 +23,7 @@ class Snapshot:
 
     Attributes:
         fit: The settings and digests that identify the fit, as JSON; a resumed fit must have the same.
+        plan: How the steps are taken, as JSON; a resumed fit follows it.
         step: Steps done.
         epoch: Epochs done.
         stop: Whether a callback ended the fit.
@@ -40,6 +41,7 @@ class Snapshot:
     """
 
     fit: dict[str, Any]
+    plan: dict[str, Any]
     step: int
     epoch: int
     stop: bool
@@ -68,6 +70,7 @@ def write_checkpoint(path: Path, snapshot: Snapshot) -> None:
     tensors["shuffle.state"] = snapshot.shuffle
     manifest = {
         "fit": snapshot.fit,
+        "plan": snapshot.plan,
         "optimizer": {n: x for n, x in snapshot.optimizer.items() if not isinstance(x, Tensor)},
         "late": snapshot.late,
         "step": snapshot.step,
@@ -108,6 +111,7 @@ def read_checkpoint(path: Path, fit: dict[str, Any]) -> Snapshot:
         carry.setdefault(key.rpartition(".")[0], []).append(groups["carry"][key])
     return Snapshot(
         fit=fit,
+        plan=manifest.get("plan", {}),
         step=manifest["step"],
         epoch=manifest["epoch"],
         stop=manifest["stop"],
@@ -123,6 +127,11 @@ def read_checkpoint(path: Path, fit: dict[str, Any]) -> Snapshot:
         history=History.restore(groups["history"], manifest["history"]),
         callbacks=manifest["callbacks"],
     )
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """How the fit of a checkpoint takes its steps, as JSON; empty if there is no checkpoint."""
+    return read(path, kind="checkpoint")[1].get("plan", {}) if (path / "manifest.json").exists() else {}
 
 
 def digest(batch: Batch) -> str:

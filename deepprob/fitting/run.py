@@ -105,8 +105,7 @@ class RunningFit:
         self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
         self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
         self.steps_per_epoch, self.total_steps = self.order.steps_per_epoch, settings.total_steps
-        graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
-        self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
+        self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
@@ -215,7 +214,7 @@ class RunningFit:
     def _next_stop(self) -> int:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
-        end = min(self.total_steps, self.step + self.stepper.capacity)
+        end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
         if self.by_epoch:
             end = min(end, (self.step // size + 1) * size)
         for callback in self.callbacks:
@@ -335,7 +334,10 @@ class RunningFit:
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # a fit that was cut short returns the mode that it has reached
-        return Posterior(instance, history=self.history, config=dict(self.settings.config), seed=self.settings.seed)
+        scores = 0 if self.held_out is None else self.held_out.compiled_graphs
+        self.history.compiled_graphs = self.stepper.compiled_graphs + scores
+        config = {**self.settings.config, **self.stepper.facts()}
+        return Posterior(instance, history=self.history, config=config, seed=self.settings.seed)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -354,6 +356,7 @@ class RunningFit:
     def _snapshot(self) -> Snapshot:
         return Snapshot(
             fit=self._fingerprint(),
+            plan=self.stepper.facts().get("plan", {}),
             step=self.step,
             epoch=self.epoch,
             stop=self.stop,

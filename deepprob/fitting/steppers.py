@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,15 +23,17 @@ from deepprob.programs.minibatch import Batch
 
 
 class Stepper(Protocol):
-    """Takes the steps of a fit.
+    """Takes the steps of a fit."""
 
-    Attributes:
-        capacity: Most steps in one call of `run`.
-        compiled_graphs: Number of compiled graphs.
-    """
+    @property
+    def compiled_graphs(self) -> int:
+        """Number of compiled graphs that take the steps."""
 
-    capacity: int
-    compiled_graphs: int
+    def capacity_from(self, step: int) -> int:
+        """Most steps in a call of `run` that begins at this step, the fit's next one."""
+
+    def facts(self) -> dict[str, Any]:
+        """How the steps were taken, for a posterior's ``config``."""
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         """Take ``n`` steps, inside a running program.
@@ -57,7 +59,6 @@ class EagerStepper:
             generator.
     """
 
-    capacity = 1
     compiled_graphs = 0
 
     def __init__(
@@ -68,6 +69,12 @@ class EagerStepper:
         sizes: Sequence[NoiseSize] = (),
     ) -> None:
         self.step, self.buckets, self.noise, self.sizes = step, buckets, noise, sizes
+
+    def capacity_from(self, step: int) -> int:
+        return 1
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         records, on_device = [], rows.to(state.instance.device)
@@ -106,8 +113,13 @@ class LoopStepper:
     ) -> None:
         self.loops, self.buckets, self.optimizer, self.noise = loops, buckets, optimizer, noise
         self.fixed = [(list(data), tensors) for data, tensors in zip(buckets.data_by_bucket, fixed, strict=True)]
-        self.capacity = min(loop.capacity for loop in loops)
         self.compiled_graphs = sum(loop.is_compiled for loop in set(loops))
+
+    def capacity_from(self, step: int) -> int:
+        return min(loop.capacity for loop in self.loops)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]
