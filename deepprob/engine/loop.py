@@ -35,6 +35,7 @@ from deepprob.engine.loop_inputs import (
     checked_result,
 )
 from deepprob.engine.machine import ONE_AT_A_TIME
+from deepprob.engine.native.background import BackgroundBuild, start_build
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
@@ -112,6 +113,7 @@ class Loop:
         carry, fixed = self._carry.tree(), self._fixed.tree()
         self._subject = Subject(step)
         self._run: Run | None = None
+        self._build: BackgroundBuild | None = None
         self._replay: Replay | None = None
         self._lengths: Lengths = {}
         self._noise_lines: tuple[Line, Line] | None = None
@@ -264,13 +266,30 @@ class Loop:
     def _inputs(self) -> list[Tensor]:
         return [*self._carried, *self._captured]
 
+    def start_build(self) -> None:
+        """Start to build the loop's native code in another process, of low priority, and return at once.
+
+        `compile` waits for that process and loads what it built. It builds the code itself if no other process can: on
+        a GPU, or without a cache that this process can write to.
+        """
+        if not self.is_cached():
+            self._build = start_build(self._module, self._inputs, self._lengths)
+
+    @property
+    def is_building(self) -> bool:
+        """Whether the process of `start_build` still runs, so that `compile` would wait for it."""
+        return self._build is not None and self._build.is_running
+
     def compile(self) -> None:
         """Compile the loop to native code, or load it from the cache.
 
         Raises:
             NoCompiler: If there is no C++ compiler.
+            BuildFailed: If the process of `start_build` failed; the message is the reason.
             DifferentGraphs: If native code cannot serve sequences of any length.
         """
+        if self._build is not None:
+            self._build.wait()
         with ONE_AT_A_TIME:
             self._run = compile_module(self._module, self._inputs, self._lengths)
 

@@ -21,6 +21,7 @@ from zoo import COMPILED, ZOO, Example
 
 from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import Noise, PerStep
+from deepprob.engine.native.handover import as_text, from_text
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
@@ -306,6 +307,25 @@ def test_compiled_steps_equal_eager_steps(example: Example, device: torch.device
             assert torch.allclose(a, b, rtol=RELATIVE, atol=RELATIVE * max(scale, 1e-6)), name
     if graph.noise.normal + graph.noise.uniform or graph.noise.unserved:
         _assert_fresh_noise(loop, carry, data, rows, Noise(normal, uniform), rates, graph)
+
+
+@pytest.mark.parametrize(
+    "example",
+    [slow_unless_compiled(e) for e in TRACEABLE],
+    ids=[e.name for e in TRACEABLE],
+)
+def test_a_step_handed_to_another_process_is_the_same(example: Example, device: torch.device) -> None:
+    program, graph, data = trace(example, device)
+    state = init(program.instance, Optimizer(), 0.01)
+    state.carry["buffers"] = graph.buffers
+    loop = step_loop(state, graph, Optimizer(), data, example.batch_size or program.instance.num_data, STEPS)
+    ours, inputs = loop._module, loop._inputs
+    theirs = from_text(as_text(ours, inputs, {}))[0]
+    with RandomStream(3, device).drawing(), torch.no_grad():
+        expected = ours.body(*inputs)
+    with RandomStream(3, device).drawing(), torch.no_grad():
+        found = theirs.body(*inputs)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(expected, found, strict=True))
 
 
 def _assert_fresh_noise(
