@@ -19,7 +19,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Callback, Fit, callback_list
-from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
+from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.course import Course, Length
 from deepprob.fitting.extending import objective_after, optimizer_after, training_of
@@ -33,6 +33,8 @@ from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
+from deepprob.fitting.tiers import choose_score, choose_stepper, saved_plan
+from deepprob.fitting.update_rules import chosen
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
@@ -329,19 +331,20 @@ def _running_fit(
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
 
-    buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.to_take)
+    buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.expected)
     eager = EagerStepper(eager_step, buckets)
     task = CompileTask(state, bound, factory, buckets, size, announce=announce)
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
-        stepper = choose_stepper(compile, eager, task, steps=length.to_take, noise=state.noise)
-        if score is not None and stepper is not eager:
-            compile_score(score, math.ceil(length.to_take / length.steps_per_epoch), always=compile is True)
+        plan = saved_plan(callbacks)
+        stepper = choose_stepper(compile, eager, task, steps=length.expected, noise=state.noise, plan=plan)
+        if score is not None:
+            times = math.ceil(length.expected / length.steps_per_epoch)
+            choose_score(score, stepper, compile, times=times, resumed=plan is not None)
     config = {
         **state.config,
         "epochs": length.epochs,
         "steps": length.total,
         "length": "fixed" if length.fixed else "level",
-        "compiled": stepper.compiled_graphs > 0,
         "lengths": buckets.lengths,
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
@@ -371,7 +374,7 @@ def _step_while_running(
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         state.update(packed, finite, knobs.learning_rate, optimizer)
         for buffer, value in zip(state.carry["buffers"], before, strict=True):
-            buffer.copy_(torch.where(finite, buffer, value))
+            buffer.copy_(chosen(finite, buffer, value))
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
 
 

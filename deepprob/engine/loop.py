@@ -35,6 +35,7 @@ from deepprob.engine.loop_inputs import (
     checked_result,
 )
 from deepprob.engine.machine import ONE_AT_A_TIME
+from deepprob.engine.native.background import BackgroundBuild, start_build
 from deepprob.engine.native.build import Run, compile_module, is_cached
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
@@ -44,6 +45,7 @@ from deepprob.engine.subject import Subject, unchanged_in_python
 from deepprob.engine.trace import (
     check_graph,
     lift_constants,
+    numbers_written,
     same_values,
     trace_graph,
 )
@@ -59,7 +61,7 @@ class Loop:
     """Apply a step many times in one call.
 
     The step is traced once. On a CPU the loop over steps is part of the compiled code. On a GPU, blocks of steps are
-    recorded as CUDA graphs. Without a compiler the graph's operations are called one by one.
+    recorded as CUDA graphs. Before it is compiled, and without a compiler, the step itself is called once a step.
 
     Args:
         step: The step.
@@ -111,6 +113,7 @@ class Loop:
         carry, fixed = self._carry.tree(), self._fixed.tree()
         self._subject = Subject(step)
         self._run: Run | None = None
+        self._build: BackgroundBuild | None = None
         self._replay: Replay | None = None
         self._lengths: Lengths = {}
         self._noise_lines: tuple[Line, Line] | None = None
@@ -199,6 +202,11 @@ class Loop:
         return sum(node.op == "call_function" for node in self._body.graph.nodes)
 
     @property
+    def numbers(self) -> int:
+        """How many numbers the operations of a step write."""
+        return numbers_written(self._body)
+
+    @property
     def any_length(self) -> bool:
         """Whether the loop serves sequences of any length in a range."""
         return bool(self._lengths)
@@ -258,13 +266,30 @@ class Loop:
     def _inputs(self) -> list[Tensor]:
         return [*self._carried, *self._captured]
 
+    def start_build(self) -> None:
+        """Start to build the loop's native code in another process, of low priority, and return at once.
+
+        `compile` waits for that process and loads what it built. It builds the code itself if no other process can: on
+        a GPU, or without a cache that this process can write to.
+        """
+        if not self.is_cached():
+            self._build = start_build(self._module, self._inputs, self._lengths)
+
+    @property
+    def is_building(self) -> bool:
+        """Whether the process of `start_build` still runs, so that `compile` would wait for it."""
+        return self._build is not None and self._build.is_running
+
     def compile(self) -> None:
         """Compile the loop to native code, or load it from the cache.
 
         Raises:
             NoCompiler: If there is no C++ compiler.
+            BuildFailed: If the process of `start_build` failed; the message is the reason.
             DifferentGraphs: If native code cannot serve sequences of any length.
         """
+        if self._build is not None:
+            self._build.wait()
         with ONE_AT_A_TIME:
             self._run = compile_module(self._module, self._inputs, self._lengths)
 
@@ -294,6 +319,8 @@ class Loop:
         _, mine, drawn, number, steps = buffers
         check_call(per_step, mine, self.capacity)
         check_noise(noise, drawn, count, self.noise_for(fixed))
+        if self._run is None and self._device.type != "cuda" and not self._lengths:
+            return self._one_by_one(count, carry, per_step, fixed, noise or drawn, first)
         # Rows beyond `count` and noise beyond the need of shorter sequences are never read.
         mine.knobs[:count].copy_(per_step.knobs)
         same_rows = len(mine.rows) == 1
@@ -308,6 +335,19 @@ class Loop:
             out = self._iterate(count, [index, *given, *rest[len(given) :]], captured)
         _, new, tables = tree_unflatten(list(out), self._carry_spec)
         return new, self._records.read(tables, count)
+
+    def _one_by_one(
+        self, count: int, carry: Any, per_step: PerStep, fixed: Any, noise: Noise, first: int
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Call the step once a step: without the tables and indices of the compiled loop it has fewer operations."""
+        rows, records = per_step.rows.expand(count, -1), []
+        with torch.no_grad():
+            for k in range(count):
+                number = torch.full((), first + k, dtype=torch.long, device=self._device)
+                mine = Noise(noise.normal[k], noise.uniform[k])
+                carry, record = self._step(carry, StepData(fixed, rows[k], number), mine, per_step.knobs[k])
+                records.append(record)
+        return carry, {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
     def _iterate(self, count: int, carried: list[Tensor], captured: list[Tensor]) -> Sequence[Tensor]:
         on_gpu = self._device.type == "cuda"

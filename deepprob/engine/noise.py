@@ -24,8 +24,8 @@ class NoiseSize:
         normal: Number of standard normal numbers.
         uniform: Number of uniform numbers in [0, 1).
         dtype: The dtype of both.
-        unserved: Names of random operations that noise cannot serve (gamma, multinomial, permutations): they draw
-            from torch's generator during the run.
+        unserved: Names of random operations that noise cannot serve (gamma, Dirichlet, permutations): they draw from
+            torch's generator during the run.
         operations: Number of tensor operations of the run, gradients included.
         requests: Kind and amount of every request for noise, in order.
     """
@@ -85,19 +85,21 @@ class LiftedNoise(TorchDispatchMode):
     Args:
         normal: Standard normal numbers; None lets operations draw as usual, and counts the numbers.
         uniform: Uniform numbers in [0, 1), or None.
+        exact: Whether to refuse a run that needs more numbers; otherwise the rest of them comes from torch's generator.
 
     Examples:
         >>> with LiftedNoise(torch.arange(16.0), torch.zeros(0)):
         ...     torch.normal(torch.full((2,), 10.0), torch.full((2,), 2.0)).tolist()
         [10.0, 12.0]
         >>> with LiftedNoise() as count:
-        ...     _ = torch.randn(3), torch.bernoulli(torch.full((2,), 0.5)), torch.multinomial(torch.ones(4), 1)
+        ...     _ = torch.randn(3), torch.bernoulli(torch.full((2,), 0.5)), torch.randperm(4)
         >>> count.size.normal, count.size.uniform, count.size.unserved
-        (3, 2, ('multinomial',))
+        (3, 2, ('randperm',))
     """
 
-    def __init__(self, normal: Tensor | None = None, uniform: Tensor | None = None) -> None:
+    def __init__(self, normal: Tensor | None = None, uniform: Tensor | None = None, *, exact: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._exact = exact
         self._sources = {"normal": normal, "uniform": uniform}
         self._used = {"normal": 0, "uniform": 0}
         self._dtype = torch.get_default_dtype()
@@ -126,7 +128,7 @@ class LiftedNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         serve = _SERVED.get(func)
-        if serve is None or kwargs.get("generator") is not None or _is_complex(args, kwargs):
+        if serve is None or kwargs.get("generator") is not None or _cannot_serve(func, args, kwargs):
             self._unserved.append(func.overloadpacket.__name__)
             return func(*args, **kwargs)
         kwargs.pop("generator", None)
@@ -136,7 +138,7 @@ class LiftedNoise(TorchDispatchMode):
         """Take the next numbers of a kind, ``"normal"`` or ``"uniform"``.
 
         Raises:
-            RuntimeError: If too few are left.
+            RuntimeError: If too few are left, and the amount must be exact.
         """
         count, start = math.prod(shape), self._used[kind]
         self._used[kind] += count
@@ -144,7 +146,7 @@ class LiftedNoise(TorchDispatchMode):
         if dtype == torch.float64:
             self._dtype = dtype
         source = self._sources[kind]
-        if source is None:
+        if source is None or not (self._exact or start + count <= len(source)):
             return _NEW[kind](tuple(shape), dtype=dtype, device=device)
         if start + count > len(source):
             raise RuntimeError(
@@ -186,7 +188,10 @@ class NoDraws(TorchDispatchMode):
 _Serve = Callable[..., Tensor]
 
 
-def _is_complex(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def _cannot_serve(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a served operation draws complex numbers, or several categories without replacement."""
+    if func is _aten.multinomial.default:
+        return args[1] > 1 and not any(args[2:3])
     dtype = kwargs.get("dtype") or next((x.dtype for x in args if isinstance(x, Tensor)), None)
     return dtype is not None and dtype.is_complex
 
@@ -248,6 +253,14 @@ def _cauchy_(noise: LiftedNoise, x: Tensor, median: float = 0.0, sigma: float = 
     return x.copy_(median + sigma * torch.tan(math.pi * (u - 0.5)))
 
 
+def _multinomial(noise: LiftedNoise, x: Tensor, count: int, *_: Any) -> Tensor:
+    """Categories by the inverse of their cumulative probabilities; a category of probability zero is never drawn."""
+    cumulative = x.cumsum(-1)
+    u = noise.take("uniform", (*x.shape[:-1], count), x.dtype, x.device)
+    found = torch.searchsorted(cumulative / cumulative[..., -1:], u.contiguous(), right=True)
+    return found.clamp(max=x.shape[-1] - 1)  # where probabilities are nan
+
+
 def _dropout(noise: LiftedNoise, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     if train is False:  # None means training, as in torch
         return x.clone(), torch.ones_like(x, dtype=torch.bool)
@@ -272,5 +285,6 @@ _SERVED: dict[Any, Callable[..., Any]] = {
     _aten.bernoulli_.Tensor: _bernoulli_,
     _aten.exponential_.default: _exponential_,
     _aten.cauchy_.default: _cauchy_,
+    _aten.multinomial.default: _multinomial,
     _aten.native_dropout.default: _dropout,
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.functional import pad
 
 _ALONE = 2**14  # elements: from here on, copying a gradient into a shared tensor costs more than one more tensor
@@ -49,18 +50,19 @@ class Packing:
             self.places.append((group, start))
             shared[key] = group, start + _padded(p.numel())
 
-    def pack(self, tensors: Sequence[Tensor], *, in_a_graph: bool = False) -> list[Tensor]:
+    def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Pack tensors of the parameters' shapes into groups.
+
+        In a trace, small groups are sums of padded tensors: compiled code computes a sum where it is used, but writes
+        a concatenation to memory part by part.
 
         Args:
             tensors: One tensor for every parameter.
-            in_a_graph: Whether the result will be compiled. Then small groups are sums of padded tensors: compiled
-                code computes a sum where it is used, but writes a concatenation to memory part by part.
         """
         members: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.groups)]
         for (group, start), x in zip(self.places, tensors, strict=True):
             members[group].append((start, x))
-        return [_concatenate(group, in_a_graph) for group in members]
+        return [_concatenate(group) for group in members]
 
     def unpack(self, groups: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of the parameters' shapes in the groups, as views."""
@@ -70,13 +72,13 @@ class Packing:
         ]
 
 
-def _concatenate(members: Sequence[tuple[int, Tensor]], in_a_graph: bool) -> Tensor:
+def _concatenate(members: Sequence[tuple[int, Tensor]]) -> Tensor:
     """One tensor with each member from its first element on, and zeros between them."""
     if members[0][0] < 0:
         return members[0][1]
     parts = [(start, x.reshape(-1)) for start, x in members]
     size = parts[-1][0] + _padded(len(parts[-1][1]))
-    if in_a_graph and size * len(parts) <= _SUMMED:
+    if size * len(parts) <= _SUMMED and get_proxy_mode() is not None:
         spread = [pad(x, (start, size - start - len(x))) for start, x in parts]
         return functools.reduce(torch.add, spread)
     gaps = [_padded(len(x)) - len(x) for _, x in parts]

@@ -340,6 +340,13 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
     return found
 
 
+def numbers_written(graph: GraphModule) -> int:
+    """How many numbers the operations of a graph write; views write none."""
+    nodes = [node for node in graph.graph.nodes if hasattr(node.target, "_schema")]
+    written = (n.meta.get("val") for n in nodes if not any(x.alias_info for x in n.target._schema.returns))
+    return sum(x.numel() for x in written if isinstance(x, Tensor))
+
+
 def same_values(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one shape hold the same numbers; nan equals nan."""
     return bool(torch.equal(a, b)) or bool((a.isnan() & b.isnan() | (a == b)).all())

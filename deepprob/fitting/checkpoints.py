@@ -43,6 +43,11 @@ def check_same(now: Mapping[str, Any], was: Mapping[str, Any], path: Path) -> No
         )
 
 
+def read_plan(path: Path) -> dict[str, Any]:
+    """How the fit of a checkpoint takes its steps, as JSON; empty if there is no checkpoint."""
+    return read(path, kind="checkpoint")[1].get("plan", {}) if (path / "manifest.json").exists() else {}
+
+
 def digest(batch: Batch) -> str:
     """A hash of the content of some tensors."""
     found = hashlib.sha256()

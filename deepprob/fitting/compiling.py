@@ -1,10 +1,9 @@
-"""Compiling the steps of a fit: the decision, the compilation, and the comparison with eager steps."""
+"""Tracing and compiling the steps of a fit, and their comparison with eager steps."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,91 +16,24 @@ from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import Noise, StepData
 from deepprob.engine.machine import without_collector
 from deepprob.engine.native.cache import NoCompiler, compiler
+from deepprob.engine.noise import NoiseSize
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.comparison import TOLERANCE, Reading, Trial, difference
-from deepprob.fitting.cost_model import (
-    ANY_LENGTH_FACTOR,
-    COMPILE_SECONDS,
-    COMPILE_SECONDS_PER_OPERATION,
-    FEWEST_STEPS,
-    capacity_of,
-    is_worth_compiling,
-)
+from deepprob.fitting.cost_model import capacity_of
 from deepprob.fitting.gradients import GradientProgram, trace_gradients
-from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.plan import Work, compile_seconds
 from deepprob.fitting.state import State, gather_rows, repeat_rows
 from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_loop
-from deepprob.fitting.steppers import CompiledStepper, EagerStepper, Stepper
+from deepprob.fitting.steppers import LoopStepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch
-from deepprob.programs.parameters import warn_of_late
 
 # How far the comparison moves the parameters. The next one is tried if the bound is not finite, as for small scales.
 _SHIFTS = (1e-2, 1e-4, 0.0)
-
-
-def choose_stepper(
-    compile: bool | str, eager: EagerStepper, task: CompileTask, *, steps: int, noise: RandomStream
-) -> Stepper:
-    """Choose compiled or eager steps.
-
-    If a step cannot be traced, or its loop differs from the eager step, the steps are eager. If only the compiler
-    fails, the traced graph runs uncompiled. In both cases a warning gives the reason. ``"auto"`` decides by the number
-    of steps and of operations in a step, never by a clock: one seed gives one result. The buffers in the state's carry
-    become all buffers that a step changes.
-
-    Args:
-        compile: True, False or ``"auto"``.
-        eager: The eager stepper.
-        task: The steps to compile.
-        steps: Planned steps.
-        noise: The fit's random numbers.
-    """
-    state = task.state
-    must_be_eager = compile is False or (compile == "auto" and steps < FEWEST_STEPS)
-    known, program = {id(x) for x in state.carry["buffers"]}, state.instance.program
-    if must_be_eager and all(id(x) in known for x in program.buffers()) and not program.has_baselines:
-        return eager
-    program.train()
-    with state.instance.running(), task.stream.drawing():
-        size, changed = task.program.measure(*task.example(len(task.buckets.data_by_bucket) - 1))
-        late = state.join()
-    state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
-    if late:
-        warn_of_late(late)
-        return eager
-    if must_be_eager or (compile == "auto" and not is_worth_compiling(steps, size.operations)):
-        return eager
-    try:
-        with without_collector():
-            loops, failure, mismatch = task.loops()
-    except Untraceable as error:
-        _warn(str(error))
-        return eager
-    if failure:
-        _warn(failure, "the traced graph runs uncompiled")
-    if mismatch:
-        _warn(mismatch)
-        return eager
-    return CompiledStepper([x.loop for x in loops], task.buckets, [x.fixed for x in loops], task.optimizer, noise)
-
-
-def compile_score(held_out: HeldOut, times: int, *, always: bool) -> None:
-    """Compile the held-out score of a compiled fit if that gains time; if it fails, warn and keep the eager score.
-
-    Args:
-        held_out: The score.
-        times: Planned number of scores.
-        always: Whether to compile even if it gains no time.
-    """
-    if not always and not is_worth_compiling(times, held_out.operations):
-        return
-    if failure := _failure_of(held_out.compile):
-        _warn(failure, "the held-out score is computed eagerly")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +54,10 @@ class CompileTask:
         buckets: All rows, on the device.
         batch_size: Rows of a step.
         announce: Whether to print how long compilation will take.
+
+    Attributes:
+        sizes: How much noise a step takes, by bucket, once measured.
+        traced: The loop of each bucket, once traced.
     """
 
     def __init__(
@@ -138,38 +74,87 @@ class CompileTask:
         self.batch_size, self.announce = batch_size, announce
         self.program = GradientProgram(state.instance, objective)
         self.stream = RandomStream(0, state.instance.device)
+        self.sizes: list[NoiseSize] = []
+        self.traced: list[_TracedLoop] = []
 
-    def loops(self) -> tuple[list[_TracedLoop], str, str]:
-        """Trace, compile and compare a loop for every bucket.
-
-        On a CPU one loop serves all buckets if its graph can take any length and it agrees with eager steps; otherwise
-        each bucket has its own.
+    def measure(self) -> list[str]:
+        """Measure one step of every bucket; the buffers in the state's carry become all that a step changes.
 
         Returns:
-            The loop of each bucket, the reason why compiling failed, and the first difference from eager steps; the
-            last two are empty if there is none.
+            Names of parameters that a step registered.
+        """
+        state = self.state
+        state.instance.program.train()
+        with state.instance.running(), self.stream.drawing():
+            for bucket in range(len(self.buckets.data_by_bucket)):
+                size, changed = self.program.measure(*self.example(bucket))
+                self.sizes.append(size)
+                state.carry["buffers"] = changed  # a skipped step restores these, eagerly and compiled
+            return state.join()
+
+    def trace(self) -> None:
+        """Trace a loop for every bucket.
+
+        On a CPU one loop serves all buckets if its graph can take any length; otherwise each bucket has its own.
 
         Raises:
             Untraceable: If a step cannot be traced.
         """
         count = len(self.buckets.data_by_bucket)
-        if count > 1 and self.state.instance.device.type == "cpu":
-            shortest, longest = self._trace(0), self._trace(count - 1)
-            with contextlib.suppress(DifferentGraphs):
-                longest.loop.serve_any_length(shortest.loop)
-                found = self._compile_and_compare([longest] * count)
-                if not found[2]:
-                    return found
-        return self._compile_and_compare([self._trace(bucket) for bucket in range(count)])
+        with without_collector():
+            if count > 1 and self.state.instance.device.type == "cpu":
+                shortest, longest = self._trace(0), self._trace(count - 1)
+                with contextlib.suppress(DifferentGraphs):
+                    longest.loop.serve_any_length(shortest.loop)
+                    self.traced = [longest] * count
+                    return
+            self.traced = [self._trace(bucket) for bucket in range(count)]
+
+    @property
+    def loops(self) -> list[Loop]:
+        """The loop of each bucket; buckets may share one."""
+        return [each.loop for each in self.traced]
+
+    @property
+    def work(self) -> Work:
+        """The size of all graphs; of their operations only those of the longest bucket run in every step."""
+        loops, state = dict.fromkeys(self.loops), self.state
+        operations, numbers = sum(loop.operations for loop in loops), max(loop.numbers for loop in loops)
+        return Work(operations, numbers, state.multiplications(self.batch_size))
+
+    def is_cached(self) -> bool:
+        """Whether the cache holds native code for all loops."""
+        return all(loop.is_cached() for loop in dict.fromkeys(self.loops))
+
+    def check(self, *, compile: bool) -> tuple[str, str]:
+        """Compare the loops with eager steps, compiled or operation by operation.
+
+        If a loop that serves all buckets differs or cannot be compiled, each bucket gets its own.
+
+        Args:
+            compile: Whether to compile the loops first.
+
+        Returns:
+            The reason why compiling failed, and the first difference from eager steps; each is empty if there is none.
+        """
+        try:
+            failure = _compile(list(dict.fromkeys(self.loops)), self.announce) if compile else ""
+            mismatch = self._first_difference(self.traced)
+        except DifferentGraphs as error:
+            failure, mismatch = "", str(error)
+        if mismatch and self.loops[0].any_length:
+            self.traced = [self._trace(bucket) for bucket in range(len(self.traced))]
+            return self.check(compile=compile)
+        return failure, mismatch
+
+    def stepper(self, noise: RandomStream) -> LoopStepper:
+        """The steps that the loops take."""
+        return LoopStepper(self.loops, self.buckets, [x.fixed for x in self.traced], self.optimizer, noise)
 
     def example(self, bucket: int) -> tuple[Batch, Tensor]:
         """A batch of a bucket, and the indices of its rows."""
         rows = repeat_rows(self.buckets.rows_within(bucket), self.batch_size).to(self.state.instance.device)
         return gather_rows(self.buckets.data_by_bucket[bucket], rows), rows
-
-    def _compile_and_compare(self, loops: list[_TracedLoop]) -> tuple[list[_TracedLoop], str, str]:
-        failure = _compile([x.loop for x in dict.fromkeys(loops)], self.announce)
-        return loops, failure, self._first_difference(loops)
 
     def _trace(self, bucket: int) -> _TracedLoop:
         """Trace the loop of one bucket.
@@ -275,22 +260,18 @@ def _compile(loops: Sequence[Loop], announce: bool) -> str:
         The reason why compiling failed; empty if it did not.
     """
     uncached = [loop for loop in loops if not loop.is_cached()]
-    if uncached and (failure := _failure_of(compiler)):
+    if uncached and (failure := failure_of(compiler)):
         return failure
     if announce and uncached:
-        seconds = sum(
-            (COMPILE_SECONDS + COMPILE_SECONDS_PER_OPERATION * loop.operations)
-            * (ANY_LENGTH_FACTOR if loop.any_length else 1)
-            for loop in uncached
-        )
+        seconds = sum(compile_seconds(loop.operations, any_length=loop.any_length) for loop in uncached)
         what = "the step" if len(loops) == 1 else f"the step for {len(loops)} sequence lengths"
         operations = " + ".join(str(loop.operations) for loop in uncached)
         print(f"compiling {what} ({operations} operations), about {seconds:.0f} s", file=sys.stderr)
-    failures = [_failure_of(loop.compile) for loop in loops]
+    failures = [failure_of(loop.compile) for loop in loops]
     return next(filter(None, failures), "")
 
 
-def _failure_of(compile: Callable[[], object]) -> str:
+def failure_of(compile: Callable[[], object]) -> str:
     """Call a function that compiles; the reason why it failed, or ""."""
     try:
         compile()
@@ -306,7 +287,3 @@ def _failure_of(compile: Callable[[], object]) -> str:
 def _first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return (str(error).strip().splitlines() or [""])[0]
-
-
-def _warn(reason: str, consequence: str = "the steps run eagerly, and more slowly") -> None:
-    warnings.warn(f"not compiled: {reason}; {consequence}.", UserWarning, stacklevel=4)

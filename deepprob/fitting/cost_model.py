@@ -1,4 +1,4 @@
-"""The cost and the gain of compiling a fit, and the number of steps in one call."""
+"""The length buckets of a fit that may be compiled, and the number of steps in one call."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from deepprob.fitting.buckets import LengthBuckets, sequence_lengths
 from deepprob.fitting.state import State
 from deepprob.programs.minibatch import Batch
 
-# Measured on two cores, see benchmarks/README.md.
-COMPILE_SECONDS, COMPILE_SECONDS_PER_OPERATION = 8.0, 0.02
-ANY_LENGTH_FACTOR = 1.3  # a graph for sequences of any length takes this many times as long to compile
-_SECONDS_SAVED_PER_OPERATION = 1e-5  # in one step
-FEWEST_STEPS = 1000  # shorter fits gain nothing from compiling, whatever the program
+FEWEST_STEPS = 1000  # shorter fits may not pay for code of several lengths, whatever the program
 _MULTIPLICATIONS_PER_BUCKET = 2**38  # take about as long as compiling for one more bucket
 
 _MOST_STEPS = 1024  # in one call
@@ -41,12 +37,6 @@ def length_buckets(compile: bool | str, state: State, data: Batch, *, batch_size
     least_saving = _MULTIPLICATIONS_PER_BUCKET / (state.multiplications(batch_size) * steps) if weigh_cost else 0.0
     pad_one_step = may_compile and instance.device.type == "cpu"
     return LengthBuckets(data, lengths, batch_size, least_saving, pad_one_step, state.instance.num_data)
-
-
-def is_worth_compiling(steps: int, operations: int) -> bool:
-    """Whether ``steps`` runs of a graph of ``operations`` gain more time than compiling it takes."""
-    cost = COMPILE_SECONDS + COMPILE_SECONDS_PER_OPERATION * operations
-    return steps * operations * _SECONDS_SAVED_PER_OPERATION > cost
 
 
 def capacity_of(state: State, batch_size: int, numbers: int) -> int:

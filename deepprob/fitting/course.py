@@ -64,6 +64,11 @@ class Length:
         """Planned steps, without those that are done."""
         return self.total - self.done
 
+    @property
+    def expected(self) -> int:
+        """Steps to plan the fit's speed for: most bounds level in a quarter of the budget."""
+        return self.to_take if self.fixed else self.to_take // 4
+
 
 class Course:
     """How many steps a fit takes, and the learning rate of each.

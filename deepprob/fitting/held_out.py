@@ -10,10 +10,11 @@ from torch import Tensor
 
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
+from deepprob.engine.served_calls import replaced_calls, served
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.programs.tracing import CompiledQuery, trace_query
+from deepprob.programs.tracing import FlatQuery, trace_query
 
 _SEED = 20_140_410
 
@@ -37,7 +38,7 @@ class HeldOut:
 
     def __init__(self, instance: ProgramInstance, batch: Batch) -> None:
         self.instance, self.batch, self.operations = instance, batch, 0
-        self._compiled: dict[int, CompiledQuery] = {}
+        self._graphs: dict[int, FlatQuery] = {}
         self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []
         generators = [torch.Generator(instance.device).manual_seed(_SEED + kind) for kind in range(2)]
         with self._scoring() as posterior:
@@ -60,7 +61,7 @@ class HeldOut:
     @property
     def compiled_graphs(self) -> int:
         """Number of compiled graphs: one for each size of a piece of the rows, at most two."""
-        return len(self._compiled)
+        return sum(graph.is_compiled for graph in self._graphs.values())
 
     def __call__(self) -> float:
         """The score at the present parameters."""
@@ -69,9 +70,9 @@ class HeldOut:
             return float(torch.cat(parts).mean())
 
     def _score(self, posterior: Posterior, piece: Batch, noise: tuple[Tensor, Tensor]) -> Tensor:
-        if compiled := self._compiled.get(num_rows(piece)):
-            return compiled(piece, *noise)
-        with LiftedNoise(*noise):
+        if graph := self._graphs.get(num_rows(piece)):
+            return graph(piece, *noise)
+        with replaced_calls(), served(LiftedNoise(*noise)):
             return posterior.elbo_of(piece, 1)
 
     @contextmanager
@@ -83,17 +84,17 @@ class HeldOut:
         finally:
             instance.program.train(training)
 
-    def compile(self) -> None:
-        """Compile the score; later calls run native code.
+    def trace(self) -> list[FlatQuery]:
+        """Trace the score; later calls run its graphs, one for each size of a piece of the rows.
 
         Raises:
             Untraceable: If the score depends on tensor values other than through tensor operations.
-            NoCompiler: If there is no C++ compiler.
         """
-        found: dict[int, CompiledQuery] = {}
+        found: dict[int, FlatQuery] = {}
         with self._scoring() as posterior:
             for piece, _ in self._pieces:
                 if num_rows(piece) not in found:
                     graph = trace_query(self.instance, lambda x: [posterior.elbo_of(x, 1)], piece)
-                    found[num_rows(piece)] = CompiledQuery(graph, piece)
-        self._compiled = found
+                    found[num_rows(piece)] = FlatQuery(graph, piece)
+        self._graphs = found
+        return list(found.values())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepprob.engine.machine import keep_freed_memory, threads_for
 from deepprob.engine.random import RandomStream
+from deepprob.engine.served_calls import replaced_calls
 from deepprob.fitting.best import BestState
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
@@ -98,8 +99,7 @@ class RunningFit:
         self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
         self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
         self.steps_per_epoch, self.course = self.order.steps_per_epoch, settings.course
-        graphs = stepper.compiled_graphs + (0 if held_out is None else held_out.compiled_graphs)
-        self.history = History(steps_per_epoch=self.steps_per_epoch, compiled_graphs=graphs)
+        self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
@@ -143,7 +143,8 @@ class RunningFit:
         bar = ProgressBar(self, progress)
         try:
             keep_freed_memory()
-            with bar, threads_for(self.state.multiplications(self.settings.batch_size)), interruptible() as interrupted:
+            threads = threads_for(self.state.multiplications(self.settings.batch_size))
+            with bar, threads, replaced_calls(), interruptible() as interrupted:
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 if self.step > self.epoch * self.steps_per_epoch and not interrupted:
@@ -228,7 +229,7 @@ class RunningFit:
 
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
         """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
-        origin, chunk = self._position(), self.stepper.capacity
+        origin, chunk = self._position(), self.stepper.capacity_from(self.step)
         knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
         knobs[:, 0] = 0.0
         name = self.settings.config["objective"].get("name")
@@ -270,7 +271,7 @@ class RunningFit:
     def _next_stop(self) -> int:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
-        end = min(self.total_steps, self.step + self.stepper.capacity)
+        end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
         if self.course.holds:
             end = min(end, self.course.begins, self.levelling.next_stop(self.step))
         if self.by_epoch:
@@ -379,5 +380,7 @@ class RunningFit:
         except ValueError:
             if not (self.history.interrupted or self.bad_in_a_row):
                 raise  # a fit that was cut short returns the mode that it has reached
-        config = dict(self.settings.config) | {"steps": self.total_steps}
+        scores = 0 if self.held_out is None else self.held_out.compiled_graphs
+        self.history.compiled_graphs = self.stepper.compiled_graphs + scores
+        config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
         return Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)

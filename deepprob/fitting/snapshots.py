@@ -16,6 +16,7 @@ from deepprob.fitting.course import Course
 from deepprob.fitting.levelling import Levelling
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.state import State
+from deepprob.fitting.steppers import Stepper
 from deepprob.posteriors.history import History
 from deepprob.programs.late import late_to_json
 
@@ -29,6 +30,7 @@ class Snapshot:
     Attributes:
         fit: The settings and digests that identify the fit, as JSON; a resumed fit must have the same.
         course: The state of the fit's course, as JSON.
+        plan: How the steps are taken, as JSON; a resumed fit follows it.
         step: Steps done.
         epoch: Epochs done.
         stop: Whether a callback ended the fit.
@@ -49,6 +51,7 @@ class Snapshot:
 
     fit: dict[str, Any]
     course: dict[str, Any]
+    plan: dict[str, Any]
     step: int
     epoch: int
     stop: bool
@@ -71,6 +74,7 @@ class Resumable(Protocol):
     """The parts of a running fit that the next steps depend on."""
 
     state: State
+    stepper: Stepper
     course: Course
     levelling: Levelling
     best: BestState
@@ -93,6 +97,7 @@ def snapshot(fit: Resumable) -> Snapshot:
     return Snapshot(
         fit=fit.identity(),
         course=fit.course.state(),
+        plan=fit.stepper.facts().get("plan", {}),
         step=fit.step,
         epoch=fit.epoch,
         stop=fit.stop,
@@ -155,6 +160,7 @@ def parts(found: Snapshot) -> tuple[_Tensors, dict[str, Any]]:
     facts = {
         "fit": found.fit,
         "course": found.course,
+        "plan": found.plan,
         "levelling": found.levelling,
         "optimizer": {n: x for n, x in found.optimizer.items() if not isinstance(x, Tensor)},
         "late": found.late,
@@ -181,6 +187,7 @@ def from_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Snaps
     return Snapshot(
         fit=facts["fit"],
         course=facts["course"],
+        plan=facts["plan"],
         step=facts["step"],
         epoch=facts["epoch"],
         stop=facts["stop"],

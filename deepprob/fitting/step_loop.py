@@ -23,7 +23,7 @@ from deepprob.fitting.gradients import GradientGraph, GradientProgram
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.state import State, gather_rows
-from deepprob.fitting.update_rules import Carry
+from deepprob.fitting.update_rules import Carry, chosen
 from deepprob.programs.minibatch import Batch
 
 GRADIENTS = "gradients"
@@ -74,7 +74,7 @@ def step_loop(
             params, carry["buffers"], fixed, batch, rows, *noise, weight.to(gradients.noise.dtype)
         )
         named = dict(zip(gradients.names, terms, strict=True))
-        flat = state.packing.pack(found, in_a_graph=True)
+        flat = state.packing.pack(found)
         return _new_carry_and_record(carry, flat, loss, named, buffers, rate, inputs.number, optimizer)
 
     rows = torch.zeros((1 if full_batch else 2), batch_size, dtype=torch.long, device=packed.device)
@@ -134,5 +134,5 @@ def _new_carry_and_record(
     else:
         new = optimizer.advance(carry, gradients, finite, rate, number)
     pairs = zip(carry["buffers"], buffers, strict=True)
-    new["buffers"] = [torch.where(finite, after, before) for before, after in pairs]
+    new["buffers"] = [chosen(finite, after, before) for before, after in pairs]
     return {name: new[name] for name in carry}, terms | {"gradient_norm": norm, "skipped": (~finite).to(rate.dtype)}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import Noise, PerStep
+from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.random import RandomStream
+from deepprob.engine.served_calls import served
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import FloatArray, Optimizer
@@ -20,15 +23,17 @@ from deepprob.programs.minibatch import Batch
 
 
 class Stepper(Protocol):
-    """Takes the steps of a fit.
+    """Takes the steps of a fit."""
 
-    Attributes:
-        capacity: Most steps in one call of `run`.
-        compiled_graphs: Number of compiled graphs.
-    """
+    @property
+    def compiled_graphs(self) -> int:
+        """Number of compiled graphs that take the steps."""
 
-    capacity: int
-    compiled_graphs: int
+    def capacity_from(self, step: int) -> int:
+        """Most steps in a call of `run` that begins at this step, the fit's next one."""
+
+    def facts(self) -> dict[str, Any]:
+        """How the steps were taken, for a posterior's ``config``."""
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         """Take ``n`` steps, inside a running program.
@@ -49,25 +54,46 @@ class EagerStepper:
     Args:
         step: Takes one step, given the state, all rows, the rows of the batch and the knobs, and returns its terms.
         buckets: All rows, on the device.
+        noise: The fit's random numbers; None if steps draw from torch's generator.
+        sizes: For each bucket, how much noise a step takes. A step that takes more draws the rest from torch's
+            generator.
     """
 
-    capacity = 1
     compiled_graphs = 0
 
-    def __init__(self, step: Callable[[State, Batch, Tensor, Knobs], Terms], buckets: LengthBuckets) -> None:
-        self.step, self.buckets = step, buckets
+    def __init__(
+        self,
+        step: Callable[[State, Batch, Tensor, Knobs], Terms],
+        buckets: LengthBuckets,
+        noise: RandomStream | None = None,
+        sizes: Sequence[NoiseSize] = (),
+    ) -> None:
+        self.step, self.buckets, self.noise, self.sizes = step, buckets, noise, sizes
+
+    def capacity_from(self, step: int) -> int:
+        return 1
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         records, on_device = [], rows.to(state.instance.device)
         for bucket, first, end in self.buckets.consecutive(rows):
             data = self.buckets.data_by_bucket[bucket]
             for i in range(first, end):
-                records.append(self.step(state, data, on_device[i], Knobs.of(knobs[i])))
+                with self._served(bucket, state.instance.device):
+                    records.append(self.step(state, data, on_device[i], Knobs.of(knobs[i])))
         return {name: torch.stack([record[name] for record in records]) for name in records[0]}
 
+    def _served(self, bucket: int, device: torch.device) -> AbstractContextManager[None]:
+        """A context in which the next step takes the numbers that a loop would take."""
+        if self.noise is None or not self.sizes:
+            return nullcontext()
+        return served(LiftedNoise(*self.sizes[bucket].draw_once(self.noise.generators, device), exact=False))
 
-class CompiledStepper:
-    """Takes many steps in one call of a loop.
+
+class LoopStepper:
+    """Takes many steps in one call of a loop, as native code or operation by operation.
 
     Args:
         loops: The loop of each bucket, see `step_loop`; buckets may share one.
@@ -87,8 +113,13 @@ class CompiledStepper:
     ) -> None:
         self.loops, self.buckets, self.optimizer, self.noise = loops, buckets, optimizer, noise
         self.fixed = [(list(data), tensors) for data, tensors in zip(buckets.data_by_bucket, fixed, strict=True)]
-        self.capacity = min(loop.capacity for loop in loops)
         self.compiled_graphs = sum(loop.is_compiled for loop in set(loops))
+
+    def capacity_from(self, step: int) -> int:
+        return min(loop.capacity for loop in self.loops)
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         like = state.carry["packed"][0]

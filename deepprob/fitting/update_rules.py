@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from deepprob.engine.packing import global_norm
 
@@ -144,10 +145,17 @@ def advance(
     for i, (p, g) in enumerate(zip(carry["packed"], gradients, strict=True)):
         moments = [carry[m][i] for m in names]
         stepped, moved = rule(p, g, moments, number, rate)
-        new["packed"].append(torch.where(applied, stepped, p))
+        new["packed"].append(chosen(applied, stepped, p))
         for name, before, after in zip(names, moments, moved, strict=True):
-            new[name].append(torch.where(applied, after, before))
+            new[name].append(chosen(applied, after, before))
     return new | count_and_average(carry, new["packed"], applied, average)
+
+
+def chosen(applied: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``torch.where(applied, new, old)`` for one flag; on a CPU, where a flag is read at no cost, without a copy."""
+    if type(applied) is not Tensor or applied.device.type != "cpu" or get_proxy_mode() is not None:
+        return torch.where(applied, new, old)
+    return new if applied else old
 
 
 def accumulate_and_clip(
@@ -178,7 +186,7 @@ def count_and_average(carry: Carry, packed: Sequence[Tensor], applied: Tensor, a
     Early averages forget the start faster, as in Adam's bias correction.
     """
     number = carry["count"][0] + 1
-    new: Carry = {"count": [torch.where(applied, number, carry["count"][0])]}
+    new: Carry = {"count": [chosen(applied, number, carry["count"][0])]}
     if average is not None:
         kept = ((1.0 + number) / (10.0 + number)).clamp(max=average)
         pairs = zip(carry["average"], packed, strict=True)

@@ -116,6 +116,7 @@ def expect(instance: Instance, late: Mapping[str, Any], tensors: Mapping[str, Te
         tensors: The saved state.
     """
     own, store = dict(instance.program.named_parameters()), instance.store
+    late = {name: found for name, found in late.items() if name not in instance.registered}
     for name, (constraint, path) in late.items():
         store["params"][name] = own[path] if path else tensors[f"store.{name}"].to(instance.device)
         store["constraints"][name] = constraint_from_json(constraint)

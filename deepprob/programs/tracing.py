@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from deepprob.engine.deferred_errors import DeferredErrors
 from deepprob.engine.machine import ONE_AT_A_TIME
-from deepprob.engine.native.build import compile_module
+from deepprob.engine.native.build import Run as NativeCode
+from deepprob.engine.native.build import compile_module, is_cached
 from deepprob.engine.noise import LiftedNoise, NoDraws, NoiseSize, RandomDraw
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Subject, Untraceable
@@ -30,6 +31,7 @@ from deepprob.engine.trace import (
     SkipValueChecks,
     functionalise,
     lift_constants,
+    numbers_written,
     reason_of,
     trace_graph,
 )
@@ -189,19 +191,21 @@ def _unchecked(fn: Distribution) -> Distribution:
     return new
 
 
-class CompiledQuery:
-    """A query to a program, compiled to native code, with one tensor as its answer.
+class FlatQuery:
+    """A query to a program as one graph from tensors to one tensor, run operation by operation or compiled.
 
     Args:
         query: The traced query.
         batch: An example batch.
 
-    Raises:
-        NoCompiler: If there is no C++ compiler.
+    Attributes:
+        operations: Number of operations of the graph.
+        numbers: How many numbers they write.
+        is_compiled: Whether calls run native code.
     """
 
     def __init__(self, query: QueryGraph, batch: Batch) -> None:
-        self.query = query
+        self.query, self.is_compiled = query, False
         generators = [torch.Generator(query.device).manual_seed(seed) for seed in (0, 1)]
         inputs = [*query.tensors, *batch, *query.noise.draw_once(generators, query.device)]
         split = len(query.tensors), len(query.tensors) + len(batch)
@@ -212,9 +216,25 @@ class CompiledQuery:
             return (answer,)
 
         with ONE_AT_A_TIME, torch.no_grad():
-            graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
-            self._constants = [x.detach().clone() for x in lift_constants(graph)]
-            self._run = compile_module(graph, [*(x.detach() for x in inputs), *self._constants])
+            self._graph = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*(x.detach() for x in inputs))
+            self._constants = [x.detach().clone() for x in lift_constants(self._graph)]
+        self._inputs = [*(x.detach() for x in inputs), *self._constants]
+        self._run: NativeCode = lambda inputs: list(self._graph(*inputs))
+        self.operations = sum(node.op == "call_function" for node in self._graph.graph.nodes)
+        self.numbers = numbers_written(self._graph)
+
+    def is_cached(self) -> bool:
+        """Whether the cache holds native code for the query."""
+        return is_cached(self._graph, self._inputs)
+
+    def compile(self) -> None:
+        """Compile the query to native code, or load it from the cache.
+
+        Raises:
+            NoCompiler: If there is no C++ compiler.
+        """
+        with ONE_AT_A_TIME:
+            self._run, self.is_compiled = compile_module(self._graph, self._inputs), True
 
     def __call__(self, batch: Batch, normal: Tensor, uniform: Tensor) -> Tensor:
         """The answer for a batch and noise."""

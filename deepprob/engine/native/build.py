@@ -43,8 +43,8 @@ def compile_module(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths
         DifferentGraphs: If native code cannot serve sequences of any length.
     """
     loader = built_once(
-        f"{_key(module, inputs, lengths)}.pt2",
-        lambda path: _build(module, inputs, lengths or {}, path),
+        file_name(module, inputs, lengths),
+        lambda path: build(module, inputs, lengths or {}, path),
         lambda path: _load(path, inputs[0].device),
     )
     run: Run = loader.boxed_run
@@ -62,10 +62,22 @@ def _load(path: Path, device: torch.device) -> Any:
 def is_cached(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> bool:
     """Whether the cache holds native code for a module."""
     folder = cache_folder()
-    return folder is not None and (folder / f"{_key(module, inputs, lengths)}.pt2").exists()
+    return folder is not None and (folder / file_name(module, inputs, lengths)).exists()
 
 
-def _build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
+def build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths, path: Path) -> None:
+    """Compile a module to native code, and write it to a file.
+
+    Args:
+        module: A graph or a `Repeated` graph.
+        inputs: Example inputs, with sequences of the longest length.
+        lengths: The inputs that hold sequences, and the range of their lengths.
+        path: The file.
+
+    Raises:
+        NoCompiler: If there is no C++ compiler.
+        DifferentGraphs: If native code cannot serve sequences of any length.
+    """
     compiler()  # raises early if there is none
     tried = sys.platform == "linux" and torch.__version__.split("+")[0] in _TRIED
     short = tried and inputs[0].device.type == "cpu"
@@ -124,8 +136,8 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
-    """A digest of all that determines the native code.
+def file_name(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -> str:
+    """The name of a module's native code in the cache: a digest of all that determines the code.
 
     These are the operations, the shapes, the versions of torch and of this package's engine, the processor and the
     number of threads.
@@ -138,7 +150,7 @@ def _key(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None) -
     settings = sorted(_SETTINGS.items())
     versions = torch.__version__, _engine_digest()
     text = repr((type(module).__name__, str(module.code), shapes, lengths or {}, versions, where, settings))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.pt2"
 
 
 @cache

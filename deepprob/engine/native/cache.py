@@ -9,13 +9,18 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
+if sys.platform != "win32":
+    import fcntl
+
 _KEPT = 64  # compiled files in the cache
+_LONGEST_BUILD = 24 * 3600.0  # seconds
 
 _T = TypeVar("_T")
 
@@ -57,6 +62,12 @@ def cache_folder() -> Path | None:
     return None
 
 
+def writable_cache() -> Path | None:
+    """The user's folder of compiled code; None if there is none, or if it is read-only."""
+    folder = cache_folder()
+    return folder if folder is not None and os.access(folder, os.W_OK | os.X_OK) else None
+
+
 @cache
 def _warn_unsafe(folder: Path) -> None:
     warnings.warn(
@@ -74,6 +85,8 @@ def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], 
     700). If others can, or if the folder is not writable, the file is built in a temporary folder for this process
     only. Each file has its SHA-256 beside it: loading code that a full disk cut short can crash the process.
 
+    Of several processes that need the same file, one builds it, and the others wait.
+
     Args:
         name: The file's name, which identifies its content.
         build: Writes the file.
@@ -81,25 +94,40 @@ def built_once(name: str, build: Callable[[Path], None], load: Callable[[Path], 
     """
     with contextlib.ExitStack() as stack:
         folder = cache_folder()
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        with contextlib.suppress(RuntimeError, OSError):
-            if _is_whole(folder / name):
-                loaded = load(folder / name)
-                with contextlib.suppress(OSError):
-                    (folder / name).touch()
-                return loaded
-        if not os.access(folder, os.W_OK | os.X_OK):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        path = folder / name
-        with tempfile.TemporaryDirectory(dir=folder) as work:
+        if folder is not None and (loaded := _loaded(folder / name, load)) is not None:
+            return loaded
+        path = (writable_cache() or Path(stack.enter_context(tempfile.TemporaryDirectory()))) / name
+        stack.enter_context(_alone(path))
+        if (loaded := _loaded(path, load)) is not None:  # another process built it meanwhile
+            return loaded
+        with tempfile.TemporaryDirectory(dir=path.parent) as work:
             built, digest = Path(work) / name, Path(work) / "digest"
             build(built)
             digest.write_text(_digest(built))
             os.replace(digest, _digest_of(path))
             os.replace(built, path)
-        _prune(folder)
+        _prune(path.parent)
         return load(path)
+
+
+def _loaded(path: Path, load: Callable[[Path], _T]) -> _T | None:
+    """The content of a file; None if it is missing or damaged."""
+    with contextlib.suppress(RuntimeError, OSError):
+        if _is_whole(path):
+            loaded = load(path)
+            with contextlib.suppress(OSError):
+                path.touch()
+            return loaded
+    return None
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which the system takes from a process that ends."""
+    with _lock_of(path).open("ab") as lock:
+        if sys.platform != "win32":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _digest(path: Path) -> str:
@@ -108,6 +136,10 @@ def _digest(path: Path) -> str:
 
 def _digest_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")
 
 
 def _is_whole(path: Path) -> bool:
@@ -120,3 +152,7 @@ def _prune(folder: Path) -> None:
         for old in files[_KEPT:]:
             old.unlink()
             _digest_of(old).unlink(missing_ok=True)
+            _lock_of(old).unlink(missing_ok=True)
+        for left in folder.glob("tmp*"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > _LONGEST_BUILD:
+                shutil.rmtree(left, ignore_errors=True)

@@ -7,6 +7,7 @@ distribution fails one of them with probability below 5e-5. Seeds are fixed.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,12 +15,14 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepprob.engine.noise import _SERVED, LiftedNoise, NoiseSize
+from deepprob.engine.served_calls import _FUNCTIONS, replaced_calls, served
 
 N = 40_000
+SHARES = torch.tensor([0.2, 0.3, 0.5])
 LIMIT = 5.0  # standard deviations
 
 aten = torch.ops.aten
@@ -87,6 +90,10 @@ CASES: list[Case] = [
     ("dist.Exponential", lambda: dist.Exponential(4.0).rsample((N,)), 0.25, 0.25, "uniform"),
     ("dist.Gumbel", lambda: dist.Gumbel(0.0, 1.0).rsample((N,)), 0.5772156649, math.pi / 6**0.5, "uniform"),
     ("dist.Bernoulli", lambda: dist.Bernoulli(0.3).sample((N,)), 0.3, 0.21**0.5, "uniform"),
+    ("multinomial", lambda: torch.multinomial(SHARES, N, replacement=True), 1.3, 0.61**0.5, "uniform"),
+    ("multinomial of one", lambda: torch.multinomial(SHARES.expand(N, 3), 1).squeeze(1), 1.3, 0.61**0.5, "uniform"),
+    ("dist.Categorical", lambda: dist.Categorical(SHARES).sample((N,)), 1.3, 0.61**0.5, "uniform"),
+    ("dist.OneHotCategorical", lambda: dist.OneHotCategorical(SHARES).sample((N,))[:, 1], 0.3, 0.21**0.5, "uniform"),
     ("dist.Logistic", lambda: dist.Logistic(0.0, 1.0).rsample((N,)), 0.0, math.pi / 3**0.5, "uniform"),
     ("dist.Weibull", lambda: dist.Weibull(2.0, 1.0).rsample((N,)), 2.0, 2.0, "uniform"),
 ]
@@ -212,6 +219,34 @@ def test_uniform_numbers_stay_below_one_in_shorter_dtypes(dtype: torch.dtype) ->
     assert bool(torch.isfinite(e).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("u", [0.0, 0.25, 0.5, 1 - 2.0**-24])
+def test_categories_of_probability_zero_are_never_drawn(u: float, dtype: torch.dtype) -> None:
+    weights = torch.tensor([[0.0, 1.0, 0.0, 2.0, 0.0], [3.0, 0.0, 0.0, 1.0, 0.0]], dtype=dtype)
+    with LiftedNoise(torch.zeros(0), torch.full((8,), u, dtype=torch.float64)):
+        found = torch.multinomial(weights, 4, replacement=True)
+    assert found.shape == (2, 4)
+    assert bool((weights.gather(1, found) > 0).all())
+
+
+def test_categories_of_unknown_probability_stay_within_the_table() -> None:
+    found, _ = lifted(lambda: torch.multinomial(torch.full((2, 3), math.nan), 5, replacement=True))
+    assert bool(((found >= 0) & (found < 3)).all())
+
+
+def test_a_run_that_need_not_be_exact_draws_the_rest_from_torchs_generator() -> None:
+    before = torch.get_rng_state()
+    torch.manual_seed(0)
+    with LiftedNoise(torch.zeros(4), torch.zeros(4), exact=False):
+        a, b, c = torch.randn(3), torch.randn(2), torch.rand(4)
+    torch.manual_seed(0)
+    expected = torch.randn(2)
+    torch.set_rng_state(before)
+    assert a.tolist() == [0.0] * 3
+    assert torch.equal(b, expected)
+    assert c.tolist() == [0.0] * 4
+
+
 # -- order, amounts, and unserved operations ------------------------------------------------------------------------
 
 
@@ -255,7 +290,7 @@ def test_refuses_to_draw_more_than_was_given(kind: str, f: Callable[[int], Tenso
 
 UNSERVED: dict[str, Callable[[], Any]] = {
     "_standard_gamma": lambda: dist.Gamma(2.0, 1.0).rsample(),
-    "multinomial": lambda: dist.Categorical(torch.ones(3)).sample(),
+    "multinomial": lambda: torch.multinomial(torch.ones(3), 2),  # without replacement
     "poisson": lambda: torch.poisson(torch.ones(3)),
     "binomial": lambda: torch.binomial(torch.ones(3), torch.full((3,), 0.5)),
     "randperm": lambda: torch.randperm(5),
@@ -316,3 +351,78 @@ def test_uniform_numbers_do_not_depend_on_normal_numbers() -> None:
     both = size.draw(1, (first, second), torch.device("cpu"))
     alone = NoiseSize(0, 16, torch.float64).draw(1, (first, torch.Generator().manual_seed(2)), torch.device("cpu"))
     assert torch.equal(both[1], alone[1])
+
+
+# -- Python's calls ---------------------------------------------------------------------------------------------------
+
+
+def noise(seed: int = 0, count: int = 200_000) -> LiftedNoise:
+    generators = [torch.Generator().manual_seed(seed + kind) for kind in range(2)]
+    return LiftedNoise(*NoiseSize(count, count, torch.float32).draw_once(generators, torch.device("cpu")))
+
+
+@pytest.mark.parametrize(
+    "case",
+    # Calls of the operation itself are not calls of Python's functions.
+    [case for case in CASES if not case[0].startswith("native")],
+    ids=lambda case: case[0],
+)
+def test_calls_take_the_numbers_of_operations(case: Case) -> None:
+    with noise():
+        expected = case[1]()
+    with replaced_calls(), served(noise()):
+        assert torch.equal(case[1](), expected)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.3), nn.AlphaDropout(0.3), nn.Dropout1d(0.3), nn.Dropout(0.3, True)])
+def test_layers_take_the_numbers_of_operations(layer: nn.Module) -> None:
+    x = torch.ones(4, 5, 6)
+    with noise():
+        expected = layer(x.clone())
+    with replaced_calls(), served(noise()):
+        assert torch.equal(layer(x.clone()), expected)
+
+
+def test_attention_takes_the_numbers_of_operations() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3), torch.randn(3, 4, 8)
+    with noise():
+        expected = layer(x)
+    with replaced_calls(), served(noise()):
+        assert torch.equal(layer(x), expected)
+
+
+def test_gradients_are_those_of_torch() -> None:
+    loc, scale, x = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True), torch.ones(4)
+    with replaced_calls(), served(noise()):
+        z = dist.Normal(loc, scale).rsample()
+        out = nn.functional.dropout(x.requires_grad_(), 0.5)
+    assert torch.equal(torch.autograd.grad(z.sum(), loc)[0], torch.ones(4))
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], out.detach())
+
+
+def test_nothing_is_left_behind() -> None:
+    before = [(owner, name, vars(owner).get(name), getattr(owner, name)) for owner, name in _FUNCTIONS]
+    with replaced_calls(), replaced_calls():
+        assert all(getattr(owner, name) is not function for owner, name, _, function in before)
+    assert all(
+        (vars(owner).get(name), getattr(owner, name)) == (own, function) for owner, name, own, function in before
+    )
+
+
+def test_without_noise_calls_draw_as_usual() -> None:
+    torch.manual_seed(0)
+    expected = torch.randn(3)
+    torch.manual_seed(0)
+    with replaced_calls():
+        assert torch.equal(torch.randn(3), expected)
+
+
+def test_other_threads_draw_as_usual() -> None:
+    found: list[Tensor] = []
+    with replaced_calls(), served(LiftedNoise(torch.zeros(8), torch.zeros(8))):
+        thread = threading.Thread(target=lambda: found.append(torch.randn(4)))
+        thread.start()
+        thread.join()
+        assert torch.equal(torch.randn(4), torch.zeros(4))
+    assert bool((found[0] != 0).all())

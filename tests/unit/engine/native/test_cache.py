@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,32 @@ def test_a_read_only_cache_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert builder.load() == b"a line of code"
     assert builder.times == 2
     assert not (folder / "code").exists()
+
+
+def test_of_two_that_need_a_file_one_builds_it(folder: Path) -> None:
+    builder, begun, go_on = Builder(), threading.Event(), threading.Event()
+
+    def build(path: Path) -> None:
+        begun.set()
+        go_on.wait(10)
+        builder(path)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(built_once, "code", build, Path.read_bytes)
+        begun.wait(10)
+        second = pool.submit(builder.load)
+        assert wait([second], timeout=0.2).not_done
+        go_on.set()
+        assert first.result() == second.result() == b"a line of code"
+    assert builder.times == 1
+
+
+def test_old_files_of_killed_processes_are_removed(folder: Path) -> None:
+    for name, age in {"tmpold": 2 * 24 * 3600.0, "tmpnew": 60.0}.items():
+        (folder / name).mkdir()
+        os.utime(folder / name, 2 * (time.time() - age,))
+    Builder().load()
+    assert [path.name for path in folder.glob("tmp*")] == ["tmpnew"]
 
 
 def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

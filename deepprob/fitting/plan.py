@@ -1,0 +1,143 @@
+"""The plan of a fit: which tier takes its steps from which step on, decided from sizes and never by a clock.
+
+The tiers are ``eager`` (Python runs the program), ``traced`` (its graph runs operation by operation) and ``compiled``
+(native code).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+# Seconds of one processor, measured by benchmarks/compile_time.py.
+_TRACE_SECONDS, _TRACE_SECONDS_PER_OPERATION = 0.8, 2e-3
+_COMPILE_SECONDS, _COMPILE_SECONDS_PER_OPERATION = 9.0, 5e-3
+_ANY_LENGTH_FACTOR = 1.3  # a graph for sequences of any length takes this many times as long to compile
+_PYTHON_SECONDS_PER_OPERATION = 4e-6  # what tracing saves of an eager step
+_DISPATCH_SECONDS_PER_OPERATION = 3.4e-6  # what compiling saves of a traced step
+_MEMORY_SECONDS_PER_NUMBER = 1.5e-10  # and what it saves by not writing intermediate numbers to memory
+_SECONDS_PER_MULTIPLICATION = 8e-11
+_LEAST_SHARE_GAINED = 0.5  # of the gain must be left after the takeover
+_FITS_AHEAD = 5  # code is built for the next fits if this many of them pay for it
+
+
+@dataclass(frozen=True)
+class Work:
+    """The size of a graph.
+
+    Attributes:
+        operations: Number of its operations.
+        numbers: How many numbers they write.
+        multiplications: Approximate number of its multiplications.
+    """
+
+    operations: int
+    numbers: int = 0
+    multiplications: int = 0
+
+    @property
+    def saved_seconds(self) -> float:
+        """What compiling saves in one run."""
+        return _DISPATCH_SECONDS_PER_OPERATION * self.operations + _MEMORY_SECONDS_PER_NUMBER * self.numbers
+
+    @property
+    def seconds(self) -> float:
+        """The time of one run, operation by operation."""
+        return self.saved_seconds + _SECONDS_PER_MULTIPLICATION * self.multiplications
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tier takes a fit's steps from which step on.
+
+    Attributes:
+        tiers: Name and first step of each tier, in order.
+        reason: Why, in words.
+        operations: Number of operations of the step's graph, or of its eager run if it was not traced.
+        cached: Whether native code was in the cache when the fit began.
+        build: Whether native code is built beside the fit.
+        score: The tier of the held-out score.
+
+    Examples:
+        >>> planned("auto", 100_000, Work(300, 100_000), cached=False, beside=False).tiers
+        (('compiled', 0),)
+        >>> planned("auto", 2_000, Work(300, 100_000), cached=False, beside=False).tiers
+        (('traced', 0),)
+        >>> planned("auto", 2_000, Work(300, 100_000), cached=True, beside=False).tiers
+        (('compiled', 0),)
+    """
+
+    tiers: tuple[tuple[str, int], ...]
+    reason: str
+    operations: int = 0
+    cached: bool = False
+    build: bool = False
+    score: str = "eager"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled steps take over."""
+        return self.tiers[-1][0] == "compiled"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return asdict(self) | {"tiers": [list(tier) for tier in self.tiers]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` wrote."""
+        return cls(**{**found, "tiers": tuple((name, first) for name, first in found["tiers"])})
+
+    def without_tracing(self, reason: str) -> Plan:
+        """The plan of a fit whose steps cannot be traced, or differ from eager ones."""
+        return replace(self, tiers=(("eager", 0),), reason=reason, build=False)
+
+    def without_compiling(self, reason: str) -> Plan:
+        """The plan of a fit whose graph cannot be compiled."""
+        return replace(self, tiers=(("traced", 0),), reason=reason, build=False)
+
+
+def compile_seconds(operations: int, *, any_length: bool = False) -> float:
+    """What compiling a graph costs.
+
+    Args:
+        operations: Number of its operations.
+        any_length: Whether it serves sequences of any length.
+    """
+    return (_COMPILE_SECONDS + _COMPILE_SECONDS_PER_OPERATION * operations) * (_ANY_LENGTH_FACTOR if any_length else 1)
+
+
+def pays_to_trace(times: int, operations: int) -> bool:
+    """Whether ``times`` runs of ``operations`` gain more from being traced than tracing takes."""
+    cost = _TRACE_SECONDS + _TRACE_SECONDS_PER_OPERATION * operations
+    return times * operations * _PYTHON_SECONDS_PER_OPERATION > cost
+
+
+def planned(compile: bool | str, steps: int, work: Work, *, cached: bool, beside: bool) -> Plan:
+    """The plan of a fit whose step was traced.
+
+    Args:
+        compile: True, False or ``"auto"``.
+        steps: Planned steps.
+        work: The graph of one step.
+        cached: Whether its native code is in the cache.
+        beside: Whether native code can be built while the fit runs.
+    """
+    if compile != "auto":
+        name = "compiled" if compile else "traced"
+        return Plan(((name, 0),), f"compile={compile}", work.operations, cached)
+    gain, cost = steps * work.saved_seconds, compile_seconds(work.operations)
+    traced = Plan((("traced", 0),), "compiling costs more than this fit gains", work.operations, cached)
+    if cached:
+        return replace(traced, tiers=(("compiled", 0),), reason="its native code is in the cache")
+    if gain <= cost:
+        if not (beside and gain * _FITS_AHEAD > cost):
+            return traced
+        return replace(traced, reason=f"{traced.reason}; {_FITS_AHEAD} fits like it would pay for it", build=True)
+    pays = "this fit gains more than compiling costs"
+    first = math.ceil(cost / work.seconds)
+    if not beside or first > (1 - _LEAST_SHARE_GAINED) * steps:
+        return replace(traced, tiers=(("compiled", 0),), reason=pays)
+    return replace(traced, tiers=(("traced", 0), ("compiled", first)), reason=pays, build=True)
