@@ -75,7 +75,6 @@ __all__ = [
     "list_data",
     "load_data",
     "plot",
-    "plots",
     "pretrained",
     "sample_prior",
 ]
