@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepprob.data import DataSet, Split, list_data, load_data
-    from deepprob.diagnostics import Check, Report, plots
+    from deepprob.diagnostics import Check, Report
+    from deepprob.diagnostics import plots as plots
     from deepprob.diagnostics.plotting import plot
     from deepprob.diagnostics.report import check
     from deepprob.errors import StorageError

@@ -51,6 +51,8 @@ def init(
     program: Program,
     data: Any = None,
     *,
+    epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int | str | None = "auto",
     objective: str | Objective = "elbo",
     guide: GuideSpec = None,
@@ -61,7 +63,8 @@ def init(
 ) -> LoopState:
     """The state before the first step. The arguments are those of `svi`.
 
-    The state holds a copy of the program, which the steps change, and everything else that they need.
+    The state holds a copy of the program, which the steps change, and everything else that they need. A loop by hand
+    takes as many steps as it likes, whatever ``epochs`` and ``steps`` say.
 
     Raises:
         TypeError: If an argument has a wrong type.
@@ -94,6 +97,7 @@ def init(
         **vars(started),
         data=batch,
         batch_size=size,
+        length=Length.of(epochs, steps, math.ceil(instance.num_data / size)),
         objective=bound,
         factory=factory,
         learning_rate=learning_rate,
@@ -229,6 +233,8 @@ def svi(
     state = init(
         program,
         data,
+        epochs=epochs,
+        steps=steps,
         batch_size=batch_size,
         objective=objective,
         guide=guide,
@@ -237,8 +243,7 @@ def svi(
         device=device,
         seed=seed,
     )
-    length = Length.of(epochs, steps, state.order.steps_per_epoch)
-    return _running_fit(state, length, held_out, compile, callbacks, progress is not False).run(progress)
+    return _running_fit(state, held_out, compile, callbacks, progress is not False).run(progress)
 
 
 def extend(
@@ -300,6 +305,8 @@ def extend(
     state = init(
         posterior.program,
         data,
+        epochs=epochs,
+        steps=steps,
         batch_size=config["batch_size"],
         objective=objective_after(posterior, objective),
         guide=posterior.instance.guide_name,
@@ -309,22 +316,18 @@ def extend(
         seed=posterior.seed,
     )
     state.config = {**state.config, **{name: config[name] for name in ("weights", "data") if name in config}}
-    length = Length.of(epochs, steps, state.order.steps_per_epoch, done=training.facts["step"])
-    fit = _running_fit(state, length, held_out, compile, callbacks, progress is not False)
+    state.length = state.length.after(training.facts["step"])
+    fit = _running_fit(state, held_out, compile, callbacks, progress is not False)
     fit.continue_from(training, posterior)
     return fit.run(progress)
 
 
 def _running_fit(
-    state: LoopState,
-    length: Length,
-    held_out: Any,
-    compile: bool | str,
-    callbacks: list[Callback],
-    announce: bool,
+    state: LoopState, held_out: Any, compile: bool | str, callbacks: list[Callback], announce: bool
 ) -> RunningFit:
     """A fit before its first step."""
-    instance, batch, size, factory, bound = state.instance, state.data, state.batch_size, state.factory, state.objective
+    length, instance, batch, size = state.length, state.instance, state.data, state.batch_size
+    factory, bound = state.factory, state.objective
     score = None if held_out is None else HeldOut(instance, checked_held_out(instance, held_out))
     state.annealed = annealed_buffers(instance, callbacks)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Length:
     done: int = 0
 
     @classmethod
-    def of(cls, epochs: int | None, steps: int | None, steps_per_epoch: int, done: int = 0) -> Length:
+    def of(cls, epochs: int | None, steps: int | None, steps_per_epoch: int) -> Length:
         """The length in epochs or in steps; None and None for a fit without a fixed length.
 
         Raises:
@@ -53,11 +53,17 @@ class Length:
                 f"give epochs or steps, not both; got epochs={epochs!r} and steps={steps!r}. Leave one out."
             )
         if steps is not None:
-            return cls(steps_per_epoch, done + whole("steps", steps), None, True, done)
+            return cls(steps_per_epoch, whole("steps", steps), None, True)
         if epochs is None:
-            return cls(steps_per_epoch, done + budget(steps_per_epoch), None, False, done)
-        total = done + steps_per_epoch * whole("epochs", epochs)
-        return cls(steps_per_epoch, total, total // steps_per_epoch, True, done)
+            return cls(steps_per_epoch, budget(steps_per_epoch), None, False)
+        epochs = whole("epochs", epochs)
+        return cls(steps_per_epoch, steps_per_epoch * epochs, epochs, True)
+
+    def after(self, done: int) -> Length:
+        """The length of a whole fit of which an earlier one has taken some steps."""
+        total = self.total + done
+        epochs = None if self.epochs is None else total // self.steps_per_epoch
+        return replace(self, total=total, epochs=epochs, done=done)
 
     @property
     def to_take(self) -> int:

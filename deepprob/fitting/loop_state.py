@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.course import Length
 from deepprob.fitting.objectives import Objective
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.row_order import RowOrder
@@ -26,6 +27,7 @@ class LoopState(State):
     Attributes:
         data: All rows, on the device.
         batch_size: Rows of a step.
+        length: The length of the fit that the user asked for.
         objective: The objective to maximize.
         factory: The optimizer.
         learning_rate: The step size, unless a step is given another.
@@ -37,6 +39,7 @@ class LoopState(State):
 
     data: Batch
     batch_size: int
+    length: Length
     objective: Objective
     factory: Optimizer
     learning_rate: float
