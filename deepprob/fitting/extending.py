@@ -45,7 +45,7 @@ def training_of(posterior: Posterior) -> Training:
         raise TypeError(f"extend expects a Posterior; got {type(posterior).__name__}. Fit one: svi(program, data).")
     if posterior.training is not None:
         return posterior.training
-    reason = "its last steps were not finite, or an earlier version of deepprob saved it"
+    reason = "it ended in a step that was cut off or not finite, or an earlier version of deepprob saved it"
     if posterior.kind == "draws":
         reason = "it holds draws that no routine of deepprob made"
     elif posterior.config.get("guide") == "laplace":
@@ -124,6 +124,8 @@ def continue_from(fit: Resumable, training: Training, posterior: Posterior) -> N
     tensors |= {f"best.{n}": x.clone() for n, x in held.items()}
     tensors |= {f"history.{n}": x for n, x in history.to_tensors().items()}
     restore_state(fit, from_parts(tensors, {**training.facts, "history": history.facts()}))
+    if not fit.course.holds:
+        fit.history.levels = {}  # comparisons of the earlier fit say nothing of this one
     if fit.step % history.steps_per_epoch:  # the last epoch was cut short; it goes on
         fit.epoch -= 1
         fit.history.epochs = {name: values[:-1] for name, values in fit.history.epochs.items()}

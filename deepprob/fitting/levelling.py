@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from deepprob.engine.statistics import Change, paired_change
 from deepprob.fitting.optimizers import FloatArray
+from deepprob.posteriors.history import History
 from deepprob.programs.instance import ProgramInstance
 
 NATS_PER_NUMBER, LEAST_NATS = 0.01, 0.1
@@ -49,6 +51,20 @@ def margin(instance: ProgramInstance) -> float:
     numbers = sum(found.sites[name].numbers * (rows if found.sites[name].local else 1) for name in found.latent)
     numbers = numbers or sum(p.numel() for p in instance.parameters().values())
     return max(LEAST_NATS, NATS_PER_NUMBER * numbers)
+
+
+def warn_if_not_level(history: History) -> None:
+    """Warn that a fit has reached the end of its budget before its bound had levelled."""
+    levels = history.levels
+    if levels and not levels["level"][-1] and not (history.interrupted or history.stopped_early):
+        change, se, ahead = levels["change"][-1], levels["se"][-1], levels["ahead"][-1]
+        warnings.warn(
+            f"the bound had not levelled at the end of the fit's budget of {len(history.steps['elbo'])} steps: it "
+            f"changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: {ahead:.3g}; margin "
+            f"{levels['margin'][-1]:.3g}). Train on with dp.extend(posterior, data), or set steps= to accept this.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 class Levelling:

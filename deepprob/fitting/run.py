@@ -27,7 +27,7 @@ from deepprob.fitting.divergence import DivergenceError, warn_of_skipped
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
-from deepprob.fitting.levelling import Groups, Levelling, margin
+from deepprob.fitting.levelling import Groups, Levelling, margin, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
 from deepprob.fitting.row_order import RowOrder
@@ -102,6 +102,7 @@ class RunningFit:
         self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
+        self.broken_off = False  # in the middle of a step
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
         self.levelling = Levelling(margin(state.instance), state.instance.num_data, self.warm_up_steps)
         self.best = BestState(state.instance.snapshot(), scored=held_out is not None and held_out.is_bound)
@@ -151,7 +152,7 @@ class RunningFit:
                     self._end_epochs(1, self._knobs(self.step - 1, self.step))  # the last epoch has fewer steps
                 self.history.interrupted = bool(interrupted)
         except KeyboardInterrupt:
-            self.history.interrupted = True
+            self.history.interrupted = self.broken_off = True
         if self.history.interrupted:
             warnings.warn(
                 f"the fit was interrupted after {self.step} of {self.total_steps} steps; "
@@ -161,6 +162,7 @@ class RunningFit:
             )
         warn_of_skipped(self.history)
         self.history.stopped_early = self.stop and self.step < self.total_steps
+        warn_if_not_level(self.history)
         return self._posterior()
 
     def save_checkpoint(self, path: Path) -> None:
@@ -372,7 +374,7 @@ class RunningFit:
             self.history.best_epoch = self.best.epoch
         elif self.step > self.epoch * self.steps_per_epoch and not (self.best.scored and self.best.epoch):
             self.best.tensors = self._current()  # interrupted within an epoch, and every applied step was finite
-        goes_on = not (self.bad_in_a_row or instance.guide_name == "laplace")
+        goes_on = not (self.bad_in_a_row or self.broken_off or instance.guide_name == "laplace")
         training = training_after(self) if goes_on else None
         instance.load(instance.snapshot() | self.best.tensors)  # some parameters may have joined after the best state
         try:

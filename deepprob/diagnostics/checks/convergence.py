@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
@@ -97,6 +99,48 @@ def check_convergence(elbo: ArrayLike, *, scale: float = 0.01, level: float = 0.
     )
 
 
+def check_levels(levels: Mapping[str, ArrayLike], num_data: int) -> Check:
+    r"""Whether the bound had levelled when a fit without a fixed length let its learning rate decay.
+
+    The fit itself has made the test, see `deepprob.fitting.levelling`; the check reports its last comparison.
+
+    Args:
+        levels: The comparisons, ``history.levels``.
+        num_data: Number of rows, N.
+
+    Returns:
+        The change of the bound between the last two windows, in nats of the whole posterior.
+
+    Examples:
+        >>> columns = {"change": [9.0, 0.03], "se": [1.0, 0.01], "ahead": [0.0, 0.0], "margin": [0.1, 0.1]}
+        >>> check_levels(columns | {"step": [500, 950], "level": [0.0, 1.0]}, 20).verdict
+        'pass'
+    """
+    last = {name: float(np.asarray(values)[-1]) for name, values in levels.items()}
+    change, se, margin = last["change"], last["se"], last["margin"]
+    level = last["level"] > 0
+    reading = (
+        f"Between the last two windows of the fit, which ended after {last['step']:.0f} steps, the bound of the whole "
+        f"posterior ({num_data} rows) changed by {number(change, se)} nats"
+    )
+    if level:
+        reading += f": within the margin of {number(margin)} nats, at an error rate of 5 %."
+    elif change <= margin < last["ahead"]:
+        reading += f", but it may rise by {number(last['ahead'])} nats on the way that the steps were going."
+    else:
+        reading += f": not surely within the margin of {number(margin)} nats. The fit ended at its budget of steps."
+    return Check(
+        name=NAME,
+        value=change,
+        se=se,
+        threshold=margin,
+        verdict="pass" if level else "caution",
+        reading=reading,
+        next_step="" if level else "Train on: dp.extend(posterior, data).",
+        details={name: array(values).tolist() for name, values in levels.items()},
+    )
+
+
 def _spread(windows: Array, level: float) -> tuple[float, float, float]:
     """Largest difference between two window means, its standard error, and the cutoff for the maximum over pairs."""
     pieces = min(25, windows.shape[1])
@@ -133,6 +177,8 @@ def _applies(case: Case) -> bool:
 
 def _run(case: Case, level: float) -> Check:
     history = case.posterior.history
+    if history.levels:
+        return check_levels(history.levels, case.posterior.instance.num_data)
     return check_convergence(settled(history), scale=_scale(case), level=level)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from uncompiled import replace_compiler
 
 import deepprob as dp
+from deepprob.diagnostics.checks.convergence import check_levels
 from deepprob.engine.statistics import Change, line_rise, paired_change
 from deepprob.fitting import course as courses
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
@@ -51,6 +52,7 @@ def test_ends_at_the_answer(batch_size: int | None) -> None:
     assert levels["level"][-1] == 1.0
     assert not any(levels["level"][:-1])
     assert steps == levels["step"][-1] + max(200, levels["step"][-1] // 2) < budget(1)
+    assert check_levels(levels, 20).verdict == "pass"
     draws = posterior.sample(draws=4000)["loc"]
     assert float(draws.mean()) == pytest.approx(20 / 21, abs=0.3 * 21**-0.5)
     assert float(draws.std()) == pytest.approx(21**-0.5, rel=0.2)
@@ -69,7 +71,13 @@ def test_comparisons_leave_the_steps_as_they_are(optimizer: Optimizer) -> None:
 def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """The change of each window is far below the margin, the way ahead is not."""
     monkeypatch.setattr(courses, "_LEAST", 1500)
-    posterior = fitted(batch_size=None, optimizer=Optimizer(learning_rate=1e-6))
+    with pytest.warns(
+        UserWarning, match=r"the bound had not levelled at the end of the fit's budget of 1500 steps"
+    ):
+        posterior = fitted(batch_size=None, optimizer=Optimizer(learning_rate=1e-6))
+    check = check_levels(posterior.history.levels, 20)
+    assert check.verdict == "caution"
+    assert "but it may rise by" in check.reading
     levels = posterior.history.levels
     assert max(levels["change"]) < 0.1 * levels["margin"][0]
     assert min(levels["ahead"]) > levels["margin"][0]

@@ -142,7 +142,9 @@ def test_refuses_what_it_cannot_continue() -> None:
         dp.extend(draws, Y, steps=2)
     old = fitted(steps=3)
     old.training = None
-    with pytest.raises(ValueError, match=r"cannot be extended: its last steps were not finite, or an earlier version"):
+    with pytest.raises(
+        ValueError, match=r"cannot be extended: it ended in a step that was cut off or not finite"
+    ):
         dp.extend(old, Y, steps=2)
     with pytest.raises(ValueError, match=r"give epochs or steps, not both; got epochs=1 and steps=2"):
         dp.extend(fitted(steps=3), Y, epochs=1, steps=2)
