@@ -21,11 +21,13 @@ from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.fitting.compiling import CompileTask, choose_stepper, compile_score
 from deepprob.fitting.cost_model import length_buckets
+from deepprob.fitting.first_step import check_first_step
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
+from deepprob.fitting.start import start_near_posterior
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior
@@ -39,6 +41,8 @@ from deepprob.programs.program import Program
 
 _DEFAULT_BATCH_SIZE = 128
 _DEFAULT_EPOCHS = 100
+_FEWEST_STEPS = 100  # a shorter fit is not worth the search for its start
+_MOST_ROWS = 10_000  # of a fit on minibatches that looks at all rows to find its start
 
 QUICK = {"epochs": 3, "batch_size": 8}
 """Settings of a short fit, for the contract tests of all routines."""
@@ -179,9 +183,9 @@ def svi(
     batch = tuple(x.to(device) for x in batch)
     score = None if held_out is None else HeldOut(instance, _checked_held_out(instance, held_out))
     learning_rate = factory.learning_rate or program.learning_rate
+    _prepare_start(instance, bound, batch, size, weights, total)
     state = init(instance, factory, learning_rate)
     state.annealed = _annealed_buffers(instance, callbacks)
-    check_objective(bound, instance, tuple(x[:size] for x in batch))
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return _step_while_running(state, data, rows, knobs, bound, factory)[1]
@@ -284,6 +288,18 @@ def _instance(
     if size < instance.num_data and (not batch or type(program).validate is Program.validate):
         instance.check_data(batch, size)
     return instance
+
+
+def _prepare_start(
+    instance: ProgramInstance, objective: Objective, batch: Batch, size: int, weights: str, steps: int
+) -> None:
+    """Check that a first step can be taken, and let a guide by name start near the posterior."""
+    first = tuple(x[:size] for x in batch)
+    check_first_step(instance, objective, first)
+    check_objective(objective, instance, first)
+    few = instance.num_data <= _MOST_ROWS and not instance.structure.local
+    if weights != "keep" and steps >= _FEWEST_STEPS and (few or size == instance.num_data):
+        start_near_posterior(instance, batch)
 
 
 def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
