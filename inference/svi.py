@@ -41,7 +41,6 @@ from deepprob.programs.program import Program
 
 _DEFAULT_BATCH_SIZE = 128
 _DEFAULT_EPOCHS = 100
-_FEWEST_STEPS = 100  # a shorter fit is not worth the search for its start
 _MOST_ROWS = 10_000  # of a fit on minibatches that looks at all rows to find its start
 
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -298,8 +297,8 @@ def _prepare_start(
     check_first_step(instance, objective, first)
     check_objective(objective, instance, first)
     few = instance.num_data <= _MOST_ROWS and not instance.structure.local
-    if weights != "keep" and steps >= _FEWEST_STEPS and (few or size == instance.num_data):
-        start_near_posterior(instance, batch)
+    if weights != "keep" and (few or size == instance.num_data):
+        start_near_posterior(instance, batch, steps)
 
 
 def _checked_held_out(instance: ProgramInstance, data: Any) -> Batch:

@@ -6,8 +6,8 @@ the one with the best bound is kept and improved by Newton steps on the bound,
 .. math:: \Sigma^{-1} \leftarrow -\mathrm E_q[\nabla^2 \log p], \qquad
           m \leftarrow m + \Sigma \, \mathrm E_q[\nabla \log p],
 
-with expectations over draws. At the tip of a funnel the density has no limit, but the bound is low: the path may lead
-there, the start does not.
+with expectations over draws; then another path begins there, until little is gained. At the tip of a funnel the density
+has no limit, but the bound is low: a path may lead there, the start does not.
 
 References:
     Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: Parallel quasi-Newton variational inference.
@@ -16,10 +16,9 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -35,7 +34,8 @@ from deepprob.programs.relative_guides import RelativeGuide
 from deepprob.programs.run import Run, run_guide
 
 _MOST_NUMBERS = 1000  # of the latents; the root has their square
-_MOST, _MOST_TRACED = 500, 10_000  # gradients of the search
+_FEWEST_STEPS = 100
+_GRADIENTS = 500  # of the search of a program that cannot be traced
 _PATH = 200  # gradients of the path
 _POINTS = 400  # of a Newton step of a traced program; a pair of draws takes four times the number of latents
 _MOST_PAIRS = 8
@@ -43,30 +43,35 @@ _SHIFT = 0.5  # in posterior sds: wide enough for differences of float32
 _MOST_AT_ONCE = 2**22  # rows times points
 _CANDIDATES = 8
 _FEW_DRAWS, _DRAWS = 8, 32
-_LEVEL = 1e-3  # nats that a path may still gain where it ends
-_GAIN = 0.1  # nats that a Newton step must gain for another one to follow
+_LEVEL = 1e-2  # nats that the last step of a path gains at most
+_FAR, _GAIN = 1.0, 0.1  # nats of the bound after which another path, or only another Newton step, follows
 
 
-def start_near_posterior(instance: ProgramInstance, batch: Batch) -> None:
+def start_near_posterior(instance: ProgramInstance, batch: Batch, steps: int) -> None:
     """Let a named guide start at a Gaussian near the posterior, if there is a better one than the usual start.
 
-    The usual start stays if the user gave one, the guide is not a Gaussian guide by name, a run draws other noise than
-    the guide's, or the log joint is not finite.
+    The usual start stays if the user gave one, the guide is not a Gaussian guide by name, the fit is short, a run draws
+    other noise than the guide's, or the log joint is not finite.
 
     Args:
         instance: The program before its first step.
         batch: All rows, on the device.
+        steps: Planned steps. The search of a long fit takes twice as many gradients at most, many of them at once.
     """
+    if steps < _FEWEST_STEPS:
+        return
     guide = instance.program.current_guide
     if not isinstance(guide, RelativeGuide):
         return
     if any(instance.program.start(name) is not None for name in instance.structure.latent):
         return
+    if sum(x.numel() for x in guide.locations()) > _MOST_NUMBERS:
+        return
     log_joint = _LogJoint(instance, guide, batch)
-    if not log_joint.is_exact or log_joint.size > _MOST_NUMBERS:
+    if not log_joint.is_exact:
         return
     before = log_joint.mean
-    found = _search(log_joint, before)
+    found = _search(log_joint, before, _GRADIENTS if log_joint.graph is None else max(2 * steps, 4 * _GRADIENTS))
     log_joint.mean = before
     if found is not None:
         guide.relate(found.mean, found.root)
@@ -97,7 +102,7 @@ class _LogJoint:
                 run_guide(Run(instance.program, instance.program.prepare(*batch), self.inputs[1], instance.num_data))
             self.is_exact = size.requests == own.size.requests and not (size.uniform or size.unserved or changed)
             self.noise = torch.zeros(-(-size.normal // 16) * 16, dtype=size.dtype, device=instance.device)
-            if self.is_exact and self.size <= _MOST_NUMBERS:
+            if self.is_exact:
                 with suppress(Untraceable):
                     self.graph = trace_gradients(self.program, *self.inputs)
 
@@ -132,22 +137,26 @@ class _LogJoint:
 
     def _evaluated(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Losses and gradients at many points."""
-        if self.graph is None:
-            losses, gradients = zip(*map(self._run, points), strict=True)
-            return torch.stack(losses), torch.stack(gradients)
-        traced = functools.partial(self._traced, self.graph)
-        with torch.no_grad():
-            if self.at_once and len(points) > 1:
-                with suppress(RuntimeError):
-                    found: tuple[Tensor, Tensor] = torch.func.vmap(traced, chunk_size=self.chunk)(points)
+        points = points.to(self.noise)
+        with torch.set_grad_enabled(self.graph is None):
+            if self.graph is not None and self.at_once and len(points) > 1:
+                with suppress(Exception):  # torch fails in many ways on a graph that works in place
+                    found: tuple[Tensor, Tensor] = torch.func.vmap(self._traced, chunk_size=self.chunk)(points)
                     return found
-                self.at_once = False  # a graph that works in place
-            losses, gradients = zip(*map(traced, points), strict=True)
+                self.at_once = False
+            losses, gradients = zip(*map(self._one, points), strict=True)
             return torch.stack(losses), torch.stack(gradients)
 
-    def _traced(self, graph: GradientGraph, point: Tensor) -> tuple[Tensor, Tensor]:
+    def _one(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and gradient at a point; nan where the program fails, as for a matrix that is not positive definite."""
+        try:
+            return self._run(point) if self.graph is None else self._traced(point)
+        except (RuntimeError, ValueError):
+            return point.new_full((), math.nan), torch.full_like(point, math.nan)
+
+    def _traced(self, point: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and gradient at a point, by the graph."""
-        batch, rows = self.inputs
+        graph, (batch, rows) = cast(GradientGraph, self.graph), self.inputs
         own = dict(zip(map(id, self.locations), self._parts(point), strict=True))
         params = [own.get(id(p), p.detach()) for p in self.program.params]
         weight = torch.ones((), dtype=graph.noise.dtype, device=rows.device)
@@ -159,11 +168,7 @@ class _LogJoint:
         """Loss and gradient at a point, by a run in Python."""
         self.mean = point
         with self.instance.evaluating(), LiftedNoise(self.noise, self.noise[:0]):
-            try:
-                loss, _, gradients = self.program(*self.inputs, 1.0)
-            except (RuntimeError, ValueError):  # a matrix that is not positive definite
-                nan = torch.full((), math.nan)
-                return nan, nan.expand(self.size)
+            loss, _, gradients = self.program(*self.inputs, 1.0)
         return loss, self._flat(gradients)
 
     def _flat(self, gradients: list[Tensor]) -> Tensor:
@@ -176,64 +181,94 @@ class _LogJoint:
         return float(values.mean() + gaussian.root.diagonal().log().sum())
 
 
-def _search(log_joint: _LogJoint, start: Tensor) -> _Gaussian | None:
-    """The best Gaussian that was found; None if no one is better than the usual start."""
+def _search(log_joint: _LogJoint, start: Tensor, most: int) -> _Gaussian | None:
+    """The best Gaussian that was found; None if no one is better than the usual start.
+
+    Args:
+        log_joint: The log joint.
+        start: Where it begins.
+        most: Gradients after which no other Newton step begins.
+    """
     size = log_joint.size
     noise = torch.randn(_DRAWS, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    usual = _Gaussian(start, 0.1 * torch.eye(size, dtype=torch.float64))
-    path = _climb(log_joint, start)
+    found = usual = _Gaussian(start, 0.1 * torch.eye(size, dtype=torch.float64))
+    bound, gain = log_joint.bound(usual, noise), math.inf
+    while gain >= _GAIN and log_joint.evaluations + 4 * size < most:
+        before = bound
+        if gain > _FAR:
+            candidate = _best_of_path(log_joint, found, None if found is usual else found.root @ found.root.T, noise)
+            if (reached := log_joint.bound(candidate, noise)) > bound:
+                found, bound = candidate, reached
+        found, bound = _improve(log_joint, found, bound, noise)
+        gain = bound - before
+    return found if found is not usual and math.isfinite(bound) else None
+
+
+def _best_of_path(log_joint: _LogJoint, start: _Gaussian, inverse: Tensor | None, noise: Tensor) -> _Gaussian:
+    """The Gaussian with the best bound on a path upwards, the first one included."""
+    path = _climb(log_joint, start.mean, inverse)
     count = min(_CANDIDATES, len(path))
     chosen = [path[round(i * (len(path) - 1) / max(1, count - 1))] for i in range(count)]
-    if not chosen:
-        return None
-    bounds = [log_joint.bound(gaussian, noise[:_FEW_DRAWS]) for gaussian in (usual, *chosen)]
-    best = max(range(len(bounds)), key=bounds.__getitem__)
-    found = (usual, *chosen)[best]
-    bound, improved = log_joint.bound(found, noise), best > 0
-    most = _MOST if log_joint.graph is None else _MOST_TRACED
-    while log_joint.evaluations + 2 * size < most:
-        better = _improve(log_joint, found, bound, noise)
-        if better is None:
-            break
-        gain, improved = better[1] - bound, True
-        found, bound = better
-        if gain < _GAIN:
-            break
-    return found if improved and math.isfinite(bound) else None
+    roots = [(point, _root(covariance)) for point, covariance in chosen]
+    gaussians = [start, *(_Gaussian(point, root) for point, root in roots if root is not None)]
+    bounds = [log_joint.bound(gaussian, noise[:_FEW_DRAWS]) for gaussian in gaussians]
+    return gaussians[max(range(len(bounds)), key=bounds.__getitem__)]
 
 
-def _climb(log_joint: _LogJoint, point: Tensor) -> list[_Gaussian]:
-    """The points of a BFGS path upwards, each with the path's estimate of the covariance there."""
+def _climb(log_joint: _LogJoint, point: Tensor, inverse: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+    """Points of a BFGS path upwards, each with the path's estimate of the covariance there.
+
+    Args:
+        log_joint: The log joint.
+        point: Where the path begins.
+        inverse: An estimate of the inverse of the negative Hessian, or None.
+    """
     value, gradient = log_joint.slope(point)
-    unit = torch.eye(len(point), dtype=torch.float64)
-    inverse: Tensor | None = None  # of the negative Hessian
-    path: list[_Gaussian] = []
-    while math.isfinite(value) and log_joint.evaluations < _PATH:
+    path: list[tuple[Tensor, Tensor]] = []
+    most = log_joint.evaluations + _PATH
+    while math.isfinite(value) and log_joint.evaluations < most:
         step = gradient / gradient.norm() if inverse is None else inverse @ gradient
-        rise = float(step @ gradient)
-        if not rise > _LEVEL:
-            break
-        length = 1.0
-        new = log_joint.slope(point + step)
-        while not new[0] > value + 1e-4 * length * rise and length > 1e-12:
-            peak = 0.5 * rise * length / (rise * length + value - new[0])  # of a parabola; 0 if new is minus infinity
-            length *= min(0.5, max(0.1, peak))
-            new = log_joint.slope(point + length * step)
-        if not new[0] > value:
-            if inverse is None:
-                break
+        length, new = _line_search(log_joint, point, step, value, float(step @ gradient), lengthen=inverse is None)
+        gain, known = new[0] - value, inverse is not None
+        if gain > 0.0:
+            inverse = _updated(inverse, length * step, gradient - new[1])
+            point, (value, gradient) = point + length * step, new
+            if inverse is not None:
+                path = [*(path[::2] if len(path) == 2 * _CANDIDATES else path), (point, inverse)]
+        elif known:
             inverse = None
             continue
-        moved, change = length * step, gradient - new[1]
-        curvature = float(moved @ change)
-        if curvature > 1e-10 * float(moved.norm() * change.norm()):
-            inverse = curvature / float(change @ change) * unit if inverse is None else inverse
-            left = unit - torch.outer(moved, change) / curvature
-            inverse = left @ inverse @ left.T + torch.outer(moved, moved) / curvature
-        point, (value, gradient) = point + moved, new
-        if inverse is not None and (root := _root(inverse)) is not None:
-            path.append(_Gaussian(point, root))
+        if not gain > _LEVEL:
+            break
     return path
+
+
+def _line_search(
+    log_joint: _LogJoint, point: Tensor, step: Tensor, value: float, rise: float, *, lengthen: bool
+) -> tuple[float, tuple[float, Tensor]]:
+    """How many steps to take for a higher value, and value and gradient there."""
+    length, new = 1.0, log_joint.slope(point + step)
+    while not new[0] > value + 1e-4 * length * rise and length > 1e-12:
+        lengthen = False
+        peak = 0.5 * rise * length / max(rise * length + value - new[0], 1e-300)  # of a parabola
+        length *= min(0.5, max(0.1, peak))
+        new = log_joint.slope(point + length * step)
+    while lengthen and (further := log_joint.slope(point + 4.0 * length * step))[0] > new[0]:
+        length, new = 4.0 * length, further
+    return length, new
+
+
+def _updated(inverse: Tensor | None, moved: Tensor, change: Tensor) -> Tensor | None:
+    """The BFGS estimate of the inverse of the negative Hessian after a step, which changed the negative gradient."""
+    curvature = float(moved @ change)
+    if not curvature > 1e-10 * float(moved.norm() * change.norm()):
+        return inverse
+    if inverse is None:
+        inverse = curvature / float(change @ change) * torch.eye(len(moved), dtype=moved.dtype)
+    mapped = inverse @ change
+    cross = torch.outer(mapped, moved) / curvature
+    square = (1.0 + float(change @ mapped) / curvature) / curvature * torch.outer(moved, moved)
+    return inverse - cross - cross.T + square
 
 
 def _root(covariance: Tensor) -> Tensor | None:
@@ -242,8 +277,8 @@ def _root(covariance: Tensor) -> Tensor | None:
     return root if int(info) == 0 and bool(root.isfinite().all()) else None
 
 
-def _improve(log_joint: _LogJoint, found: _Gaussian, bound: float, noise: Tensor) -> tuple[_Gaussian, float] | None:
-    """One Newton step on the bound, shortened until the bound rises; None if it does not.
+def _improve(log_joint: _LogJoint, found: _Gaussian, bound: float, noise: Tensor) -> tuple[_Gaussian, float]:
+    """One Newton step on the bound, shortened until the bound rises; none if it does not.
 
     The gradients at draws, moved up and down along each column of the root, give the means of gradient and Hessian.
     """
@@ -253,16 +288,15 @@ def _improve(log_joint: _LogJoint, found: _Gaussian, bound: float, noise: Tensor
     half = torch.randn(pairs, size, dtype=torch.float64, generator=torch.Generator().manual_seed(log_joint.evaluations))
     draws = mean + torch.cat([half, -half]) @ root.T  # (K, D)
     points = draws[:, None] + torch.cat([_SHIFT * root.T, -_SHIFT * root.T])  # (K, 2 D, D)
-    gradients = (log_joint.slopes(points.reshape(-1, size))[1] @ root).reshape(
-        -1, 2, size, size
-    )  # relative to the root
+    slopes = log_joint.slopes(points.reshape(-1, size))[1] @ root  # relative to the root
+    gradients = slopes.reshape(-1, 2, size, size)
     if not bool(gradients.isfinite().all()):
-        return None
+        return found, bound
     gradient = gradients.mean((0, 1, 2))
     after, before = gradients.mean(0)
     precision = (before - after) / (2.0 * _SHIFT)
     values, vectors = torch.linalg.eigh(0.5 * (precision + precision.T))
-    values = values.abs().clamp(1e-2, 1e6)
+    values = values.abs().clamp(1e-4, 1e6)
     step = root @ (vectors @ (vectors.T @ gradient / values))
     for length in (1.0, 0.5, 0.25, 0.1):
         inverse = vectors @ torch.diag(1.0 / (length * values + 1.0 - length)) @ vectors.T
@@ -271,4 +305,4 @@ def _improve(log_joint: _LogJoint, found: _Gaussian, bound: float, noise: Tensor
             gaussian = _Gaussian(mean + length * step, new)
             if (reached := log_joint.bound(gaussian, noise)) > bound:
                 return gaussian, reached
-    return None
+    return found, bound
