@@ -22,12 +22,13 @@ from deepprob.fitting.callbacks import Callback, Fit, callback_list
 from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.course import Course, Length
-from deepprob.fitting.extending import objective_after, optimizer_after, training_of
+from deepprob.fitting.extending import objective_after, optimizer_after, start_as, training_of
+from deepprob.fitting.first_step import prepare_start
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
 from deepprob.fitting.loop_state import LoopState
-from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
+from deepprob.fitting.objectives import Objective, Terms, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
@@ -77,13 +78,12 @@ def init(
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, batch, guide, device, batch_size, weights)
-    size = rows_of_a_step(
-        batch_size, instance.num_data, program
-    )  # of the data that the program holds, if it takes none
+    size = rows_of_a_step(batch_size, instance.num_data, program)  # a program may hold its data itself
+    length = Length.of(epochs, steps, math.ceil(instance.num_data / size))
     batch = tuple(x.to(device) for x in batch)
     learning_rate = factory.learning_rate or program.learning_rate
+    prepare_start(instance, bound, batch, size, weights, length.expected)
     started = State.start(instance, factory, learning_rate)
-    check_objective(bound, instance, tuple(x[:size] for x in batch))
     config = {
         "routine": "svi",
         "batch_size": size,
@@ -97,7 +97,7 @@ def init(
         **vars(started),
         data=batch,
         batch_size=size,
-        length=Length.of(epochs, steps, math.ceil(instance.num_data / size)),
+        length=length,
         objective=bound,
         factory=factory,
         learning_rate=learning_rate,
@@ -316,6 +316,7 @@ def extend(
         seed=posterior.seed,
     )
     state.config = {**state.config, **{name: config[name] for name in ("weights", "data") if name in config}}
+    start_as(state.instance.program, posterior.program)
     state.length = state.length.after(training.facts["step"])
     fit = _running_fit(state, held_out, compile, callbacks, progress is not False)
     fit.continue_from(training, posterior)

@@ -14,6 +14,8 @@ from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.snapshots import Resumable, from_parts, parts, restore_state, snapshot
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
+from deepprob.programs.program import Program
+from deepprob.programs.relative_guides import RelativeGuide
 
 _KEPT_BY_THE_POSTERIOR = ("history.", "best.")
 
@@ -104,6 +106,13 @@ def objective_after(posterior: Posterior, given: Any) -> Objective:
             "extend(..., objective=...)."
         )
     return made
+
+
+def start_as(own: Program, fitted: Program) -> None:
+    """Let the guide of a program that is to continue a fit be relative to the Gaussian where that fit started."""
+    for mine, other in zip(own.modules(), fitted.modules(), strict=False):
+        if isinstance(mine, RelativeGuide) and isinstance(other, RelativeGuide):
+            mine.relate_as(other)
 
 
 def continue_from(fit: Resumable, training: Training, posterior: Posterior) -> None:

@@ -17,8 +17,9 @@ from deepprob.errors import unknown
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.guide_classes import GUIDE_CLASSES, makes_guide
 from deepprob.programs.minibatch import run_bound
-from deepprob.programs.names_apart import APART, AutoDelta, AutoNormal
+from deepprob.programs.names_apart import AutoDelta, AutoGaussianDense, AutoStructured
 from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.relative_guides import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from deepprob.programs.sites import Site
 from deepprob.programs.structure import Structure
 
@@ -29,11 +30,21 @@ def _flow(model: Callable[..., Any]) -> AutoGuide:
 
 GUIDES: dict[str, Callable[[Callable[..., Any]], AutoGuide]] = {
     "normal": AutoNormal,
-    "multivariate_normal": autoguide.AutoMultivariateNormal,
-    "low_rank": autoguide.AutoLowRankMultivariateNormal,
+    "multivariate_normal": AutoMultivariateNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
     "flow": _flow,
     "laplace": autoguide.AutoLaplaceApproximation,
     "map": AutoDelta,
+}
+
+# In the place of Pyro's classes.
+_OWN: dict[Any, type[AutoGuide]] = {
+    autoguide.AutoNormal: AutoNormal,
+    autoguide.AutoDelta: AutoDelta,
+    autoguide.AutoStructured: AutoStructured,
+    autoguide.AutoGaussian: AutoGaussianDense,
+    autoguide.AutoMultivariateNormal: AutoMultivariateNormal,
+    autoguide.AutoLowRankMultivariateNormal: AutoLowRankMultivariateNormal,
 }
 
 GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
@@ -71,10 +82,10 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
     if isinstance(spec, str):
         name = spec
         spec = GUIDES.get(spec) or GUIDE_CLASSES[spec]
-        built = APART.get(spec, spec)(model)
+        built = _OWN.get(spec, spec)(model)
     elif makes_guide(spec):
-        name = next((n for n, g in (*GUIDES.items(), *GUIDE_CLASSES.items()) if g in (spec, APART.get(spec))), None)
-        built = APART.get(spec, spec)(model)
+        name = next((n for n, g in (*GUIDES.items(), *GUIDE_CLASSES.items()) if g in (spec, _OWN.get(spec))), None)
+        built = _OWN.get(spec, spec)(model)
     elif callable(spec):
         built = spec
         if isinstance(built, AutoGuide):

@@ -34,7 +34,7 @@ from deepprob.programs.parameters import (
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_held, run_program
 from deepprob.programs.setup import apply_setup, facts, forms, setup_to_json, structure_from_json
-from deepprob.programs.sites import is_deterministic, is_local, sample_sites
+from deepprob.programs.sites import is_deterministic, is_local, log_prob, sample_sites
 from deepprob.programs.store import StoreState, copy_parameter, empty_store, private_store
 from deepprob.programs.structure import SameLatents, Structure, structure
 from deepprob.programs.support import check_observations
@@ -74,6 +74,7 @@ class ProgramInstance:
         late: Those that a later run than the first registered.
         unsaved: Those of networks that a later run than the first made, so that they cannot be saved.
         averages: The decaying averages of baselines by site, part of a fit's state.
+        first_run_finite: Whether all log-probabilities of the first run were finite.
         guide_name: The guide's name if it has one.
         unmet: Whether the program was loaded and has not run since.
         waiting: The saved state, if a part of it can only be loaded after a run.
@@ -104,6 +105,7 @@ class ProgramInstance:
         self.registered: frozenset[str] = frozenset()
         self.averages: dict[str, Tensor] = {}
         self.unseen: set[int] = set()
+        self.first_run_finite = True
         self._used_unseen: list[Tensor] = []
         self.device = torch.device(device)
         self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
@@ -211,6 +213,9 @@ class ProgramInstance:
                     traces = self._run_or_explain(run)
                 with explaining_lengths(self.program.call):
                     check_observations(traces[1], found.unchecked)
+                self.first_run_finite = all(
+                    bool(log_prob(s).isfinite().all()) for t in traces for _, s in sample_sites(t)
+                )
                 used = used_parameters(traces)
                 check_ownership(self.program, self.store, used)
                 self._used_unseen = [p for p in used if id(p) in self.unseen]

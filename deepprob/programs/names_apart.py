@@ -10,10 +10,10 @@ from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.gaussian import AutoGaussian
 from pyro.infer.autoguide.gaussian import AutoGaussianDense as PyrosGaussianDense
-from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.infer.autoguide.initialization import init_to_feasible, init_to_median
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from deepprob.programs.sites import Site
 
@@ -70,6 +70,23 @@ class NamesApart(AutoGuide):
         return {self.names.site(name): value for name, value in found.items()}
 
 
+def _feasible(site: Site) -> Tensor:
+    """Zero in unconstrained coordinates, as in Pyro; also for an improper prior, of which there are no draws."""
+    try:
+        return torch.as_tensor(init_to_feasible(site))
+    except NotImplementedError:
+        transform = transform_to(site["fn"].support)
+        return torch.as_tensor(transform(torch.zeros(transform.inverse_shape(site["fn"].shape()))))
+
+
+def median(site: Site) -> Tensor:
+    """Where a site starts in a joint guide: at its prior median, as in Pyro."""
+    try:
+        return torch.as_tensor(init_to_median(site))
+    except NotImplementedError:
+        return _feasible(site)
+
+
 def _start(site: Site) -> Tensor:
     """Where a site starts: at its prior mean if it is real, else at zero in unconstrained coordinates.
 
@@ -79,10 +96,10 @@ def _start(site: Site) -> Tensor:
     try:
         real, mean = fn.support == constraints.real or fn.support == constraints.real_vector, fn.mean
     except NotImplementedError:
-        return torch.as_tensor(init_to_feasible(site))
+        return _feasible(site)
     if real and bool(torch.isfinite(mean).all()):
         return torch.as_tensor(mean.detach().expand(fn.shape()).clone())
-    return torch.as_tensor(init_to_feasible(site))
+    return _feasible(site)
 
 
 class AutoNormal(NamesApart, autoguide.AutoNormal):
@@ -106,11 +123,3 @@ class AutoGaussianDense(NamesApart, PyrosGaussianDense):  # type: ignore[metacla
 
 # A subclass takes this place, for all users of Pyro.
 AutoGaussian.backends["dense"] = PyrosGaussianDense  # type: ignore[attr-defined]
-
-
-APART: dict[Any, type[AutoGuide]] = {
-    autoguide.AutoNormal: AutoNormal,
-    autoguide.AutoDelta: AutoDelta,
-    autoguide.AutoStructured: AutoStructured,
-    AutoGaussian: AutoGaussianDense,
-}

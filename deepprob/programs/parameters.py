@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from pyro.nn import PyroModule
 from pyro.poutine.trace_struct import Trace
@@ -13,6 +14,7 @@ from torch.distributions import transform_to
 from deepprob.networks.lifting import refuse_scripted
 from deepprob.programs.copying import module_paths, path_to
 from deepprob.programs.program import FunctionProgram, Program
+from deepprob.programs.relative_guides import RelativeGuide
 from deepprob.programs.sites import log_prob, sample_sites
 from deepprob.programs.store import StoreState
 
@@ -103,7 +105,11 @@ def constrained_value(program: nn.Module, path: str) -> tuple[str, Tensor]:
     module = program.get_submodule(owner)
     if (constrained := name.removesuffix("_unconstrained")) in getattr(module, "_pyro_params", ()):
         name = constrained
-    return f"{owner}.{name}" if owner else name, getattr(module, name)
+    name = f"{owner}.{name}" if owner else name
+    for place, guide in program.named_modules():
+        if isinstance(guide, RelativeGuide) and name.startswith(f"{place}."):
+            return name, guide.absolute(name.removeprefix(f"{place}."))
+    return name, attrgetter(name)(program)
 
 
 def constrained_parameters(program: Program, store: StoreState, is_kept: Callable[[Tensor], bool]) -> dict[str, Tensor]:

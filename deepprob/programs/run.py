@@ -242,7 +242,8 @@ def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
         num_data: Number of rows.
 
     Returns:
-        The first site whose value, parameters or log-probability are not finite, and which of them.
+        The first site whose value, parameters or log-probability are not finite, with its first such row, and which of
+        them.
     """
     rows = torch.arange(num_data, device=batch[0].device if batch else None)
     try:
@@ -257,12 +258,30 @@ def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
             for parameter in getattr(base, "arg_constraints", {}):
                 value = base.__dict__.get(parameter)
                 if isinstance(value, Tensor):
-                    if not bool(torch.isfinite(value).all()):
-                        return f"site {name!r}: {parameter} is not finite"
-                    if parameter == "scale" and bool((value <= 0).any()):
-                        return f"site {name!r}: scale reached 0"
+                    size = len(base.batch_shape) - len(site["fn"].batch_shape)
+                    if bool((bad := ~torch.isfinite(value)).any()):
+                        return f"site {name!r}{_row(site, bad, program.row_plate, size)}: {parameter} is not finite"
+                    if parameter == "scale" and bool((bad := value <= 0).any()):
+                        return f"site {name!r}{_row(site, bad, program.row_plate, size)}: scale reached 0"
             if not bool(torch.isfinite(torch.as_tensor(site["value"])).all()):
                 return f"site {name!r}: its value is not finite"
-            if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-                return f"site {name!r}: its log-probability is not finite"
+            if bool((bad := ~torch.isfinite(site["fn"].log_prob(site["value"]))).any()):
+                return f"site {name!r}{_row(site, bad, program.row_plate)}: its log-probability is not finite"
     return "a gradient is not finite"
+
+
+def _row(site: Any, bad: Tensor, row_plate: str, event_dim: int = 0) -> str:
+    """The first row of a site at which something is bad, in words; empty if it is bad in all rows, or there are none.
+
+    Args:
+        site: The site.
+        bad: Where it is bad.
+        row_plate: The plate of rows; without a name, the only one around the site.
+        event_dim: The number of dimensions of ``bad`` to the right of the site's batch dimensions.
+    """
+    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+    named = [frame for frame in frames if frame.name == row_plate] or frames
+    dim = bad.dim() - event_dim + named[0].dim if len(named) == 1 else -1
+    if dim < 0 or bool(bad.all()):
+        return ""
+    return f", row {int(bad.nonzero()[0, dim])}"

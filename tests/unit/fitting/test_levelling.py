@@ -71,9 +71,7 @@ def test_comparisons_leave_the_steps_as_they_are(optimizer: Optimizer) -> None:
 def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """The change of each window is far below the margin, the way ahead is not."""
     monkeypatch.setattr(courses, "_LEAST", 1500)
-    with pytest.warns(
-        UserWarning, match=r"the bound had not levelled at the end of the fit's budget of 1500 steps"
-    ):
+    with pytest.warns(UserWarning, match=r"the bound had not levelled at the end of the fit's budget of 1500 steps"):
         posterior = fitted(batch_size=None, optimizer=Optimizer(learning_rate=1e-6))
     check = check_levels(posterior.history.levels, 20)
     assert check.verdict == "caution"

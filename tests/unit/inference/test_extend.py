@@ -142,9 +142,7 @@ def test_refuses_what_it_cannot_continue() -> None:
         dp.extend(draws, Y, steps=2)
     old = fitted(steps=3)
     old.training = None
-    with pytest.raises(
-        ValueError, match=r"cannot be extended: it ended in a step that was cut off or not finite"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be extended: it ended in a step that was cut off or not finite"):
         dp.extend(old, Y, steps=2)
     with pytest.raises(ValueError, match=r"give epochs or steps, not both; got epochs=1 and steps=2"):
         dp.extend(fitted(steps=3), Y, epochs=1, steps=2)
@@ -175,3 +173,22 @@ def test_settings_that_cannot_be_described_must_be_given() -> None:
     with pytest.raises(ValueError, match=r"the objective of this fit, \{'name': 'mine'\}, is not one of deepprob's"):
         dp.extend(short, Y, steps=2)
     assert_same(dp.extend(short, Y, steps=2, objective=Mine(), progress=False), fitted(steps=5, objective=Mine()))
+
+
+@pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank"])
+def test_guides_relative_to_their_start(guide: str, tmp_path: Path) -> None:
+    """They are relative to a Gaussian that the search for a start has found, and that a longer fit finds, too."""
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 100.0, 0.01])
+    y = x @ torch.tensor([1.0, 0.02, 30.0])
+
+    def regression(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 100.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal((x * w).sum(-1), 1.0), obs=y)
+
+    def fit(steps: int) -> dp.Posterior:
+        return svi(Program.of(regression, guide), (x, y), steps=steps, optimizer=CONSTANT, progress=False)
+
+    fit(150).save(tmp_path / "p")
+    short = dp.Posterior.load(tmp_path / "p", Program.of(regression, guide))
+    assert_same(dp.extend(short, (x, y), steps=20, progress=False), fit(170))

@@ -29,7 +29,7 @@ from deepprob.programs.program import Program
 
 torch.manual_seed(0)
 X = torch.randn(12, 2)
-Y = X[:, 0] - X[:, 1]
+Y = X[:, 0] - X[:, 1] + 0.1 * torch.randn(12)
 GUIDES = ["normal", "multivariate_normal", "low_rank", "flow", "laplace", "map"]
 
 

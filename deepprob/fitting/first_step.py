@@ -1,0 +1,73 @@
+"""What happens before the first step of a fit: its checks, and the search for a start."""
+
+from __future__ import annotations
+
+import torch
+
+from deepprob.engine.random import RandomStream
+from deepprob.fitting.objectives import Objective, check_objective
+from deepprob.fitting.start import start_near_posterior
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
+from deepprob.programs.run import Run, first_bad_site
+
+_DRAWS = 20
+_MOST_ROWS = 10_000  # of a fit on minibatches that looks at all rows to find its start
+
+
+def prepare_start(
+    instance: ProgramInstance, objective: Objective, batch: Batch, size: int, weights: str, steps: int
+) -> None:
+    """Check that a first step can be taken, and let a guide by name start near the posterior.
+
+    Args:
+        instance: The program before its first step.
+        objective: The objective.
+        batch: All rows, on the device.
+        size: Rows of a step.
+        weights: The choice of weights; ``"keep"`` keeps the guide's start, too.
+        steps: Planned steps.
+
+    Raises:
+        ValueError: If the bound is not finite at the start, or the objective cannot be used.
+    """
+    first = tuple(x[:size] for x in batch)
+    check_first_step(instance, objective, first)
+    check_objective(objective, instance, first)
+    few = instance.num_data <= _MOST_ROWS and not instance.structure.local
+    if weights != "keep" and (few or size == instance.num_data):
+        start_near_posterior(instance, batch, steps)
+
+
+def check_first_step(instance: ProgramInstance, objective: Objective, batch: Batch) -> None:
+    """Refuse a fit whose bound is not finite at the start, under any of several draws.
+
+    Only a program whose first run was not finite is run again.
+
+    Args:
+        instance: The program before its first step.
+        objective: The objective.
+        batch: The rows of a step.
+
+    Raises:
+        ValueError: If there is a site that is not finite.
+    """
+    if instance.first_run_finite:
+        return
+    program, rows = instance.program, len(batch[0]) if batch else instance.num_data
+    with torch.no_grad(), instance.evaluating(), RandomStream(0, instance.device).drawing():
+        for _ in range(_DRAWS):
+            prepared = program.prepare(*batch)
+            index = torch.arange(rows, device=instance.device)
+            run = Run(program, prepared, index, instance.num_data, plates=instance.structure.plates)
+            if bool(torch.isfinite(objective(run)[0])):
+                return
+        where = first_bad_site(program, prepared, rows)
+    if not where.startswith("site"):
+        return
+    remedy = (
+        "Bound the scale away from 0"
+        if "scale" in where
+        else "Standardize the data, or start elsewhere, by an AutoGuide with init_loc_fn="
+    )
+    raise ValueError(f"elbo is not finite at the first step: {where}. {remedy}.")
