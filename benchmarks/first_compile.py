@@ -70,10 +70,11 @@ def measure(checkout: Path, name: str) -> dict[str, float]:
 
 def table(values: dict[str, dict[str, dict[str, list[float]]]]) -> list[list[str]]:
     """One line a situation and checkout: medians by model, and their sum."""
-    lines = [["situation", "checkout", *PROGRAMS, "sum"]]
+    measured = [name for name in PROGRAMS if all(name in programs for programs in values.values())]
+    lines = [["situation", "checkout", *measured, "sum"]]
     for situation in SITUATIONS:
         for label, programs in values.items():
-            medians = [statistics.median(programs[name][situation]) for name in PROGRAMS if name in programs]
+            medians = [statistics.median(programs[name][situation]) for name in measured]
             lines.append([situation, label, *(f"{m:.1f}" for m in medians), f"{sum(medians):.1f}"])
     return lines
 
