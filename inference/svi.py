@@ -28,7 +28,7 @@ from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
 from deepprob.fitting.loop_state import LoopState
-from deepprob.fitting.objectives import Objective, Terms, description, objective_named
+from deepprob.fitting.objectives import Objective, Terms, description, objective_named, objective_on
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
@@ -72,9 +72,9 @@ def init(
         ValueError: If data, program and settings do not fit together.
     """
     _check_program(program, weights)
-    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    device, described = pick_device(device), description(bound)
-    batch = accepted(program, data, batch_size, device)
+    factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
+    bound = objective_on(objective_named(objective), device)
+    described, batch = description(bound), accepted(program, data, batch_size, device)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, batch, guide, device, batch_size, weights)
