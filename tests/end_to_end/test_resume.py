@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deepprob.models import VAE
 from deepprob.posteriors.posterior import Posterior
 
 FIT = """
@@ -83,7 +84,7 @@ def killed_and_resumed(tmp_path: Path, kills: int, epochs: int, plan: Tiers = ()
         done += 1
     assert done == kills, f"the fit ended after {done} kills: make it longer"
     finish(start(tmp_path / "b", pieces, epochs, plan))
-    one, other = Posterior.load(whole), Posterior.load(pieces)
+    one, other = (Posterior.load(path, program=VAE((12,), latent_dim=2, hidden_dims=(16,))) for path in (whole, pieces))
     for name, value in one.instance.tensors().items():
         assert torch.equal(value, other.instance.tensors()[name]), name
     assert one.config["plan"] == other.config["plan"]
