@@ -4,9 +4,9 @@
 
 Every fit runs in a fresh process: by Python alone (``eager``), with ``compile=False``, with defaults on an empty cache
 (``cold``), again while the code may still be built (``next``), and with the code in the cache (``warm``). Seconds are
-user and system time of `svi`, in its process and in the compilers that it waited for; those of a process that builds code for
-the next fits are beside them (``build``). What tracing and compiling import is part of them. MNIST needs
-DEEPPROB_DATA. Writes ``benchmarks/results/defaults_speed.json``.
+user and system time of `svi`, in its process and in the compilers that it waited for, what tracing and compiling import
+included. Those of a process that builds code for the next fits are in the file (``build``). MNIST needs DEEPPROB_DATA.
+Writes ``benchmarks/results/defaults_speed.json``.
 """
 
 from __future__ import annotations
