@@ -1,11 +1,12 @@
-"""What compiling a fit costs and gains, by model: the figures behind ``compile="auto"``.
+"""What tracing and compiling a fit cost and gain, by model: the figures behind ``compile="auto"``.
 
     python benchmarks/compile_time.py [--program schools dmm ...] [--markdown]
 
 Every model is fitted in three processes: on a machine where nothing was compiled before, where other models were, and
-where this one was. Seconds are those of a whole fit of one epoch, the compiler's own start included. What a step gains
-for each operation that Python would have dispatched (of sequences at every time step) is compared with what `svi`
-assumes.
+where this one was. Seconds are those of a whole fit of one epoch, the compiler's own start included. The steps of each
+tier are timed, and the constants of ``deepprob/fitting/plan.py`` that fit them all are printed: what tracing saves for
+each operation that Python would have dispatched, and what compiling saves for each operation of the graph and for each
+number that it writes.
 Writes ``benchmarks/results/compile_time.json``.
 """
 
@@ -24,21 +25,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from common import RESULTS, shown, write_result
 from peers import pyro_programs
 
 from deepprob.engine.random import RandomStream
-from deepprob.fitting.gradients import GradientProgram
+from deepprob.fitting.buckets import LengthBuckets
+from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.objectives import ELBO
+from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.plan import Plan
 from deepprob.inference import svi
+from deepprob.inference.svi import init
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
+ROUTINE = sys.modules["deepprob.inference.svi"]  # the package has the function under this name
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
 
 
@@ -83,41 +91,63 @@ PROGRAMS: dict[str, Callable[[], Made]] = {
 }
 
 
-def fit(made: Made, epochs: int, compile: bool) -> tuple[float, Posterior, str]:
-    """Seconds of a fit, the fit, and what it said."""
+def fit(made: Made, epochs: int, compile: bool, tier: str = "") -> tuple[float, Posterior, str]:
+    """Seconds of a fit, the fit, and what it said; its steps may be taken by one tier."""
     program, data, batch_size = made
     said, began = io.StringIO(), time.perf_counter()
-    with contextlib.redirect_stderr(said):
+    plan = Plan(((tier, 0),), "a benchmark") if tier else None
+    with contextlib.redirect_stderr(said), mock.patch.object(ROUTINE, "saved_plan", lambda callbacks: plan):
         posterior = svi(
             program, data, epochs=epochs, batch_size=batch_size, compile=compile, progress="auto", device="cpu"
         )  # fmt: skip
     return time.perf_counter() - began, posterior, said.getvalue()
 
 
-def per_step(made: Made, compile: bool) -> float:
-    """Seconds of a step, as the median over the epochs of a fit of about two seconds."""
+def per_step(made: Made, tier: str) -> float:
+    """Seconds of a step of one tier, as the median over the epochs of a fit of about two seconds."""
     epochs, seconds = 2, 0.0
     while seconds < 2.0:
-        posterior = fit(made, epochs, compile)[1]
+        posterior = fit(made, epochs, compile=True, tier=tier)[1]
         seconds = sum(posterior.history.epochs["seconds"])
         epochs *= min(64, max(2, int(2.5 / max(seconds, 1e-3))))
     last = sorted(posterior.history.epochs["seconds"])
     return last[len(last) // 2] / posterior.history.steps_per_epoch
 
 
+def task_of(made: Made) -> CompileTask:
+    """The steps of a fit, measured."""
+    program, data, batch_size = made
+    size, batch, optimizer = batch_size or len(data[0]), program.accept(data), Optimizer()
+    with RandomStream(0).drawing():
+        instance = ProgramInstance(program, batch, len(data[0]), full_batch=batch_size is None)
+    state = init(instance, optimizer, 1e-3)
+    task = CompileTask(state, ELBO(), optimizer, LengthBuckets(batch, None, size), size, announce=False)
+    task.measure()
+    return task
+
+
 def dispatched(made: Made) -> int:
     """Operations that Python dispatches in a step."""
-    program, data, batch_size = made
-    size, num_data = batch_size or len(data[0]), len(data[0])
-    batch = program.accept(data)
-    with RandomStream(0).drawing():
-        instance = ProgramInstance(program, batch, num_data, full_batch=batch_size is None)
-        with instance.running():
-            return (
-                GradientProgram(instance, ELBO())
-                .measure(tuple(x[:size] for x in batch), torch.arange(size))[0]
-                .operations
-            )
+    return task_of(made).sizes[-1].operations
+
+
+def numbers(made: Made) -> int:
+    """Numbers that the operations of a step's graph write."""
+    task = task_of(made)
+    task.trace()
+    return task.work.numbers
+
+
+def constants(results: list[dict[str, Any]]) -> list[str]:
+    """The constants of the plan: medians, and for compiling a fit of relative errors by least squares."""
+    python = [(r["eager"] - r["traced"]) / r["dispatched"] for r in results]
+    saved = np.array([r["traced"] - r["step"] for r in results])
+    sizes = np.array([[float(r["operations"].split()[0]), float(r["numbers"])] for r in results])
+    dispatch, memory = np.linalg.lstsq(sizes / saved[:, None], np.ones(len(results)), rcond=None)[0]
+    return [
+        f"tracing saves {1e6 * np.median(python):.2g} us an operation of Python",
+        f"compiling saves {1e6 * dispatch:.2g} us an operation of the graph and {1e9 * memory:.2g} ns a number",
+    ]
 
 
 def measure(name: str, only: str | None) -> dict[str, Any]:
@@ -129,7 +159,7 @@ def measure(name: str, only: str | None) -> dict[str, Any]:
         return {only: first}
     line = re.search(r"\((.*) operations\), about (\d+) s", said)
     assert line is not None, said
-    eager, compiled = per_step(made, compile=False), per_step(made, compile=True)
+    eager, traced, compiled = (per_step(made, tier) for tier in ("eager", "traced", "compiled"))
     return {
         "title": (PROGRAMS[name].__doc__ or "").replace("`", ""),
         "graphs": posterior.history.compiled_graphs,
@@ -139,7 +169,9 @@ def measure(name: str, only: str | None) -> dict[str, Any]:
         "first_step": first,
         "first_step_eager": fit(made, 1, compile=False)[0],
         "dispatched": dispatched(made),
+        "numbers": numbers(made),
         "eager": eager,
+        "traced": traced,
         "step": compiled,
     }
 
@@ -148,14 +180,13 @@ def table(results: list[dict[str, Any]]) -> list[list[str]]:
     """One line per model."""
     lines = [
         ["model", "operations", "announced s", "new machine s", "first epoch s", "second process s", "eager step ms",
-         "compiled step ms", "gained an operation us"]
+         "traced step ms", "compiled step ms"]
     ]  # fmt: skip
     for r in results:
-        gained = (r["eager"] - r["step"]) / r["dispatched"] * 1e6
         lines.append(
             [r["title"].rstrip("."), r["operations"], str(r["announced"]), f"{r['new_machine']:.1f}",
              f"{r['first_step']:.1f}", f"{r['second_process']:.2f}", f"{1e3 * r['eager']:.3g}",
-             f"{1e3 * r['step']:.3g}", f"{gained:.3g}"]
+             f"{1e3 * r['traced']:.3g}", f"{1e3 * r['step']:.3g}"]
         )  # fmt: skip
     return lines
 
@@ -195,6 +226,7 @@ def main() -> None:
         after = [f"{results[-1][key]:.1f}" for key in ("new_machine", "first_step", "second_process")]
         print(f"{name}: first epoch after {after[0]} s on a new machine, {after[1]} s, {after[2]} s", flush=True)
     print(f"\n{shown(table(results), options.markdown)}\n")
+    print("\n".join(constants(results)))
     print(f"written to {write_result('compile_time', results, 'cpu', options.out)}")
 
 

@@ -193,9 +193,10 @@ def svi(
         weights: ``"auto"`` draws new weights under ``seed`` for the networks that a model of deepprob built, and keeps
             those that you made; ``"fresh"`` draws all anew, ``"keep"`` none. Modules marked by ``pretrained`` stay. A
             guide by name starts random weights there, too.
-        compile: Whether to trace the step once and run it as native code. ``"auto"`` compiles if that saves time over
-            the whole fit, estimated from the number of steps and of operations in a step. Compiled and eager steps draw
-            different noise from the same seed, and may use different length buckets.
+        compile: ``"auto"`` follows a plan: eager steps, the traced graph or native code, as saves time over the whole
+            fit, estimated from the number of steps and the size of a step. True compiles before the first step, False
+            never compiles. All take the same noise from the same seed, and may use different length buckets. The plan
+            is in the posterior's ``config``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Seed of weights, shuffle and noise.
         progress: Whether to show progress: a bar in a terminal or a notebook; elsewhere plain lines on standard error,

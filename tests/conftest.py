@@ -72,6 +72,12 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _no_builds_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no fit of a test build native code for the next fits."""
+    monkeypatch.setattr("deepprob.fitting.compiling.CompileTask.builds_beside", lambda self: False)
+
+
+@pytest.fixture(autouse=True)
 def _check_global_store() -> Iterator[None]:
     """Fail a test that leaves parameters in Pyro's global store: the next test would train or overwrite them."""
     yield

@@ -9,7 +9,6 @@ noise :math:`\varepsilon` that was drawn ahead, and of knobs :math:`\eta`. It re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from deepprob.engine.cuda_graphs import Replay
+from deepprob.engine.decompositions import index_put_as_sum
 from deepprob.engine.dynamic_length import DifferentGraphs, Lengths, Line, serve_all_lengths
 from deepprob.engine.loop_inputs import (
     Example,
@@ -36,7 +36,8 @@ from deepprob.engine.loop_inputs import (
 )
 from deepprob.engine.machine import ONE_AT_A_TIME
 from deepprob.engine.native.background import BackgroundBuild, start_build
-from deepprob.engine.native.build import Run, compile_module, is_cached
+from deepprob.engine.native.build import Run, compile_module, file_name, is_cached
+from deepprob.engine.native.cache import is_being_built
 from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.random import RandomStream
@@ -49,9 +50,6 @@ from deepprob.engine.trace import (
     same_values,
     trace_graph,
 )
-
-_SMALL_SUM = 2**12  # table entries times added numbers
-
 
 Step = Callable[[Any, StepData, Noise, Tensor], tuple[Any, dict[str, Tensor]]]
 """``step(carry, data, noise, knobs) -> (carry, record)``: pure; the new carry has the structure of the old one."""
@@ -277,8 +275,10 @@ class Loop:
 
     @property
     def is_building(self) -> bool:
-        """Whether the process of `start_build` still runs, so that `compile` would wait for it."""
-        return self._build is not None and self._build.is_running
+        """Whether a process builds the loop's native code, the one of `start_build` or another: `compile` waits."""
+        if self._build is not None and self._build.is_running:
+            return True
+        return not self.is_cached() and is_being_built(file_name(self._module, self._inputs, self._lengths))
 
     def compile(self) -> None:
         """Compile the loop to native code, or load it from the cache.
@@ -380,20 +380,3 @@ def _lift_draws(step: Step, carry: Any, data: StepData, knobs: Tensor, subject: 
     size = counted.size
     noise = Noise(*size.draw_once([torch.Generator(knobs.device) for _ in range(2)], knobs.device))
     return size, trace_graph(drawing, (carry, data, noise, knobs), [], subject=subject)
-
-
-def index_put_as_sum(base: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """Compute ``index_put(accumulate=True)`` on rows of a small table as a sum; return NotImplemented otherwise.
-
-    The compiler adds in place, and was once seen to read a table of four numbers before all additions were done. Large
-    tables are left to the compiler; the comparison of compiled and eager steps before a fit guards against the error.
-    """
-    if not accumulate or len(indices) != 1 or (index := indices[0]) is None or index.dtype != torch.long:
-        return NotImplemented
-    row, count = base.shape[1:], index.numel()
-    if base.numel() * count > _SMALL_SUM:
-        return NotImplemented
-    index = torch.where(index < 0, index + len(base), index).reshape(1, count)
-    here = index == torch.arange(len(base), device=base.device).unsqueeze(1)  # (rows, count)
-    added = values.expand(*indices[0].shape, *row).reshape(1, count, math.prod(row))  # type: ignore[union-attr]
-    return base + torch.where(here.unsqueeze(-1), added, 0).sum(1, dtype=base.dtype).reshape(base.shape)

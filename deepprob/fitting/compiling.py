@@ -15,6 +15,7 @@ from deepprob.engine.dynamic_length import DifferentGraphs
 from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import Noise, StepData
 from deepprob.engine.machine import without_collector
+from deepprob.engine.native.background import builds_beside
 from deepprob.engine.native.cache import NoCompiler, compiler
 from deepprob.engine.noise import NoiseSize
 from deepprob.engine.random import RandomStream
@@ -125,6 +126,19 @@ class CompileTask:
     def is_cached(self) -> bool:
         """Whether the cache holds native code for all loops."""
         return all(loop.is_cached() for loop in dict.fromkeys(self.loops))
+
+    def is_building(self) -> bool:
+        """Whether the native code that the cache lacks is being built."""
+        return all(loop.is_cached() or loop.is_building for loop in dict.fromkeys(self.loops))
+
+    def builds_beside(self) -> bool:
+        """Whether another process can build native code while the fit runs."""
+        return builds_beside(self.state.instance.device) and not failure_of(compiler)
+
+    def start_build(self) -> None:
+        """Start to build the native code of all loops in other processes."""
+        for loop in dict.fromkeys(self.loops):
+            loop.start_build()
 
     def check(self, *, compile: bool) -> tuple[str, str]:
         """Compare the loops with eager steps, compiled or operation by operation.
@@ -259,7 +273,7 @@ def _compile(loops: Sequence[Loop], announce: bool) -> str:
     Returns:
         The reason why compiling failed; empty if it did not.
     """
-    uncached = [loop for loop in loops if not loop.is_cached()]
+    uncached = [loop for loop in loops if not loop.is_cached() and not loop.is_building]
     if uncached and (failure := failure_of(compiler)):
         return failure
     if announce and uncached:

@@ -33,11 +33,10 @@ class HeldOut:
 
     Attributes:
         batch: The held-out rows.
-        operations: Number of operations in one score.
     """
 
     def __init__(self, instance: ProgramInstance, batch: Batch) -> None:
-        self.instance, self.batch, self.operations = instance, batch, 0
+        self.instance, self.batch = instance, batch
         self._graphs: dict[int, FlatQuery] = {}
         self._pieces: list[tuple[Batch, tuple[Tensor, Tensor]]] = []
         generators = [torch.Generator(instance.device).manual_seed(_SEED + kind) for kind in range(2)]
@@ -45,7 +44,6 @@ class HeldOut:
             for piece in posterior.chunks(batch, 1):
                 with LiftedNoise() as noise:
                     posterior.elbo_of(piece, 1)
-                self.operations += noise.size.operations
                 self._pieces.append((piece, noise.size.draw_once(generators, instance.device)))
 
     @property

@@ -16,6 +16,7 @@ _TRACE_SECONDS, _TRACE_SECONDS_PER_OPERATION = 0.8, 2e-3
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_OPERATION = 9.0, 5e-3
 _ANY_LENGTH_FACTOR = 1.3  # a graph for sequences of any length takes this many times as long to compile
 _PYTHON_SECONDS_PER_OPERATION = 4e-6  # what tracing saves of an eager step
+_QUERY_SECONDS_PER_OPERATION = 1.5e-5  # what it saves of a score, whose draws are stacked by Python
 _DISPATCH_SECONDS_PER_OPERATION = 3.4e-6  # what compiling saves of a traced step
 _MEMORY_SECONDS_PER_NUMBER = 1.5e-10  # and what it saves by not writing intermediate numbers to memory
 _SECONDS_PER_MULTIPLICATION = 8e-11
@@ -61,11 +62,13 @@ class Plan:
         score: The tier of the held-out score.
 
     Examples:
-        >>> planned("auto", 100_000, Work(300, 100_000), cached=False, beside=False).tiers
+        >>> planned("auto", 100_000, Work(300, 100_000), cached=False).tiers
         (('compiled', 0),)
-        >>> planned("auto", 2_000, Work(300, 100_000), cached=False, beside=False).tiers
+        >>> [name for name, _ in planned("auto", 100_000, Work(300, 100_000), cached=False, beside=True).tiers]
+        ['traced', 'compiled']
+        >>> planned("auto", 2_000, Work(300, 100_000), cached=False).tiers
         (('traced', 0),)
-        >>> planned("auto", 2_000, Work(300, 100_000), cached=True, beside=False).tiers
+        >>> planned("auto", 2_000, Work(300, 100_000), cached=True).tiers
         (('compiled', 0),)
     """
 
@@ -109,13 +112,23 @@ def compile_seconds(operations: int, *, any_length: bool = False) -> float:
     return (_COMPILE_SECONDS + _COMPILE_SECONDS_PER_OPERATION * operations) * (_ANY_LENGTH_FACTOR if any_length else 1)
 
 
-def pays_to_trace(times: int, operations: int) -> bool:
-    """Whether ``times`` runs of ``operations`` gain more from being traced than tracing takes."""
+def pays_to_trace(steps: int, operations: int) -> bool:
+    """Whether ``steps`` eager steps of ``operations`` gain more from being traced than tracing takes."""
     cost = _TRACE_SECONDS + _TRACE_SECONDS_PER_OPERATION * operations
-    return times * operations * _PYTHON_SECONDS_PER_OPERATION > cost
+    return steps * operations * _PYTHON_SECONDS_PER_OPERATION > cost
 
 
-def planned(compile: bool | str, steps: int, work: Work, *, cached: bool, beside: bool) -> Plan:
+def pays_to_trace_score(times: int) -> bool:
+    """Whether this many held-out scores gain more from being traced than tracing takes, in a fit whose step is traced.
+
+    Gain and cost grow alike with the number of operations.
+    """
+    return times * _QUERY_SECONDS_PER_OPERATION > _TRACE_SECONDS_PER_OPERATION
+
+
+def planned(
+    compile: bool | str, steps: int, work: Work, *, cached: bool, building: bool = False, beside: bool = False
+) -> Plan:
     """The plan of a fit whose step was traced.
 
     Args:
@@ -123,6 +136,7 @@ def planned(compile: bool | str, steps: int, work: Work, *, cached: bool, beside
         steps: Planned steps.
         work: The graph of one step.
         cached: Whether its native code is in the cache.
+        building: Whether another process builds it, so that the fit would wait for it.
         beside: Whether native code can be built while the fit runs.
     """
     if compile != "auto":
@@ -132,6 +146,8 @@ def planned(compile: bool | str, steps: int, work: Work, *, cached: bool, beside
     traced = Plan((("traced", 0),), "compiling costs more than this fit gains", work.operations, cached)
     if cached:
         return replace(traced, tiers=(("compiled", 0),), reason="its native code is in the cache")
+    if building:
+        return replace(traced, tiers=(("compiled", 0),), reason="an earlier fit has its native code built")
     if gain <= cost:
         if not (beside and gain * _FITS_AHEAD > cost):
             return traced

@@ -17,7 +17,7 @@ from deepprob.fitting.compiling import CompileTask, failure_of
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import FloatArray
-from deepprob.fitting.plan import Plan, Work, pays_to_trace, planned
+from deepprob.fitting.plan import Plan, Work, pays_to_trace, pays_to_trace_score, planned
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import EagerStepper, Stepper
 from deepprob.programs.parameters import warn_of_late
@@ -111,7 +111,11 @@ def choose_stepper(
             if compile is not False:
                 _warn(str(error), stacklevel=4)
             plan = stays.without_tracing(str(error))
-    plan = plan or planned(compile, steps, task.work, cached=task.is_cached(), beside=False)
+    if plan is None:
+        cached, building, beside = task.is_cached(), task.is_building(), task.builds_beside()
+        plan = planned(compile, steps, task.work, cached=cached, building=building, beside=beside)
+    if plan.build:
+        task.start_build()
     stepper = PlannedStepper(plan, eager, task, noise, warns=compile is not False)
     stepper.capacity_from(0)  # compares the first tier before the first step
     return stepper
@@ -129,7 +133,7 @@ def choose_score(score: HeldOut, stepper: PlannedStepper, compile: bool | str, *
     """
     if stepper.tier == "eager":
         return
-    tier = stepper.plan.score if resumed else ("traced" if pays_to_trace(times, score.operations) else "eager")
+    tier = stepper.plan.score if resumed else ("traced" if pays_to_trace_score(times) else "eager")
     if compile is not True and tier == "eager":
         return
     failure, graphs = "", []
@@ -137,7 +141,7 @@ def choose_score(score: HeldOut, stepper: PlannedStepper, compile: bool | str, *
         graphs = score.trace()
         work = Work(sum(x.operations for x in graphs), sum(x.numbers for x in graphs))
         cached = all(x.is_cached() for x in graphs)
-        tier = tier if resumed else planned(compile, times, work, cached=cached, beside=False).tiers[-1][0]
+        tier = tier if resumed else planned(compile, times, work, cached=cached).tiers[-1][0]
         if tier == "compiled":
             failure = next(filter(None, [failure_of(x.compile) for x in graphs]), "")
     except Untraceable as error:

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
+import torch
 from torch import Tensor, nn
 
 from deepprob.engine.dynamic_length import DifferentGraphs, Lengths
@@ -92,6 +93,11 @@ class BackgroundBuild:
         return None if code == 0 else ("the process that compiled ended early", f"exit code {code}")
 
 
+def builds_beside(device: torch.device) -> bool:
+    """Whether another process can build native code for a device while the caller goes on."""
+    return device.type == "cpu" and sys.platform != "win32" and writable_cache() is not None
+
+
 def start_build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | None = None) -> BackgroundBuild | None:
     """Start to build a module's native code in another process.
 
@@ -105,7 +111,7 @@ def start_build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | 
         written to, or if the system starts no other process.
     """
     folder = writable_cache()
-    if folder is None or inputs[0].device.type != "cpu" or sys.platform == "win32":
+    if folder is None or not builds_beside(inputs[0].device):
         return None
     try:
         return BackgroundBuild(module, inputs, lengths or {}, folder)

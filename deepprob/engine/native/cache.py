@@ -130,6 +130,19 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
+def is_being_built(name: str) -> bool:
+    """Whether a process builds a file of the cache at this moment."""
+    folder = writable_cache()
+    if folder is None or sys.platform == "win32" or not _lock_of(folder / name).exists():
+        return False
+    with _lock_of(folder / name).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

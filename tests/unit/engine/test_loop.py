@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.engine.loop import Loop, index_put_as_sum
+from deepprob.engine.decompositions import index_put_as_sum
+from deepprob.engine.loop import Loop
 from deepprob.engine.loop_inputs import PerStep
 
 G = torch.Generator().manual_seed(0)

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -609,6 +610,17 @@ def test_a_resumed_fit_follows_the_plan_of_its_checkpoint(
     resumed = run("killed")
     assert_same_fit(whole, resumed)
     assert resumed.config["plan"]["tiers"] == LATER.to_json()["tiers"]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("tier", ["traced", "compiled"])
+def test_the_held_out_score_has_a_tier_of_its_own(tier: str, planned: Callable[[Plan], None]) -> None:
+    eager = fitted(compile=False, held_out=(X, Y))
+    planned(replace(TRACED, score=tier))
+    found = fitted(held_out=(X, Y))
+    assert found.history.epochs["held_out_elbo"] == pytest.approx(eager.history.epochs["held_out_elbo"], rel=1e-5)
+    assert found.config["plan"]["score"] == tier
+    assert found.history.compiled_graphs == (tier == "compiled")
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deepprob.engine.native.cache import NoCompiler, built_once, cache_folder, compiler
+from deepprob.engine.native.cache import NoCompiler, built_once, cache_folder, compiler, is_being_built
 
 
 class Builder:
@@ -86,6 +86,19 @@ def test_of_two_that_need_a_file_one_builds_it(folder: Path) -> None:
         go_on.set()
         assert first.result() == second.result() == b"a line of code"
     assert builder.times == 1
+
+
+def test_a_build_is_seen_while_it_runs(folder: Path) -> None:
+    seen: list[bool] = []
+
+    def build(path: Path) -> None:
+        seen.append(is_being_built("file"))
+        path.write_text("code")
+
+    assert not is_being_built("file")
+    built_once("file", build, lambda path: path.read_text())
+    assert seen == [True]
+    assert not is_being_built("file")
 
 
 def test_old_files_of_killed_processes_are_removed(folder: Path) -> None:
