@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -63,21 +63,28 @@ class HeldOut:
 
     def __call__(self) -> float:
         """The score at the present parameters."""
-        with self._scoring() as posterior:
-            parts = [self._score(posterior, piece, noise) for piece, noise in self._pieces]
-            return float(torch.cat(parts).mean())
+        if self._graphs:  # a graph has no modes to switch
+            with torch.no_grad(), self._drawing():
+                parts = [self._graphs[num_rows(piece)](piece, *noise) for piece, noise in self._pieces]
+        else:
+            with self._scoring() as posterior:
+                parts = [self._eager(posterior, piece, noise) for piece, noise in self._pieces]
+        return float(torch.cat(parts).mean())
 
-    def _score(self, posterior: Posterior, piece: Batch, noise: tuple[Tensor, Tensor]) -> Tensor:
-        if graph := self._graphs.get(num_rows(piece)):
-            return graph(piece, *noise)
+    @staticmethod
+    def _eager(posterior: Posterior, piece: Batch, noise: tuple[Tensor, Tensor]) -> Tensor:
         with replaced_calls(), served(LiftedNoise(*noise)):
             return posterior.elbo_of(piece, 1)
+
+    def _drawing(self) -> AbstractContextManager[None]:
+        """A context whose random numbers are the same in every score."""
+        return RandomStream(_SEED, self.instance.device).drawing()
 
     @contextmanager
     def _scoring(self) -> Iterator[Posterior]:
         instance, training = self.instance, self.instance.program.training
         try:
-            with torch.no_grad(), instance.running(), RandomStream(_SEED, instance.device).drawing():
+            with torch.no_grad(), instance.running(), self._drawing():
                 yield Posterior(instance)  # puts the program in evaluation mode
         finally:
             instance.program.train(training)

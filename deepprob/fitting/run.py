@@ -141,6 +141,7 @@ class RunningFit:
             restore(self, found)
         for callback in self.callbacks:
             callback.start(self)
+        self.state.instance.program.train()
         bar = ProgressBar(self, progress)
         try:
             keep_freed_memory()
@@ -214,7 +215,8 @@ class RunningFit:
 
     def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
         """Take steps, and return their record."""
-        self.state.instance.program.train()
+        if not self.state.instance.program.training:  # a score or a callback has changed the mode
+            self.state.instance.program.train()
         with self.state.instance.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
         return dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))  # the only host sync
