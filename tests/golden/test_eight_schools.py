@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
@@ -31,8 +30,7 @@ def schools(sigma: Tensor, y: Tensor | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def posterior() -> Posterior:
-    optimizer = Optimizer(learning_rate=2e-2)
-    return svi(Program.of(schools, "multivariate_normal"), (SIGMA, Y), epochs=2000, optimizer=optimizer, seed=0)
+    return svi(Program.of(schools, "multivariate_normal"), (SIGMA, Y), epochs=3000, seed=0)
 
 
 def quantities(draws: dict[str, Tensor]) -> dict[str, Tensor]:
