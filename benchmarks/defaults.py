@@ -121,7 +121,7 @@ def of_the_zoo(name: str, guide: str, options: dict[str, Any], steps: int) -> Ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=[*POSTERIORS, *UNIMODAL], help="programs; all by default")
-    parser.add_argument("--guide", default="multivariate_normal")
+    parser.add_argument("--guide", help="multivariate_normal for posteriordb, normal for the zoo without it")
     parser.add_argument("--steps", type=int, help="steps of a fit; the default length without it")
     parser.add_argument("--reference-steps", type=int, default=3000, help="a tenth of the steps of a reference")
     parser.add_argument("--markdown", action="store_true")
@@ -131,9 +131,9 @@ def main() -> None:
     rows = []
     for name in chosen.names:
         if name in UNIMODAL:
-            rows.append(of_the_zoo(name, chosen.guide, options, chosen.steps or chosen.reference_steps))
+            rows.append(of_the_zoo(name, chosen.guide or "normal", options, chosen.steps or chosen.reference_steps))
         else:
-            rows.append(of_posteriordb(name, chosen.guide, options))
+            rows.append(of_posteriordb(name, chosen.guide or "multivariate_normal", options))
         print(f"{name}: {'near' if rows[-1].is_near else 'far'}", file=sys.stderr, flush=True)
     lines = [["program", "numbers", "seconds", "mean, in sds", "sd, ratios", "near"]]
     for r in rows:
