@@ -23,7 +23,7 @@ from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
+from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named, objective_on
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
@@ -171,9 +171,9 @@ def svi(
     """
     _check_choices(program, compile, weights)
     compile = compile if isinstance(compile, str) else bool(compile)
-    factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
-    callbacks, device, described = _callback_list(callbacks), pick_device(device), description(bound)
-    batch = _accepted(program, data, batch_size, device)
+    factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
+    bound, callbacks = objective_on(objective_named(objective), device), _callback_list(callbacks)
+    described, batch = description(bound), _accepted(program, data, batch_size, device)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = _instance(program, batch, guide, device, batch_size, weights)

@@ -267,8 +267,8 @@ class Loop:
     def start_build(self) -> None:
         """Start to build the loop's native code in another process, of low priority, and return at once.
 
-        `compile` waits for that process and loads what it built. It builds the code itself if no other process can: on
-        a GPU, or without a cache that this process can write to.
+        `compile`, called with the same number of threads, waits for that process and loads what it built. It builds the
+        code itself if no other process can: on a GPU, or without a cache that this process can write to.
         """
         if not self.is_cached():
             self._build = start_build(self._module, self._inputs, self._lengths)

@@ -73,6 +73,20 @@ def threads_for(work: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for products in bfloat16, which take several times as long as float32 without.
+
+    Args:
+        device: The device.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not hasattr(torch.cpu, "get_capabilities"):  # older releases of torch
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep memory that one step frees for the next step.
 

@@ -6,11 +6,12 @@ import inspect
 import json
 import warnings
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from deepprob.engine.machine import multiplies_bfloat16
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, unknown
@@ -31,6 +32,7 @@ __all__ = [
     "check_objective",
     "description",
     "objective_named",
+    "objective_on",
 ]
 
 Terms = dict[str, Tensor]
@@ -89,6 +91,29 @@ def objective_named(objective: str | Objective) -> Objective:
     return objective
 
 
+def objective_on(objective: Objective, device: torch.device) -> Objective:
+    """An objective with layers in float32 where the device has no instructions for bfloat16, which a warning says.
+
+    Args:
+        objective: The objective.
+        device: The device of the fit.
+
+    Raises:
+        ValueError: If the precision of layers is unknown.
+        TypeError: If an objective with ``layers`` is not a dataclass.
+    """
+    _check_layers(objective, type(objective).__name__)
+    if getattr(objective, "layers", "float32") == "float32" or multiplies_bfloat16(device):
+        return objective
+    warnings.warn(
+        f"layers multiply in float32: {device} has no instructions for bfloat16, and would take several times as long. "
+        "Leave layers='bfloat16' out.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return cast(Objective, replace(cast(Any, objective), layers="float32"))
+
+
 def description(objective: Objective) -> dict[str, Any]:
     """Name and settings of an objective, converted to JSON.
 
@@ -132,7 +157,6 @@ def check_objective(objective: Objective, instance: ProgramInstance, batch: Batc
     if type(objective) in {type(own) for own in OBJECTIVES.values()}:
         return
     name = type(objective).__name__
-    _check_layers(objective, name)
     try:
         inspect.signature(objective).bind(None, kl_weight=1.0)
     except TypeError as error:

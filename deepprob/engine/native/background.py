@@ -107,13 +107,16 @@ def start_build(module: nn.Module, inputs: Sequence[Tensor], lengths: Lengths | 
         lengths: The inputs that hold sequences, and the range of their lengths.
 
     Returns:
-        The build; None if only this process can build the module: on a GPU, on Windows, or without a cache
-        that can be written to.
+        The build; None if only this process can build the module: on a GPU, on Windows, without a cache that can be
+        written to, or if the system starts no other process.
     """
     folder = writable_cache()
     if folder is None or not builds_beside(inputs[0].device):
         return None
-    return BackgroundBuild(module, inputs, lengths or {}, folder)
+    try:
+        return BackgroundBuild(module, inputs, lengths or {}, folder)
+    except OSError:  # no memory, no disk, or no executable of Python
+        return None
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyro import poutine
 from torch import Tensor
 from uncompiled import replace_compiler
 
-from deepprob.fitting.objectives import ELBO, OBJECTIVES, Terms, description, objective_named
+from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES, Terms, description, objective_named
 from deepprob.inference import svi
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.program import Program
@@ -274,6 +275,16 @@ def test_signature_and_layers_are_checked_before_the_first_step() -> None:
         fit_with(WithLayers("bfloat16"))
     with pytest.raises(ValueError, match=r"unknown precision of layers 3\. Choose from: bfloat16, float32\."):
         fit_with(WithLayers(3))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_layers_are_in_float32_where_bfloat16_is_slow(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.fitting.objectives.multiplies_bfloat16", lambda _: native)
+    message = r"layers multiply in float32: cpu has no instructions for bfloat16.* Leave layers='bfloat16' out\."
+    with nullcontext() if native else pytest.warns(UserWarning, match=message):
+        found = fit_with(IWAE(particles=2, layers="bfloat16"))
+    layers = "bfloat16" if native else "float32"
+    assert found.config["objective"] == IWAE(particles=2, layers=layers).describe()
 
 
 class Described(Own):

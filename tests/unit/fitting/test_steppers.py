@@ -810,6 +810,7 @@ def test_zero_gradients_are_not_taken_for_rounding(layers: str, monkeypatch: pyt
         return new | {"first": [torch.zeros_like(x) for x in new["first"]]}, record
 
     monkeypatch.setattr(Loop, "__call__", zero)
+    monkeypatch.setattr("deepprob.fitting.objectives.multiplies_bfloat16", lambda _: True)
     for strength in (1.5, 3.0):  # at 3 rounding grows until it could hide any error
         assert not fitted(program=Chained(strength), objective=ELBO(layers=layers), epochs=1).config["compiled"]
 
@@ -845,6 +846,7 @@ def test_bfloat16_layers_may_differ_by_rounding_only(
         return call(self, near, *rest)
 
     monkeypatch.setattr(Loop, "__call__", off)
+    monkeypatch.setattr("deepprob.fitting.objectives.multiplies_bfloat16", lambda _: True)
     program = Chained()
     found = fitted(program=program, objective=ELBO(layers="bfloat16"), epochs=1)
     assert found.config["compiled"] is used

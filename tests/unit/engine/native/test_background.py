@@ -174,6 +174,11 @@ def test_without_a_cache_of_its_own_a_process_builds_itself(folder: Path, mode: 
         assert start_build(*graph()) is None
 
 
+def test_without_another_process_a_process_builds_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    assert start_build(*graph()) is None
+
+
 def test_a_module_travels_with_threads_and_dtype() -> None:
     module, inputs = graph()
     torch.set_num_threads(2)
