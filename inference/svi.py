@@ -178,8 +178,7 @@ def svi(
             `deepprob.fitting.levelling`.
         steps: Gradient steps, in place of ``epochs``. The last epoch may have fewer steps than the others.
         batch_size: Rows per step; None for all rows; ``"auto"`` for 128, or all rows if the program has no data plate.
-            The indices of the data plate select the rows of data that the program holds.
-            If the program defines ``lengths``, sequences of similar length share a batch.
+            The data plate's indices select rows that the program holds. Sequences of similar ``lengths`` share a batch.
         objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
             `IWAE`. See `deepprob.fitting.objectives`.
         guide: None for the program's own guide; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
@@ -200,10 +199,9 @@ def svi(
             is in the posterior's ``config``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Seed of weights, shuffle and noise.
-        progress: Whether to show progress: a bar in a terminal or a notebook; elsewhere plain lines on standard error,
-            at most one every ten seconds. ``"auto"`` shows it; with True the first line comes at once. A line says when
-            a step is skipped: at the first, the tenth, the hundredth, and so on. Shown or not, a fit that skipped steps
-            ends with a warning that counts them.
+        progress: Whether to show progress: a bar in a terminal or a notebook, elsewhere plain lines on standard error,
+            at most one every ten seconds; True prints the first at once. Skipped steps are said: the first, the tenth,
+            the hundredth, and so on; shown or not, a fit that skipped steps ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
             function in the list is called with the fit after every epoch; if it returns True, the fit ends.
 
