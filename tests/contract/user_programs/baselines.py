@@ -44,7 +44,8 @@ def switch_with_decaying_average(sizes: Sizes) -> UserProgram:
         )
         assert float(posterior.log_evidence(y, particles=4000)) == pytest.approx(float(evidence), abs=0.01)
 
-    return UserProgram(model, guide, (y,), rows=sizes.rows, pyro=TraceGraph_ELBO, answer=answer, learning_rate=0.1)
+    settings = {"learning_rate": 0.1, "steps": 3000}  # after 1000 steps p is still on its way
+    return UserProgram(model, guide, (y,), rows=sizes.rows, pyro=TraceGraph_ELBO, answer=answer, **settings)
 
 
 @kind("score-function sites with baselines")

@@ -125,6 +125,14 @@ class TestKhat:
         assert rows.verdict == "caution" and rows.value > 0.8
         json.dumps(rows.to_dict(), allow_nan=False)
 
+    def test_tail_of_weights_that_are_all_alike(self, rng: np.random.Generator) -> None:
+        """The fifth power of a normal has a long tail; at this size no weight differs from the others."""
+        weights = 5e-4 * rng.normal(size=1000) ** 5
+        small, large = check_global_khat(weights), check_global_khat(100 * weights)
+        assert min(small.value, large.value) > 0.7
+        assert (small.verdict, large.verdict) == ("pass", "caution")
+        assert "of no account" in small.reading
+
 
 class TestActiveDimensions:
     def test_share_of_explained_variance(self, rng: np.random.Generator) -> None:
