@@ -104,10 +104,10 @@ def regression(total: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return x, NegativeBinomial(total, logits=rate.log() - math.log(total)).sample(), rate
 
 
-def fit_regression(family: str, x: Tensor, y: Tensor) -> Posterior:
+def fit_regression(family: str, x: Tensor, y: Tensor, epochs: int = 1500) -> Posterior:
     fast = Optimizer(learning_rate=2e-2, schedule="cosine")
     program = BayesianNeuralNetwork(MLP(1, 1, (20,), "tanh"), family)
-    return svi(program, (x, y), epochs=1500, batch_size=None, optimizer=fast, compile=False, seed=0)
+    return svi(program, (x, y), epochs=epochs, batch_size=None, optimizer=fast, compile=False, seed=0)
 
 
 def test_poisson_regression_recovers_the_rates() -> None:
@@ -126,7 +126,7 @@ def test_poisson_regression_recovers_the_rates() -> None:
 
 def test_negative_binomial_regression_recovers_the_dispersion() -> None:
     x, y, rate = regression(total=3.0)
-    posterior = fit_regression("negative_binomial", x, y)
+    posterior = fit_regression("negative_binomial", x, y, epochs=3000)  # after 1500 the error is 0.28 to 0.31, by seed
     total = posterior.sample(draws=200)["total_count"]
     assert abs(float(total.mean()) - 3.0) < 0.75  # its sampling error is about 0.25
     prediction = posterior.predict(x, draws=200)
