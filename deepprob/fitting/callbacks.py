@@ -33,6 +33,7 @@ class Fit(Protocol):
     Attributes:
         epoch: Epochs done; the last epoch of a fit may have fewer steps.
         step: Steps done.
+        first_step: The step at which the fit began: 0, or where the fit had ended that it extends.
         total_steps: Planned steps; until a fit without a fixed length has levelled, its budget.
         steps_per_epoch: Steps in one epoch.
         history: The history so far.
@@ -42,6 +43,7 @@ class Fit(Protocol):
 
     epoch: int
     step: int
+    first_step: int
     steps_per_epoch: int
     history: History
     stop: bool
@@ -297,14 +299,15 @@ class EarlyStopping(Callback):
         self.best, self.waited = -math.inf, 0
 
     def start(self, fit: Fit) -> None:
-        if fit.step == 0:
+        if fit.step == fit.first_step:
             self.best, self.waited = -math.inf, 0
 
     def epoch_end(self, fit: Fit) -> None:
         if fit.step < fit.warm_up_steps:
             return
         epochs = fit.history.epochs
-        value = (epochs.get("held_out_elbo") or epochs["elbo"])[-1]
+        bound = epochs.get("held_out_elbo", [math.nan])[-1]  # nan in a fit that goes on without held-out rows
+        value = epochs["elbo"][-1] if math.isnan(bound) else bound
         if value > self.best + self.min_delta:
             self.best, self.waited = value, 0
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -135,6 +136,8 @@ def continue_from(fit: Resumable, training: Training, posterior: Posterior) -> N
     restore_state(fit, from_parts(tensors, {**training.facts, "history": history.facts()}))
     if not fit.course.holds:
         fit.history.levels = {}  # comparisons of the earlier fit say nothing of this one
-    if fit.step % history.steps_per_epoch:  # the last epoch was cut short; it goes on
+    if any(now[name] != was.get(name) for name in ("held_out", "objective")):
+        fit.best.value = -math.inf  # a score of other rows, or of another objective, cannot be compared
+    if fit.epoch * history.steps_per_epoch > fit.step:  # the last epoch was cut short; it goes on
         fit.epoch -= 1
         fit.history.epochs = {name: values[:-1] for name, values in fit.history.epochs.items()}

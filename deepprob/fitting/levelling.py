@@ -8,7 +8,9 @@ both, on the same rows and with the same noise. The bound of the whole posterior
 .. math:: \big| L(\bar\theta_k) - L(\bar\theta_{k-1}) \big| < m \quad\text{and}\quad
           L\big(\bar\theta_k + c (\bar\theta_k - \bar\theta_{k-1})\big) - L(\bar\theta_k) < m, \qquad c = 8, 64
 
-at an error rate of 5 % each. Without the points ahead, steps far smaller than the way would pass for level.
+at an error rate of 5 % each, at the ends of two windows in a row. A single window could be level by chance, where a
+slow direction hides in the noise of the others. Without the points ahead, steps that are small beside the way that is
+left would pass for level.
 
 References:
     Dhaka, Catalina, Andersen, Magnusson, Huggins, Vehtari (2020), Robust, accurate stochastic optimization for
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ AHEAD = (8.0, 64.0)
 
 _FIRST_WINDOW, _GROWTH, _SNAPSHOTS = 200, 1.5, 8
 _FEWEST, _MOST = 32, 256  # steps of size zero at each point
+_MORE = 4  # times as many, if they cannot tell
 
 Groups = list[Tensor]
 Bounds = Callable[[Sequence[Groups], int], FloatArray]
@@ -57,11 +61,14 @@ def warn_if_not_level(history: History) -> None:
     """Warn that a fit has reached the end of its budget before its bound had levelled."""
     levels = history.levels
     if levels and not levels["level"][-1] and not (history.interrupted or history.stopped_early):
-        change, se, ahead = levels["change"][-1], levels["se"][-1], levels["ahead"][-1]
+        change, se, ahead, least = (levels[name][-1] for name in ("change", "se", "ahead", "margin"))
+        what = (
+            "had not levelled" if max(abs(change) - 2 * se, ahead) > least else "was too noisy to show that it levelled"
+        )
         warnings.warn(
-            f"the bound had not levelled at the end of the fit's budget of {len(history.steps['elbo'])} steps: it "
-            f"changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: {ahead:.3g}; margin "
-            f"{levels['margin'][-1]:.3g}). Train on with dp.extend(posterior, data), or set steps= to accept this.",
+            f"the bound {what} at the end of the fit's budget of {len(history.steps['elbo'])} steps: it "
+            f"changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: {ahead:.3g}; margin {least:.3g}). "
+            "Train on with dp.extend(posterior, data), or set steps= to accept this.",
             UserWarning,
             stacklevel=4,
         )
@@ -79,7 +86,7 @@ class Levelling:
     def __init__(self, margin: float, num_data: int, first: int = 0) -> None:
         self.margin, self.num_data = margin, num_data
         self.begins, self.ends = first, first + _FIRST_WINDOW
-        self.count = 0
+        self.count, self.was_level = 0, False
         self.sum: Groups = []
         self.before: Groups = []
 
@@ -121,13 +128,14 @@ class Levelling:
         groups = {"sum": self.sum, "before": self.before}
         return {f"{name}.{i}": x for name, group in groups.items() for i, x in enumerate(group)}
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, Any]:
         """The rest of the state, as JSON."""
-        return {"begins": self.begins, "ends": self.ends, "count": self.count}
+        return {"begins": self.begins, "ends": self.ends, "count": self.count, "was_level": self.was_level}
 
-    def restore(self, tensors: dict[str, Tensor], state: dict[str, int], like: Groups) -> None:
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], like: Groups) -> None:
         """Restore what `tensors` and `state` returned, for parameters like these."""
         self.begins, self.ends, self.count = state["begins"], state["ends"], state["count"]
+        self.was_level = bool(state["was_level"])
         for name in ("sum", "before"):
             found = [tensors[f"{name}.{i}"].to(p.device) for i, p in enumerate(like) if f"{name}.{i}" in tensors]
             setattr(self, name, found)
@@ -138,8 +146,12 @@ class Levelling:
         ahead = [[b + c * (b - a) for a, b in pairs] for c in AHEAD]
         before, now, *further = self.num_data * bounds([self.before, mean, *ahead], count)
         change = paired_change(before, now)
+        if change.is_within(self.margin + change.half_width(0.05)) and not change.is_within(self.margin):
+            before, now, *further = self.num_data * bounds([self.before, mean, *ahead], _MORE * count)
+            change = paired_change(before, now)
         rises = [paired_change(now, x) for x in further]
         level = change.is_within(self.margin) and not any(_may_rise(r, self.margin) for r in rises)
+        ends, self.was_level = level and self.was_level, level
         largest = np.nanmax([0.0, *(r.value for r in rises)])
         return {
             "step": step,
@@ -147,7 +159,7 @@ class Levelling:
             "se": change.se,
             "ahead": float(largest),
             "margin": self.margin,
-            "level": float(level),
+            "level": float(ends),
         }
 
 

@@ -78,7 +78,9 @@ class ProgressBar:
         parts = [f"step {_number(fit.step)} of {'at most ' * at_most}{_number(fit.total_steps)}"]
         if elbo := epochs.get("elbo"):
             name, scores = fit.history.held_out
-            parts.append(f"elbo {elbo[-1]:.4g}" + (f", {name} {scores[-1]:.4g}" if scores else ""))
+            parts.append(
+                f"elbo {elbo[-1]:.4g}" + (f", {name} {scores[-1]:.4g}" if scores and not math.isnan(scores[-1]) else "")
+            )
         return "  ".join([*parts, end] if end else parts)
 
     def _time_left(self, at_most: bool) -> str:

@@ -102,6 +102,7 @@ class RunningFit:
         self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
         self.stop, self.step, self.epoch = False, 0, 0
+        self.first_step = 0
         self.broken_off = False  # in the middle of a step
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
         self.levelling = Levelling(margin(state.instance), state.instance.num_data, self.warm_up_steps)
@@ -119,6 +120,7 @@ class RunningFit:
     def continue_from(self, training: Training, posterior: Posterior) -> None:
         """Begin where the fit of a posterior ended; see `deepprob.fitting.extending`."""
         continue_from(self, training, posterior)
+        self.first_step = self.step
         self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, self.step)
 
     def parameters(self) -> dict[str, Tensor]:
@@ -240,12 +242,16 @@ class RunningFit:
         found: list[list[float]] = []
         for point in points:
             rows, values = self.order.rows(self.step, self.step + count), list[float]()
-            for start in range(0, count, chunk):
-                self.state.assign({"packed": point})
-                record = self._take(rows[start : start + chunk], knobs[start : start + chunk])
-                values += record.get(name, record["elbo"])
+            try:
+                for start in range(0, count, chunk):
+                    self.state.assign({"packed": point})
+                    record = self._take(rows[start : start + chunk], knobs[start : start + chunk])
+                    values += record.get(name, record["elbo"])
+            except (RuntimeError, ValueError):  # the program fails there, as for a matrix that is not positive definite
+                values = [math.nan] * count
+            finally:
+                self._go_back(origin)
             found.append(values)
-            self._go_back(origin)
         return np.array(found)
 
     def _end_epochs(self, count: int, knobs: FloatArray) -> None:

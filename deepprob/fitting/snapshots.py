@@ -67,7 +67,7 @@ class Snapshot:
     history: History
     callbacks: list[dict[str, Any]]
     averages: _Tensors
-    levelling: dict[str, int]
+    levelling: dict[str, Any]
 
 
 class Resumable(Protocol):

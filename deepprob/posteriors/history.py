@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -51,9 +52,10 @@ class History:
         return next(((words, self.epochs[name]) for name, words in names.items() if name in self.epochs), ("", []))
 
     def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
-        """Append the values of one or more epochs."""
-        for name, column in values.items():
-            self.epochs.setdefault(name, []).extend(column)
+        """Append the values of one or more epochs; a column that only some epochs have is nan for the others."""
+        before, new = (max(map(len, columns.values()), default=0) for columns in (self.epochs, values))
+        for name in {**self.epochs, **values}:
+            self.epochs.setdefault(name, [math.nan] * before).extend(values.get(name, [math.nan] * new))
 
     def add_levels(self, values: Mapping[str, float]) -> None:
         """Append one comparison of the bound."""

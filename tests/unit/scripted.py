@@ -13,7 +13,7 @@ class Scripted:
     """A fit without steps, whose epochs a test ends by hand."""
 
     def __init__(self, epochs: int = 10, steps_per_epoch: int = 4) -> None:
-        self.epoch, self.step, self.stop = 0, 0, False
+        self.epoch, self.step, self.first_step, self.stop = 0, 0, 0, False
         self.steps_per_epoch, self.total_steps = steps_per_epoch, epochs * steps_per_epoch
         self.history = History(steps_per_epoch=steps_per_epoch)
         self.warm_up_steps = 0

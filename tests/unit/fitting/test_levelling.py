@@ -21,6 +21,7 @@ from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
 from deepprob.fitting.course import Course, Length, budget
 from deepprob.fitting.levelling import Levelling, margin
 from deepprob.fitting.optimizers import Optimizer
+from deepprob.fitting.run import RunningFit
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
@@ -33,6 +34,11 @@ def model(y: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def from_afar(y: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+    pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), scale))
 
 
 def fitted(**options: Any) -> Posterior:
@@ -72,7 +78,8 @@ def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.Monk
     """The change of each window is far below the margin, the way ahead is not."""
     monkeypatch.setattr(courses, "_LEAST", 1500)
     with pytest.warns(UserWarning, match=r"the bound had not levelled at the end of the fit's budget of 1500 steps"):
-        posterior = fitted(batch_size=None, optimizer=Optimizer(learning_rate=1e-6))
+        program = Program.of(model, from_afar, data_plate="data")
+        posterior = svi(program, Y, optimizer=Optimizer(learning_rate=1e-6), progress=False, compile=False)
     check = check_levels(posterior.history.levels, 20)
     assert check.verdict == "caution"
     assert "but it may rise by" in check.reading
@@ -86,14 +93,47 @@ def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.Monk
 def test_a_bound_that_is_not_finite_ahead_does_not_hold_up_the_end() -> None:
     levelling = Levelling(margin=0.1, num_data=1)
     nothing: list[Tensor] = [torch.zeros(2)]
-    found = None
-    for step in range(1, 10_000):
-        stop = levelling.next_stop(step - 1)
-        if step == stop:
-            found = levelling.visit(step, nothing, lambda points, n: np.array([[0.0] * n] * 2 + [[np.nan] * n] * 2))
-        if found is not None:
-            break
-    assert found == {"step": 500, "change": 0.0, "se": 0.0, "ahead": 0.0, "margin": 0.1, "level": 1.0}
+    found = []
+    for step in range(1, 1000):
+        if step == levelling.next_stop(step - 1):
+            found += [levelling.visit(step, nothing, lambda points, n: np.array([[0.0] * n] * 2 + [[np.nan] * n] * 2))]
+    first, second = filter(None, found)
+    assert first == {"step": 500, "change": 0.0, "se": 0.0, "ahead": 0.0, "margin": 0.1, "level": 0.0}
+    assert second == first | {"step": 950, "level": 1.0}  # the second window in a row
+
+
+def test_a_point_ahead_where_the_program_fails_is_left_out() -> None:
+    """Without a fixed length the fit tries points far ahead, which no step would have reached."""
+
+    def fragile(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        torch.linalg.cholesky((4.0 - loc.detach().square()).reshape(1, 1))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    def guide(y: Tensor) -> None:
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.2))
+
+    program = Program.of(fragile, guide, data_plate="data")
+    posterior = svi(program, Y, progress=False, compile=False)
+    assert posterior.history.levels["level"][-1] == 1.0
+    assert float(posterior.parameters()["m"]) == pytest.approx(20 / 21, abs=0.05)
+
+
+def test_an_interruption_within_a_comparison_leaves_the_parameters_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = RunningFit._take
+
+    def take(self: RunningFit, rows: Tensor, knobs: Any) -> Any:
+        if self.step == 500 and not knobs[:, 0].any():
+            raise KeyboardInterrupt
+        return taken(self, rows, knobs)
+
+    monkeypatch.setattr(RunningFit, "_take", take)
+    with pytest.warns(UserWarning, match="interrupted after 500 of"):
+        posterior = fitted(batch_size=None)
+    assert posterior.training is None
+    monkeypatch.undo()
+    assert same(posterior, fitted(batch_size=None, steps=500, optimizer=Optimizer(schedule="constant")))
 
 
 class _Killed(Exception):

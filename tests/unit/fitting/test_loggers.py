@@ -66,7 +66,7 @@ def test_csv_has_the_history_of_epochs(tmp_path: Path, every: int) -> None:
     assert [row.pop("epoch") for row in rows] == list(range(every, 7, every))
     expected = [dict(zip(history.epochs, values, strict=True)) for values in zip(*history.epochs.values(), strict=True)]
     assert rows == expected[every - 1 :: every]
-    assert path.read_text().splitlines()[0].startswith("epoch,elbo,held_out_elbo,kl_weight,")
+    assert path.read_text().splitlines()[0].startswith("epoch,elbo,held_out_log_likelihood,kl_weight,")
 
 
 def test_csv_of_a_fit_that_starts_over_is_new(tmp_path: Path) -> None:

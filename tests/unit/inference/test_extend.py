@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,25 @@ def test_guides_relative_to_their_start(guide: str, tmp_path: Path) -> None:
     fit(150).save(tmp_path / "p")
     short = dp.Posterior.load(tmp_path / "p", Program.of(regression, guide))
     assert_same(dp.extend(short, (x, y), steps=20, progress=False), fit(170))
+
+
+def coded(epochs: int, **options: Any) -> dp.Posterior:
+    program = VAE((6,), latent_dim=2, hidden_dims=(8,))
+    return svi(program, X, epochs=epochs, batch_size=20, optimizer=CONSTANT, progress=False, **options)
+
+
+def test_held_out_rows_that_come_later_choose_among_later_epochs(tmp_path: Path) -> None:
+    short = coded(3)
+    found = dp.extend(short, X, epochs=4, held_out=X[:9], progress=False, callbacks=[dp.CSVLogger(tmp_path / "e.csv")])
+    assert found.history.best_epoch > 3
+    assert any(not torch.equal(x, short.instance.tensors()[n]) for n, x in found.instance.tensors().items())
+    scores = found.history.epochs["held_out_elbo"]
+    assert [math.isnan(x) for x in scores] == [True] * 3 + [False] * 4
+
+
+def test_early_stopping_looks_at_the_scores_of_its_own_fit(tmp_path: Path) -> None:
+    stopping = dp.EarlyStopping(3)
+    short = coded(4, held_out=X[:9], callbacks=[stopping])
+    found = dp.extend(short, X, epochs=20, callbacks=[stopping, dp.CSVLogger(tmp_path / "e.csv")], progress=False)
+    assert len(found.history.epochs["elbo"]) > 4 + 3
+    assert {len(column) for column in found.history.epochs.values()} == {len(found.history.epochs["elbo"])}
