@@ -9,7 +9,7 @@ PYTHON      ?= $(shell command -v python3.11 || command -v python3.12 || command
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS     ?= 2
 DEMO_OUT    ?= runs/demo
-DEMO        ?= vae digits
+DEMO        ?= vae digits --epochs 300
 
 VENV  := .venv
 BIN   := $(VENV)/bin

@@ -68,7 +68,7 @@ def warn_if_not_level(history: History) -> None:
         warnings.warn(
             f"the bound {what} at the end of the fit's budget of {len(history.steps['elbo'])} steps: it "
             f"changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: {ahead:.3g}; margin {least:.3g}). "
-            "Train on with dp.extend(posterior, data), or set steps= to accept this.",
+            "Train on with dp.extend(posterior, data), or give the fit a length, epochs= or steps=, to accept this.",
             UserWarning,
             stacklevel=4,
         )

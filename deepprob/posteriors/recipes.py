@@ -88,7 +88,7 @@ def detached(result: Result) -> Result:
 
 def _is_shared(value: Tensor) -> bool:
     """Whether a value is the same for all draws."""
-    return value.stride(0) == 0 or same_values(value, value[:1].expand(value.shape))
+    return len(value) == 1 or value.stride(0) == 0 or same_values(value, value[:1].expand(value.shape))
 
 
 def _with_rank(value: Tensor, rank: int) -> Tensor:

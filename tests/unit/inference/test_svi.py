@@ -427,6 +427,19 @@ class _StopAfter(Callback):
         fit.stop = fit.epoch == self.epochs
 
 
+def test_the_score_of_a_program_with_a_scale_is_traced() -> None:
+    """Draws of a program with constrained latents are run one by one; with one draw nothing is compared."""
+
+    def scaled(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * w).sum(-1), scale), obs=y)
+
+    posterior = fitted(model=scaled, epochs=1000, held_out=(X, Y), compile=False, progress=False)
+    assert posterior.config["plan"]["score"] == "traced"
+
+
 def test_early_stopping_ends_the_fit_after_the_warm_up() -> None:
     posterior = coded(epochs=30, callbacks=[KLWarmUp(6), EarlyStopping(2), Spoil(1)])
     assert posterior.history.stopped_early
