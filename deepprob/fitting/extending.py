@@ -51,6 +51,8 @@ def training_of(posterior: Posterior) -> Training:
     reason = "it ended in a step that was cut off or not finite, or an earlier version of deepprob saved it"
     if posterior.kind == "draws":
         reason = "it holds draws that no routine of deepprob made"
+    elif posterior.instance.unsaved:
+        reason = "a later run than the first made a network of the program"
     elif posterior.config.get("guide") == "laplace":
         reason = "guide='laplace' has turned the mode into a Gaussian at the end of the fit"
     raise ValueError(f"this posterior cannot be extended: {reason}. Fit again for longer: raise epochs= or steps=.")

@@ -382,7 +382,7 @@ class RunningFit:
             self.history.best_epoch = self.best.epoch
         elif self.step > self.epoch * self.steps_per_epoch and not (self.best.scored and self.best.epoch):
             self.best.tensors = self._current()  # interrupted within an epoch, and every applied step was finite
-        goes_on = not (self.bad_in_a_row or self.broken_off or instance.guide_name == "laplace")
+        goes_on = not (self.bad_in_a_row or self.broken_off or instance.unsaved or instance.guide_name == "laplace")
         training = training_after(self) if goes_on else None
         instance.load(instance.snapshot() | self.best.tensors)  # some parameters may have joined after the best state
         try:

@@ -16,7 +16,7 @@ from torch.distributions.transforms import ExpTransform
 
 from deepprob.fitting.callbacks import Checkpoint
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.inference import svi
+from deepprob.inference import extend, svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
@@ -156,6 +156,8 @@ def test_a_network_that_a_later_run_made_is_not_saved(tmp_path: Path) -> None:
         return Program.of(model, lambda y: None)
 
     posterior = svi(program(), Y, steps=20, progress=False)
+    with pytest.raises(ValueError, match="cannot be extended: a later run than the first made a network"):
+        extend(posterior, Y, steps=2)
     assert "net.weight" in posterior.parameters()
     message = r"'net.weight', 'net.bias' cannot be saved: a later run than the first made their network"
     with pytest.raises(ValueError, match=message):

@@ -361,7 +361,7 @@ def test_steps_equal_torch(name: Any, options: dict[str, Any], extra: dict[str, 
     (x, y), objective = rows(), ELBO()
     optimizer = Optimizer(name, learning_rate=0.05, options=options, **extra)
     program = Program.of(regression, "normal", data_plate="data")
-    state = init(program, (x, y), optimizer=optimizer, batch_size=None)
+    state = init(program, (x, y), optimizer=optimizer, batch_size=None, steps=12)
     twin = ProgramInstance(program, (x, y), 40, full_batch=True)
     twin.load(state.instance.tensors())
     every, number = optimizer.accumulate, 0

@@ -94,7 +94,8 @@ def by_hand(steps: int, **options: Any) -> LoopState:
 
 
 def test_init_and_step_by_hand() -> None:
-    state, elbos = by_hand(0, batch_size=None), []
+    program = Program.of(regression, "normal", data_plate="data")
+    state, elbos = init(program, (X, Y), batch_size=None, steps=20), []  # too few for a search for the start
     for _ in range(100):
         state, terms = step(state, learning_rate=0.05)
         elbos.append(float(terms["elbo"]))
