@@ -46,11 +46,14 @@ def training_of(posterior: Posterior) -> Training:
     """
     if not isinstance(posterior, Posterior):
         raise TypeError(f"extend expects a Posterior; got {type(posterior).__name__}. Fit one: svi(program, data).")
-    if posterior.training is not None:
+    routine = posterior.config.get("routine")
+    if posterior.training is not None and routine == "svi":
         return posterior.training
     reason = "it ended in a step that was cut off or not finite, or an earlier version of deepprob saved it"
     if posterior.kind == "draws":
         reason = "it holds draws that no routine of deepprob made"
+    elif routine != "svi":
+        reason = f"only fits by svi can be, and this one is by {routine}"
     elif posterior.instance.unsaved:
         reason = "a later run than the first made a network of the program"
     elif posterior.config.get("guide") == "laplace":

@@ -14,6 +14,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, callback_list
+from deepprob.fitting.course import Course, Length
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.objectives import ELBO, Terms
 from deepprob.fitting.optimizers import Optimizer
@@ -135,6 +136,7 @@ def map_estimate(
 
     buckets = LengthBuckets(tuple(x.to(where) for x in batch))
     config = {"routine": "map_estimate", "steps": steps, "learning_rate": rate, "device": str(where)}
-    settings = FitSettings(num_rows(batch), steps, _ADAM, rate, seed, callbacks, config)
+    course = Course(_ADAM, rate, Length.of(None, steps, steps_per_epoch=1))
+    settings = FitSettings(num_rows(batch), course, seed, callbacks, config)
     # Epochs, callbacks, checkpoints, Ctrl-C and the best state are the running fit's.
     return RunningFit(state, EagerStepper(take, buckets), buckets, None, noise, settings).run(progress)

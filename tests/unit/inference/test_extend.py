@@ -145,6 +145,10 @@ def test_refuses_what_it_cannot_continue() -> None:
     old.training = None
     with pytest.raises(ValueError, match=r"cannot be extended: it ended in a step that was cut off or not finite"):
         dp.extend(old, Y, steps=2)
+    other = fitted(steps=3)
+    other.config["routine"] = "mine"
+    with pytest.raises(ValueError, match=r"cannot be extended: only fits by svi can be, and this one is by mine"):
+        dp.extend(other, Y, steps=2)
     with pytest.raises(ValueError, match=r"give epochs or steps, not both; got epochs=1 and steps=2"):
         dp.extend(fitted(steps=3), Y, epochs=1, steps=2)
 
