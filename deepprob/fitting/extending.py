@@ -18,7 +18,7 @@ from deepprob.posteriors.saving import Training
 from deepprob.programs.program import Program
 from deepprob.programs.relative_guides import RelativeGuide
 
-_KEPT_BY_THE_POSTERIOR = ("history.", "best.")
+_LEFT_OUT = ("history.", "best.", "averages.")  # the posterior has the first two; new windows begin anew
 
 
 def training_after(fit: Resumable) -> Training:
@@ -28,7 +28,7 @@ def training_after(fit: Resumable) -> Training:
     found = {
         name: x.clone()
         for name, x in tensors.items()
-        if not name.startswith(_KEPT_BY_THE_POSTERIOR) and not _is_held(name.removeprefix("state."), x, held)
+        if not name.startswith(_LEFT_OUT) and not _is_held(name.removeprefix("state."), x, held)
     }
     return Training(found, facts)
 

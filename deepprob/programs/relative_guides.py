@@ -120,9 +120,8 @@ class AutoLowRankMultivariateNormal(_JointGuide, autoguide.AutoLowRankMultivaria
     def relate(self, center: Tensor, root: Tensor) -> None:
         sds = _conditional_sds(root)
         values, vectors = torch.linalg.eigh((root / sds[:, None]) @ (root / sds[:, None]).T)
-        factor = (
-            vectors * (values - 1.0).clamp_min(0.0).sqrt()
-        )  # the covariance is about 1 + F F^T, relative to the sds
+        # The covariance is about 1 + F F^T, relative to the sds.
+        factor = vectors * (values - 1.0).clamp_min(0.0).sqrt()
         self.center, self.root = center.to(self.loc), sds.to(self.loc)
         _set(self, "loc", torch.zeros_like(self.loc))
         _set(self, "scale", torch.ones_like(self.loc))
