@@ -17,7 +17,7 @@ from deepprob.engine.machine import pick_device, threads_for
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
-from deepprob.errors import shown, whole
+from deepprob.errors import whole
 from deepprob.fitting.callbacks import Callback, Fit, callback_list
 from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
@@ -25,15 +25,23 @@ from deepprob.fitting.course import Course, Length
 from deepprob.fitting.extending import objective_after, optimizer_after, training_of
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
+from deepprob.fitting.intake import (
+    accepted,
+    annealed_buffers,
+    check_program,
+    checked_held_out,
+    instance_of,
+    rows_of_a_step,
+)
 from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.restarts import RestartedFit, Start, checked_restarts, other_starts
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
-from deepprob.fitting.tiers import choose_score, choose_stepper, saved_plan
+from deepprob.fitting.tiers import choose_score, choose_stepper, compile_choice, saved_plan
 from deepprob.fitting.update_rules import chosen
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
@@ -67,16 +75,14 @@ def init(
         TypeError: If an argument has a wrong type.
         ValueError: If data, program and settings do not fit together.
     """
-    _check_program(program, weights)
+    check_program(program, weights)
     factory, bound, seed = optimizer_named(optimizer), objective_named(objective), whole("seed", seed, least=0)
     device, described = pick_device(device), description(bound)
     batch = accepted(program, data, batch_size, device)
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, batch, guide, device, batch_size, weights)
-    size = rows_of_a_step(
-        batch_size, instance.num_data, program
-    )  # of the data that the program holds, if it takes none
+    size = rows_of_a_step(batch_size, instance.num_data, program)  # a program without arguments holds its rows
     batch = tuple(x.to(device) for x in batch)
     learning_rate = factory.learning_rate or program.learning_rate
     started = State.start(instance, factory, learning_rate)
@@ -156,6 +162,7 @@ def svi(
     seed: int = 0,
     progress: bool | str = "auto",
     callbacks: Sequence[Callback | Callable[[Fit], object]] = (),
+    restarts: int = 1,
 ) -> Posterior:
     r"""Fit a program by stochastic variational inference.
 
@@ -200,6 +207,9 @@ def svi(
             ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
             function in the list is called with the fit after every epoch; if it returns True, the fit ends.
+        restarts: Number of starts, each with its own weights, start of the guide and noise. They take every step
+            together, and the posterior is that of the best bound at the end: see `deepprob.fitting.restarts` and
+            ``posterior.history.restarts``. Progress and callbacks see the start that leads.
 
     Returns:
         The posterior. After Ctrl-C it holds the best state so far.
@@ -225,7 +235,11 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    callbacks, compile, restarts = (
+        callback_list(callbacks),
+        compile_choice(compile),
+        checked_restarts(restarts, held_out),
+    )
     state = init(
         program,
         data,
@@ -237,8 +251,10 @@ def svi(
         device=device,
         seed=seed,
     )
+    state.config = {**state.config, "restarts": restarts}
     length = Length.of(epochs, steps, state.order.steps_per_epoch)
-    return _running_fit(state, length, held_out, compile, callbacks, progress is not False).run(progress)
+    others = other_starts(state, restarts, program, guide, batch_size, weights)
+    return _running_fit(state, length, held_out, compile, callbacks, progress is not False, others).run(progress)
 
 
 def extend(
@@ -296,7 +312,7 @@ def extend(
         True
     """
     training, config = training_of(posterior), posterior.config
-    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    callbacks, compile = callback_list(callbacks), compile_choice(compile)
     state = init(
         posterior.program,
         data,
@@ -308,7 +324,10 @@ def extend(
         device=posterior.instance.device,
         seed=posterior.seed,
     )
-    state.config = {**state.config, **{name: config[name] for name in ("weights", "data") if name in config}}
+    state.config = {
+        **state.config,
+        **{name: config[name] for name in ("weights", "data", "restarts") if name in config},
+    }
     length = Length.of(epochs, steps, state.order.steps_per_epoch, done=training.facts["step"])
     fit = _running_fit(state, length, held_out, compile, callbacks, progress is not False)
     fit.continue_from(training, posterior)
@@ -322,8 +341,9 @@ def _running_fit(
     compile: bool | str,
     callbacks: list[Callback],
     announce: bool,
+    others: Sequence[Start] = (),
 ) -> RunningFit:
-    """A fit before its first step."""
+    """A fit before its first step, of one start or with others."""
     instance, batch, size, factory, bound = state.instance, state.data, state.batch_size, state.factory, state.objective
     score = None if held_out is None else HeldOut(instance, checked_held_out(instance, held_out))
     state.annealed = annealed_buffers(instance, callbacks)
@@ -348,6 +368,8 @@ def _running_fit(
         "lengths": buckets.lengths,
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
+    if others:
+        return RestartedFit(others, state, stepper, buckets, score, state.noise, settings)
     return RunningFit(state, stepper, buckets, score, state.noise, settings)
 
 
@@ -376,21 +398,3 @@ def _step_while_running(
         for buffer, value in zip(state.carry["buffers"], before, strict=True):
             buffer.copy_(chosen(finite, buffer, value))
     return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
-
-
-def _check_program(program: Any, weights: Any) -> None:
-    """Raise if the program or the choice of its weights is not valid."""
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
-        )
-    if weights not in ("auto", "fresh", "keep"):
-        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
-
-
-def _compile_choice(compile: Any) -> bool | str:
-    """The choice whether to compile, checked."""
-    # The shape comes first, because comparing a tensor of several elements has no truth value.
-    if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
-    return compile if isinstance(compile, str) else bool(compile)

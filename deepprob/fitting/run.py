@@ -23,7 +23,7 @@ from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
 from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
 from deepprob.fitting.course import Course
-from deepprob.fitting.divergence import DivergenceError, warn_of_skipped
+from deepprob.fitting.divergence import MOST_SKIPPED, DivergenceError, runs_of_skipped, warn_of_skipped
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
@@ -40,8 +40,6 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
 from deepprob.programs.laplace import finish_guide
 from deepprob.programs.run import first_bad_site
-
-_MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class FitSettings:
     config: Mapping[str, Any]
 
 
-class _Position(NamedTuple):
+class Position(NamedTuple):
     """Everything in memory that the next steps depend on, to go back to after a call with skipped steps."""
 
     carry: Carry
@@ -71,6 +69,7 @@ class _Position(NamedTuple):
     step: int
     noise: dict[str, Tensor]
     order: RowOrder.Position
+    starts: Sequence[Any] = ()  # of a fit with restarts
 
 
 class RunningFit:
@@ -167,6 +166,13 @@ class RunningFit:
         """Write a checkpoint, from which the fit resumes bit for bit."""
         write_checkpoint(path, snapshot(self))
 
+    def starts_of_snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The starts of a fit with restarts, as tensors and JSON."""
+        return {}, {}
+
+    def restore_starts(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Restore what `starts_of_snapshot` returned."""
+
     def identity(self) -> dict[str, Any]:
         """The settings and digests that identify the fit; a resumed fit must have the same."""
         return {
@@ -212,6 +218,10 @@ class RunningFit:
 
     def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
         """Take steps, and return their record."""
+        return self._take_one(rows, knobs)
+
+    def _take_one(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
+        """Take steps from the state, and return their record."""
         self.state.instance.program.train()
         with self.state.instance.running(), self.noise.drawing():
             terms = self.stepper.run(self.state, rows, knobs)
@@ -219,13 +229,17 @@ class RunningFit:
 
     def _test_level(self) -> None:
         """Let the schedule begin if the bound has levelled, or if the budget of steps before it is spent."""
-        found = self.levelling.visit(self.step, self.state.carry["packed"], self._bounds)
+        found = self.levelling.visit(self.step, self._packed(), self._bounds)
         if found is not None:
             self.history.add_levels(found)
         if found is not None and found["level"]:
             self.course.level_at(self.step)
         elif self.step >= self.course.begins:
             self.course.holds = False
+
+    def _packed(self) -> Groups:
+        """The packed parameters whose bound is to level."""
+        return self.state.carry["packed"]
 
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
         """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
@@ -238,7 +252,7 @@ class RunningFit:
             rows, values = self.order.rows(self.step, self.step + count), list[float]()
             for start in range(0, count, chunk):
                 self.state.assign({"packed": point})
-                record = self._take(rows[start : start + chunk], knobs[start : start + chunk])
+                record = self._take_one(rows[start : start + chunk], knobs[start : start + chunk])
                 values += record.get(name, record["elbo"])
             found.append(values)
             self._go_back(origin)
@@ -255,13 +269,13 @@ class RunningFit:
         for callback in self.callbacks:
             callback.epoch_end(self)
 
-    def _position(self) -> _Position:
+    def _position(self) -> Position:
         carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
         torch_optimizer = self.state.optimizer
         memory = None if torch_optimizer is None else copy.deepcopy(torch_optimizer.state_dict())
-        return _Position(carry, memory, self.state.step, self.noise.state, self.order.position)
+        return Position(carry, memory, self.state.step, self.noise.state, self.order.position)
 
-    def _go_back(self, position: _Position) -> None:
+    def _go_back(self, position: Position) -> None:
         self.state.assign(position.carry)
         if self.state.optimizer is not None and position.optimizer is not None:
             self.state.optimizer.load_state_dict(copy.deepcopy(position.optimizer))
@@ -332,15 +346,12 @@ class RunningFit:
             self.bad_in_a_row = 0
             self.best.confirm()
             return
-        most = min(_MOST_SKIPPED, self.total_steps)
-        for index, bad in enumerate(skipped):
-            if not bad:
-                self.bad_in_a_row = 0
-                self.best.confirm()
-                continue
-            self.bad_in_a_row += 1
-            if self.bad_in_a_row == most:
-                self._raise_divergence(first + index + 1 - most)
+        runs = runs_of_skipped(self.bad_in_a_row, skipped, most := min(MOST_SKIPPED, self.total_steps))
+        if 0 in runs:
+            self.best.confirm()
+        self.bad_in_a_row = runs[-1]
+        if runs[-1] == most:
+            self._raise_divergence(first + len(runs) - most)
 
     def _raise_divergence(self, first: int) -> None:
         """Raise the error of a fit whose steps are skipped from step ``first`` on.

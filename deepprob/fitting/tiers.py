@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
+from deepprob.errors import shown
 from deepprob.fitting.callbacks import Callback, Checkpoint
 from deepprob.fitting.checkpoints import read_plan
 from deepprob.fitting.compiling import CompileTask, failure_of
@@ -71,6 +72,14 @@ class PlannedStepper:
                 _warn(mismatch)
             self.plan, tier = self.plan.without_tracing(mismatch), "eager"
         self.now, self.tier = self.eager if tier == "eager" else self.task.stepper(self.noise), tier
+
+
+def compile_choice(compile: Any) -> bool | str:
+    """The choice whether to compile, checked."""
+    # The shape comes first, because comparing a tensor of several elements has no truth value.
+    if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
+    return compile if isinstance(compile, str) else bool(compile)
 
 
 def choose_stepper(
