@@ -36,9 +36,10 @@ from deepprob.fitting.intake import (
 from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.objectives import Objective, Terms, check_objective, description, objective_named
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
-from deepprob.fitting.restarts import RestartedFit, Start, checked_restarts, other_starts
+from deepprob.fitting.restarts import RestartedFit
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
+from deepprob.fitting.starts import Start, checked_restarts, other_starts
 from deepprob.fitting.state import Knobs, State, gather_rows
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.fitting.tiers import choose_score, choose_stepper, compile_choice, saved_plan
@@ -353,7 +354,7 @@ def _running_fit(
 
     buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.expected)
     eager = EagerStepper(eager_step, buckets)
-    task = CompileTask(state, bound, factory, buckets, size, announce=announce)
+    task = CompileTask(state, bound, factory, buckets, size, announce=announce, starts=1 + len(others))
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
         plan = saved_plan(callbacks)
         stepper = choose_stepper(compile, eager, task, steps=length.expected, noise=state.noise, plan=plan)
@@ -368,9 +369,8 @@ def _running_fit(
         "lengths": buckets.lengths,
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
-    if others:
-        return RestartedFit(others, state, stepper, buckets, score, state.noise, settings)
-    return RunningFit(state, stepper, buckets, score, state.noise, settings)
+    parts = state, stepper, buckets, score, state.noise, settings
+    return RestartedFit(others, *parts) if others else RunningFit(*parts)
 
 
 def _step_while_running(

@@ -26,91 +26,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepprob.engine.random import RandomStream
+from deepprob.engine.machine import threads_for
+from deepprob.engine.served_calls import replaced_calls
 from deepprob.engine.statistics import paired_change
-from deepprob.errors import whole
 from deepprob.fitting.divergence import MOST_SKIPPED, runs_of_skipped
-from deepprob.fitting.intake import instance_of
 from deepprob.fitting.levelling import Groups
-from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.run import Position, RunningFit
 from deepprob.fitting.snapshots import entries_of, memory_of
+from deepprob.fitting.stacked import StackedStepper
+from deepprob.fitting.starts import Start
+from deepprob.fitting.tiers import PlannedStepper
+from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.latent_draws import latent_draws
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
-from deepprob.programs.program import Program
 
 _RECENT = 200  # steps whose bound decides which start leads
 _FEWEST, _MOST = 32, 512  # steps of size zero at each start
 _DRAWS = 400  # of the guide, for its mean and sd
-
-
-@dataclass(frozen=True)
-class Start:
-    """A start of a fit before its first step.
-
-    Attributes:
-        values: The trained parameters, by name.
-        noise: The position of its noise.
-    """
-
-    values: Mapping[str, Tensor]
-    noise: dict[str, Tensor]
-
-
-def checked_restarts(restarts: Any, held_out: Any) -> int:
-    """The number of starts, checked.
-
-    Raises:
-        ValueError: If it is not a whole number of at least one, or the fit has held-out data.
-    """
-    count = whole("restarts", restarts)
-    if count > 1 and held_out is not None:
-        raise ValueError(
-            f"restarts={count} keeps the start with the best bound of the data, but held_out keeps the best epoch of "
-            "one fit. Leave out one of them."
-        )
-    return count
-
-
-def other_starts(
-    state: LoopState,
-    count: int,
-    program: Program,
-    guide: GuideSpec,
-    batch_size: int | str | None,
-    weights: str,
-) -> list[Start]:
-    """The starts beside the first, each with a seed of its own.
-
-    Args:
-        state: The first start.
-        count: Number of all starts.
-        program: The program, as `svi` got it.
-        guide: The guide, as `svi` got it.
-        batch_size: Rows of a step, as `svi` got them.
-        weights: The choice of weights.
-    """
-    starts, device = [], state.instance.device
-    for k in range(1, count):
-        stream = RandomStream(_seed_of(state.seed, k), device)
-        with stream.drawing(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the first start gave them
-            instance = instance_of(program, state.data, guide, device, batch_size, weights, spread=True)
-        starts.append(Start({n: p.detach() for n, p in instance.parameters().items()}, stream.state))
-    first = {n: p.detach() for n, p in state.params.items()}
-    if starts and all(torch.equal(p, start.values.get(n, p)) for start in starts for n, p in first.items()):
-        warnings.warn(
-            f"restarts={count} has nothing to vary: no weight and no parameter of the guide starts at random, so the "
-            "starts differ in their noise alone. Use a guide by name, guide='normal', or draw the first value of its "
-            "parameters: pyro.param('loc', lambda: torch.randn(())).",
-            UserWarning,
-            stacklevel=3,
-        )
-    return starts
 
 
 @dataclass
@@ -158,6 +93,40 @@ class RestartedFit(RunningFit):
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
+        if self._together is None:
+            self._take_in_turn(rows, knobs)
+        else:
+            found = self._take_together(self._together, [s.at.carry for s in self.starts], self._noises(), rows, knobs)
+            for start, carry, noise, record in zip(self.starts, *found, strict=True):
+                start.at = start.at._replace(carry=carry, noise=noise, step=self.step + len(knobs))
+                start.new = {} if start.out else record
+        self._enter(self._leader)
+        return self._leader.new
+
+    def _noises(self) -> list[dict[str, Tensor]]:
+        return [start.at.noise for start in self.starts]
+
+    @property
+    def _together(self) -> StackedStepper | None:
+        """The stepper of all starts at once, where the present tier has one."""
+        now = self.stepper.now if isinstance(self.stepper, PlannedStepper) else None
+        return now if isinstance(now, StackedStepper) else None
+
+    def _take_together(
+        self,
+        stepper: StackedStepper,
+        carries: Sequence[Carry],
+        noises: list[dict[str, Tensor]],
+        rows: Tensor,
+        knobs: FloatArray,
+    ) -> tuple[list[Carry], list[dict[str, Tensor]], list[dict[str, list[float]]]]:
+        """Take steps from several carries at once; the new carries, positions of the noise, and records."""
+        with self.state.instance.running():
+            new, records = stepper.run_all(carries, noises, rows, knobs, self.step)
+        self.state.anneal(knobs[-1, 2:].tolist())
+        return new, noises, records
+
+    def _take_in_turn(self, rows: Tensor, knobs: FloatArray) -> None:
         for start in self._going:
             self._enter(start)
             start.new = self._take_one(rows, knobs)
@@ -167,8 +136,6 @@ class RestartedFit(RunningFit):
                     f"{self.step + 1} registered another one. Register it in every run, or use restarts=1."
                 )
             start.at = super()._position()
-        self._enter(self._leader)
-        return self._leader.new
 
     @property
     def _leader(self) -> _Running:
@@ -251,7 +218,30 @@ class RestartedFit(RunningFit):
         return [torch.stack(same) for same in zip(*groups, strict=True)]
 
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
-        return super()._bounds([[x[self.lead] for x in point] for point in points], count)
+        return self._bounds_at([[x[self.lead] for x in point] for point in points], count)
+
+    def _bounds_at(self, points: Sequence[Groups], count: int) -> FloatArray:
+        """The bound at packed parameters, see `RunningFit._bounds`; as many points at once as there are starts."""
+        if self._together is None:
+            return super()._bounds(points, count)
+        origin, chunk, size = self._position(), self.stepper.capacity_from(self.step), len(self.starts)
+        knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
+        knobs[:, 0] = 0.0
+        rows, name = self.order.rows(self.step, self.step + count), self.settings.config["objective"].get("name")
+        found: list[list[float]] = []
+        for group in (points[i : i + size] for i in range(0, len(points), size)):
+            carries = [{**self.state.carry, "packed": point} for point in [*group, *[group[0]] * (size - len(group))]]
+            noises, values = [origin.noise] * size, [list[float]() for _ in carries]
+            for start in range(0, count, chunk):
+                steps = slice(start, start + chunk)
+                carries, noises, records = self._take_together(
+                    self._together, carries, noises, rows[steps], knobs[steps]
+                )
+                for column, record in zip(values, records, strict=True):
+                    column += record.get(name, record["elbo"])
+            found += values[: len(group)]
+        self._go_back(origin)
+        return np.array(found)
 
     def _end_bounds(self) -> FloatArray:
         """The bound of every start in nats of the whole posterior at common steps of size zero, ``(starts, n)``."""
@@ -260,7 +250,7 @@ class RestartedFit(RunningFit):
         points = [carry.get("average", carry["packed"]) for carry in carries]
         count, most = _FEWEST, min(max(_FEWEST, self.step // 16), _MOST)
         while True:
-            found = self.levelling.num_data * super()._bounds(points, count)
+            found = self.levelling.num_data * self._bounds_at(points, count)
             order = np.argsort(-np.nan_to_num(found.mean(1), nan=-np.inf, posinf=-np.inf))
             gap = paired_change(found[order[1]], found[order[0]]) if len(order) > 1 else None
             decided = gap is None or gap.is_beyond(0.0) or gap.is_within(self.levelling.margin)
@@ -281,7 +271,8 @@ class RestartedFit(RunningFit):
 
     def _keep_best(self) -> None:
         """Let the start with the best bound be the fit's, and record how far the others are."""
-        bounds = self._end_bounds()
+        with threads_for(self.state.multiplications(self.settings.batch_size)), replaced_calls():
+            bounds = self._end_bounds()
         finite = np.isfinite(bounds).all(1)
         if not finite.any():
             return
@@ -372,8 +363,3 @@ def _global_draws(instance: ProgramInstance) -> dict[str, Tensor]:
     except (ValueError, RuntimeError):
         return {}
     return {name: x for name, x in found.items() if name in instance.structure.global_}
-
-
-def _seed_of(seed: int, start: int) -> int:
-    """The seed of a start; those of two fits have nothing in common."""
-    return int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)

@@ -180,6 +180,21 @@ class State:
                     old.copy_(value)
 
 
+GRADIENTS = "gradients"
+
+
+def loop_carry(state: State) -> Carry:
+    """The carry of a pure step.
+
+    It is the state's whole carry. If torch's own optimizer updates the parameters, it is packed parameters, buffers and
+    ``gradients``.
+    """
+    if state.optimizer is None:
+        return state.carry
+    packed = state.carry["packed"]
+    return {"packed": packed, "buffers": state.carry["buffers"], GRADIENTS: [torch.zeros_like(p) for p in packed]}
+
+
 @dataclass(frozen=True)
 class Knobs:
     """Numbers that change from step to step.

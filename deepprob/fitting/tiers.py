@@ -106,7 +106,7 @@ def choose_stepper(
     """
     late = task.measure()
     eager.noise, eager.sizes = noise, task.sizes
-    operations = task.sizes[-1].operations
+    operations = task.starts * task.sizes[-1].operations
     stays = Plan((("eager", 0),), "tracing costs more than this fit gains", operations)
     if late:
         warn_of_late(late)

@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
+from uncompiled import replace_compiler
 
 import deepprob as dp
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
@@ -26,7 +27,7 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
 Y = torch.linspace(-1.0, 3.0, 20)
-TIERS = [False]
+TIERS = ["eager", "traced", "compiled"]
 FAST: dict[str, Any] = {"steps": 300, "optimizer": Optimizer(learning_rate=0.05)}
 
 
@@ -61,6 +62,14 @@ def same(one: Posterior, other: Posterior) -> bool:
 
 
 @pytest.fixture
+def compile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """The argument for a tier; the compiler is a stand-in."""
+    replace_compiler(monkeypatch)
+    monkeypatch.setattr("deepprob.fitting.tiers.pays_to_trace", lambda *_: request.param == "traced")
+    return bool(request.param == "compiled")
+
+
+@pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[float]]]:
     """The records of all starts, once a fit has ended."""
     found: list[dict[str, list[float]]] = []
@@ -74,8 +83,7 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, list[float]]]:
     return found
 
 
-@pytest.mark.parametrize("compile", TIERS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "compile"), [(0, "eager"), (1, "traced"), (2, "compiled")], indirect=["compile"])
 def test_ends_in_the_better_mode(seed: int, compile: bool) -> None:
     """A fit of one start fails with probability 1/2, one of four with 1/16; these seeds are fixed."""
     program = Program.of(two_modes, own_guide)
@@ -95,7 +103,7 @@ def test_ends_in_the_better_mode(seed: int, compile: bool) -> None:
         assert bound == pytest.approx(math.log(0.25 if k in other else 0.75), abs=0.05 + 4 * se)
 
 
-@pytest.mark.parametrize("compile", TIERS)
+@pytest.mark.parametrize("compile", TIERS, indirect=True)
 @pytest.mark.parametrize("batch_size", [5, None])
 def test_the_first_start_is_the_fit_without_restarts(
     batch_size: int | None, compile: bool, records: list[dict[str, list[float]]]
@@ -151,7 +159,7 @@ def test_refuses_held_out_data() -> None:
         fitted(held_out=Y)
 
 
-@pytest.mark.parametrize("compile", TIERS)
+@pytest.mark.parametrize("compile", TIERS, indirect=True)
 def test_bayesian_network(compile: bool) -> None:
     x = torch.linspace(-1, 1, 30).unsqueeze(1)
     data = (x, (3 * x[:, 0]).sin())
@@ -177,8 +185,18 @@ def test_program_that_reads_values() -> None:
     assert float(posterior.sample(draws=400)["loc"].mean()) == pytest.approx(20 / 21, abs=0.15)
 
 
-@pytest.mark.parametrize("optimizer", [None, "rmsprop", Optimizer("sgd", average=0.9, accumulate=2)])
-def test_resumes_bit_for_bit(optimizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("compile", "optimizer"),
+    [
+        ("eager", None),
+        ("eager", "rmsprop"),
+        ("traced", Optimizer("sgd", average=0.9, accumulate=2)),
+        ("traced", "rmsprop"),
+        ("compiled", None),
+    ],
+    indirect=["compile"],
+)
+def test_resumes_bit_for_bit(compile: bool, optimizer: Any, tmp_path: Path) -> None:
     class Killed(Callback):
         def epoch_end(self, fit: Fit) -> None:
             if fit.epoch == 6:
@@ -186,7 +204,7 @@ def test_resumes_bit_for_bit(optimizer: Any, tmp_path: Path) -> None:
 
     def run(*callbacks: Callback) -> Posterior:
         options: dict[str, Any] = {"batch_size": 5, "epochs": 10, "steps": None, "optimizer": optimizer}
-        return fitted(**options, callbacks=callbacks)
+        return fitted(**options, compile=compile, callbacks=callbacks)
 
     whole = run(Checkpoint(tmp_path / "a", every=2))
     with pytest.raises(RuntimeError, match="killed"):
@@ -196,11 +214,19 @@ def test_resumes_bit_for_bit(optimizer: Any, tmp_path: Path) -> None:
     assert whole.history.steps == resumed.history.steps
     assert whole.history.restarts == resumed.history.restarts
     with pytest.raises(ValueError, match=r"restarts \(was 3, now 2\)"):
-        fitted(restarts=2, batch_size=5, epochs=10, steps=None, callbacks=[Checkpoint(tmp_path / "b", every=2)])
+        fitted(
+            restarts=2,
+            batch_size=5,
+            epochs=10,
+            steps=None,
+            optimizer=optimizer,
+            callbacks=[Checkpoint(tmp_path / "b", every=2)],
+        )
 
 
-def test_levels(records: list[dict[str, list[float]]]) -> None:
-    posterior = fitted(steps=None, batch_size=5)
+@pytest.mark.parametrize("compile", ["compiled"], indirect=True)
+def test_levels(compile: bool, records: list[dict[str, list[float]]]) -> None:
+    posterior = fitted(steps=None, batch_size=5, compile=compile)
     assert posterior.history.levels["level"][-1] == 1.0
     assert {len(record["elbo"]) for record in records} == {len(posterior.history.steps["elbo"])}
     assert max(posterior.history.restarts["behind"]) < 0.2
@@ -242,13 +268,14 @@ def far_guide(y: Tensor) -> None:
     pyro.sample("loc", dist.Normal(at, 0.1))
 
 
-def test_a_start_that_is_never_finite_is_out() -> None:
-    with pytest.warns(UserWarning, match=r"start \d of 4 \(counted from 0\) is out: 20 steps in a row up to step 20"):
-        posterior = fitted(Program.of(broken, far_guide), restarts=4, seed=3)
+@pytest.mark.parametrize("compile", TIERS, indirect=True)
+def test_a_start_that_is_never_finite_is_out(compile: bool) -> None:
+    with pytest.warns(UserWarning, match=r"start \d of 4 \(counted from 0\) is out: 20 steps in a row up to step"):
+        posterior = fitted(Program.of(broken, far_guide), restarts=4, seed=3, compile=compile)
     found = posterior.history.restarts
     out = [k for k, x in enumerate(found["skipped"]) if x]
     assert 0 < len(out) < 4
-    assert [found["skipped"][k] for k in out] == [20.0] * len(out)
+    assert min(found["skipped"][k] for k in out) >= 20.0
     assert all(math.isnan(found["bound"][k]) for k in out)
     assert math.isfinite(found["bound"][found["kept"].index(1.0)])
     assert len(posterior.history.steps["elbo"]) == 40
