@@ -75,7 +75,7 @@ class CompileTask:
         announce: bool = True,
         starts: int = 1,
     ) -> None:
-        self.starts = starts if optimizer.rule else 1
+        self.starts = starts
         self.state, self.optimizer, self.buckets = state, optimizer, buckets
         self.batch_size, self.announce = batch_size, announce
         self.program = GradientProgram(state.instance, objective)
@@ -107,6 +107,8 @@ class CompileTask:
             Untraceable: If a step cannot be traced.
         """
         count = len(self.buckets.data_by_bucket)
+        if self.starts > 1 and self.optimizer.rule is None:
+            self._take_in_turn(f"{self.optimizer.describe()['name']} is torch's own optimizer")
         with without_collector():
             if count > 1 and self.starts == 1 and self.state.instance.device.type == "cpu":
                 shortest, longest = self._trace(0), self._trace(count - 1)

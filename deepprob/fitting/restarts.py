@@ -290,9 +290,8 @@ class RestartedFit(RunningFit):
         self._follow(kept)
         self.bad_in_a_row = 0  # its bound is finite
         self.best.confirm()
-        if self.epoch:
-            self.best.tensors, self.best.epoch = self._current(), self.epoch
-            self.history.best_epoch = self.epoch
+        self.best.tensors, self.best.epoch = self._current(), self.epoch
+        self.history.best_epoch = self.epoch
 
     def _distances(self, kept: int) -> dict[str, list[float]]:
         """For each global latent site the distance of every start's guide from the kept one's, in its sd."""

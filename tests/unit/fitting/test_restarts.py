@@ -12,7 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from uncompiled import replace_compiler
 
 import deepprob as dp
@@ -21,7 +21,7 @@ from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.restarts import RestartedFit
 from deepprob.inference import svi
-from deepprob.models import BayesianNeuralNetwork
+from deepprob.models import VAE, BayesianNeuralNetwork
 from deepprob.networks import MLP
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
@@ -185,13 +185,45 @@ def test_program_that_reads_values() -> None:
     assert float(posterior.sample(draws=400)["loc"].mean()) == pytest.approx(20 / 21, abs=0.15)
 
 
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+@pytest.mark.parametrize(
+    ("replaced", "reason"),
+    [
+        ("deepprob.fitting.step_loop.stacked_step", r"its graph cannot be batched \(no rule"),
+        ("deepprob.fitting.compiling.difference", r"no rule"),
+    ],
+)
+def test_in_turn_where_not_together(
+    compile: bool, replaced: str, reason: str, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, list[float]]]
+) -> None:
+    fitted(compile=compile)
+    together, calls = [dict(record) for record in records], [0]
+
+    def fail(*arguments: Any, **options: Any) -> str:
+        calls[0] += 1
+        if replaced.endswith("difference"):
+            return "no rule" if calls[0] == 1 else ""
+        raise RuntimeError("no rule")
+
+    monkeypatch.setattr(replaced, fail)
+    with pytest.warns(UserWarning, match=rf"the starts take their steps in turn, which is slower: {reason}"):
+        fitted(compile=compile)
+    for one, other in zip(together, records, strict=True):
+        assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("compile", ["traced"], indirect=True)
+def test_optimizers_of_torch_take_starts_in_turn(compile: bool) -> None:
+    with pytest.warns(UserWarning, match="which is slower: rmsprop is torch's own optimizer"):
+        fitted(compile=compile, optimizer="rmsprop")
+
+
 @pytest.mark.parametrize(
     ("compile", "optimizer"),
     [
         ("eager", None),
         ("eager", "rmsprop"),
         ("traced", Optimizer("sgd", average=0.9, accumulate=2)),
-        ("traced", "rmsprop"),
         ("compiled", None),
     ],
     indirect=["compile"],
@@ -295,6 +327,16 @@ def test_laplace_at_the_mode_of_the_best_start() -> None:
     draws = posterior.sample(draws=500)["z"]
     assert float(draws.mean()) == pytest.approx(2.0, abs=0.1)
     assert float(draws.std()) == pytest.approx(0.3, rel=0.15)
+
+
+@pytest.mark.parametrize("compile", ["compiled"], indirect=True)
+def test_local_latents_and_buffers(compile: bool) -> None:
+    x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
+    encoder = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    program = VAE((6,), latent_dim=2, hidden_dims=(8,), encoder=encoder)
+    posterior = fitted(program, x, restarts=2, batch_size=10, compile=compile, weights="fresh")
+    assert not [name for name in posterior.history.restarts if name.startswith("distance")]
+    assert posterior.log_evidence(x, particles=3).shape == (40,)
 
 
 def test_late_parameters() -> None:
