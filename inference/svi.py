@@ -209,8 +209,8 @@ def svi(
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
             function in the list is called with the fit after every epoch; if it returns True, the fit ends.
         restarts: Number of starts, each with its own weights, start of the guide and noise. They take every step
-            together, and the posterior is that of the best bound at the end: see `deepprob.fitting.restarts` and
-            ``posterior.history.restarts``. Progress and callbacks see the start that leads.
+            together, and the posterior is the one with the best bound at the end: see `deepprob.fitting.restarts` and
+            ``posterior.history.restarts``. Progress and callbacks see the start that leads. Not with ``held_out``.
 
     Returns:
         The posterior. After Ctrl-C it holds the best state so far.
