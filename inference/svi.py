@@ -14,32 +14,37 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.machine import pick_device, threads_for
-from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
-from deepprob.engine.trace import restore
-from deepprob.errors import shown, whole
+from deepprob.errors import whole
 from deepprob.fitting.callbacks import Callback, Fit, callback_list
 from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.cost_model import length_buckets
 from deepprob.fitting.course import Course, Length
 from deepprob.fitting.extending import objective_after, optimizer_after, start_as, training_of
 from deepprob.fitting.first_step import prepare_start
-from deepprob.fitting.gradients import loss_and_gradients
+from deepprob.fitting.gradient_step import gradient_step
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.intake import accepted, annealed_buffers, checked_held_out, instance_of, rows_of_a_step
+from deepprob.fitting.intake import (
+    accepted,
+    annealed_buffers,
+    check_program,
+    checked_held_out,
+    instance_of,
+    rows_of_a_step,
+)
 from deepprob.fitting.loop_state import LoopState
 from deepprob.fitting.objectives import Objective, Terms, description, objective_named, objective_on
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
+from deepprob.fitting.restarts import RestartedFit
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.run import FitSettings, RunningFit
-from deepprob.fitting.state import Knobs, State, gather_rows
+from deepprob.fitting.starts import Start, checked_restarts, other_starts
+from deepprob.fitting.state import Knobs, State
 from deepprob.fitting.steppers import EagerStepper
-from deepprob.fitting.tiers import choose_score, choose_stepper, saved_plan
-from deepprob.fitting.update_rules import chosen
+from deepprob.fitting.tiers import choose_score, choose_stepper, compile_choice, saved_plan
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
-from deepprob.programs.parameters import warn_of_late
 from deepprob.programs.program import Program
 
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -71,7 +76,7 @@ def init(
         TypeError: If an argument has a wrong type.
         ValueError: If data, program and settings do not fit together.
     """
-    _check_program(program, weights)
+    check_program(program, weights)
     factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
     bound = objective_on(objective_named(objective), device)
     described, batch = description(bound), accepted(program, data, batch_size, device)
@@ -139,7 +144,7 @@ def step(
     knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
     state.instance.program.train()
     with state.instance.running(), state.noise.drawing():
-        _, terms = _step_while_running(state, batch, rows, knobs, state.objective, state.factory)
+        terms = gradient_step(state, batch, rows, knobs, state.objective, state.factory)
     return state, terms
 
 
@@ -160,6 +165,7 @@ def svi(
     seed: int = 0,
     progress: bool | str = "auto",
     callbacks: Sequence[Callback | Callable[[Fit], object]] = (),
+    restarts: int = 1,
 ) -> Posterior:
     r"""Fit a program by stochastic variational inference.
 
@@ -204,6 +210,9 @@ def svi(
             the hundredth, and so on; shown or not, a fit that skipped steps ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
             function in the list is called with the fit after every epoch; if it returns True, the fit ends.
+        restarts: Number of starts, each with its own weights, start of the guide and noise. They take every step
+            together, and the posterior is the one with the best bound at the end: see `deepprob.fitting.restarts` and
+            ``posterior.history.restarts``. Progress and callbacks see the start that leads. Not with ``held_out``.
 
     Returns:
         The posterior. After Ctrl-C it holds the best state so far.
@@ -229,7 +238,8 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    callbacks, compile = callback_list(callbacks), compile_choice(compile)
+    restarts = checked_restarts(restarts, held_out)
     state = init(
         program,
         data,
@@ -243,7 +253,9 @@ def svi(
         device=device,
         seed=seed,
     )
-    return _running_fit(state, held_out, compile, callbacks, progress is not False).run(progress)
+    state.config = {**state.config, "restarts": restarts}
+    others = other_starts(state, restarts, program, guide, batch_size, weights)
+    return _running_fit(state, held_out, compile, callbacks, progress is not False, others).run(progress)
 
 
 def extend(
@@ -301,7 +313,7 @@ def extend(
         True
     """
     training, config = training_of(posterior), posterior.config
-    callbacks, compile = callback_list(callbacks), _compile_choice(compile)
+    callbacks, compile = callback_list(callbacks), compile_choice(compile)
     state = init(
         posterior.program,
         data,
@@ -315,7 +327,8 @@ def extend(
         device=posterior.instance.device,
         seed=posterior.seed,
     )
-    state.config = {**state.config, **{name: config[name] for name in ("weights", "data") if name in config}}
+    kept: dict[str, Any] = {name: config[name] for name in ("weights", "data", "restarts") if name in config}
+    state.config = {**state.config, **kept}
     start_as(state.instance.program, posterior.program)
     state.length = state.length.after(training.facts["step"])
     fit = _running_fit(state, held_out, compile, callbacks, progress is not False)
@@ -324,20 +337,25 @@ def extend(
 
 
 def _running_fit(
-    state: LoopState, held_out: Any, compile: bool | str, callbacks: list[Callback], announce: bool
+    state: LoopState,
+    held_out: Any,
+    compile: bool | str,
+    callbacks: list[Callback],
+    announce: bool,
+    others: Sequence[Start] = (),
 ) -> RunningFit:
-    """A fit before its first step."""
+    """A fit before its first step, of one start or with others."""
     length, instance, batch, size = state.length, state.instance, state.data, state.batch_size
     factory, bound = state.factory, state.objective
     score = None if held_out is None else HeldOut(instance, checked_held_out(instance, held_out))
     state.annealed = annealed_buffers(instance, callbacks)
 
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
-        return _step_while_running(state, data, rows, knobs, bound, factory)[1]
+        return gradient_step(state, data, rows, knobs, bound, factory)
 
     buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.expected)
     eager = EagerStepper(eager_step, buckets)
-    task = CompileTask(state, bound, factory, buckets, size, announce=announce)
+    task = CompileTask(state, bound, factory, buckets, size, announce=announce, starts=1 + len(others))
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
         plan = saved_plan(callbacks)
         stepper = choose_stepper(compile, eager, task, steps=length.expected, noise=state.noise, plan=plan)
@@ -352,49 +370,5 @@ def _running_fit(
         "lengths": buckets.lengths,
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
-    return RunningFit(state, stepper, buckets, score, state.noise, settings)
-
-
-def _step_while_running(
-    state: State, data: Batch, rows: Tensor, knobs: Knobs, objective: Objective, optimizer: Optimizer
-) -> tuple[State, Terms]:
-    """`step` inside a running program, whose context is entered once for many steps."""
-    state.anneal(knobs.annealed)
-    batch = gather_rows(data, rows)
-    before = [buffer.clone() for buffer in state.carry["buffers"]]
-
-    def run() -> tuple[Tensor, Terms, list[Tensor]]:
-        params = list(state.params.values())
-        return loss_and_gradients(state.instance, objective, params, batch, rows, knobs.kl_weight)
-
-    loss, terms, gradients = run()
-    while late := state.join():
-        warn_of_late(late)
-        restore(state.carry["buffers"], before)
-        loss, terms, gradients = run()
-    with torch.no_grad():
-        packed = state.packing.pack(gradients)
-        norm = global_norm(packed)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        state.update(packed, finite, knobs.learning_rate, optimizer)
-        for buffer, value in zip(state.carry["buffers"], before, strict=True):
-            buffer.copy_(chosen(finite, buffer, value))
-    return state, terms | {"gradient_norm": norm, "skipped": (~finite).to(norm.dtype)}
-
-
-def _check_program(program: Any, weights: Any) -> None:
-    """Raise if the program or the choice of its weights is not valid."""
-    if not isinstance(program, Program):
-        raise TypeError(
-            f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
-        )
-    if weights not in ("auto", "fresh", "keep"):
-        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
-
-
-def _compile_choice(compile: Any) -> bool | str:
-    """The choice whether to compile, checked."""
-    # The shape comes first, because comparing a tensor of several elements has no truth value.
-    if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
-        raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
-    return compile if isinstance(compile, str) else bool(compile)
+    parts = state, stepper, buckets, score, state.noise, settings
+    return RestartedFit(others, *parts) if others else RunningFit(*parts)

@@ -28,7 +28,7 @@ from deepprob.posteriors.history import History
 
 
 class Fit(Protocol):
-    """The part of a running fit that callbacks may use.
+    """The part of a running fit that callbacks may use; of a fit with restarts, that of the start that leads.
 
     Attributes:
         epoch: Epochs done; the last epoch of a fit may have fewer steps.

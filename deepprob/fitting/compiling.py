@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -27,8 +28,9 @@ from deepprob.fitting.gradients import GradientProgram, trace_gradients
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.plan import Work, compile_seconds
-from deepprob.fitting.state import State, gather_rows, repeat_rows
-from deepprob.fitting.step_loop import GRADIENTS, eager_step, loop_carry, step_loop
+from deepprob.fitting.stacked import StackedStepper, in_turn, stack, unstack
+from deepprob.fitting.state import GRADIENTS, State, gather_rows, loop_carry, repeat_rows
+from deepprob.fitting.step_loop import eager_step, step_loop
 from deepprob.fitting.steppers import LoopStepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.programs.minibatch import Batch
@@ -55,6 +57,8 @@ class CompileTask:
         buckets: All rows, on the device.
         batch_size: Rows of a step.
         announce: Whether to print how long compilation will take.
+        starts: Number of starts that take every step together. It becomes 1 if they must take it in turn: the optimizer
+            is torch's own, or the graph of a step cannot be batched.
 
     Attributes:
         sizes: How much noise a step takes, by bucket, once measured.
@@ -70,10 +74,12 @@ class CompileTask:
         batch_size: int,
         *,
         announce: bool = True,
+        starts: int = 1,
     ) -> None:
+        self.starts = starts
         self.state, self.optimizer, self.buckets = state, optimizer, buckets
         self.batch_size, self.announce = batch_size, announce
-        self.program = GradientProgram(state.instance, objective)
+        self.program = GradientProgram(state.instance, objective, state.varied)
         self.stream = RandomStream(0, state.instance.device)
         self.sizes: list[NoiseSize] = []
         self.traced: list[_TracedLoop] = []
@@ -102,8 +108,10 @@ class CompileTask:
             Untraceable: If a step cannot be traced.
         """
         count = len(self.buckets.data_by_bucket)
+        if self.starts > 1 and self.optimizer.rule is None:
+            self._take_in_turn(f"{self.optimizer.describe()['name']} is torch's own optimizer")
         with without_collector():
-            if count > 1 and self.state.instance.device.type == "cpu":
+            if count > 1 and self.starts == 1 and self.state.instance.device.type == "cpu":
                 shortest, longest = self._trace(0), self._trace(count - 1)
                 with contextlib.suppress(DifferentGraphs):
                     longest.loop.serve_any_length(shortest.loop)
@@ -121,7 +129,7 @@ class CompileTask:
         """The size of all graphs; of their operations only those of the longest bucket run in every step."""
         loops, state = dict.fromkeys(self.loops), self.state
         operations, numbers = sum(loop.operations for loop in loops), max(loop.numbers for loop in loops)
-        return Work(operations, numbers, state.multiplications(self.batch_size))
+        return Work(operations, numbers, self.starts * state.multiplications(self.batch_size))
 
     def is_cached(self) -> bool:
         """Whether the cache holds native code for all loops."""
@@ -156,6 +164,10 @@ class CompileTask:
             mismatch = self._first_difference(self.traced)
         except DifferentGraphs as error:
             failure, mismatch = "", str(error)
+        if mismatch and self.starts > 1:
+            self._take_in_turn(mismatch)
+            self.trace()
+            return self.check(compile=compile)
         if mismatch and self.loops[0].any_length:
             self.traced = [self._trace(bucket) for bucket in range(len(self.traced))]
             return self.check(compile=compile)
@@ -163,7 +175,13 @@ class CompileTask:
 
     def stepper(self, noise: RandomStream) -> LoopStepper:
         """The steps that the loops take."""
-        return LoopStepper(self.loops, self.buckets, [x.fixed for x in self.traced], self.optimizer, noise)
+        loops = self.loops, self.buckets, [x.fixed for x in self.traced], self.optimizer, noise
+        return LoopStepper(*loops) if self.starts == 1 else StackedStepper(self.sizes, *loops)
+
+    def _take_in_turn(self, reason: str) -> None:
+        """Let the starts take their steps in turn from here on."""
+        self.starts = 1
+        warnings.warn(f"the starts take their steps in turn, which is slower: {reason}.", UserWarning, stacklevel=8)
 
     def example(self, bucket: int) -> tuple[Batch, Tensor]:
         """A batch of a bucket, and the indices of its rows."""
@@ -184,12 +202,15 @@ class CompileTask:
             if bucket and [id(x) for x in gradients.buffers] != [id(x) for x in state.carry["buffers"]]:
                 raise Untraceable("the program changes different buffers at different sequence lengths")
             state.carry["buffers"] = gradients.buffers
-            noise = gradients.noise.normal + gradients.noise.uniform
+            noise = self.starts * (gradients.noise.normal + gradients.noise.uniform)
             capacity = capacity_of(state, self.batch_size, noise) if state.optimizer is None else 1
             data = self.buckets.data_by_bucket[bucket]
             try:
-                loop = step_loop(state, gradients, self.optimizer, data, self.batch_size, capacity)
+                loop = step_loop(state, gradients, self.optimizer, data, self.batch_size, capacity, self.starts)
             except Exception as error:  # torch can fail in many ways on a graph of its own
+                if self.starts > 1:
+                    self._take_in_turn(f"its graph cannot be batched ({_first_line(error)})")
+                    return self._trace(bucket)
                 raise Untraceable(f"its graph cannot be looped ({_first_line(error)})") from error
         return _TracedLoop(loop, gradients.fixed)
 
@@ -223,11 +244,11 @@ class CompileTask:
 
         return difference(
             self._trials(bucket, traced),
-            eager,
+            in_turn(eager, self.starts) if self.starts > 1 else eager,
             traced.loop,
             self._reading,
             tolerance=TOLERANCE[layers],
-            exact=exact,
+            exact=in_turn(exact, self.starts) if exact and self.starts > 1 else exact,
             drawing=drawing,
         )
 
@@ -251,10 +272,25 @@ class CompileTask:
             carry = {n: [torch.zeros_like(x) for x in tensors] for n, tensors in loop_carry(state).items()}
             carry["buffers"] = [x.clone() for x in state.carry["buffers"]]
             carry["packed"] = [p.detach() + shift * direction for p, direction in zip(packed, shifts, strict=True)]
+            if self.starts > 1:
+                moved = [[p + shift * k for p in carry["packed"]] for k in range(self.starts)]
+                carry = stack([{**carry, "packed": packed} for packed in moved])
             yield Trial(carry, inputs, noise, knobs)
 
     def _reading(self, carry: Carry, record: Terms) -> Reading:
-        """Terms, gradients (as a first step leaves them in the optimizer's memory) and buffers."""
+        """Terms, gradients (as a first step leaves them in the optimizer's memory) and buffers, of every start."""
+        if self.starts == 1:
+            return self._reading_of_one(carry, record)
+        groups, named, others = list[Terms](), Terms(), Terms()
+        for k, one in enumerate(unstack(carry, self.starts)):
+            found = self._reading_of_one(one, {name: x[k] for name, x in record.items()})
+            groups += [{f"{name} of start {k}": x for name, x in group.items()} for group in found.groups]
+            named |= {f"{name} of start {k}": x for name, x in found.named.items()}
+            others |= {f"{name} of start {k}": x for name, x in found.others.items()}
+        return Reading(groups, named, others)
+
+    def _reading_of_one(self, carry: Carry, record: Terms) -> Reading:
+        """The reading of one start."""
         terms = {name: x for name, x in record.items() if name != "skipped"}
         norm = {"gradient_norm": terms.pop("gradient_norm")}
         key = next(k for k in (GRADIENTS, "accumulated", "first") if k in carry)

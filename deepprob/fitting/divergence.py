@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepprob.posteriors.history import History
 
 if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
+
+
+MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
 
 
 class DivergenceError(RuntimeError):
@@ -22,6 +27,40 @@ class DivergenceError(RuntimeError):
     def __init__(self, message: str, posterior: Posterior | None = None) -> None:
         super().__init__(message)
         self.posterior = posterior
+
+
+def runs_of_skipped(before: int, skipped: Sequence[float], most: int) -> list[int]:
+    """How many steps in a row are skipped after each step, up to the first that is the last of ``most``.
+
+    Examples:
+        >>> runs_of_skipped(1, [1.0, 0.0, 1.0, 1.0, 1.0, 0.0], 3)
+        [2, 0, 1, 2, 3]
+    """
+    runs: list[int] = []
+    for bad in skipped:
+        runs.append((runs[-1] if runs else before) + 1 if bad else 0)
+        if runs[-1] == most:
+            break
+    return runs
+
+
+def description_of_divergence(history: History, first: int, where: str, rate: float) -> str:
+    """The message of a fit whose steps are skipped from step ``first`` on.
+
+    Args:
+        history: The record of the fit.
+        first: Number of the first skipped step.
+        where: The site that is not finite.
+        rate: The learning rate of that step.
+    """
+    value = history.steps["elbo"][first]
+    problem = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
+    best = f"epoch {history.best_epoch}" if history.best_epoch else "the start"
+    return (
+        f"{problem} at epoch {first // history.steps_per_epoch + 1}, step {first + 1} ({where}). "
+        f"The best state so far ({best}) is kept. "
+        f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale."
+    )
 
 
 def warn_of_skipped(history: History) -> None:

@@ -34,6 +34,11 @@ def prepare_start(
     first = tuple(x[:size] for x in batch)
     check_first_step(instance, objective, first)
     check_objective(objective, instance, first)
+    search_start(instance, batch, size, weights, steps)
+
+
+def search_start(instance: ProgramInstance, batch: Batch, size: int, weights: str, steps: int) -> None:
+    """Let a guide by name start near the posterior, if the search pays; the arguments are those of `prepare_start`."""
     few = instance.num_data <= _MOST_ROWS and not instance.structure.local
     if weights != "keep" and (few or size == instance.num_data):
         start_near_posterior(instance, batch, steps)

@@ -69,10 +69,11 @@ class GradientProgram:
     Args:
         instance: The program.
         objective: The objective to maximise.
+        varied: Tensors of the program that count as changed by a run, because starts differ in them.
     """
 
-    def __init__(self, instance: ProgramInstance, objective: Objective) -> None:
-        self.instance, self.objective = instance, objective
+    def __init__(self, instance: ProgramInstance, objective: Objective, varied: Sequence[Tensor] = ()) -> None:
+        self.instance, self.objective, self.varied = instance, objective, {id(x) for x in varied}
 
     @property
     def params(self) -> list[Tensor]:
@@ -93,13 +94,14 @@ class GradientProgram:
         """Measure one run; the program's tensors are restored.
 
         Returns:
-            How much noise the run takes, and the tensors of the program that it changes.
+            How much noise the run takes, and the tensors of the program that it changes or that starts differ in.
         """
         others = self._untrained()
         before = [x.clone() for x in others]
         with LiftedNoise() as noise:
             self(batch, rows, 1.0)
-        changed = [x for x, was in zip(others, before, strict=True) if not same_values(x, was)]
+        pairs = zip(others, before, strict=True)
+        changed = [x for x, was in pairs if id(x) in self.varied or not same_values(x, was)]
         restore(others, before)
         known = {id(x) for x in others}
         for average in (x for x in self.instance.averages.values() if id(x) not in known):

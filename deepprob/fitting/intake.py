@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepprob.errors import whole
+from deepprob.errors import shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.programs.arguments import Arguments
 from deepprob.programs.by_row import cut_by_row
@@ -21,6 +21,16 @@ from deepprob.programs.program import Program
 _DEFAULT_BATCH_SIZE = 128
 
 
+def check_program(program: Any, weights: Any) -> None:
+    """Raise if the program or the choice of its weights is not valid."""
+    if not isinstance(program, Program):
+        raise TypeError(
+            f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
+        )
+    if weights not in ("auto", "fresh", "keep"):
+        raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")
+
+
 def accepted(program: Program, data: Any, batch_size: int | str | None, device: torch.device) -> Batch:
     """The arguments with rows."""
     batch = _checked_arguments(program, program.accept(data), "data")
@@ -28,12 +38,21 @@ def accepted(program: Program, data: Any, batch_size: int | str | None, device: 
 
 
 def instance_of(
-    program: Program, batch: Batch, guide: GuideSpec, device: torch.device, batch_size: int | str | None, weights: str
+    program: Program,
+    batch: Batch,
+    guide: GuideSpec,
+    device: torch.device,
+    batch_size: int | str | None,
+    weights: str,
+    *,
+    spread: bool = False,
 ) -> ProgramInstance:
-    """The routine's own copy of the program, checked against the data."""
+    """The routine's own copy of the program, checked against the data; a named guide may start at random."""
     num_data = num_rows(batch)
     full = not batch or rows_of_a_step(batch_size, num_data, program) == num_data
-    instance = ProgramInstance(program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights)
+    instance = ProgramInstance(
+        program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights, spread=spread
+    )
     check_start(instance.program, instance.structure, weights)
     size = rows_of_a_step(batch_size, instance.num_data, program)
     if isinstance(batch_size, int) and not (batch or instance.structure.rows):

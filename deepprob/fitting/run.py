@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,13 @@ from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
 from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
 from deepprob.fitting.course import Course
-from deepprob.fitting.divergence import DivergenceError, warn_of_skipped
+from deepprob.fitting.divergence import (
+    MOST_SKIPPED,
+    DivergenceError,
+    description_of_divergence,
+    runs_of_skipped,
+    warn_of_skipped,
+)
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible
@@ -31,7 +37,7 @@ from deepprob.fitting.levelling import Groups, Levelling, margin, warn_if_not_le
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
 from deepprob.fitting.row_order import RowOrder
-from deepprob.fitting.snapshots import restore, snapshot
+from deepprob.fitting.snapshots import Position, restore, snapshot
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import Stepper
 from deepprob.fitting.update_rules import Carry
@@ -40,8 +46,6 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
 from deepprob.programs.laplace import finish_guide
 from deepprob.programs.run import first_bad_site
-
-_MOST_SKIPPED = 20  # steps in a row; after that the fit has diverged
 
 
 @dataclass(frozen=True)
@@ -61,16 +65,6 @@ class FitSettings:
     seed: int
     callbacks: Sequence[Callback]
     config: Mapping[str, Any]
-
-
-class _Position(NamedTuple):
-    """Everything in memory that the next steps depend on, to go back to after a call with skipped steps."""
-
-    carry: Carry
-    optimizer: dict[str, Any] | None
-    step: int
-    noise: dict[str, Tensor]
-    order: RowOrder.Position
 
 
 class RunningFit:
@@ -172,6 +166,13 @@ class RunningFit:
         """Write a checkpoint, from which the fit resumes bit for bit."""
         write_checkpoint(path, snapshot(self))
 
+    def starts_of_snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The starts of a fit with restarts, as tensors and JSON."""
+        return {}, {}
+
+    def restore_starts(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Restore what `starts_of_snapshot` returned."""
+
     def identity(self) -> dict[str, Any]:
         """The settings and digests that identify the fit; a resumed fit must have the same."""
         return {
@@ -217,6 +218,10 @@ class RunningFit:
 
     def _take(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
         """Take steps, and return their record."""
+        return self._take_one(rows, knobs)
+
+    def _take_one(self, rows: Tensor, knobs: FloatArray) -> dict[str, list[float]]:
+        """Take steps from the state, and return their record."""
         if not self.state.instance.program.training:  # a score or a callback has changed the mode
             self.state.instance.program.train()
         with self.state.instance.running(), self.noise.drawing():
@@ -225,7 +230,7 @@ class RunningFit:
 
     def _test_level(self) -> None:
         """Let the schedule begin if the bound has levelled, or if the budget of steps before it is spent."""
-        found = self.levelling.visit(self.step, self.state.carry["packed"], self._bounds)
+        found = self.levelling.visit(self.step, self._packed(), self._bounds)
         if found is not None:
             self.history.add_levels(found)
         if found is not None and found["level"]:
@@ -233,8 +238,16 @@ class RunningFit:
         elif self.step >= self.course.begins:
             self.course.holds = False
 
+    def _packed(self) -> Groups:
+        """The packed parameters whose bound is to level."""
+        return self.state.carry["packed"]
+
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
         """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
+        return self._bounds_at([{"packed": point} for point in points], count)
+
+    def _bounds_at(self, points: Sequence[Carry], count: int) -> FloatArray:
+        """The bound where the carry has these tensors."""
         origin, chunk = self._position(), self.stepper.capacity_from(self.step)
         knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
         knobs[:, 0] = 0.0
@@ -244,8 +257,8 @@ class RunningFit:
             rows, values = self.order.rows(self.step, self.step + count), list[float]()
             try:
                 for start in range(0, count, chunk):
-                    self.state.assign({"packed": point})
-                    record = self._take(rows[start : start + chunk], knobs[start : start + chunk])
+                    self.state.assign(point)
+                    record = self._take_one(rows[start : start + chunk], knobs[start : start + chunk])
                     values += record.get(name, record["elbo"])
             except (RuntimeError, ValueError):  # the program fails there, as for a matrix that is not positive definite
                 values = [math.nan] * count
@@ -265,13 +278,13 @@ class RunningFit:
         for callback in self.callbacks:
             callback.epoch_end(self)
 
-    def _position(self) -> _Position:
+    def _position(self) -> Position:
         carry = {name: [x.clone() for x in tensors] for name, tensors in self.state.carry.items()}
         torch_optimizer = self.state.optimizer
         memory = None if torch_optimizer is None else copy.deepcopy(torch_optimizer.state_dict())
-        return _Position(carry, memory, self.state.step, self.noise.state, self.order.position)
+        return Position(carry, memory, self.state.step, self.noise.state, self.order.position)
 
-    def _go_back(self, position: _Position) -> None:
+    def _go_back(self, position: Position) -> None:
         self.state.assign(position.carry)
         if self.state.optimizer is not None and position.optimizer is not None:
             self.state.optimizer.load_state_dict(copy.deepcopy(position.optimizer))
@@ -342,15 +355,12 @@ class RunningFit:
             self.bad_in_a_row = 0
             self.best.confirm()
             return
-        most = min(_MOST_SKIPPED, self.total_steps)
-        for index, bad in enumerate(skipped):
-            if not bad:
-                self.bad_in_a_row = 0
-                self.best.confirm()
-                continue
-            self.bad_in_a_row += 1
-            if self.bad_in_a_row == most:
-                self._raise_divergence(first + index + 1 - most)
+        runs = runs_of_skipped(self.bad_in_a_row, skipped, most := min(MOST_SKIPPED, self.total_steps))
+        if 0 in runs:
+            self.best.confirm()
+        self.bad_in_a_row = runs[-1]
+        if runs[-1] == most:
+            self._raise_divergence(first + len(runs) - most)
 
     def _raise_divergence(self, first: int) -> None:
         """Raise the error of a fit whose steps are skipped from step ``first`` on.
@@ -363,17 +373,8 @@ class RunningFit:
             batch = instance.program.prepare(*self.data)
             where = first_bad_site(instance.program, batch, instance.num_data)
         posterior = self._posterior()
-        epoch = first // self.steps_per_epoch + 1
         rate = float(self._knobs(first, first + 1)[0, 0])
-        best = f"epoch {self.history.best_epoch}" if self.history.best_epoch else "the start"
-        value = self.history.steps["elbo"][first]
-        problem = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
-        raise DivergenceError(
-            f"{problem} at epoch {epoch}, step {first + 1} ({where}). "
-            f"The best state so far ({best}) is kept. "
-            f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale.",
-            posterior,
-        )
+        raise DivergenceError(description_of_divergence(self.history, first, where, rate), posterior)
 
     def _posterior(self) -> Posterior:
         instance = self.state.instance

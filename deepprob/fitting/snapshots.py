@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from deepprob.fitting.levelling import Levelling
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import Stepper
+from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.programs.late import late_to_json
 
@@ -47,6 +48,8 @@ class Snapshot:
         callbacks: The state of each callback that steers the fit, as JSON.
         averages: The averages of the levelling test.
         levelling: The rest of its state, as JSON.
+        starts: The starts of a fit with restarts.
+        leads: The rest of their state, as JSON.
     """
 
     fit: dict[str, Any]
@@ -68,6 +71,19 @@ class Snapshot:
     callbacks: list[dict[str, Any]]
     averages: _Tensors
     levelling: dict[str, Any]
+    starts: _Tensors
+    leads: dict[str, Any]
+
+
+class Position(NamedTuple):
+    """Everything in memory that the next steps depend on, to go back to after a call with skipped steps."""
+
+    carry: Carry
+    optimizer: dict[str, Any] | None
+    step: int
+    noise: dict[str, Tensor]
+    order: RowOrder.Position
+    starts: Sequence[Any] = ()  # of a fit with restarts
 
 
 class Resumable(Protocol):
@@ -90,10 +106,17 @@ class Resumable(Protocol):
     def identity(self) -> dict[str, Any]:
         """The settings and digests that identify the fit; a resumed fit must have the same."""
 
+    def starts_of_snapshot(self) -> tuple[_Tensors, dict[str, Any]]:
+        """The starts of a fit with restarts, as tensors and JSON."""
+
+    def restore_starts(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Restore what `starts_of_snapshot` returned."""
+
 
 def snapshot(fit: Resumable) -> Snapshot:
     """A snapshot of a running fit; its tensors are the fit's own."""
     state = fit.state
+    starts, leads = fit.starts_of_snapshot()
     return Snapshot(
         fit=fit.identity(),
         course=fit.course.state(),
@@ -105,7 +128,7 @@ def snapshot(fit: Resumable) -> Snapshot:
         program=state.instance.tensors(),
         late=late_to_json(state.instance),
         carry={name: group for name, group in state.carry.items() if name != "packed"},
-        optimizer=_optimizer_state(state.optimizer),
+        optimizer=entries_of(None if state.optimizer is None else state.optimizer.state_dict()),
         noise=fit.noise.state,
         shuffle=fit.order.epoch_state,
         best=fit.best.tensors,
@@ -114,6 +137,8 @@ def snapshot(fit: Resumable) -> Snapshot:
         callbacks=[c.state() for c in fit.callbacks if c.steers],
         averages=fit.levelling.tensors(),
         levelling=fit.levelling.state(),
+        starts=starts,
+        leads=leads,
     )
 
 
@@ -122,6 +147,7 @@ def restore(fit: Resumable, found: Snapshot) -> None:
     restore_state(fit, found)
     fit.course.restore(found.course)
     fit.levelling.restore(found.averages, found.levelling, fit.state.carry["packed"])
+    fit.restore_starts(found.starts, found.leads)
     fit.stop = found.stop
     for callback, saved in zip((c for c in fit.callbacks if c.steers), found.callbacks, strict=True):
         if saved:
@@ -135,7 +161,7 @@ def restore_state(fit: Resumable, found: Snapshot) -> None:
     state.instance.load(found.program)
     state.assign(found.carry)
     if state.optimizer is not None:
-        _load_optimizer(state.optimizer, found.optimizer)
+        state.optimizer.load_state_dict(memory_of(state.optimizer, found.optimizer))
     fit.noise.state = found.noise
     fit.order.resume(found.shuffle, found.step)
     fit.step, fit.epoch = found.step, found.epoch
@@ -154,6 +180,7 @@ def parts(found: Snapshot) -> tuple[_Tensors, dict[str, Any]]:
         "history": found.history.to_tensors(),
         "optimizer": {n: t for n, t in found.optimizer.items() if isinstance(t, Tensor)},
         "averages": found.averages,
+        "starts": found.starts,
         "shuffle": {"state": found.shuffle},
         "carry": {f"{name}.{i}": t for name, group in found.carry.items() for i, t in enumerate(group)},
     }
@@ -162,6 +189,7 @@ def parts(found: Snapshot) -> tuple[_Tensors, dict[str, Any]]:
         "course": found.course,
         "plan": found.plan,
         "levelling": found.levelling,
+        "leads": found.leads,
         "optimizer": {n: x for n, x in found.optimizer.items() if not isinstance(x, Tensor)},
         "late": found.late,
         "step": found.step,
@@ -204,20 +232,21 @@ def from_parts(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Snaps
         callbacks=facts["callbacks"],
         averages=groups.get("averages", {}),
         levelling=facts["levelling"],
+        starts=groups.get("starts", {}),
+        leads=facts.get("leads", {}),
     )
 
 
-def _optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """The state of torch's optimizer, by ``<parameter>.<name>``."""
-    entries = {} if optimizer is None else optimizer.state_dict()["state"]
+def entries_of(memory: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The entries in the ``state_dict`` of torch's optimizer, by ``<parameter>.<name>``."""
+    entries = {} if memory is None else memory["state"]
     return {f"{index}.{name}": value for index, named in entries.items() for name, value in named.items()}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state that `_optimizer_state` returned."""
-    entries: dict[int, dict[str, Any]] = {}
-    for key, value in state.items():
+def memory_of(optimizer: torch.optim.Optimizer, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``state_dict`` with the entries that `entries_of` returned."""
+    found: dict[int, dict[str, Any]] = {}
+    for key, value in entries.items():
         index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+        found.setdefault(int(index), {})[name] = value
+    return {"state": found, "param_groups": optimizer.state_dict()["param_groups"]}

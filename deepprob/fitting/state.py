@@ -34,6 +34,7 @@ class State:
         optimizer: Torch's optimizer over `params`; None if the optimizer has an update rule of ours.
         step: Steps done.
         annealed: Buffers of the program that are set before every step.
+        varied: Buffers of the program that every start of a fit with restarts has for itself.
     """
 
     instance: ProgramInstance
@@ -43,6 +44,7 @@ class State:
     optimizer: torch.optim.Optimizer | None = None
     step: int = 0
     annealed: list[Tensor] = field(default_factory=list)
+    varied: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def start(cls, instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
@@ -178,6 +180,21 @@ class State:
             for name, tensors in new.items():
                 for old, value in zip(self.carry[name], tensors, strict=True):
                     old.copy_(value)
+
+
+GRADIENTS = "gradients"
+
+
+def loop_carry(state: State) -> Carry:
+    """The carry of a pure step.
+
+    It is the state's whole carry. If torch's own optimizer updates the parameters, it is packed parameters, buffers and
+    ``gradients``.
+    """
+    if state.optimizer is None:
+        return state.carry
+    packed = state.carry["packed"]
+    return {"packed": packed, "buffers": state.carry["buffers"], GRADIENTS: [torch.zeros_like(p) for p in packed]}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ of the KL :math:`\beta` and the learning rate :math:`\eta`. A step whose loss or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,30 +19,24 @@ from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.packing import global_norm
 from deepprob.engine.random import RandomStream
+from deepprob.engine.trace import functionalise
 from deepprob.fitting.gradients import GradientGraph, GradientProgram
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.state import State, gather_rows
+from deepprob.fitting.stacked import stack, stacked_size, stacked_step
+from deepprob.fitting.state import GRADIENTS, State, gather_rows, loop_carry
 from deepprob.fitting.update_rules import Carry, chosen
-from deepprob.programs.minibatch import Batch
-
-GRADIENTS = "gradients"
-
-
-def loop_carry(state: State) -> Carry:
-    """The carry of a pure step.
-
-    It is the state's whole carry. If torch's own optimizer updates the parameters, it is packed parameters, buffers and
-    ``gradients``.
-    """
-    if state.optimizer is None:
-        return state.carry
-    packed = state.carry["packed"]
-    return {"packed": packed, "buffers": state.carry["buffers"], GRADIENTS: [torch.zeros_like(p) for p in packed]}
+from deepprob.programs.minibatch import Batch, num_rows
 
 
 def step_loop(
-    state: State, gradients: GradientGraph, optimizer: Optimizer, data: Batch, batch_size: int, capacity: int
+    state: State,
+    gradients: GradientGraph,
+    optimizer: Optimizer,
+    data: Batch,
+    batch_size: int,
+    capacity: int,
+    starts: int = 1,
 ) -> Loop:
     """Make a loop of gradient steps.
 
@@ -56,11 +50,14 @@ def step_loop(
         data: All rows; for minibatches, an example of them.
         batch_size: Rows of a step.
         capacity: Most steps in one call.
+        starts: Number of starts that take every step together. With more than one, the carry is that of
+            `deepprob.fitting.stacked`, and every entry of the record has the starts along its first axis.
     """
     packed = state.carry["packed"][0]
     full_batch = batch_size == (len(data[0]) if data else state.instance.num_data)
     places = {id(x): i for i, x in enumerate(gradients.fixed)}
     annealed = [places[id(x)] for x in state.annealed]
+    function = gradients.function if starts == 1 else without_writes(gradients, state, data, batch_size)
 
     def step(carry: Carry, inputs: StepData, noise: Noise, knobs: Tensor) -> tuple[Carry, Terms]:
         rows, (whole, fixed) = inputs.rows, inputs.fixed
@@ -70,7 +67,7 @@ def step_loop(
         for i, value in zip(annealed, values, strict=True):
             fixed[i] = value.to(fixed[i].dtype)
         params = state.packing.unpack(carry["packed"])
-        loss, terms, found, buffers = gradients.function(
+        loss, terms, found, buffers = function(
             params, carry["buffers"], fixed, batch, rows, *noise, weight.to(gradients.noise.dtype)
         )
         named = dict(zip(gradients.names, terms, strict=True))
@@ -80,7 +77,34 @@ def step_loop(
     rows = torch.zeros((1 if full_batch else 2), batch_size, dtype=torch.long, device=packed.device)
     knobs = torch.zeros(2, 2 + len(annealed), dtype=packed.dtype, device=packed.device)
     fixed = (list(data), gradients.fixed)
-    return Loop(step, loop_carry(state), PerStep(rows, knobs), fixed, gradients.noise, capacity, settled=full_batch)
+    carry, noise = loop_carry(state), gradients.noise
+    taken: Step = step
+    if starts > 1:
+        carry, noise = stack([carry] * starts), stacked_size(noise, starts)
+        example = StepData(fixed, rows[0], torch.zeros((), dtype=torch.long, device=packed.device))
+        taken = stacked_step(step, carry, example, knobs[0], noise, starts)
+    return Loop(taken, carry, PerStep(rows, knobs), fixed, noise, capacity, settled=full_batch)
+
+
+def without_writes(
+    gradients: GradientGraph, state: State, data: Batch, batch_size: int
+) -> Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]]:
+    """The loss and gradients without operations in place, which ``torch.vmap`` cannot batch.
+
+    Args:
+        gradients: The traced loss and gradients.
+        state: An example of the state.
+        data: All rows; for minibatches, an example of them.
+        batch_size: Rows of a step.
+    """
+    device = state.carry["packed"][0].device
+    rows = torch.arange(batch_size, device=device)
+    batch = gather_rows(data, rows % num_rows(data)) if data else data
+    noise = gradients.noise.draw_once([torch.Generator(device) for _ in range(2)], device)
+    weight = torch.ones((), dtype=gradients.noise.dtype, device=device)
+    params = [p.detach() for p in state.packing.unpack(state.carry["packed"])]
+    inputs = (params, gradients.buffers, gradients.fixed, tuple(batch), rows, *noise, weight)
+    return functionalise(gradients.function, *inputs)
 
 
 def eager_step(state: State, program: GradientProgram, optimizer: Optimizer, stream: RandomStream) -> Step:

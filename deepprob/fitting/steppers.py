@@ -17,8 +17,7 @@ from deepprob.engine.served_calls import served
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import FloatArray, Optimizer
-from deepprob.fitting.state import Knobs, State
-from deepprob.fitting.step_loop import GRADIENTS, loop_carry
+from deepprob.fitting.state import GRADIENTS, Knobs, State, loop_carry
 from deepprob.programs.minibatch import Batch
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
+from deepprob.errors import shown
 from deepprob.fitting.callbacks import Callback, Checkpoint
 from deepprob.fitting.checkpoints import read_plan
 from deepprob.fitting.compiling import CompileTask, failure_of
@@ -73,6 +74,14 @@ class PlannedStepper:
         self.now, self.tier = self.eager if tier == "eager" else self.task.stepper(self.noise), tier
 
 
+def compile_choice(compile: Any) -> bool | str:
+    """The choice whether to compile, checked."""
+    # The shape comes first, because comparing a tensor of several elements has no truth value.
+    if getattr(compile, "shape", ()) != () or compile not in (True, False, "auto"):
+        raise ValueError(f"compile must be True, False or 'auto'; got {shown(compile)}.")
+    return compile if isinstance(compile, str) else bool(compile)
+
+
 def choose_stepper(
     compile: bool | str,
     eager: EagerStepper,
@@ -97,7 +106,7 @@ def choose_stepper(
     """
     late = task.measure()
     eager.noise, eager.sizes = noise, task.sizes
-    operations = task.sizes[-1].operations
+    operations = task.starts * task.sizes[-1].operations
     stays = Plan((("eager", 0),), "tracing costs more than this fit gains", operations)
     if late:
         warn_of_late(late)

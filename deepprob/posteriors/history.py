@@ -27,6 +27,11 @@ class History:
         levels: One value per comparison of a fit without a fixed length, see `deepprob.fitting.levelling`: ``step``,
             ``change`` of the bound since the last window in nats of the whole posterior, its standard error ``se``,
             the largest rise ``ahead``, the ``margin``, and ``level`` (1 where the bound has levelled).
+        restarts: One value per start of a fit with restarts, see `deepprob.fitting.restarts`: its ``bound`` at the end
+            in nats of the whole posterior and the standard error ``se``; how far it lies ``behind`` the kept start on
+            the same rows and noise, and ``behind_se``; ``kept`` (1 for the kept start); the number of ``skipped``
+            steps; ``distance.<site>`` for each global latent site, the root mean square distance of its guide's mean
+            from the kept start's, in the sd of the kept start's guide.
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was interrupted from outside.
@@ -39,6 +44,7 @@ class History:
     steps: dict[str, list[float]] = field(default_factory=dict)
     epochs: dict[str, list[float]] = field(default_factory=dict)
     levels: dict[str, list[float]] = field(default_factory=dict)
+    restarts: dict[str, list[float]] = field(default_factory=dict)
     steps_per_epoch: int = 1
     best_epoch: int = 0
     interrupted: bool = False
@@ -63,8 +69,8 @@ class History:
             self.levels.setdefault(name, []).append(value)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The record as tensors to save, named ``steps.<name>``, ``epochs.<name>`` and ``levels.<name>``."""
-        kinds = {"steps": self.steps, "epochs": self.epochs, "levels": self.levels}
+        """The record as tensors to save, named ``steps.<name>``, ``epochs.<name>``, ``levels.<name>`` and so on."""
+        kinds = {"steps": self.steps, "epochs": self.epochs, "levels": self.levels, "restarts": self.restarts}
         rows = {f"{kind}.{n}": v for kind, columns in kinds.items() for n, v in columns.items()}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 

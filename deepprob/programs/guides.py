@@ -11,7 +11,8 @@ from pyro import poutine
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous, AutoNormalizingFlow
-from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from torch import Tensor
 
 from deepprob.errors import unknown
 from deepprob.programs.copying import copy_with_modules
@@ -22,6 +23,8 @@ from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.relative_guides import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from deepprob.programs.sites import Site
 from deepprob.programs.structure import Structure
+
+_RADIUS = 2.0  # of a spread start, as in Stan
 
 
 def _flow(model: Callable[..., Any]) -> AutoGuide:
@@ -50,13 +53,14 @@ _OWN: dict[Any, type[AutoGuide]] = {
 GuideSpec = str | type[AutoGuide] | Callable[..., Any] | None
 
 
-def attach_guide(program: Program, guide: GuideSpec) -> str | None:
+def attach_guide(program: Program, guide: GuideSpec, *, spread: bool = False) -> str | None:
     """Attach a guide to a program, which must be a copy of the caller's.
 
     Args:
         program: The copy to change.
         guide: A name from `GUIDES`, a class of `GUIDE_CLASSES` or its name, another class or a partial one, a callable
             with the model's arguments, or None for the program's own.
+        spread: Whether a named guide or a class starts at random, uniform from -2 to 2 for every unconstrained number.
 
     Returns:
         The name under which the guide can be built again, or None if it came as a callable.
@@ -75,7 +79,7 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
             raise ValueError(f"the program has no guide. Name one: guide={'|'.join(map(repr, GUIDES))}.")
         return None
     model = poutine.block(program.bound_model(), hide_fn=is_summed_out)
-    model = InitMessenger(lambda site: program.start(site["name"]))(model)  # before the guide's own choice
+    model = InitMessenger(lambda site: _start(program, site, spread))(model)  # before the guide's own choice
     name = None
     if isinstance(spec, str) and spec not in (*GUIDES, *GUIDE_CLASSES):
         raise unknown("guide", spec, GUIDES)
@@ -94,6 +98,15 @@ def attach_guide(program: Program, guide: GuideSpec) -> str | None:
         raise TypeError(f"guide must be a name, an AutoGuide class or a callable; got {type(spec).__name__}.")
     program.attach(built)
     return name
+
+
+def _start(program: Program, site: Site, spread: bool) -> Tensor | None:
+    """Where a guide starts a site; None for where the guide chooses."""
+    found = program.start(site["name"])
+    if found is not None or not spread or site["fn"].support.is_discrete:
+        return found
+    chosen: Tensor = init_to_uniform(site, radius=_RADIUS)
+    return chosen
 
 
 def check_start(program: Program, found: Structure, weights: str) -> None:

@@ -57,6 +57,7 @@ class ProgramInstance:
         check: Whether to require observed data within the supports of their sites, and to refuse parameters that
             were not copied with the program.
         saved: The set-up and the state of a saved instance; the program then runs on no data here.
+        spread: Whether a named guide starts at random, see `attach_guide`.
 
     Raises:
         ValueError: If the program cannot run on the data, the guide lacks a latent site of the model, or the guide
@@ -92,6 +93,7 @@ class ProgramInstance:
         weights: str = "keep",
         check: bool = True,
         saved: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+        spread: bool = False,
     ) -> None:
         memo: dict[int, Any] = {}  # one memo: program and guide may share modules
         self.program: Program = copy_with_modules(program, memo)
@@ -108,7 +110,7 @@ class ProgramInstance:
         self.first_run_finite = True
         self._used_unseen: list[Tensor] = []
         self.device = torch.device(device)
-        self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo))
+        self.guide_name = attach_guide(self.program, copy_with_modules(guide, memo), spread=spread)
         self.program.to(self.device)
         for network in {"keep": (), "auto": self.program.built, "fresh": (self.program,)}[weights]:
             init_weights(network)

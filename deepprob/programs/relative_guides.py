@@ -43,6 +43,19 @@ class RelativeGuide(nn.Module):
         """
         raise NotImplementedError
 
+    def relate_to_units(self) -> None:
+        """Become relative to the standard normal, which changes neither the guide nor its parameters."""
+        params = list(self.parameters())
+        before, size = [p.detach().clone() for p in params], sum(x.numel() for x in self.locations())
+        self.relate(torch.zeros(size), torch.eye(size))
+        with torch.no_grad():
+            for p, value in zip(params, before, strict=True):
+                p.copy_(value)
+
+    def gaussian(self) -> list[Tensor]:
+        """The buffers that hold the Gaussian that the parameters are relative to; empty if there is none."""
+        return list(self.buffers())
+
     def relate_as(self, other: RelativeGuide) -> None:
         """Become relative to the Gaussian of another guide of the same kind, if it is relative to one."""
         own = {name for name, _ in self.named_buffers()}

@@ -121,14 +121,14 @@ def test_a_point_ahead_where_the_program_fails_is_left_out() -> None:
 
 
 def test_an_interruption_within_a_comparison_leaves_the_parameters_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = RunningFit._take
+    taken = RunningFit._take_one
 
     def take(self: RunningFit, rows: Tensor, knobs: Any) -> Any:
         if self.step == 500 and not knobs[:, 0].any():
             raise KeyboardInterrupt
         return taken(self, rows, knobs)
 
-    monkeypatch.setattr(RunningFit, "_take", take)
+    monkeypatch.setattr(RunningFit, "_take_one", take)
     with pytest.warns(UserWarning, match="interrupted after 500 of"):
         posterior = fitted(batch_size=None)
     assert posterior.training is None
