@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class ELBO:
     ``log q(y) - log p(y)`` as KL; see `deepprob.programs.elimination.terms`.
 
     Args:
-        particles: Draws from the guide per step, vectorized in a leading plate.
+        particles: Draws from the guide per step, vectorized in a leading plate if the program broadcasts over it.
         analytic_kl: Whether to use closed-form KLs.
         layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; their
             outputs and all log-probabilities are in float32.
@@ -92,6 +92,8 @@ class ELBO:
             The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
             ``kl_local``, ``kl_global``.
         """
+        if self.particles > 1 and not run.stacks:
+            return self._one_by_one(run, kl_weight)
         with tracking(run.program):
             traces = run_particles(run, self.particles, self.layers)
         plate, scores = run.program.row_plate, None
@@ -120,6 +122,12 @@ class ELBO:
     def describe(self) -> dict[str, Any]:
         """The objective as JSON."""
         return {"name": "elbo", **asdict(self)}
+
+    def _one_by_one(self, run: Run, kl_weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean over runs of one particle."""
+        one = replace(self, particles=1)
+        losses, terms = zip(*(one(run, kl_weight=kl_weight) for _ in range(self.particles)), strict=True)
+        return torch.stack(losses).mean(), {name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]}
 
     def _enumerated_terms(self, plate: str, traces: list[tuple[Trace, Trace]]) -> tuple[Tensor, Tensor, Tensor]:
         total: dict[Part, Tensor] = dict.fromkeys(PARTS, torch.zeros(()))

@@ -57,7 +57,8 @@ def loss_and_gradients(
     """
     batch = instance.program.prepare(*batch)
     plates, averages = instance.structure.plates, instance.averages
-    run = Run(instance.program, batch, rows, instance.num_data, plates=plates, averages=averages)
+    program, stacks = instance.program, instance.stacks
+    run = Run(program, batch, rows, instance.num_data, plates=plates, averages=averages, stacks=stacks)
     loss, terms = objective(run, kl_weight=kl_weight)
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)

@@ -53,7 +53,7 @@ class IWAE:
     bound for any rows.
 
     Args:
-        particles: Draws from the guide per step, K, vectorized in a leading plate.
+        particles: Draws from the guide per step, K, vectorized in a leading plate if the program broadcasts over it.
         layers: Precision in which linear and convolutional layers multiply, as in `ELBO`.
 
     References:
@@ -102,10 +102,13 @@ class IWAE:
         Raises:
             ValueError: If the bound needs all rows but the batch is smaller, or the guide enumerates a site.
         """
-        traces = run_particles(run, self.particles, self.layers)
-        _check_guide(traces)
-        guide_trace, model_trace = traces[0]
-        layout = Layout(run.program.row_plate, run.plates, self.particles)
+        together = self.particles if run.stacks else 1
+        runs = [run_particles(run, together, self.layers) for _ in range(self.particles // together)]
+        for traces in runs:
+            _check_guide(traces)
+        pairs = [traces[0] for traces in runs]
+        layout = Layout(run.program.row_plate, run.plates, together)
+        guide_trace, model_trace = pairs[0]
         outside = _outside(layout.plate, guide_trace, model_trace)
         if outside and len(run.rows) < run.num_data:
             raise ValueError(
@@ -113,13 +116,14 @@ class IWAE:
                 f"{run.num_data} rows; got a batch of {len(run.rows)}. Use batch_size=None, or objective='elbo'."
             )
         scale = 1.0 if outside else _row_scale(run, model_trace)
-        parts = _parts(layout, guide_trace, model_trace, bool(outside))
-        parts = {part: value / scale for part, value in parts.items()}  # (K, R), with R = B, or 1 for all data
+        found = [_parts(layout, *pair, bool(outside)) for pair in pairs]
+        parts = {part: torch.cat([x[part] for x in found]) / scale for part in PARTS}  # (K, R), R = B or 1 for all data
         norm = scale / run.num_data
         weights = _log_weights(parts, kl_weight)
         bound = _log_mean(weights)
         loss = -norm * bound.sum()
-        if (log_q := _rough_log_q(layout, guide_trace, bool(outside))) is not None:
+        if any(is_rough(site) for _, site in sample_sites(guide_trace)):
+            log_q = torch.cat([_rough_log_q(layout, guide, bool(outside)) for guide, _ in pairs])
             scores = (_signals(weights, bound) * log_q).sum() * norm
             loss = loss - (scores - scores.detach())  # changes the gradient only, not the value
         averages: dict[str, Tensor] = {part: norm * value.mean(0).sum().detach() for part, value in parts.items()}
@@ -189,15 +193,15 @@ def _log_mean(weights: Tensor) -> Tensor:
     return weights.logsumexp(0) - math.log(len(weights))
 
 
-def _rough_log_q(layout: Layout, guide_trace: Trace, whole: bool) -> Tensor | None:
-    """``log q`` of sites without a reparameterized gradient, unscaled, ``(K, R)``; None if there is no such site."""
+def _rough_log_q(layout: Layout, guide_trace: Trace, whole: bool) -> Tensor:
+    """``log q`` of the sites without a reparameterized gradient, unscaled, ``(K, R)``."""
     found = []
     for _, site in sample_sites(guide_trace):
         if is_rough(site):
             value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
             value = layout.by_row(value, site["cond_indep_stack"])
             found.append(value.sum(1, keepdim=True) if whole else value)
-    return torch.stack(found).sum(0) if found else None
+    return torch.stack(found).sum(0)
 
 
 def _signals(weights: Tensor, bound: Tensor) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
+import torch
 from pyro.poutine.trace_struct import Trace
 
 from deepprob.errors import unknown
 from deepprob.networks.layer_modes import layers_in
+from deepprob.posteriors.draws import DrawRunner
+from deepprob.posteriors.fitted import BOUND
 from deepprob.programs.enumeration import run_enumerated
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run, run_program
 from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
@@ -25,11 +31,32 @@ def check_precision(layers: str) -> None:
         raise unknown("precision of layers", layers, _PRECISIONS)
 
 
+def try_particles(instance: ProgramInstance, batch: Batch) -> None:
+    """Find out whether a program broadcasts over a leading plate of particles; otherwise they run one by one.
+
+    Args:
+        instance: The program before its first step.
+        batch: The rows of a step.
+    """
+    rows = torch.arange(len(batch[0]) if batch else instance.num_data, device=instance.device)
+    with torch.no_grad(), instance.evaluating():
+        prepared = instance.program.prepare(*batch)
+        run = Run(instance.program, prepared, rows, instance.num_data, plates=instance.structure.plates)
+        instance.stacks = DrawRunner(instance).stacks(BOUND, run)
+    if not instance.stacks:
+        warnings.warn(
+            "the particles run one by one, which is slower: under a leading axis of particles the program fails or "
+            "gives other values. Let it broadcast: for x @ w write (x * w).sum(-1), for w.sum() write w.sum(-1).",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def run_particles(run: Run, particles: int, layers: str) -> list[tuple[Trace, Trace]]:
     """Run guide and model under particles; sites marked for enumeration take all of their values.
 
     Args:
-        run: The program and its batch.
+        run: The program, which broadcasts over particles if there are several, and its batch.
         particles: Number of draws from the guide, in a leading plate if there are several.
         layers: Precision in which linear and convolutional layers multiply.
 

@@ -86,7 +86,7 @@ class DrawRunner:
         plain, sites = _constants_key(replace(run, given={}, do={})), [*run.given, *run.do]
         key = f"{trial.name}{' replayed' if stored else ''}{sites or ''}{plain or ''}"
         if key not in ways:
-            ways[key] = "stacked" if self._stacks(trial, run, stored) else "traced"
+            ways[key] = "stacked" if self.stacks(trial, run, stored) else "traced"
         if ways[key] == "stacked":
             found = job.call(self._stacked(run, stored))
             return detached(found) if run.program.bound_rows.gradients else found
@@ -108,7 +108,7 @@ class DrawRunner:
             return run
         return replace(run, guide=replay(stored, self.instance.structure, run.draws))
 
-    def _stacks(self, job: Job, run: Run, stored: Stored | None) -> bool:
+    def stacks(self, job: Job, run: Run, stored: Stored | None = None) -> bool:
         """Whether stacked draws give the same distributions as runs of single draws with the same values."""
         draws = _unlike_all_sizes(run.batch, self.instance)
         if stored is not None:

@@ -228,7 +228,7 @@ class FittedProgram:
             guide = None if self.chains is None else self.replayed()
             _, look = run_program(replace(run, draws=None, guide=guide))
         check_data(look, self.structure)
-        found: list[Term] = self._under_draws(_BOUND if bound else _TERMS, run)
+        found: list[Term] = self._under_draws(BOUND if bound else _TERMS, run)
         return found
 
     def prior_draws(self, batch: Batch, rows: int, draws: int) -> dict[str, Tensor]:
@@ -312,6 +312,6 @@ _PREDICTED = Job("predicted traces", lambda run: list(run_program(run)))
 _GUIDE = Job("guide", lambda run: [run_guide(run)])
 _PRIOR = Job("prior", lambda run: [run_prior(run)])
 _TERMS = Job("terms", lambda run: _terms(run, bound=False), drawn=lambda run: [run_guide(run)])
-_BOUND = Job("terms of the bound", lambda run: _terms(run, bound=True), drawn=lambda run: [_unmarked(run_guide(run))])
+BOUND = Job("terms of the bound", lambda run: _terms(run, bound=True), drawn=lambda run: [_unmarked(run_guide(run))])
 # Draws of the summed-out sites cannot be repeated; the sums that they come from can.
 _SUMMED = Job("summed-out sites", lambda run: list(draw_summed(run)), trial=_TERMS)

@@ -68,6 +68,7 @@ class ProgramInstance:
         store: The parameters registered by ``pyro.param`` and AutoGuides.
         structure: Its sites and plates.
         inputs: Types and shapes of the data.
+        stacks: Whether the program broadcasts over a leading plate of particles.
         ways: How draws are run, by job; see `deepprob.posteriors.draws`.
         graphs: Graphs of single draws.
         unseen: The ids of the parameters that Pyro does not see, and so would not train.
@@ -100,6 +101,7 @@ class ProgramInstance:
         self.store: StoreState = empty_store()
         self._callers_store: StoreState = pyro.get_param_store().get_state()
         self.num_data = num_data
+        self.stacks = True
         self.ways: dict[str, str] = {}
         self.graphs: dict[Any, Any] = {}
         self.late: list[str] = []

@@ -94,6 +94,7 @@ class Run:
         averages: The decaying averages of baselines by site, which an objective updates in place.
         given: Sites with known values, in the guide and in the model.
         do: Sites with known values, in the model only.
+        stacks: Whether the program broadcasts over a leading plate of draws; if not, objectives run it once per draw.
     """
 
     program: Program
@@ -109,6 +110,7 @@ class Run:
     averages: dict[str, Tensor] = field(default_factory=dict)
     given: Mapping[str, Known] = field(default_factory=dict)
     do: Mapping[str, Known] = field(default_factory=dict)
+    stacks: bool = True
 
     def __post_init__(self) -> None:
         if self.program.bound_rows.gradients:  # the program may mark its arguments, x.requires_grad_()
