@@ -38,8 +38,8 @@ from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.plan import Plan
+from deepprob.fitting.state import State
 from deepprob.inference import svi
-from deepprob.inference.svi import init
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.networks.dense import MLP
 from deepprob.posteriors.posterior import Posterior
@@ -120,7 +120,7 @@ def task_of(made: Made) -> CompileTask:
     size, batch, optimizer = batch_size or len(data[0]), program.accept(data), Optimizer()
     with RandomStream(0).drawing():
         instance = ProgramInstance(program, batch, len(data[0]), full_batch=batch_size is None)
-    state = init(instance, optimizer, 1e-3)
+    state = State.start(instance, optimizer, 1e-3)
     task = CompileTask(state, ELBO(), optimizer, LengthBuckets(batch, None, size), size, announce=False)
     task.measure()
     return task

@@ -188,8 +188,8 @@ def svi(
         objective: ``"elbo"``; ``"iwae"``, the importance-weighted bound; or an object with settings, such as `ELBO` or
             `IWAE`. See `deepprob.fitting.objectives`.
         guide: None for the program's own guide; ``"normal"``, ``"multivariate_normal"``, ``"low_rank"``, ``"flow"``,
-            ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable. The first three start near the posterior,
-            and their steps are in its units.
+            ``"laplace"``, ``"map"``; an ``AutoGuide`` class; or a callable. Up to 1000 latent numbers, the first three
+            start near the posterior, and their steps are in its units.
         optimizer: A name, a class of ``torch.optim``, or an `Optimizer` with learning rate, schedule, clipping and
             averaging. Adam with a cosine schedule by default. A fit without a fixed length follows the schedule once
             its bound has levelled.

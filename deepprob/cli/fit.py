@@ -193,8 +193,8 @@ def _planned(length: Length) -> str:
     """The length of a fit in words."""
     if length.fixed:
         return f"{length.epochs} epochs of {length.steps_per_epoch} steps"
-    epochs = length.total / length.steps_per_epoch
-    return f"until the bound has levelled, at most {epochs:.0f} epochs of {length.steps_per_epoch} steps"
+    epochs = math.ceil(length.total / length.steps_per_epoch)
+    return f"until the bound has levelled, at most {epochs} epochs of {length.steps_per_epoch} steps"
 
 
 def _summary(posterior: Posterior, seconds: float) -> str:

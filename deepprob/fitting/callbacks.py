@@ -26,6 +26,8 @@ from torch import Tensor
 from deepprob.errors import unknown, whole
 from deepprob.posteriors.history import History
 
+_CHECKPOINT_STEPS = 100  # at least, between two checkpoints by default
+
 
 class Fit(Protocol):
     """The part of a running fit that callbacks may use; of a fit with restarts, that of the start that leads.
@@ -102,17 +104,17 @@ class Callback:
     def steers(self) -> bool:
         """Whether the callback affects the fit's result. If so, a resumed fit must have it too; a log has no effect."""
         cls = type(self)
-        return bool(self.course) or cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
+        return bool(self.settings) or cls.kl_weight is not Callback.kl_weight or cls.state is not Callback.state
 
     @property
-    def course(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings that affect the fit's result, as JSON; a resumed fit must have the same."""
         return {}
 
     @property
     def described(self) -> str:
-        """Name and `course` of the callback, as a checkpoint stores them."""
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.course.items())})"
+        """Name and `settings` of the callback, as a checkpoint stores them."""
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings.items())})"
 
 
 class _EpochFunction(Callback):
@@ -179,7 +181,7 @@ class KLWarmUp(Callback):
         return math.ceil(self.epochs * fit.steps_per_epoch)
 
     @property
-    def course(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "start_weight": self.start_weight}
 
     def kl_weight(self, step: int, steps_per_epoch: int) -> float:
@@ -267,7 +269,7 @@ class Anneal(Callback):
         return self.begin + (self.end - self.begin) * done
 
     @property
-    def course(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         ends = {"start": self.begin, "end": self.end}
         return {"buffer": self.buffer, **ends, "epochs": self.epochs, "shape": self.shape}
 
@@ -301,6 +303,14 @@ class EarlyStopping(Callback):
     def start(self, fit: Fit) -> None:
         if fit.step == fit.first_step:
             self.best, self.waited = -math.inf, 0
+        if fit.steps_per_epoch == 1:
+            warnings.warn(
+                f"an epoch of this fit is one step: EarlyStopping(patience={self.patience}) ends it after "
+                f"{self.patience} steps in a row without a new best, and each ELBO is a noisy estimate. Leave it out: "
+                "without epochs= and steps= a fit ends when its bound has levelled. Or use a patience of hundreds.",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def epoch_end(self, fit: Fit) -> None:
         if fit.step < fit.warm_up_steps:
@@ -330,17 +340,23 @@ class Checkpoint(Callback):
 
     Args:
         path: The folder. From the first checkpoint on it always holds one complete checkpoint.
-        every: Epochs between two checkpoints, rounded to whole steps.
+        every: Epochs between two checkpoints, rounded to whole steps. By default one epoch, or the epochs of 100 steps
+            where an epoch has fewer.
         resume: Whether to resume from a checkpoint in the folder; False starts over.
     """
 
-    def __init__(self, path: str | Path, every: float = 1, *, resume: bool = True) -> None:
-        if not every > 0:
+    def __init__(self, path: str | Path, every: float | None = None, *, resume: bool = True) -> None:
+        if every is not None and not every > 0:
             raise ValueError(f"Checkpoint's every must be a positive number of epochs; got {every}.")
         self.path, self.every, self.resume = Path(path), every, resume
 
     def interval(self, steps_per_epoch: int) -> int:
-        return max(1, round(self.every * steps_per_epoch))
+        every = math.ceil(_CHECKPOINT_STEPS / steps_per_epoch) if self.every is None else self.every
+        return max(1, round(every * steps_per_epoch))
+
+    @property
+    def watches_epochs(self) -> bool:
+        return False  # but the ends of its intervals
 
     def step_end(self, fit: Fit) -> None:
         # At the end of an epoch epoch_end writes the checkpoint, when the epoch is in the history.

@@ -89,8 +89,9 @@ class Course:
         length: The length that the user asked for.
 
     Attributes:
+        fixed: Whether the user asked for a fixed length.
         total: Steps of the whole fit; of a fit that has not levelled yet, its budget.
-        begins: The step at which the schedule begins.
+        schedule_begins: The step at which the schedule begins.
         holds: Whether the fit still waits for its bound to level.
 
     Examples:
@@ -102,25 +103,26 @@ class Course:
 
     def __init__(self, optimizer: Optimizer, peak: float, length: Length) -> None:
         self.optimizer, self.peak, self.done = optimizer, peak, length.done
-        self.total, self.holds = length.total, not length.fixed
-        self.begins = 0 if length.fixed else length.total - length.to_take // 3
+        self.fixed, self.total, self.holds = length.fixed, length.total, not length.fixed
+        self.schedule_begins = 0 if length.fixed else length.total - length.to_take // 3
 
     def level_at(self, step: int) -> None:
         """Begin the schedule: the bound has levelled at this step."""
-        self.begins, self.holds = step, False
+        self.schedule_begins, self.holds = step, False
         self.total = min(self.total, step + max(_SHORTEST_DECAY, (step - self.done) // 2))
 
     def rates(self, first: int, end: int) -> FloatArray:
         """The learning rates of the steps from ``first`` to before ``end``."""
-        length, begins = self.total - self.begins, min(max(self.begins, first), end)
-        held = np.repeat(self.optimizer.rates(0, 1, length, self.peak), begins - first)
-        falling = self.optimizer.rates(begins - self.begins, end - self.begins, length, self.peak)
+        length, held_until = self.total - self.schedule_begins, min(max(self.schedule_begins, first), end)
+        held = np.repeat(self.optimizer.rates(0, 1, length, self.peak), held_until - first)
+        falling = self.optimizer.rates(held_until - self.schedule_begins, end - self.schedule_begins, length, self.peak)
         return np.concatenate([held, falling])
 
     def state(self) -> dict[str, int | bool]:
         """The state of the course, as JSON."""
-        return {"total": self.total, "begins": self.begins, "holds": self.holds}
+        return {"total": self.total, "schedule_begins": self.schedule_begins, "holds": self.holds}
 
     def restore(self, state: dict[str, int | bool]) -> None:
         """Restore a state that `state` returned."""
-        self.total, self.begins, self.holds = int(state["total"]), int(state["begins"]), bool(state["holds"])
+        self.total, self.holds = int(state["total"]), bool(state["holds"])
+        self.schedule_begins = int(state["schedule_begins"])

@@ -69,11 +69,8 @@ def optimizer_after(posterior: Posterior, given: Any) -> Optimizer:
     """
     was = posterior.config["optimizer"]
     if given is None:
-        unknown = [name for name, x in was["options"].items() if isinstance(x, str)]
         try:
-            if unknown:
-                raise ValueError(f"its option {unknown[0]} is not a number")
-            return Optimizer(**was)
+            return Optimizer.described(was)
         except ValueError as error:
             raise ValueError(
                 f"the optimizer of this fit cannot be built from its description ({error}). Give it: "

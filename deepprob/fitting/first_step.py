@@ -6,13 +6,14 @@ import torch
 
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.objectives import Objective, check_objective
+from deepprob.fitting.particles import try_particles
 from deepprob.fitting.start import start_near_posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run, first_bad_site
 
 _DRAWS = 20
-_MOST_ROWS = 10_000  # of a fit on minibatches that looks at all rows to find its start
+_MOST_ROWS = 10_000  # at which a fit on minibatches looks to find its start
 
 
 def prepare_start(
@@ -34,14 +35,20 @@ def prepare_start(
     first = tuple(x[:size] for x in batch)
     check_first_step(instance, objective, first)
     check_objective(objective, instance, first)
+    if getattr(objective, "particles", 1) > 1:
+        try_particles(instance, first)
     search_start(instance, batch, size, weights, steps)
 
 
 def search_start(instance: ProgramInstance, batch: Batch, size: int, weights: str, steps: int) -> None:
     """Let a guide by name start near the posterior, if the search pays; the arguments are those of `prepare_start`."""
-    few = instance.num_data <= _MOST_ROWS and not instance.structure.local
-    if weights != "keep" and (few or size == instance.num_data):
-        start_near_posterior(instance, batch, steps)
+    if weights == "keep" or (size < instance.num_data and instance.structure.local):
+        return
+    rows = torch.arange(instance.num_data)
+    if size < instance.num_data > _MOST_ROWS:
+        rows = torch.randperm(instance.num_data, generator=torch.Generator().manual_seed(0))[:_MOST_ROWS]
+        batch = tuple(x[rows.to(x.device)] for x in batch)
+    start_near_posterior(instance, batch, rows.to(instance.device), steps)
 
 
 def check_first_step(instance: ProgramInstance, objective: Objective, batch: Batch) -> None:

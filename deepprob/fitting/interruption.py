@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from deepprob.posteriors.history import History
 
 
 @contextmanager
@@ -34,3 +37,14 @@ def interruptible() -> Iterator[list[bool]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def warn_if_interrupted(history: History, planned: int) -> None:
+    """Warn that a fit of a planned number of steps was interrupted."""
+    if history.interrupted:
+        warnings.warn(
+            f"the fit was interrupted after {len(history.steps.get('elbo', ()))} of {planned} steps; "
+            "the posterior holds the best state so far.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -57,21 +57,32 @@ def margin(instance: ProgramInstance) -> float:
     return max(LEAST_NATS, NATS_PER_NUMBER * numbers)
 
 
-def warn_if_not_level(history: History) -> None:
-    """Warn that a fit has reached the end of its budget before its bound had levelled."""
-    levels = history.levels
-    if levels and not levels["level"][-1] and not (history.interrupted or history.stopped_early):
+def warn_if_not_level(history: History, first: int, warm_up: int) -> None:
+    """Warn that a fit without a fixed length has reached the end of its budget before its bound had levelled.
+
+    Args:
+        history: The record of the fit.
+        first: The step at which the fit began.
+        warm_up: Steps until every warm-up is over.
+    """
+    levels, steps = history.levels, len(history.steps["elbo"])
+    if not levels or levels["step"][-1] <= first:
+        text = (
+            f"the fit ended after its budget of {steps} steps, and nothing tells whether its bound has levelled: the "
+            f"first {warm_up} steps were a warm-up. Shorten the warm-up, or give the fit a length: epochs= or steps=."
+        )
+    elif levels["level"][-1]:
+        return
+    else:
         change, se, ahead, least = (levels[name][-1] for name in ("change", "se", "ahead", "margin"))
-        what = (
-            "had not levelled" if max(abs(change) - 2 * se, ahead) > least else "was too noisy to show that it levelled"
+        moves = max(abs(change) - 2 * se, ahead) > least
+        text = (
+            f"the bound {'had not levelled' if moves else 'was too noisy to show that it levelled'} at the end of the "
+            f"fit's budget of {steps} steps: it changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: "
+            f"{ahead:.3g}; margin {least:.3g}). Train on with dp.extend(posterior, data), standardize the data, or "
+            "accept this by a fixed length: epochs= or steps= (--epochs)."
         )
-        warnings.warn(
-            f"the bound {what} at the end of the fit's budget of {len(history.steps['elbo'])} steps: it "
-            f"changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: {ahead:.3g}; margin {least:.3g}). "
-            "Train on with dp.extend(posterior, data), or give the fit a length, epochs= or steps=, to accept this.",
-            UserWarning,
-            stacklevel=4,
-        )
+    warnings.warn(text, UserWarning, stacklevel=4)
 
 
 class Levelling:

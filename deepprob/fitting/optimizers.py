@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,10 +145,24 @@ class Optimizer:
         schedule = self.schedule
         return np.array([peak * schedule(step, total) for step in range(first, end)])
 
+    @classmethod
+    def described(cls, facts: Mapping[str, Any]) -> Optimizer:
+        """The factory that `describe` described.
+
+        Raises:
+            ValueError: If the description does not tell all: it has a function, an option that is no number, or a class
+                of the user.
+        """
+        unknown = [name for name, x in facts["options"].items() if isinstance(x, str)]
+        if unknown:
+            raise ValueError(f"its option {unknown[0]} is not a number")
+        own = getattr(torch.optim, facts["name"], None)
+        return cls(**{**facts, "name": own if isinstance(own, type) else facts["name"]})
+
     def describe(self) -> dict[str, Any]:
         """The factory as JSON."""
         return {
-            "name": self.name if isinstance(self.name, str) else self.name.__name__,
+            "name": self.name if isinstance(self.name, str) else _name_of(self.name),
             "learning_rate": self.learning_rate,
             "schedule": self.schedule
             if isinstance(self.schedule, str)
@@ -158,6 +172,12 @@ class Optimizer:
             "accumulate": self.accumulate,
             "options": {k: v if isinstance(v, int | float | str | bool) else repr(v) for k, v in self.options.items()},
         }
+
+
+def _name_of(cls: type[torch.optim.Optimizer]) -> str:
+    """The name of a class; that of a class outside of ``torch.optim`` has its module, too."""
+    own = getattr(torch.optim, cls.__name__, None) is cls
+    return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def optimizer_named(optimizer: str | Optimizer | type[torch.optim.Optimizer] | None) -> Optimizer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ from deepprob.fitting.divergence import (
 )
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.interruption import interruptible
+from deepprob.fitting.interruption import interruptible, warn_if_interrupted
 from deepprob.fitting.levelling import Groups, Levelling, margin, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
@@ -115,7 +114,14 @@ class RunningFit:
         """Begin where the fit of a posterior ended; see `deepprob.fitting.extending`."""
         continue_from(self, training, posterior)
         self.first_step = self.step
-        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, self.step)
+        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, max(self.step, self.warm_up_steps))
+
+    @property
+    def _ends_by_budget(self) -> bool:
+        """Whether the fit, at its end, may have needed more steps; not if held-out rows chose an earlier state."""
+        chosen = self.best.scored and self.best.epoch * self.steps_per_epoch <= self.course.schedule_begins
+        cut = self.history.interrupted or self.history.stopped_early
+        return not (self.course.fixed or cut or chosen)
 
     def parameters(self) -> dict[str, Tensor]:
         """A detached copy of the trained parameters at their constrained values, by the names of a posterior's."""
@@ -150,16 +156,11 @@ class RunningFit:
                 self.history.interrupted = bool(interrupted)
         except KeyboardInterrupt:
             self.history.interrupted = self.broken_off = True
-        if self.history.interrupted:
-            warnings.warn(
-                f"the fit was interrupted after {self.step} of {self.total_steps} steps; "
-                "the posterior holds the best state so far.",
-                UserWarning,
-                stacklevel=3,
-            )
+        warn_if_interrupted(self.history, self.total_steps)
         warn_of_skipped(self.history)
         self.history.stopped_early = self.stop and self.step < self.total_steps
-        warn_if_not_level(self.history)
+        if self._ends_by_budget:
+            warn_if_not_level(self.history, self.first_step, self.warm_up_steps)
         return self._posterior()
 
     def save_checkpoint(self, path: Path) -> None:
@@ -235,7 +236,7 @@ class RunningFit:
             self.history.add_levels(found)
         if found is not None and found["level"]:
             self.course.level_at(self.step)
-        elif self.step >= self.course.begins:
+        elif self.step >= self.course.schedule_begins:
             self.course.holds = False
 
     def _packed(self) -> Groups:
@@ -296,7 +297,7 @@ class RunningFit:
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
         if self.course.holds:
-            end = min(end, self.course.begins, self.levelling.next_stop(self.step))
+            end = min(end, self.course.schedule_begins, self.levelling.next_stop(self.step))
         if self.by_epoch:
             end = min(end, (self.step // size + 1) * size)
         for callback in self.callbacks:

@@ -43,11 +43,11 @@ _SHIFT = 0.5  # in posterior sds: wide enough for differences of float32
 _MOST_AT_ONCE = 2**22  # rows times points
 _CANDIDATES = 8
 _FEW_DRAWS, _DRAWS = 8, 32
-_LEVEL = 1e-2  # nats that the last step of a path gains at most
-_FAR, _GAIN = 1.0, 0.1  # nats of the bound after which another path, or only another Newton step, follows
+_LEAST_RISE = 1e-2  # nats that the last step of a path gains at most
+_ANOTHER_PATH, _ANOTHER_STEP = 1.0, 0.1  # nats that the bound gains, so that a path, or only a Newton step, follows
 
 
-def start_near_posterior(instance: ProgramInstance, batch: Batch, steps: int) -> None:
+def start_near_posterior(instance: ProgramInstance, batch: Batch, rows: Tensor, steps: int) -> None:
     """Let a named guide start at a Gaussian near the posterior, if there is a better one than the usual start.
 
     The usual start stays if the user gave one, the guide is not a Gaussian guide by name, the fit is short, a run draws
@@ -55,7 +55,8 @@ def start_near_posterior(instance: ProgramInstance, batch: Batch, steps: int) ->
 
     Args:
         instance: The program before its first step.
-        batch: All rows, on the device.
+        batch: All rows, on the device, or a sample of them.
+        rows: Their indices.
         steps: Planned steps. The search of a long fit takes twice as many gradients at most, many of them at once.
     """
     if steps < _FEWEST_STEPS:
@@ -67,7 +68,7 @@ def start_near_posterior(instance: ProgramInstance, batch: Batch, steps: int) ->
         return
     if sum(x.numel() for x in guide.locations()) > _MOST_NUMBERS:
         return
-    log_joint = _LogJoint(instance, guide, batch)
+    log_joint = _LogJoint(instance, guide, batch, rows)
     if not log_joint.is_exact:
         return
     before = log_joint.mean
@@ -89,12 +90,12 @@ class _LogJoint:
     are evaluated at once.
     """
 
-    def __init__(self, instance: ProgramInstance, guide: RelativeGuide, batch: Batch) -> None:
+    def __init__(self, instance: ProgramInstance, guide: RelativeGuide, batch: Batch, rows: Tensor) -> None:
         self.instance, self.locations = instance, guide.locations()
         self.program = GradientProgram(instance, ELBO(analytic_kl=False))
         self.size = sum(x.numel() for x in self.locations)
-        self.inputs = batch, torch.arange(instance.num_data, device=instance.device)
-        self.evaluations, self.at_once, self.chunk = 0, True, max(1, _MOST_AT_ONCE // instance.num_data)
+        self.inputs = batch, rows
+        self.evaluations, self.at_once, self.chunk = 0, True, max(1, _MOST_AT_ONCE // len(rows))
         self.graph: GradientGraph | None = None
         with instance.evaluating(), RandomStream(0, instance.device).drawing():
             size, changed = self.program.measure(*self.inputs)
@@ -193,9 +194,9 @@ def _search(log_joint: _LogJoint, start: Tensor, most: int) -> _Gaussian | None:
     noise = torch.randn(_DRAWS, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = usual = _Gaussian(start, 0.1 * torch.eye(size, dtype=torch.float64))
     bound, gain = log_joint.bound(usual, noise), math.inf
-    while gain >= _GAIN and log_joint.evaluations + 4 * size < most:
+    while gain >= _ANOTHER_STEP and log_joint.evaluations + 4 * size < most:
         before = bound
-        if gain > _FAR:
+        if gain > _ANOTHER_PATH:
             candidate = _best_of_path(log_joint, found, None if found is usual else found.root @ found.root.T, noise)
             if (reached := log_joint.bound(candidate, noise)) > bound:
                 found, bound = candidate, reached
@@ -238,7 +239,7 @@ def _climb(log_joint: _LogJoint, point: Tensor, inverse: Tensor | None) -> list[
         elif known:
             inverse = None
             continue
-        if not gain > _LEVEL:
+        if not gain > _LEAST_RISE:
             break
     return path
 

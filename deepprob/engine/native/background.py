@@ -6,6 +6,7 @@ module, and returns a failure, by files without a name in the private folder of 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -28,6 +29,14 @@ from deepprob.engine.native.handover import as_text, from_text
 
 _NICENESS = 10
 _STARTED: list[subprocess.Popen[bytes]] = []  # Popen warns if it is dropped while its process runs
+
+
+@atexit.register
+def _leave_running() -> None:
+    """Let the processes outlive this one; Popen warns of a process without a return code."""
+    for process in _STARTED:
+        if process.poll() is None:
+            process.returncode = 0
 
 
 class BuildFailed(RuntimeError):

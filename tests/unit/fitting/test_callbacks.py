@@ -79,6 +79,11 @@ def test_early_stopping_without_held_out_data_and_with_nan() -> None:
         assert fit.stop is stop
 
 
+def test_early_stopping_warns_where_an_epoch_is_one_step() -> None:
+    with pytest.warns(UserWarning, match=r"EarlyStopping\(patience=10\) ends it after 10 steps in a row without a new"):
+        EarlyStopping().start(Scripted(steps_per_epoch=1))
+
+
 def test_early_stopping_restores_its_state_only_in_a_resumed_fit() -> None:
     stopping = EarlyStopping()
     stopping.best, stopping.waited = -3.0, 4
@@ -103,6 +108,11 @@ def test_checkpoints_at_the_interval_and_at_the_end(every: float, expected: list
             checkpoint.step_end(fit)
         checkpoint.epoch_end(fit)
     assert fit.saved == expected
+
+
+@pytest.mark.parametrize(("steps_per_epoch", "interval"), [(1, 100), (12, 108), (100, 100), (469, 469)])
+def test_checkpoints_are_a_hundred_steps_apart_by_default(steps_per_epoch: int, interval: int) -> None:
+    assert Checkpoint("unused").interval(steps_per_epoch) == interval
 
 
 def test_checkpoint_when_the_fit_stops() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import deepprob as dp
 from deepprob.diagnostics.checks.convergence import check_levels
 from deepprob.engine.statistics import Change, line_rise, paired_change
 from deepprob.fitting import course as courses
-from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
+from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
 from deepprob.fitting.course import Course, Length, budget
 from deepprob.fitting.levelling import Levelling, margin
 from deepprob.fitting.optimizers import Optimizer
@@ -88,6 +89,41 @@ def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.Monk
     assert min(levels["ahead"]) > levels["margin"][0]
     assert not any(levels["level"])
     assert len(posterior.history.steps["elbo"]) == 1500
+
+
+def test_a_warm_up_that_leaves_nothing_to_compare_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courses, "_LEAST", 1500)
+    program = Program.of(model, from_afar, data_plate="data")
+    with pytest.warns(UserWarning, match=r"the fit ended after its budget of 1500 steps, .* the first 1200 steps were"):
+        svi(program, Y, progress=False, compile=False, callbacks=[KLWarmUp(1200)])
+
+
+def test_a_held_out_bound_that_chose_an_early_epoch_asks_for_no_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local code of each row with a weight that the held-out row does not like."""
+    monkeypatch.setattr(courses, "_LEAST", 1500)
+
+    class Codes(Program):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.tensor(0.0))
+
+        def model(self, x: Tensor) -> None:
+            with self.data_plate(x):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z + self.shift, 1.0), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            with self.data_plate(x):
+                pyro.sample("z", dist.Normal(x / 2, 0.7))
+
+    slow = Optimizer(learning_rate=1e-4, schedule="constant")
+    options: dict[str, Any] = {"optimizer": slow, "progress": False, "compile": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior = svi(Codes(), Y + 9.0, held_out=torch.full((50,), -9.0), **options)
+    assert posterior.history.best_epoch < 500
+    with pytest.warns(UserWarning, match="the bound had not levelled"):
+        svi(Codes(), Y + 9.0, held_out=Y + 9.0, **options)
 
 
 def test_a_bound_that_is_not_finite_ahead_does_not_hold_up_the_end() -> None:

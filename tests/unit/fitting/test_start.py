@@ -44,9 +44,9 @@ def line(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal((x * beta).sum(-1), 2000.0), obs=y)
 
 
-def exact() -> tuple[Tensor, Tensor]:
+def exact(count: int = 200) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the slopes."""
-    x, y = (t.double() for t in unscaled())
+    x, y = (t.double() for t in unscaled(count))
     covariance = torch.linalg.inv(x.T @ x / 2000.0**2 + torch.eye(2) / 1000.0**2)
     return covariance @ (x.T @ y) / 2000.0**2, covariance
 
@@ -59,6 +59,17 @@ def test_unscaled_regression_ends_at_its_closed_form() -> None:
     assert float(((draws.mean(0) - mean) / sd).abs().max()) < 0.1
     assert torch.allclose(draws.std(0), sd, rtol=0.1)
     assert torch.allclose(torch.corrcoef(draws.T)[0, 1], covariance[0, 1] / sd.prod(), atol=0.02)
+
+
+def test_minibatches_of_many_unscaled_rows_start_near_the_posterior() -> None:
+    """The start is found at a sample of the rows."""
+    x, y = unscaled(30_000)
+    program = Program.of(line, "multivariate_normal", data_plate="rows")
+    posterior = svi(program, (x, y), steps=300, progress=False, compile=False)
+    mean, covariance = exact(30_000)
+    draws = posterior.sample(x, y, draws=4000)["beta"].double()
+    assert float(((draws.mean(0) - mean) / covariance.diagonal().sqrt()).abs().max()) < 4.0  # 30 000 sds without
+    assert torch.allclose(draws.std(0), covariance.diagonal().sqrt(), rtol=0.3)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -110,7 +121,7 @@ def started(program: Program, data: Any, weights: str = "auto") -> ProgramInstan
     batch = program.accept(data)
     with RandomStream(0).drawing():
         instance = ProgramInstance(program, batch, num_rows(batch), weights=weights)
-    start_near_posterior(instance, batch, 1000)
+    start_near_posterior(instance, batch, torch.arange(num_rows(batch)), 1000)
     return instance
 
 

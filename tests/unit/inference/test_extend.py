@@ -204,6 +204,31 @@ def coded(epochs: int, **options: Any) -> dp.Posterior:
     return svi(program, X, epochs=epochs, batch_size=20, optimizer=CONSTANT, progress=False, **options)
 
 
+def test_a_class_of_torch_goes_on() -> None:
+    rprop = Optimizer(torch.optim.Rprop, learning_rate=0.02, schedule="constant")
+    found = dp.extend(fitted(steps=6, optimizer=rprop), Y, steps=9, progress=False)
+    assert_same(found, fitted(steps=15, optimizer=rprop))
+
+
+class Adam(torch.optim.SGD):
+    """A class of the user under a name of torch."""
+
+
+def test_a_class_of_the_user_must_be_given() -> None:
+    own = Optimizer(Adam, learning_rate=0.02, schedule="constant")
+    short = fitted(steps=6, optimizer=own)
+    with pytest.raises(ValueError, match=r"cannot be built from its description \(unknown optimizer '.*Adam'"):
+        dp.extend(short, Y, steps=9, progress=False)
+    assert_same(dp.extend(short, Y, steps=9, progress=False, optimizer=own), fitted(steps=15, optimizer=own))
+
+
+def test_windows_begin_after_a_warm_up_that_is_not_over() -> None:
+    warming = [dp.KLWarmUp(100)]  # 300 steps
+    short = fitted(steps=6, callbacks=[])
+    found = dp.extend(short, Y, progress=False, callbacks=warming, compile=False)
+    assert found.history.levels["step"][0] == 300 + 200 + 300
+
+
 def test_held_out_rows_that_come_later_choose_among_later_epochs(tmp_path: Path) -> None:
     short = coded(3)
     found = dp.extend(short, X, epochs=4, held_out=X[:9], progress=False, callbacks=[dp.CSVLogger(tmp_path / "e.csv")])
