@@ -4,9 +4,9 @@
 
 Every model is fitted in three processes: on a machine where nothing was compiled before, where other models were, and
 where this one was. Seconds are those of a whole fit of one epoch, the compiler's own start included. The steps of each
-tier are timed, and the constants of ``deepprob/fitting/plan.py`` that fit them all are printed: what tracing saves for
-each operation that Python would have dispatched, and what compiling saves for each operation of the graph and for each
-number that it writes.
+tier are timed, and the constants of ``deepprob/fitting/plan.py`` that fit them all are printed: what tracing and
+compiling cost, what tracing saves for each operation that Python would have dispatched, and what compiling saves for
+each operation of the graph and for each number that it writes.
 Writes ``benchmarks/results/compile_time.json``.
 """
 
@@ -47,6 +47,7 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
 ROUTINE = sys.modules["deepprob.inference.svi"]  # the package has the function under this name
+_LARGE = 2**24  # multiplications of a step that takes most of its time for them
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
 
 
@@ -126,27 +127,42 @@ def task_of(made: Made) -> CompileTask:
     return task
 
 
-def dispatched(made: Made) -> int:
-    """Operations that Python dispatches in a step."""
-    return task_of(made).sizes[-1].operations
-
-
-def numbers(made: Made) -> int:
-    """Numbers that the operations of a step's graph write."""
+def size_of(made: Made) -> dict[str, Any]:
+    """The size of a step and of its graph."""
     task = task_of(made)
     task.trace()
-    return task.work.numbers
+    return {
+        "dispatched": task.sizes[-1].operations,
+        "graph_operations": task.work.operations,
+        "numbers": task.work.numbers,
+        "multiplications": task.work.multiplications,
+        "any_length": task.loops[0].any_length,
+    }
+
+
+def fitted(columns: list[Any], values: Any) -> list[float]:
+    """The coefficients of columns whose sum is near to values, by least squares of relative errors."""
+    table = np.array(columns, dtype=float).T / np.array(values)[:, None]
+    found: list[float] = np.linalg.lstsq(table, np.ones(len(table)), rcond=None)[0].tolist()
+    return found
 
 
 def constants(results: list[dict[str, Any]]) -> list[str]:
-    """The constants of the plan: medians, and for compiling a fit of relative errors by least squares."""
-    python = [(r["eager"] - r["traced"]) / r["dispatched"] for r in results]
-    saved = np.array([r["traced"] - r["step"] for r in results])
-    sizes = np.array([[float(r["operations"].split()[0]), float(r["numbers"])] for r in results])
-    dispatch, memory = np.linalg.lstsq(sizes / saved[:, None], np.ones(len(results)), rcond=None)[0]
+    """The constants of the plan."""
+    r = {key: np.array([x[key] for x in results]) for key in results[0] if key not in ("title", "announced")}
+    ones, python = np.ones(len(results)), (r["eager"] - r["traced"]) / r["dispatched"]
+    dispatch, memory = fitted([r["graph_operations"], r["numbers"]], r["traced"] - r["step"])
+    trace, trace_each = fitted([ones, r["dispatched"]], r["second_process"] - r["steps"] * r["step"])
+    compiling, fixed = r["first_step"] - r["second_process"], ~r["any_length"]
+    start, each = fitted([ones[fixed], r["graph_operations"][fixed]], compiling[fixed])
+    factor = np.median(compiling / (start + each * r["graph_operations"])[~fixed]) if not fixed.all() else 1.0
+    large = r["multiplications"] > _LARGE
     return [
+        f"tracing costs {trace:.2g} s and {1e3 * trace_each:.2g} ms an operation of Python",
+        f"compiling costs {start:.2g} s and {1e3 * each:.2g} ms an operation, {factor:.2g} times that for any length",
         f"tracing saves {1e6 * np.median(python):.2g} us an operation of Python",
         f"compiling saves {1e6 * dispatch:.2g} us an operation of the graph and {1e9 * memory:.2g} ns a number",
+        f"a multiplication takes {1e9 * np.median((r['step'] / r['multiplications'])[large]):.2g} ns",
     ]
 
 
@@ -168,8 +184,8 @@ def measure(name: str, only: str | None) -> dict[str, Any]:
         "announced": int(line[2]),
         "first_step": first,
         "first_step_eager": fit(made, 1, compile=False)[0],
-        "dispatched": dispatched(made),
-        "numbers": numbers(made),
+        **size_of(made),
+        "steps": posterior.history.steps_per_epoch,
         "eager": eager,
         "traced": traced,
         "step": compiled,

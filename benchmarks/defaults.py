@@ -4,7 +4,8 @@ For posteriors of posteriordb (see ``tests/golden/posteriordb.py``) the referenc
 the zoo of Pyro features (``tests/contract/zoo.py``) it is a fit with ten times the steps and averaged parameters. A fit
 is near if every mean is within 0.3 reference sds and every sd within 20 %.
 
-Run it as ``DEEPPROB_DATA=folder python benchmarks/defaults.py [--steps 3000] [name ...]``.
+Run it as ``DEEPPROB_DATA=folder python benchmarks/defaults.py [--steps 3000] [name ...]``; without the folder, only the
+programs of the zoo run. A run of all programs writes ``benchmarks/results/defaults.json``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "contract"))
 
 import posteriordb
 import zoo
-from common import shown, write_result
+from common import RESULTS, shown, write_result
 
 import deepprob as dp
 from deepprob.inference import svi
@@ -120,10 +121,12 @@ def of_the_zoo(name: str, guide: str, options: dict[str, Any], steps: int) -> Ro
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=[*POSTERIORS, *UNIMODAL], help="programs; all by default")
+    every = [*(POSTERIORS if posteriordb.IS_HERE else ()), *UNIMODAL]
+    parser.add_argument("names", nargs="*", default=every, help="programs; all by default")
     parser.add_argument("--guide", help="multivariate_normal for posteriordb, normal for the zoo without it")
     parser.add_argument("--steps", type=int, help="steps of a fit; the default length without it")
     parser.add_argument("--reference-steps", type=int, default=3000, help="a tenth of the steps of a reference")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the figures; another one for a trial")
     parser.add_argument("--markdown", action="store_true")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -143,7 +146,8 @@ def main() -> None:
         )
     print(shown(lines, chosen.markdown))
     if set(chosen.names) == {*POSTERIORS, *UNIMODAL}:
-        write_result("defaults", {"steps": chosen.steps, "rows": [vars(r) | {"near": r.is_near} for r in rows]})
+        rows_of_json = [vars(r) | {"near": r.is_near} for r in rows]
+        write_result("defaults", {"steps": chosen.steps, "rows": rows_of_json}, "cpu", chosen.out)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def run(script: str, *arguments: str) -> str:
         [sys.executable, str(BENCHMARKS / script), *arguments],
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
@@ -34,6 +34,15 @@ def test_svi_and_its_peers_reach_the_same_bound() -> None:
     assert {"Pyro, Trace_ELBO", "torch by hand, eager", "torch by hand, torch.compile"} <= bounds.keys()
     assert any(label.startswith("deepprob") for label in bounds)
     assert max(bounds.values()) - min(bounds.values()) < 1.0, bounds  # nats per school, after a hundred steps
+
+
+@pytest.mark.slow
+def test_fits_with_default_arguments_end_near_their_references(tmp_path: Path) -> None:
+    printed = run("defaults.py", "--out", str(tmp_path))
+    table = [line.split() for line in printed[printed.index("program ") :].splitlines()[1:] if line.strip()]
+    rows = [line for line in table if line[-1] in ("yes", "no")]
+    assert len(rows) >= 10
+    assert [line[0] for line in rows if line[-1] == "no"] == [], printed
 
 
 @pytest.mark.slow
