@@ -42,6 +42,7 @@ from deepprob.engine.native.lower import Repeated
 from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.random import RandomStream
 from deepprob.engine.records import Records
+from deepprob.engine.scan.operator import run_loop
 from deepprob.engine.subject import Subject, unchanged_in_python
 from deepprob.engine.trace import (
     check_graph,
@@ -203,6 +204,11 @@ class Loop:
     def numbers(self) -> int:
         """How many numbers the operations of a step write."""
         return numbers_written(self._body)
+
+    @property
+    def recurs(self) -> bool:
+        """Whether a step has a loop over time; see `deepprob.engine.scan.recur`."""
+        return any(node.target is run_loop for node in self._body.graph.nodes)
 
     @property
     def any_length(self) -> bool:

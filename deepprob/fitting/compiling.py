@@ -129,7 +129,8 @@ class CompileTask:
         """The size of all graphs; of their operations only those of the longest bucket run in every step."""
         loops, state = dict.fromkeys(self.loops), self.state
         operations, numbers = sum(loop.operations for loop in loops), max(loop.numbers for loop in loops)
-        return Work(operations, numbers, self.starts * state.multiplications(self.batch_size))
+        multiplications = self.starts * state.multiplications(self.batch_size)
+        return Work(operations, numbers, multiplications, recurs=any(loop.recurs for loop in loops))
 
     def is_cached(self) -> bool:
         """Whether the cache holds native code for all loops."""

@@ -14,13 +14,13 @@ from typing import Any
 # Seconds of one processor, measured by benchmarks/compile_time.py.
 _TRACE_SECONDS, _TRACE_SECONDS_PER_OPERATION = 0.8, 2e-3
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_OPERATION = 9.0, 5e-3
-_ANY_LENGTH_FACTOR = 1.3  # a graph for sequences of any length takes this many times as long to compile
-_PYTHON_SECONDS_PER_OPERATION = 4e-6  # what tracing saves of an eager step
+_ANY_LENGTH_FACTOR = 1.8  # a graph for sequences of any length takes this many times as long to compile
+_PYTHON_SECONDS_PER_OPERATION = 3.4e-6  # what tracing saves of an eager step
 _QUERY_SECONDS_PER_OPERATION = 1.5e-5  # what it saves of a score, whose draws are stacked by Python
-_DISPATCH_SECONDS_PER_OPERATION = 3.4e-6  # what compiling saves of a traced step
-_MEMORY_SECONDS_PER_NUMBER = 1.5e-10  # and what it saves by not writing intermediate numbers to memory
+_DISPATCH_SECONDS_PER_OPERATION = 3.3e-6  # what compiling saves of a traced step
+_MEMORY_SECONDS_PER_NUMBER = 2.7e-10  # and what it saves by not writing intermediate numbers to memory
 _SECONDS_PER_MULTIPLICATION = 8e-11
-_LEAST_SHARE_GAINED = 0.5  # of the gain must be left after the takeover
+_BESIDE_FACTOR = 1.3  # another process, which imports torch anew, takes this many times as long to compile
 _FITS_AHEAD = 5  # code is built for the next fits if this many of them pay for it
 
 
@@ -32,11 +32,18 @@ class Work:
         operations: Number of its operations.
         numbers: How many numbers they write.
         multiplications: Approximate number of its multiplications.
+        recurs: Whether it has a loop over time.
     """
 
     operations: int
     numbers: int = 0
     multiplications: int = 0
+    recurs: bool = False
+
+    @property
+    def uncompiled(self) -> str:
+        """The faster tier without a compiler; a graph with a loop over time is slower than eager steps."""
+        return "eager" if self.recurs else "traced"
 
     @property
     def saved_seconds(self) -> float:
@@ -97,9 +104,9 @@ class Plan:
         """The plan of a fit whose steps cannot be traced, or differ from eager ones."""
         return replace(self, tiers=(("eager", 0),), reason=reason, build=False)
 
-    def without_compiling(self, reason: str) -> Plan:
-        """The plan of a fit whose graph cannot be compiled."""
-        return replace(self, tiers=(("traced", 0),), reason=reason, build=False)
+    def without_compiling(self, reason: str, tier: str) -> Plan:
+        """The plan of a fit whose graph cannot be compiled, with the tier that takes its steps."""
+        return replace(self, tiers=((tier, 0),), reason=reason, build=False)
 
 
 def compile_seconds(operations: int, *, any_length: bool = False) -> float:
@@ -140,20 +147,20 @@ def planned(
         beside: Whether native code can be built while the fit runs.
     """
     if compile != "auto":
-        name = "compiled" if compile else "traced"
+        name = "compiled" if compile else work.uncompiled
         return Plan(((name, 0),), f"compile={compile}", work.operations, cached)
     gain, cost = steps * work.saved_seconds, compile_seconds(work.operations)
-    traced = Plan((("traced", 0),), "compiling costs more than this fit gains", work.operations, cached)
+    own = Plan(((work.uncompiled, 0),), "compiling costs more than this fit gains", work.operations, cached)
+    compiled = replace(own, tiers=(("compiled", 0),), reason="this fit gains more than compiling costs")
     if cached:
-        return replace(traced, tiers=(("compiled", 0),), reason="its native code is in the cache")
+        return replace(compiled, reason="its native code is in the cache")
     if building:
-        return replace(traced, tiers=(("compiled", 0),), reason="an earlier fit has its native code built")
+        return replace(compiled, reason="an earlier fit has its native code built")
     if gain <= cost:
         if not (beside and gain * _FITS_AHEAD > cost):
-            return traced
-        return replace(traced, reason=f"{traced.reason}; {_FITS_AHEAD} fits like it would pay for it", build=True)
-    pays = "this fit gains more than compiling costs"
+            return own
+        return replace(own, reason=f"{own.reason}; {_FITS_AHEAD} fits like it would pay for it", build=True)
     first = math.ceil(cost / work.seconds)
-    if not beside or first > (1 - _LEAST_SHARE_GAINED) * steps:
-        return replace(traced, tiers=(("compiled", 0),), reason=pays)
-    return replace(traced, tiers=(("traced", 0), ("compiled", first)), reason=pays, build=True)
+    if not beside or (steps - first) * work.saved_seconds < _BESIDE_FACTOR * cost:
+        return compiled
+    return replace(compiled, tiers=(*own.tiers, ("compiled", first)), build=True)

@@ -23,12 +23,14 @@ from deepprob.fitting.state import State
 from deepprob.fitting.steppers import EagerStepper, Stepper
 from deepprob.programs.parameters import warn_of_late
 
+_EAGERLY = "the steps run eagerly, and more slowly"
+
 
 class PlannedStepper:
     """Takes the steps of a fit by the tiers of its plan.
 
     A tier is compared with an eager step before it takes over. If a graph differs from it, the steps stay eager; if
-    only the compiler fails, the traced graph goes on. In both cases a warning gives the reason.
+    only the compiler fails, the faster tier without it goes on. In both cases a warning gives the reason.
 
     Args:
         plan: The plan.
@@ -65,8 +67,9 @@ class PlannedStepper:
     def _take_over(self, tier: str) -> None:
         failure, mismatch = self.task.check(compile=tier == "compiled") if tier != "eager" else ("", "")
         if failure:
-            _warn(failure, "the traced graph runs uncompiled")
-            self.plan, tier = self.plan.without_compiling(failure), "traced"
+            tier = self.task.work.uncompiled
+            _warn(failure, "the traced graph runs uncompiled" if tier == "traced" else _EAGERLY)
+            self.plan = self.plan.without_compiling(failure, tier)
         if mismatch:
             if self.warns:
                 _warn(mismatch)
@@ -140,7 +143,7 @@ def choose_score(score: HeldOut, stepper: PlannedStepper, compile: bool | str, *
         times: Planned number of scores.
         resumed: Whether the plan is that of a checkpoint.
     """
-    if stepper.tier == "eager":
+    if stepper.plan.tiers == (("eager", 0),):
         return
     tier = stepper.plan.score if resumed else ("traced" if pays_to_trace_score(times) else "eager")
     if compile is not True and tier == "eager":
@@ -167,5 +170,5 @@ def saved_plan(callbacks: Sequence[Callback]) -> Plan | None:
     return Plan.from_json(plan) if plan else None
 
 
-def _warn(reason: str, consequence: str = "the steps run eagerly, and more slowly", stacklevel: int = 6) -> None:
+def _warn(reason: str, consequence: str = _EAGERLY, stacklevel: int = 6) -> None:
     warnings.warn(f"not compiled: {reason}; {consequence}.", UserWarning, stacklevel=stacklevel)

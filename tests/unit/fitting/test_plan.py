@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,6 +38,18 @@ def test_code_is_built_for_the_next_fits_if_five_pay_for_it() -> None:
     assert (names(built), built.build) == (["traced"], True)
     assert not planned("auto", PAYS // 6, WORK, cached=False, beside=True).build
     assert not planned("auto", PAYS // 4, WORK, cached=False).build  # nobody could build it beside
+
+
+def test_code_is_built_first_where_the_steps_after_the_takeover_do_not_pay_for_another_process() -> None:
+    assert names(planned("auto", PAYS, WORK, cached=False, beside=True)) == ["compiled"]
+
+
+def test_steps_with_a_loop_over_time_are_eager_until_they_are_compiled() -> None:
+    recurrent = replace(WORK, recurs=True)
+    assert names(planned(False, 10**9, recurrent, cached=False)) == ["eager"]
+    assert names(planned("auto", PAYS // 10, recurrent, cached=False)) == ["eager"]
+    assert names(planned("auto", 100 * PAYS, recurrent, cached=False, beside=True)) == ["eager", "compiled"]
+    assert names(planned(True, 1, recurrent, cached=False)) == ["compiled"]
 
 
 def test_code_that_is_there_or_on_its_way_is_used() -> None:
