@@ -303,14 +303,6 @@ class EarlyStopping(Callback):
     def start(self, fit: Fit) -> None:
         if fit.step == fit.first_step:
             self.best, self.waited = -math.inf, 0
-        if fit.steps_per_epoch == 1:
-            warnings.warn(
-                f"an epoch of this fit is one step: EarlyStopping(patience={self.patience}) ends it after "
-                f"{self.patience} steps in a row without a new best, and each ELBO is a noisy estimate. Leave it out: "
-                "without epochs= and steps= a fit ends when its bound has levelled. Or use a patience of hundreds.",
-                UserWarning,
-                stacklevel=4,
-            )
 
     def epoch_end(self, fit: Fit) -> None:
         if fit.step < fit.warm_up_steps:
@@ -322,8 +314,17 @@ class EarlyStopping(Callback):
             self.best, self.waited = value, 0
             return
         self.waited += 1
-        if self.waited >= self.patience:
-            fit.stop = True
+        if self.waited < self.patience:
+            return
+        fit.stop = True
+        if fit.steps_per_epoch == 1 and math.isnan(bound):
+            warnings.warn(
+                f"EarlyStopping(patience={self.patience}) ended the fit after {fit.step} steps: an epoch of this fit "
+                "is one step, whose ELBO is a noisy estimate. Leave it out, since without epochs= and steps= a fit "
+                "ends when its bound has levelled; or raise the patience to hundreds.",
+                UserWarning,
+                stacklevel=6,
+            )
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited}

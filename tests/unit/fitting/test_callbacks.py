@@ -79,9 +79,16 @@ def test_early_stopping_without_held_out_data_and_with_nan() -> None:
         assert fit.stop is stop
 
 
-def test_early_stopping_warns_where_an_epoch_is_one_step() -> None:
-    with pytest.warns(UserWarning, match=r"EarlyStopping\(patience=10\) ends it after 10 steps in a row without a new"):
-        EarlyStopping().start(Scripted(steps_per_epoch=1))
+def test_early_stopping_warns_where_an_epoch_is_one_noisy_step() -> None:
+    fit, stopping = Scripted(steps_per_epoch=1), EarlyStopping(patience=1)
+    for value in (1.0, 0.5):
+        fit.end_epoch(elbo=value)
+        if value < 1.0:
+            with pytest.warns(UserWarning, match=r"EarlyStopping\(patience=1\) ended the fit after 2 steps: an epoch"):
+                stopping.epoch_end(fit)
+        else:
+            stopping.epoch_end(fit)
+    assert fit.stop
 
 
 def test_early_stopping_restores_its_state_only_in_a_resumed_fit() -> None:
