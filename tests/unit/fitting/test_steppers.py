@@ -24,6 +24,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from local_codes import Codes
 from torch import Tensor, nn
 from uncompiled import replace_compiler, run_uncompiled
 
@@ -68,23 +69,6 @@ class Regression(Program):
     def guide(self, x: Tensor, y: Tensor | None = None) -> None:
         loc, raw = pyro.param("loc", torch.zeros(3)), pyro.param("raw", torch.full((3,), -1.0))
         pyro.sample("w", dist.Normal(loc, raw.exp()).to_event(1))
-
-
-class Codes(Program):
-    """One local code per row, so that the score of held-out rows is a bound."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loading, self.slope = nn.Parameter(torch.tensor([0.1, 0.2, 0.3])), nn.Parameter(torch.zeros(3))
-
-    def model(self, x: Tensor) -> None:
-        with self.data_plate(x):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1) * self.loading, 0.5).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with self.data_plate(x):
-            pyro.sample("z", dist.Normal(x @ self.slope, 0.3))
 
 
 @pytest.fixture(scope="module", autouse=True)

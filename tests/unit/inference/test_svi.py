@@ -18,6 +18,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from local_codes import Codes
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -49,23 +50,6 @@ def shrinking(y: Tensor) -> None:
     scale = pyro.param("scale", torch.tensor(1.0))
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Normal(0.0, scale), obs=y)
-
-
-class Codes(Program):
-    """One local code per row, so that the score of held-out rows is a bound."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loading, self.slope = nn.Parameter(torch.tensor([0.1, 0.2, 0.3])), nn.Parameter(torch.zeros(3))
-
-    def model(self, x: Tensor) -> None:
-        with self.data_plate(x):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1) * self.loading, 0.5).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with self.data_plate(x):
-            pyro.sample("z", dist.Normal(x @ self.slope, 0.3))
 
 
 def coded(**options: Any) -> Posterior:
