@@ -201,8 +201,9 @@ def svi(
             guide by name starts random weights there, too.
         compile: ``"auto"`` follows a plan: eager steps, the traced graph or native code, as saves time over the whole
             fit, estimated from the number of steps and the size of a step. True compiles before the first step, False
-            never compiles. All take the same noise from the same seed, and may use different length buckets. The plan
-            is in the posterior's ``config``.
+            never compiles. All take the same noise from the same seed, if the program calls torch's random functions as
+            attributes (``torch.randn_like``), and may use different length buckets. The plan is in the posterior's
+            ``config``.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``.
         seed: Seed of weights, shuffle and noise.
         progress: Whether to show progress: a bar in a terminal or a notebook, elsewhere plain lines on standard error,
@@ -276,8 +277,9 @@ def extend(
     .. math:: \mathrm{extend}(\mathrm{svi}(S), n) = \mathrm{svi}(S + n)
 
     bit for bit, if the schedule does not depend on the number of steps (``Optimizer(schedule="constant")``) and both
-    run by the same plan. Other schedules continue as in a fit of the whole length: the default, a cosine, rises at the
-    seam from its end in the short fit to its value at that step of the long one. The given posterior does not change.
+    run by the same plan; a Gaussian guide by name looks for its start in fits of at least 100 steps only. Other schedules
+    continue as in a fit of the whole length: the default, a cosine, rises at the seam from its end in the short fit to
+    its value at that step of the long one. The given posterior does not change.
 
     Args:
         posterior: The result of `svi`, of an earlier `extend`, or of `Posterior.load`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -210,7 +211,9 @@ class CompileTask:
                 loop = step_loop(state, gradients, self.optimizer, data, self.batch_size, capacity, self.starts)
             except Exception as error:  # torch can fail in many ways on a graph of its own
                 if self.starts > 1:
-                    self._take_in_turn(f"its graph cannot be batched ({_first_line(error)})")
+                    operation = re.search(r"aten::\w+", str(error))
+                    reason = f"torch cannot batch {operation[0]}" if operation else _first_line(error)
+                    self._take_in_turn(f"its graph cannot be batched ({reason})")
                     return self._trace(bucket)
                 raise Untraceable(f"its graph cannot be looped ({_first_line(error)})") from error
         return _TracedLoop(loop, gradients.fixed)

@@ -11,6 +11,7 @@ from deepprob.fitting.optimizers import FloatArray, Optimizer
 
 _PASSES, _LEAST, _MOST = 100, 10_000, 100_000  # of the budget: passes over the data, steps
 _SHORTEST_DECAY = 200  # steps
+_STATE = "total", "schedule_begins", "holds", "levelled"
 
 
 def budget(steps_per_epoch: int) -> int:
@@ -93,6 +94,7 @@ class Course:
         total: Steps of the whole fit; of a fit that has not levelled yet, its budget.
         schedule_begins: The step at which the schedule begins.
         holds: Whether the fit still waits for its bound to level.
+        levelled: Whether its bound has levelled.
 
     Examples:
         >>> course = Course(Optimizer(schedule="linear"), 1.0, Length.of(None, None, steps_per_epoch=1))
@@ -104,11 +106,17 @@ class Course:
     def __init__(self, optimizer: Optimizer, peak: float, length: Length) -> None:
         self.optimizer, self.peak, self.done = optimizer, peak, length.done
         self.fixed, self.total, self.holds = length.fixed, length.total, not length.fixed
+        self.levelled = False
         self.schedule_begins = 0 if length.fixed else length.total - length.to_take // 3
+
+    @property
+    def waits(self) -> bool:
+        """Whether the bound is still to level; it may do so while the schedule ends the budget."""
+        return not (self.fixed or self.levelled)
 
     def level_at(self, step: int) -> None:
         """Begin the schedule: the bound has levelled at this step."""
-        self.schedule_begins, self.holds = step, False
+        self.schedule_begins, self.holds, self.levelled = step, False, True
         self.total = min(self.total, step + max(_SHORTEST_DECAY, (step - self.done) // 2))
 
     def rates(self, first: int, end: int) -> FloatArray:
@@ -120,9 +128,9 @@ class Course:
 
     def state(self) -> dict[str, int | bool]:
         """The state of the course, as JSON."""
-        return {"total": self.total, "schedule_begins": self.schedule_begins, "holds": self.holds}
+        return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, state: dict[str, int | bool]) -> None:
         """Restore a state that `state` returned."""
-        self.total, self.holds = int(state["total"]), bool(state["holds"])
-        self.schedule_begins = int(state["schedule_begins"])
+        for name in _STATE:
+            setattr(self, name, state[name])

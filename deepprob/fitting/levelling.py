@@ -10,7 +10,11 @@ both, on the same rows and with the same noise. The bound of the whole posterior
 
 at an error rate of 5 % each, at the ends of two windows in a row. A single window could be level by chance, where a
 slow direction hides in the noise of the others. Without the points ahead, steps that are small beside the way that is
-left would pass for level.
+left would pass for level. Where noise hides whether the bound has levelled, four times as many steps estimate it.
+
+If the constant rate of the budget ends before the bound has levelled, four windows of equal length follow the schedule,
+and the last one tells how the fit ended. The points ahead then lie on the way since the last window of the constant
+rate, since the steps themselves become small.
 
 References:
     Dhaka, Catalina, Andersen, Magnusson, Huggins, Vehtari (2020), Robust, accurate stochastic optimization for
@@ -19,6 +23,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -38,6 +43,9 @@ AHEAD = (8.0, 64.0)
 _FIRST_WINDOW, _GROWTH, _SNAPSHOTS = 200, 1.5, 8
 _FEWEST, _MOST = 32, 256  # steps of size zero at each point
 _MORE = 4  # times as many, if they cannot tell
+_GROUPS = "sum", "before", "origin"
+_STATE = "begins", "ends", "growth", "needed", "count", "in_a_row"
+_LAST_WINDOWS = 4  # of a fit that follows its schedule before its bound has levelled
 
 Groups = list[Tensor]
 Bounds = Callable[[Sequence[Groups], int], FloatArray]
@@ -74,13 +82,22 @@ def warn_if_not_level(history: History, first: int, warm_up: int) -> None:
     elif levels["level"][-1]:
         return
     else:
-        change, se, ahead, least = (levels[name][-1] for name in ("change", "se", "ahead", "margin"))
-        moves = max(abs(change) - 2 * se, ahead) > least
+        last = {name: values[-1] for name, values in levels.items()}
+        numbers = (
+            f"over the last window before step {last['step']:.0f} it changed by {last['change']:.3g} ± {last['se']:.2g}"
+            f" nats (ahead: {last['ahead']:.3g} ± {last['ahead_se']:.2g}; margin {last['margin']:.3g})"
+        )
+        if last["windows"]:
+            what, remedy = "had levelled for one window only", "Train on with dp.extend(posterior, data)"
+        elif max(abs(last["change"]) - 2 * last["se"], last["ahead"] - 2 * last["ahead_se"]) > last["margin"]:
+            what = "had not levelled"
+            remedy = "Train on with dp.extend(posterior, data), or try several starts: restarts=4"
+        else:
+            what = "was too noisy to show that it levelled"
+            remedy = "Take larger batches (batch_size=), or train on with dp.extend(posterior, data)"
         text = (
-            f"the bound {'had not levelled' if moves else 'was too noisy to show that it levelled'} at the end of the "
-            f"fit's budget of {steps} steps: it changed by {change:.3g} ± {se:.2g} nats over the last window (ahead: "
-            f"{ahead:.3g}; margin {least:.3g}). Train on with dp.extend(posterior, data), standardize the data, or "
-            "accept this by a fixed length: epochs= or steps= (--epochs)."
+            f"the bound {what} when the fit's budget of {steps} steps ended: {numbers}. {remedy}. A fixed length, "
+            "epochs= or steps=, accepts this."
         )
     warnings.warn(text, UserWarning, stacklevel=4)
 
@@ -96,10 +113,18 @@ class Levelling:
 
     def __init__(self, margin: float, num_data: int, first: int = 0) -> None:
         self.margin, self.num_data = margin, num_data
-        self.begins, self.ends = first, first + _FIRST_WINDOW
-        self.count, self.was_level = 0, False
+        self.begins, self.ends, self.growth = first, first + _FIRST_WINDOW, _GROWTH
+        self.needed = 2  # level windows in a row
+        self.count, self.in_a_row = 0, 0
         self.sum: Groups = []
         self.before: Groups = []
+        self.origin: Groups = []  # in the place of the last window's average, for points ahead
+
+    def to_the_end(self, step: int, end: int) -> None:
+        """Go on with equal windows over the last steps of a fit."""
+        self.begins, self.ends, self.growth = step, step + max(1, (end - step) // _LAST_WINDOWS), 1.0
+        self.origin, self.before, self.sum = self.before, [], [torch.zeros_like(x) for x in self.sum]
+        self.needed, self.count, self.in_a_row = 1, 0, 0
 
     def next_stop(self, step: int) -> int:
         """The next step at which `visit` needs the parameters."""
@@ -118,62 +143,76 @@ class Levelling:
             bounds: Estimates the bound.
 
         Returns:
-            The comparison: step, change, standard error, largest rise ahead, margin, and whether the bound has
-            levelled; None if there is nothing to compare yet.
+            The comparison, as ``History.levels`` describes it; None if there is nothing to compare yet.
         """
         if step <= self.begins or step != self.next_stop(step - 1):
             return None  # another part of the fit asked for this stop
         if [p.shape for p in packed] != [s.shape for s in self.sum]:  # the first ones, or parameters have joined
-            self.sum, self.before, self.count = [torch.zeros_like(p) for p in packed], [], 0
+            self.sum, self.before, self.origin, self.count = [torch.zeros_like(p) for p in packed], [], [], 0
         self.sum, self.count = [s + p for s, p in zip(self.sum, packed, strict=True)], self.count + 1
         if step < self.ends:
             return None
         mean = [s / self.count for s in self.sum]
         found = self._compare(step, mean, bounds) if self.before else None
         self.before, self.sum, self.count = mean, [torch.zeros_like(s) for s in self.sum], 0
-        self.begins, self.ends = self.ends, round(self.ends + _GROWTH * (self.ends - self.begins))
+        self.begins, self.ends = self.ends, round(self.ends + self.growth * (self.ends - self.begins))
         return found
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages, for a checkpoint."""
-        groups = {"sum": self.sum, "before": self.before}
-        return {f"{name}.{i}": x for name, group in groups.items() for i, x in enumerate(group)}
+        return {f"{name}.{i}": x for name in _GROUPS for i, x in enumerate(getattr(self, name))}
 
     def state(self) -> dict[str, Any]:
         """The rest of the state, as JSON."""
-        return {"begins": self.begins, "ends": self.ends, "count": self.count, "was_level": self.was_level}
+        return {name: getattr(self, name) for name in _STATE}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], like: Groups) -> None:
         """Restore what `tensors` and `state` returned, for parameters like these."""
-        self.begins, self.ends, self.count = state["begins"], state["ends"], state["count"]
-        self.was_level = bool(state["was_level"])
-        for name in ("sum", "before"):
+        for name in _STATE:
+            setattr(self, name, state[name])
+        for name in _GROUPS:
             found = [tensors[f"{name}.{i}"].to(p.device) for i, p in enumerate(like) if f"{name}.{i}" in tensors]
             setattr(self, name, found)
 
     def _compare(self, step: int, mean: Groups, bounds: Bounds) -> dict[str, float]:
-        count = min(max((self.ends - self.begins) // 16, _FEWEST), _MOST)
-        pairs = list(zip(self.before, mean, strict=True))
-        ahead = [[b + c * (b - a) for a, b in pairs] for c in AHEAD]
-        before, now, *further = self.num_data * bounds([self.before, mean, *ahead], count)
-        change = paired_change(before, now)
-        if change.is_within(self.margin + change.half_width(0.05)) and not change.is_within(self.margin):
-            before, now, *further = self.num_data * bounds([self.before, mean, *ahead], _MORE * count)
-            change = paired_change(before, now)
-        rises = [paired_change(now, x) for x in further]
-        level = change.is_within(self.margin) and not any(_may_rise(r, self.margin) for r in rises)
-        ends, self.was_level = level and self.was_level, level
-        largest = np.nanmax([0.0, *(r.value for r in rises)])
+        pairs, window = list(zip(self.origin or self.before, mean, strict=True)), self.ends - self.begins
+        points = [self.before, mean, *([b + c * (b - a) for a, b in pairs] for c in AHEAD)]
+
+        def compared(count: int) -> tuple[Change, Change]:
+            before, now, *ahead = self.num_data * bounds(points, count)
+            return paired_change(before, now), _largest([paired_change(now, x) for x in ahead])
+
+        count = min(max(window // 16, _FEWEST), _MOST) if self.needed > 1 else _MOST
+        change, ahead = compared(count)
+        if self._is_hidden(change, ahead):
+            change, ahead = compared(_MORE * count)
+        level = change.is_within(self.margin) and _upper_end(ahead) <= self.margin
+        self.in_a_row = self.in_a_row + 1 if level else 0
         return {
             "step": step,
             "change": change.value,
             "se": change.se,
-            "ahead": float(largest),
+            "ahead": max(0.0, float(np.nan_to_num(ahead.value))),
+            "ahead_se": float(np.nan_to_num(ahead.se)),
             "margin": self.margin,
-            "level": float(ends),
+            "windows": float(self.in_a_row),
+            "level": float(self.in_a_row >= self.needed),
         }
 
+    def _is_hidden(self, change: Change, ahead: Change) -> bool:
+        """Whether the bound may be level, and only noise keeps it from being seen."""
+        level = change.is_within(self.margin) and _upper_end(ahead) <= self.margin
+        rises = ahead.value - ahead.half_width(0.05) > self.margin
+        return not (level or rises or change.is_beyond(self.margin))
 
-def _may_rise(change: Change, margin: float) -> bool:
-    """Whether the bound may rise by more than the margin; where it is not finite, it does not."""
-    return change.value + change.half_width(0.05) > margin
+
+def _largest(rises: Sequence[Change]) -> Change:
+    """The largest rise ahead, up to the first point where the bound surely falls: numbers beyond it may overflow."""
+    falls = [k for k, rise in enumerate(rises) if _upper_end(rise) < 0.0]
+    return max(rises[: falls[0] + 1] if falls else rises, key=_upper_end)
+
+
+def _upper_end(rise: Change) -> float:
+    """The most that the bound may rise, at an error rate of 5 %; where it is not finite, it does not."""
+    most = rise.value + rise.half_width(0.05)
+    return most if math.isfinite(most) else -math.inf

@@ -45,8 +45,8 @@ def try_particles(instance: ProgramInstance, batch: Batch) -> None:
         instance.stacks = DrawRunner(instance).stacks(BOUND, run)
     if not instance.stacks:
         warnings.warn(
-            "the particles run one by one, which is slower: under a leading axis of particles the program fails or "
-            "gives other values. Let it broadcast: for x @ w write (x * w).sum(-1), for w.sum() write w.sum(-1).",
+            "the particles run one by one, which is slower: the program does not broadcast over a leading axis of "
+            "particles, as x @ w, w.sum(), table[i] and recurrent networks do not. Write (x * w).sum(-1) for x @ w.",
             UserWarning,
             stacklevel=5,
         )

@@ -207,13 +207,8 @@ class RestartedFit(RunningFit):
             return
         self.lead, self.history.steps = lead, self.starts[lead].steps
         self._enter(self._leader)
-        size, elbo, skipped = self.steps_per_epoch, *(np.array(self.history.steps[n]) for n in ("elbo", "skipped"))
-        epochs = [slice(i * size, (i + 1) * size) for i in range(self.epoch)]
-        if epochs:
-            with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-                warnings.simplefilter("ignore")  # the mean of an epoch without a finite step is nan
-                self.history.epochs["elbo"] = [float(np.mean(elbo[e], where=skipped[e] == 0)) for e in epochs]
-            self.history.epochs["skipped"] = [float(skipped[e].sum()) for e in epochs]
+        if self.epoch:
+            self.history.epochs |= self.history.of_epochs(0, self.epoch)
 
     # -- the bound -----------------------------------------------------------------------------------------------
 
@@ -301,7 +296,10 @@ class RestartedFit(RunningFit):
         self.history.best_epoch = self.epoch
 
     def _distances(self, kept: int) -> dict[str, list[float]]:
-        """For each global latent site the distance of every start's guide from the kept one's, in its sd."""
+        """For each global latent site the distance of every start's guide from the kept one's, in its sd.
+
+        A point estimate has no sd, and its distance is in the units of the site.
+        """
         draws = []
         for start in self.starts:
             self._enter(start)
@@ -310,8 +308,9 @@ class RestartedFit(RunningFit):
         self._enter(self._leader)
         columns = {}
         for name, own in draws[kept].items():
-            mean, sd = own.mean(0), own.std(0)
-            if own.is_floating_point() and bool((sd > 0).all()):
+            if own.is_floating_point():
+                is_point = bool((own == own[:1]).all())
+                mean, sd = own.mean(0), torch.ones_like(own[0]) if is_point else own.std(0)
                 found = [(x[name].mean(0) - mean) / sd if x else torch.full_like(mean, torch.nan) for x in draws]
                 columns[f"distance.{name}"] = [float(x.square().mean().sqrt()) for x in found]
         return columns
@@ -368,4 +367,4 @@ def _global_draws(instance: ProgramInstance) -> dict[str, Tensor]:
         found = latent_draws(FittedProgram(instance), (), _DRAWS, 0) if instance.structure.global_ else {}
     except (ValueError, RuntimeError):
         return {}
-    return {name: x for name, x in found.items() if name in instance.structure.global_}
+    return {name: x.detach().clone() for name, x in found.items() if name in instance.structure.global_}

@@ -114,7 +114,8 @@ class RunningFit:
         """Begin where the fit of a posterior ended; see `deepprob.fitting.extending`."""
         continue_from(self, training, posterior)
         self.first_step = self.step
-        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, max(self.step, self.warm_up_steps))
+        first = max(self.step, self.warm_up_steps)
+        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, first)
 
     @property
     def _ends_by_budget(self) -> bool:
@@ -209,7 +210,7 @@ class RunningFit:
         for callback in self.callbacks:
             if (interval := callback.interval(self.steps_per_epoch)) and end % interval == 0:
                 callback.step_end(self)
-        if self.course.holds:
+        if self.course.waits:
             self._test_level()
         completed = end // self.steps_per_epoch - self.epoch
         self.epoch_seconds += seconds * (end - first)
@@ -231,13 +232,15 @@ class RunningFit:
 
     def _test_level(self) -> None:
         """Let the schedule begin if the bound has levelled, or if the budget of steps before it is spent."""
+        course = self.course
         found = self.levelling.visit(self.step, self._packed(), self._bounds)
         if found is not None:
             self.history.add_levels(found)
-        if found is not None and found["level"]:
-            self.course.level_at(self.step)
-        elif self.step >= self.course.schedule_begins:
-            self.course.holds = False
+        if course.holds and found is not None and found["level"]:
+            course.level_at(self.step)
+        elif course.holds and self.step >= course.schedule_begins:
+            course.holds = False
+            self.levelling.to_the_end(max(self.step, self.warm_up_steps), course.total)
 
     def _packed(self) -> Groups:
         """The packed parameters whose bound is to level."""
@@ -296,8 +299,10 @@ class RunningFit:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
+        if self.course.waits:
+            end = min(end, self.levelling.next_stop(self.step))
         if self.course.holds:
-            end = min(end, self.course.schedule_begins, self.levelling.next_stop(self.step))
+            end = min(end, self.course.schedule_begins)
         if self.by_epoch:
             end = min(end, (self.step // size + 1) * size)
         for callback in self.callbacks:
@@ -317,20 +322,14 @@ class RunningFit:
 
     def _record_epochs(self, count: int, knobs: FloatArray) -> None:
         """Add the epochs that just ended to the history, and update the best state."""
-        size, first = self.steps_per_epoch, self.epoch * self.steps_per_epoch
+        size, of_steps = self.steps_per_epoch, self.history.of_epochs(self.epoch, count)
         self.epoch += count
-        elbo = np.array(self.history.steps["elbo"][first:]).reshape(count, -1)
-        skipped = np.array(self.history.steps["skipped"][first:]).reshape(count, -1)
-        kept = np.where(skipped, 0.0, elbo)
-        with np.errstate(invalid="ignore"):
-            means = kept.sum(1) / np.where(skipped.all(1), np.nan, skipped.shape[1] - skipped.sum(1))
         last = knobs[len(knobs) - 1 - (count - 1) * size :: size]  # of the last step of each epoch
         rows: dict[str, Any] = {
-            "elbo": means.tolist(),
+            **of_steps,
             "learning_rate": last[:, 0].tolist(),
             "kl_weight": last[:, 1].tolist(),
             **{f"annealed.{c.buffer}": column.tolist() for c, column in zip(self.anneals, last[:, 2:].T, strict=True)},
-            "skipped": skipped.sum(1).tolist(),
             "seconds": [self.epoch_seconds / count] * count,
         }
         self.epoch_seconds = 0.0

@@ -248,5 +248,6 @@ def memory_of(optimizer: torch.optim.Optimizer, entries: Mapping[str, Any]) -> d
     found: dict[int, dict[str, Any]] = {}
     for key, value in entries.items():
         index, _, name = key.partition(".")
-        found.setdefault(int(index), {})[name] = value
+        # The optimizer works on it in place, and the entries belong to a posterior or a checkpoint.
+        found.setdefault(int(index), {})[name] = value.clone() if isinstance(value, Tensor) else value
     return {"state": found, "param_groups": optimizer.state_dict()["param_groups"]}

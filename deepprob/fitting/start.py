@@ -36,6 +36,7 @@ from deepprob.programs.run import Run, run_guide
 _MOST_NUMBERS = 1000  # of the latents; the root has their square
 _FEWEST_STEPS = 100
 _GRADIENTS = 500  # of the search of a program that cannot be traced
+_TRACED_GRADIENTS = 5000  # of that of a traced program, which evaluates many at once
 _PATH = 200  # gradients of the path
 _POINTS = 400  # of a Newton step of a traced program; a pair of draws takes four times the number of latents
 _MOST_PAIRS = 8
@@ -57,7 +58,7 @@ def start_near_posterior(instance: ProgramInstance, batch: Batch, rows: Tensor, 
         instance: The program before its first step.
         batch: All rows, on the device, or a sample of them.
         rows: Their indices.
-        steps: Planned steps. The search of a long fit takes twice as many gradients at most, many of them at once.
+        steps: Planned steps. The search does not depend on them, so that a short fit can be extended to a long one.
     """
     if steps < _FEWEST_STEPS:
         return
@@ -72,7 +73,7 @@ def start_near_posterior(instance: ProgramInstance, batch: Batch, rows: Tensor, 
     if not log_joint.is_exact:
         return
     before = log_joint.mean
-    found = _search(log_joint, before, _GRADIENTS if log_joint.graph is None else max(2 * steps, 4 * _GRADIENTS))
+    found = _search(log_joint, before, _GRADIENTS if log_joint.graph is None else _TRACED_GRADIENTS)
     log_joint.mean = before
     if found is not None:
         guide.relate(found.mean, found.root)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,12 +27,13 @@ class History:
             may have fewer steps.
         levels: One value per comparison of a fit without a fixed length, see `deepprob.fitting.levelling`: ``step``,
             ``change`` of the bound since the last window in nats of the whole posterior, its standard error ``se``,
-            the largest rise ``ahead``, the ``margin``, and ``level`` (1 where the bound has levelled).
+            the largest rise ``ahead`` and its ``ahead_se``, the ``margin``, how many ``windows`` in a row are level,
+            and ``level`` (1 where the bound has levelled, by two in a row).
         restarts: One value per start of a fit with restarts, see `deepprob.fitting.restarts`: its ``bound`` at the end
             in nats of the whole posterior and the standard error ``se``; how far it lies ``behind`` the kept start on
             the same rows and noise, and ``behind_se``; ``kept`` (1 for the kept start); the number of ``skipped``
             steps; ``distance.<site>`` for each global latent site, the root mean square distance of its guide's mean
-            from the kept start's, in the sd of the kept start's guide.
+            from the kept start's, in the sd of the kept start's guide (of a point estimate, in the site's units).
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was interrupted from outside.
@@ -56,6 +58,16 @@ class History:
         """The score of held-out rows: its name in words, and one value per epoch; empty if there are no such rows."""
         names = {"held_out_elbo": "held-out ELBO", "held_out_log_likelihood": "held-out log-likelihood"}
         return next(((words, self.epochs[name]) for name, words in names.items() if name in self.epochs), ("", []))
+
+    def of_epochs(self, first: int, count: int) -> dict[str, list[float]]:
+        """The mean ``elbo`` and the number of ``skipped`` steps of some epochs, of which the last may be shorter."""
+        start, end = first * self.steps_per_epoch, (first + count) * self.steps_per_epoch
+        elbo, skipped = (np.array(self.steps[name][start:end]) for name in ("elbo", "skipped"))
+        missing = count * self.steps_per_epoch - len(elbo)
+        kept = np.pad(skipped == 0, (0, missing)).reshape(count, -1)
+        with np.errstate(invalid="ignore"):  # without a finite step the mean is nan
+            means = np.where(kept, np.pad(elbo, (0, missing)).reshape(count, -1), 0.0).sum(1) / kept.sum(1)
+        return {"elbo": means.tolist(), "skipped": np.pad(skipped, (0, missing)).reshape(count, -1).sum(1).tolist()}
 
     def add_epochs(self, values: Mapping[str, Sequence[float]]) -> None:
         """Append the values of one or more epochs; a column that only some epochs have is nan for the others."""

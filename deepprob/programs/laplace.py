@@ -47,7 +47,8 @@ def laplace(instance: ProgramInstance, batch: Batch) -> None:
         except RuntimeError as error:
             raise ValueError(
                 "the Laplace approximation needs a mode, and the fit has not reached one (the curvature is not that of "
-                "a maximum). Fit for longer: raise epochs= or steps= of svi. Or use guide='normal'."
+                "a maximum). Fit for longer: raise epochs= or steps= of svi. A hierarchy whose scale may shrink to 0 "
+                "has no mode: use guide='multivariate_normal'."
             ) from error
     location, scale = gaussian.loc.detach(), covariance_root.diagonal()
     instance.guide_name = attach_guide(program, "multivariate_normal")

@@ -120,11 +120,13 @@ def check_levels(levels: Mapping[str, ArrayLike], num_data: int) -> Check:
     change, se, margin = last["change"], last["se"], last["margin"]
     level = last["level"] > 0
     reading = (
-        f"Between the last two windows of the fit, which ended after {last['step']:.0f} steps, the bound of the whole "
-        f"posterior ({num_data} rows) changed by {number(change, se)} nats"
+        f"Between the last two windows before step {last['step']:.0f}, the bound of the whole posterior ({num_data} "
+        f"rows) changed by {number(change, se)} nats"
     )
     if level:
         reading += f": within the margin of {number(margin)} nats, at an error rate of 5 %."
+    elif last.get("windows"):
+        reading += f": within the margin of {number(margin)} nats, but for one window only. Two in a row show it."
     elif change <= margin < last["ahead"]:
         reading += f", but it may rise by {number(last['ahead'])} nats on the way that the steps were going."
     else:

@@ -78,7 +78,7 @@ def test_comparisons_leave_the_steps_as_they_are(optimizer: Optimizer) -> None:
 def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """The change of each window is far below the margin, the way ahead is not."""
     monkeypatch.setattr(courses, "_LEAST", 1500)
-    with pytest.warns(UserWarning, match=r"the bound had not levelled at the end of the fit's budget of 1500 steps"):
+    with pytest.warns(UserWarning, match=r"the bound had not levelled when the fit's budget of 1500 steps ended"):
         program = Program.of(model, from_afar, data_plate="data")
         posterior = svi(program, Y, optimizer=Optimizer(learning_rate=1e-6), progress=False, compile=False)
     check = check_levels(posterior.history.levels, 20)
@@ -94,8 +94,8 @@ def test_steps_that_are_too_small_do_not_pass_for_level(monkeypatch: pytest.Monk
 def test_a_warm_up_that_leaves_nothing_to_compare_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(courses, "_LEAST", 1500)
     program = Program.of(model, from_afar, data_plate="data")
-    with pytest.warns(UserWarning, match=r"the fit ended after its budget of 1500 steps, .* the first 1200 steps were"):
-        svi(program, Y, progress=False, compile=False, callbacks=[KLWarmUp(1200)])
+    with pytest.warns(UserWarning, match=r"the fit ended after its budget of 1500 steps, .* the first 1500 steps were"):
+        svi(program, Y, progress=False, compile=False, callbacks=[KLWarmUp(1500)])
 
 
 def test_a_held_out_bound_that_chose_an_early_epoch_asks_for_no_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,13 +129,28 @@ def test_a_held_out_bound_that_chose_an_early_epoch_asks_for_no_more_steps(monke
 def test_a_bound_that_is_not_finite_ahead_does_not_hold_up_the_end() -> None:
     levelling = Levelling(margin=0.1, num_data=1)
     nothing: list[Tensor] = [torch.zeros(2)]
+
+    def level_but_ahead(points: Any, count: int) -> Any:
+        return np.array([[0.0] * count] * 2 + [[np.nan] * count] * 2)
+
     found = []
     for step in range(1, 1000):
         if step == levelling.next_stop(step - 1):
-            found += [levelling.visit(step, nothing, lambda points, n: np.array([[0.0] * n] * 2 + [[np.nan] * n] * 2))]
+            found += [levelling.visit(step, nothing, level_but_ahead)]
     first, second = filter(None, found)
-    assert first == {"step": 500, "change": 0.0, "se": 0.0, "ahead": 0.0, "margin": 0.1, "level": 0.0}
-    assert second == first | {"step": 950, "level": 1.0}  # the second window in a row
+    level = {"change": 0.0, "se": 0.0, "ahead": 0.0, "ahead_se": 0.0, "margin": 0.1}
+    assert first == {"step": 500, **level, "windows": 1.0, "level": 0.0}
+    assert second == {"step": 950, **level, "windows": 2.0, "level": 1.0}
+
+
+def test_a_point_beyond_one_where_the_bound_falls_is_left_out() -> None:
+    """Far out float32 may give any number: a triangular solve of an ill-conditioned root gave a rise of 1e6 nats."""
+    levelling = Levelling(margin=0.1, num_data=1)
+    levelling.before, levelling.sum = [torch.zeros(2)], [torch.zeros(2)]
+    levelling.begins, levelling.ends = 0, 1
+    found = levelling.visit(1, [torch.zeros(2)], lambda points, n: np.array([[0.0] * n] * 2 + [[-9.0] * n, [1e6] * n]))
+    assert found is not None
+    assert (found["ahead"], found["windows"]) == (0.0, 1.0)
 
 
 def test_a_point_ahead_where_the_program_fails_is_left_out() -> None:

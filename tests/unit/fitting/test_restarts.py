@@ -134,6 +134,14 @@ class Begin(Callback):
             fit.noise.state = self.at.noise
 
 
+@pytest.mark.parametrize("guide", ["map", "laplace"])
+def test_point_estimates_at_two_modes_are_apart_in_the_units_of_the_site(guide: str) -> None:
+    posterior = fitted(Program.of(two_modes, guide), torch.zeros(1), **FAST | {"restarts": 8})
+    distances = posterior.history.restarts["distance.z"]
+    assert distances[posterior.history.restarts["kept"].index(1.0)] == 0.0
+    assert max(distances) == pytest.approx(4.0, abs=0.3)
+
+
 @pytest.mark.filterwarnings("ignore:the starts take their steps in turn")  # "low_rank" does, once it is traced
 @pytest.mark.parametrize("compile", TIERS, indirect=True)
 @pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank"])

@@ -204,6 +204,19 @@ def coded(epochs: int, **options: Any) -> dp.Posterior:
     return svi(program, X, epochs=epochs, batch_size=20, optimizer=CONSTANT, progress=False, **options)
 
 
+@pytest.mark.parametrize("name", ["rmsprop", "nadam", "adagrad", torch.optim.Adamax])
+def test_the_given_posterior_can_be_extended_twice(name: Any) -> None:
+    """The optimizers of torch work on their memory in place."""
+    short = fitted(steps=6, optimizer=Optimizer(name, learning_rate=0.02, schedule="constant"))
+    one, two = (dp.extend(short, Y, steps=9, progress=False) for _ in range(2))
+    assert_same(one, two)
+
+
+def test_a_search_for_a_start_does_not_depend_on_the_length() -> None:
+    short = fitted(steps=100, batch_size=None)
+    assert_same(dp.extend(short, Y, steps=1200, progress=False), fitted(steps=1300, batch_size=None))
+
+
 def test_a_class_of_torch_goes_on() -> None:
     rprop = Optimizer(torch.optim.Rprop, learning_rate=0.02, schedule="constant")
     found = dp.extend(fitted(steps=6, optimizer=rprop), Y, steps=9, progress=False)
