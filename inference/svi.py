@@ -209,7 +209,8 @@ def svi(
             at most one every ten seconds; True prints the first at once. Skipped steps are said: the first, the tenth,
             the hundredth, and so on; shown or not, a fit that skipped steps ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
-            function in the list is called with the fit after every epoch; if it returns True, the fit ends.
+            function in the list is called with the fit after every epoch; it returns None or a bool, and True ends the
+            fit.
         restarts: Number of starts, each with its own weights, start of the guide and noise. They take every step
             together, and the posterior is the one with the best bound at the end: see `deepprob.fitting.restarts` and
             ``posterior.history.restarts``. Progress and callbacks see the start that leads. Not with ``held_out``.
