@@ -29,6 +29,7 @@ from deepprob.fitting.intake import (
     annealed_buffers,
     check_program,
     checked_held_out,
+    checked_rows,
     instance_of,
     rows_of_a_step,
 )
@@ -114,7 +115,11 @@ def init(
 
 
 def step(
-    state: LoopState, rows: Tensor | None = None, *, learning_rate: float | None = None, kl_weight: float = 1.0
+    state: LoopState,
+    rows: Tensor | Sequence[int] | None = None,
+    *,
+    learning_rate: float | None = None,
+    kl_weight: float = 1.0,
 ) -> tuple[LoopState, Terms]:
     """Take one gradient step.
 
@@ -133,17 +138,19 @@ def step(
         ``gradient_norm``; and ``skipped``, which is 1 for a skipped step.
 
     Raises:
-        ValueError: If there are fewer rows than data, and the program names no data plate.
+        TypeError: If the rows are not whole numbers.
+        ValueError: If a row is not in the data, or there are fewer rows than data, and the program names no data plate.
     """
+    instance = state.instance
     if rows is None:
-        rows = state.next_rows()
+        rows = state.next_rows().to(instance.device)
     else:
-        rows_of_a_step(len(rows), state.instance.num_data, state.instance.program)
-    rows = rows.to(state.instance.device)
+        rows = checked_rows(rows, instance.num_data, instance.device)
+        rows_of_a_step(len(rows), instance.num_data, instance.program)
     batch = tuple(x.index_select(0, rows) for x in state.data)
     knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
-    state.instance.program.train()
-    with state.instance.running(), state.noise.drawing():
+    instance.program.train()
+    with instance.running(), state.noise.drawing():
         terms = gradient_step(state, batch, rows, knobs, state.objective, state.factory)
     return state, terms
 
@@ -210,7 +217,8 @@ def svi(
             at most one every ten seconds; True prints the first at once. Skipped steps are said: the first, the tenth,
             the hundredth, and so on; shown or not, a fit that skipped steps ends with a warning that counts them.
         callbacks: KL warm-up, annealing, early stopping, checkpoints, logging: see `deepprob.fitting.callbacks`. A
-            function in the list is called with the fit after every epoch; if it returns True, the fit ends.
+            function in the list is called with the fit after every epoch; it returns None or a bool, and True ends the
+            fit.
         restarts: Number of starts, each with its own weights, start of the guide and noise. They take every step
             together, and the posterior is the one with the best bound at the end: see `deepprob.fitting.restarts` and
             ``posterior.history.restarts``. Progress and callbacks see the start that leads. Not with ``held_out``.

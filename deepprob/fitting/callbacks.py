@@ -1,7 +1,7 @@
 """Callbacks, called between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging.
 
 A plain function is a callback, too: `svi` calls it after every epoch with the running fit, of which it may use the part
-that `Fit` declares. If it returns True, the fit ends::
+that `Fit` declares. It returns None or a bool, and True ends the fit::
 
     def until_good_enough(fit):
         print(fit.epoch, fit.history.epochs["elbo"][-1])
@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, TextIO
 import numpy as np
 from torch import Tensor
 
-from deepprob.errors import unknown, whole
+from deepprob.errors import shown, unknown, whole
 from deepprob.posteriors.history import History
 
 _CHECKPOINT_STEPS = 100  # at least, between two checkpoints by default
@@ -124,8 +124,15 @@ class _EpochFunction(Callback):
         self.function = function
 
     def epoch_end(self, fit: Fit) -> None:
-        stop = self.function(fit)
-        if isinstance(stop, bool | np.bool_) and stop:
+        answer: Any = self.function(fit)
+        arrays = Tensor | np.ndarray | np.generic
+        stop = answer.item() if isinstance(answer, arrays) and math.prod(answer.shape) == 1 else answer
+        if not isinstance(stop, bool | None):
+            raise TypeError(
+                f"the callback {getattr(self.function, '__name__', shown(self.function))} must return a bool, of which "
+                f"True ends the fit, or None; got {shown(answer)}. Remove its return statement, or return a comparison."
+            )
+        if stop:
             fit.stop = True
 
 
@@ -134,7 +141,7 @@ def callback_list(callbacks: Any) -> list[Callback]:
 
     Args:
         callbacks: A sequence of `Callback` objects and of functions. A function is called after every epoch with the
-            fit; if it returns True, the fit ends.
+            fit; it returns None or a bool, and True ends the fit.
 
     Raises:
         TypeError: If the argument is not a sequence of them.

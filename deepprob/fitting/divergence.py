@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepprob.posteriors.history import History
+from deepprob.programs.finiteness import A_GRADIENT, first_bad_gradient, first_bad_site, run_on_all
+from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
 
 if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
@@ -50,10 +53,14 @@ def description_of_divergence(history: History, first: int, where: str, rate: fl
     Args:
         history: The record of the fit.
         first: Number of the first skipped step.
-        where: The site that is not finite.
+        where: The site that is not finite, see `place_of_divergence`.
         rate: The learning rate of that step.
     """
     value = history.steps["elbo"][first]
+    if first == 0:
+        return description_at_start(
+            "the gradient is not finite" if math.isfinite(value) else f"elbo is {value:g}", where
+        )
     problem = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
     best = f"epoch {history.best_epoch}" if history.best_epoch else "the start"
     return (
@@ -61,6 +68,42 @@ def description_of_divergence(history: History, first: int, where: str, rate: fl
         f"The best state so far ({best}) is kept. "
         f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale."
     )
+
+
+def description_at_start(problem: str, where: str) -> str:
+    """The message of a fit that cannot take its first step, where a lower learning rate is of no help.
+
+    Args:
+        problem: What is not finite.
+        where: The site, and what of it is not finite.
+    """
+    what, remedy = (
+        where.rpartition(": ")[2],
+        "Standardize the data, or start elsewhere, by an AutoGuide with init_loc_fn=",
+    )
+    if "gradient" in what:
+        remedy = "Look for a square root or a division at 0 there, also inside torch.where"
+    elif "scale" in what:
+        remedy = "Bound the scale away from 0"
+    elif "outside" in what:
+        remedy = "Change the values, or choose another distribution"
+    return f"{problem} at the first step: {where}. {remedy}."
+
+
+def place_of_divergence(instance: ProgramInstance, data: Batch) -> str:
+    """Describe the first site of a running program that is not finite, or whose gradient is not.
+
+    Args:
+        instance: The program, at the parameters of the skipped steps.
+        data: All rows.
+    """
+    program = instance.program
+    run = run_on_all(program, program.prepare(*data), instance.num_data)
+    where = first_bad_site(run)
+    if where != A_GRADIENT:
+        return where
+    names = instance.constrained(trained=True)
+    return first_bad_gradient(run, dict(zip(names, instance.parameters().values(), strict=True)))
 
 
 def warn_of_skipped(history: History) -> None:

@@ -49,6 +49,7 @@ def training_of(posterior: Posterior) -> Training:
     routine = posterior.config.get("routine")
     if posterior.training is not None and routine == "svi":
         return posterior.training
+    remedy = "Fit again for longer: raise epochs= or steps="
     reason = "it ended in a step that was cut off or not finite, or an earlier version of deepprob saved it"
     if posterior.kind == "draws":
         reason = "it holds draws that no routine of deepprob made"
@@ -58,7 +59,10 @@ def training_of(posterior: Posterior) -> Training:
         reason = "a later run than the first made a network of the program"
     elif posterior.config.get("guide") == "laplace":
         reason = "guide='laplace' has turned the mode into a Gaussian at the end of the fit"
-    raise ValueError(f"this posterior cannot be extended: {reason}. Fit again for longer: raise epochs= or steps=.")
+    elif not posterior.history.steps:
+        reason = "it is from a loop by hand, which does not keep the optimizer"
+        remedy = "Take more steps, step(state), before state.posterior(), or fit with svi"
+    raise ValueError(f"this posterior cannot be extended: {reason}. {remedy}.")
 
 
 def optimizer_after(posterior: Posterior, given: Any) -> Optimizer:

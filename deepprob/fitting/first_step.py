@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 
 from deepprob.engine.random import RandomStream
+from deepprob.fitting.divergence import description_at_start
 from deepprob.fitting.objectives import Objective, check_objective
 from deepprob.fitting.particles import try_particles
 from deepprob.fitting.start import start_near_posterior
+from deepprob.programs.finiteness import first_bad_site, run_on_all
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
-from deepprob.programs.run import Run, first_bad_site
+from deepprob.programs.run import Run
 
 _DRAWS = 20
 _MOST_ROWS = 10_000  # at which a fit on minibatches looks to find its start
@@ -74,12 +76,7 @@ def check_first_step(instance: ProgramInstance, objective: Objective, batch: Bat
             run = Run(program, prepared, index, instance.num_data, plates=instance.structure.plates)
             if bool(torch.isfinite(objective(run)[0])):
                 return
-        where = first_bad_site(program, prepared, rows)
+        where = first_bad_site(run_on_all(program, prepared, rows))
     if not where.startswith("site"):
         return
-    remedy = (
-        "Bound the scale away from 0"
-        if "scale" in where
-        else "Standardize the data, or start elsewhere, by an AutoGuide with init_loc_fn="
-    )
-    raise ValueError(f"elbo is not finite at the first step: {where}. {remedy}.")
+    raise ValueError(description_at_start("elbo is not finite", where))

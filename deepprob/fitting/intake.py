@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepprob.errors import shown, whole
+from deepprob.errors import counted, shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.programs.arguments import Arguments
 from deepprob.programs.by_row import cut_by_row
@@ -79,6 +79,32 @@ def rows_of_a_step(batch_size: int | str | None, num_data: int, program: Program
             "its KL would be weighted wrongly. Write Program.of(model, guide, data_plate='data') or batch_size=None."
         )
     return min(size, num_data)
+
+
+def checked_rows(rows: Any, num_data: int, device: torch.device) -> Tensor:
+    """The indices of rows that a user gave, on the device. Those that are on a GPU are not compared with the data.
+
+    Raises:
+        TypeError: If they are not a sequence of whole numbers.
+        ValueError: If there are none, or there is no such row.
+    """
+    try:
+        found = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(())
+    if found.dim() == 1 and not len(found):
+        raise ValueError("step needs rows; got none. Give the index of one row at least, or leave out rows.")
+    if found.dim() != 1 or found.dtype == torch.bool or found.is_floating_point() or found.is_complex():
+        raise TypeError(
+            f"rows must be a sequence of whole numbers, as indices; got {shown(rows)}. Write step(state, [0, 1])."
+        )
+    low, high = map(int, found.aminmax()) if found.device.type == "cpu" else (0, 0)
+    if low < 0 or high >= num_data:
+        raise ValueError(
+            f"rows must be indices from 0 to {num_data - 1}, as the data have {counted(num_data, 'row')}; got "
+            f"{low if low < 0 else high}. Number the rows from 0."
+        )
+    return found.to(device, torch.int64)
 
 
 def checked_held_out(instance: ProgramInstance, data: Any) -> Batch:

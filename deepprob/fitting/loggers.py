@@ -23,14 +23,21 @@ class CSVLogger(Callback):
 
     Raises:
         ValueError: If ``every`` is not a whole number of at least 1.
+        OSError: If the file cannot be written; raised before the first step.
     """
 
     def __init__(self, path: str | Path, every: int = 1) -> None:
         self.path, self.every = Path(path), whole("CSVLogger's every", every)
 
     def start(self, fit: Fit) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("", encoding="utf-8")  # a file that cannot be written is an error before the first step
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("", encoding="utf-8")
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            raise type(error)(
+                f"the CSV file must be one that can be written; got {str(self.path)!r} ({reason}). Name a file."
+            ) from error
         self._append(fit, range(1, fit.epoch + 1))
 
     def epoch_end(self, fit: Fit) -> None:

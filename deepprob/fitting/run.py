@@ -26,6 +26,7 @@ from deepprob.fitting.divergence import (
     MOST_SKIPPED,
     DivergenceError,
     description_of_divergence,
+    place_of_divergence,
     runs_of_skipped,
     warn_of_skipped,
 )
@@ -44,7 +45,6 @@ from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
 from deepprob.programs.laplace import finish_guide
-from deepprob.programs.run import first_bad_site
 
 
 @dataclass(frozen=True)
@@ -370,8 +370,7 @@ class RunningFit:
         """
         instance = self.state.instance
         with torch.no_grad(), instance.running(), self.noise.drawing():
-            batch = instance.program.prepare(*self.data)
-            where = first_bad_site(instance.program, batch, instance.num_data)
+            where = place_of_divergence(instance, self.data)
         posterior = self._posterior()
         rate = float(self._knobs(first, first + 1)[0, 0])
         raise DivergenceError(description_of_divergence(self.history, first, where, rate), posterior)

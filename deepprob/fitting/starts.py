@@ -16,6 +16,7 @@ from deepprob.errors import whole
 from deepprob.fitting.first_step import search_start
 from deepprob.fitting.intake import instance_of
 from deepprob.fitting.loop_state import LoopState
+from deepprob.networks.initialisation import can_draw_weights
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
@@ -87,10 +88,15 @@ def other_starts(
         for k, (instance, stream) in enumerate(found, 1)
     ]
     if starts and not any(_differs(state, start) for start in starts):
+        reason = "no weight and no parameter of the guide starts at random"
+        remedy = (
+            "Use a guide by name, guide='normal', or draw the first value of its parameters: "
+            "pyro.param('loc', lambda: torch.randn(()))"
+        )
+        if weights != "fresh" and can_draw_weights(state.instance.program):
+            reason, remedy = f"weights={weights!r} keeps the weights of your networks", "Write weights='fresh'"
         warnings.warn(
-            f"restarts={count} has nothing to vary: no weight and no parameter of the guide starts at random, so the "
-            "starts differ in their noise alone. Use a guide by name, guide='normal', or draw the first value of its "
-            "parameters: pyro.param('loc', lambda: torch.randn(())).",
+            f"restarts={count} has nothing to vary: {reason}, so the starts differ in their noise alone. {remedy}.",
             UserWarning,
             stacklevel=3,
         )

@@ -114,6 +114,19 @@ def init_weights(module: nn.Module, generator: Generator | None = None) -> dict[
     return record
 
 
+def can_draw_weights(module: nn.Module) -> bool:
+    """Whether :func:`init_weights` would redraw any weight of a module.
+
+    Examples:
+        >>> can_draw_weights(nn.Sequential(nn.Linear(2, 2))), can_draw_weights(pretrained(nn.Linear(2, 2)))
+        (True, False)
+    """
+    if is_pretrained(module):
+        return False
+    own = any(callable(getattr(module, name, None)) for name in ("draw_weights", "reset_parameters"))
+    return own or any(map(can_draw_weights, module.children()))
+
+
 def draw_stack(layers: nn.Sequential, generator: Generator | None = None) -> dict[str, str]:
     r"""Redraw the dense and convolutional layers of a stack, each by the activation that follows it.
 

@@ -126,7 +126,7 @@ def one_run(fitted: FittedProgram, run: Run, seed: int = 0) -> Mapping[str, Site
     return nodes
 
 
-def known_value(fitted: FittedProgram, run: Run, site: Site, title: str, value: Any) -> Known:
+def known_value(fitted: FittedProgram, run: Run, site: Site, title: str, value: Any, *, by_row: bool = False) -> Known:
     """A user's value of a site.
 
     Args:
@@ -135,12 +135,13 @@ def known_value(fitted: FittedProgram, run: Run, site: Site, title: str, value: 
         site: The site in `one_run`.
         title: The user's name for the value, for error messages.
         value: The value.
+        by_row: Whether every row must have its own value.
 
     Raises:
         TypeError: If the value is not numbers.
         ValueError: If it has another shape than its site, or lies outside of the site's support.
     """
-    name, structure, found = site["name"], fitted.structure, _as_known(title, site, value)
+    name, structure, found = site["name"], fitted.structure, _as_known(title, site, value, by_row)
     if name in structure.unchecked or name in structure.computed:
         return found
     outside = is_outside(site, placed(found.value, found.event_dim, found.plate_dims, run.plates))
@@ -150,7 +151,7 @@ def known_value(fitted: FittedProgram, run: Run, site: Site, title: str, value: 
     return found
 
 
-def _as_known(title: str, site: Site, value: Any) -> Known:
+def _as_known(title: str, site: Site, value: Any, by_row: bool) -> Known:
     fn, like = site["fn"], torch.as_tensor(site["value"])
     plates = tuple(sorted(frame.dim for frame in site["cond_indep_stack"] if frame.vectorized))
     batch, event = tuple(fn.batch_shape), tuple(fn.event_shape)
@@ -161,11 +162,11 @@ def _as_known(title: str, site: Site, value: Any) -> Known:
         found = torch.as_tensor(value, device=like.device)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{title} must be numbers; got {value!r}. Give a number, an array or a tensor.") from None
-    if tuple(found.shape) not in ((*kept, *event), event):
-        shapes = " or ".join(map(str, dict.fromkeys([(*kept, *event), event])))
+    shapes = dict.fromkeys([(*kept, *event)] if by_row else [(*kept, *event), event])
+    if tuple(found.shape) not in shapes:
         raise ValueError(
-            f"{title} must have shape {shapes}, as its site has; got {tuple(found.shape)}. "
-            "Give one value, for every draw the same."
+            f"{title} must have shape {' or '.join(map(str, shapes))}, as its site has; got {tuple(found.shape)}. "
+            f"Give {'every row its value' if by_row else 'one value, for every draw the same'}."
         )
     if not like.is_floating_point() and found.is_floating_point() and bool((found != found.round()).any()):
         raise ValueError(f"{title} must be whole numbers, as its site has; got fractions. Round them.")

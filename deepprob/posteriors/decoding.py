@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepprob.errors import unknown
 from deepprob.posteriors.conditioning import known_value, one_run
-from deepprob.posteriors.encoding import local_summed
+from deepprob.posteriors.encoding import Encoding, local_summed
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.arguments import Arguments
 from deepprob.programs.explaining import explaining_left_out
@@ -36,6 +36,7 @@ def decoded(fitted: FittedProgram, z: Any, batch: Batch, drawn: Mapping[str, Ten
         draws: The number of draws, K.
 
     Raises:
+        TypeError: If a value is not numbers.
         ValueError: If a site is unknown, a summed-out site that all rows share has no value, or a value has a wrong
             shape.
     """
@@ -61,13 +62,17 @@ def decoded(fitted: FittedProgram, z: Any, batch: Batch, drawn: Mapping[str, Ten
     run = replace(_without_guide(fitted, batch, rows), draws=draws, predict=True)
     with explaining_left_out(run):
         sites = one_run(fitted, run)
-        known = {n: known_value(fitted, run, sites[n], f"z[{n!r}]", value) for n, value in values.items()}
+        known = {
+            n: known_value(fitted, run, sites[n], f"z[{n!r}]", value, by_row=n in local) for n, value in values.items()
+        }
     given = {name: x.value.expand(draws, *x.value.shape) for name, x in known.items()}
     return fitted.predicted(run, {**drawn, **given})[1]
 
 
 def _with_rows(fitted: FittedProgram, name: str, value: Any) -> Any:
     """A value as a tensor, with an axis of rows if its site is local."""
+    if isinstance(value, Encoding):
+        raise TypeError(f"z[{name!r}] must be numbers; got an Encoding. Give its means: encoding.mean.")
     try:
         found = torch.as_tensor(value, device=fitted.instance.device)
     except (TypeError, ValueError, RuntimeError):

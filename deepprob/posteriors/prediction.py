@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from deepprob.distributions.per_draw import PerDraw, unwrapped
+from deepprob.errors import shown
 
 _DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
 
@@ -143,8 +144,7 @@ class Prediction:
         Raises:
             ValueError: If ``mass`` is out of range, or the site is categorical.
         """
-        if not 0 < mass < 1:
-            raise ValueError(f"mass must lie between 0 and 1; got {mass}. Write interval(0.9) for 90 %.")
+        _check_mass("interval", mass)
         if self.kind == "classes":
             raise ValueError(f"interval needs ordered values, but {self.site!r} is categorical. Use probs.")
         tail = (1 - mass) / 2
@@ -188,6 +188,7 @@ class Prediction:
         """
         import pandas as pd
 
+        _check_mass("to_frame", mass)
         count = self.draws.shape[1] if self.draws.dim() > 1 else 1
         columns = {name: values.reshape(count).cpu().numpy() for name, values in self._columns(mass)}
         return pd.DataFrame(columns, index=pd.RangeIndex(count, name="row"))
@@ -298,6 +299,11 @@ class Prediction:
 
     def _between(self) -> Tensor:
         return self._moment("mean").var(0, unbiased=False)
+
+
+def _check_mass(method: str, mass: Any) -> None:
+    if not isinstance(mass, SupportsFloat) or not 0 < float(mass) < 1:
+        raise ValueError(f"mass must lie between 0 and 1; got {shown(mass)}. Write {method}(0.9) for 90 %.")
 
 
 def _as_real(value: Tensor) -> Tensor:

@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pyro
+import torch
+
 from deepprob.programs.arguments import Arguments
+from deepprob.programs.finiteness import first_bad_site
 from deepprob.programs.run import Run
 
 FAILURES = (RuntimeError, TypeError, IndexError, ValueError, AttributeError)
@@ -30,6 +34,8 @@ def explained(error: Exception, run: Run) -> Exception:
             f"the program cannot run without {', '.join(map(repr, absent))}, which {were} left out: {reason}. Give "
             f"{them} too, by name or in the order {', '.join(run.program._signature().parameters)}."
         )
+    if reason.startswith("Expected parameter") and (where := _bad_site(run)).startswith("site"):
+        return ValueError(f"the program cannot run on the data: {where}. Check the values that it is computed from.")
     call = run.call or run.program.call
     names = [*(call.names if call else run.program.argument_names), *("argument",) * len(run.batch)]
     kinds = [
@@ -40,6 +46,13 @@ def explained(error: Exception, run: Run) -> Exception:
     if _OF_SHAPES_OR_TYPES.search(reason):
         remedy = " Check the shapes and types of the data, or the program."
     return ValueError(f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason}.{remedy}")
+
+
+@torch.no_grad()
+def _bad_site(run: Run) -> str:
+    """The first site that is not finite in a run without the checks of distributions, which name none."""
+    with pyro.validation_enabled(False):
+        return first_bad_site(run)
 
 
 def left_out(run: Run) -> list[str]:

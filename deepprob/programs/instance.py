@@ -217,9 +217,12 @@ class ProgramInstance:
                     traces = self._run_or_explain(run)
                 with explaining_lengths(self.program.call):
                     check_observations(traces[1], found.unchecked)
-                self.first_run_finite = all(
-                    bool(log_prob(s).isfinite().all()) for t in traces for _, s in sample_sites(t)
-                )
+            with RandomStream(0, self.device).drawing(), self.running():
+                try:
+                    values = [log_prob(site) for trace in traces for _, site in sample_sites(trace)]
+                    self.first_run_finite = all(bool(x.isfinite().all()) for x in values)
+                except ValueError:  # torch's check of a value, which names no site
+                    traces, self.first_run_finite = self._run_or_explain(run), False
                 used = used_parameters(traces)
                 check_ownership(self.program, self.store, used)
                 self._used_unseen = [p for p in used if id(p) in self.unseen]

@@ -1,4 +1,4 @@
-"""Running a program: paired traces of guide and model, and the first site that is not finite."""
+"""Running a program: paired traces of guide and model."""
 
 from __future__ import annotations
 
@@ -233,57 +233,3 @@ def run_prior(run: Run) -> Trace:
     """Run the model alone and draw its observed sites, too: ancestral sampling."""
     with run.bound(), run.stacked():
         return poutine.trace(_Unobserve()(run.program.model)).get_trace(*run.batch)
-
-
-def first_bad_site(program: Program, batch: Batch, num_data: int) -> str:
-    """Describe the first site of a run that is not finite.
-
-    Args:
-        program: The program.
-        batch: All rows.
-        num_data: Number of rows.
-
-    Returns:
-        The first site whose value, parameters or log-probability are not finite, with its first such row, and which of
-        them.
-    """
-    rows = torch.arange(num_data, device=batch[0].device if batch else None)
-    try:
-        traces = run_program(Run(program, batch, rows, num_data))
-    except (ValueError, RuntimeError) as error:
-        return f"the program itself fails: {str(error).splitlines()[0]}"
-    for trace in traces:
-        for name, site in sample_sites(trace):
-            base = site["fn"]
-            while hasattr(base, "base_dist"):
-                base = base.base_dist
-            for parameter in getattr(base, "arg_constraints", {}):
-                value = base.__dict__.get(parameter)
-                if isinstance(value, Tensor):
-                    size = len(base.batch_shape) - len(site["fn"].batch_shape)
-                    if bool((bad := ~torch.isfinite(value)).any()):
-                        return f"site {name!r}{_row(site, bad, program.row_plate, size)}: {parameter} is not finite"
-                    if parameter == "scale" and bool((bad := value <= 0).any()):
-                        return f"site {name!r}{_row(site, bad, program.row_plate, size)}: scale reached 0"
-            if not bool(torch.isfinite(torch.as_tensor(site["value"])).all()):
-                return f"site {name!r}: its value is not finite"
-            if bool((bad := ~torch.isfinite(site["fn"].log_prob(site["value"]))).any()):
-                return f"site {name!r}{_row(site, bad, program.row_plate)}: its log-probability is not finite"
-    return "a gradient is not finite"
-
-
-def _row(site: Any, bad: Tensor, row_plate: str, event_dim: int = 0) -> str:
-    """The first row of a site at which something is bad, in words; empty if it is bad in all rows, or there are none.
-
-    Args:
-        site: The site.
-        bad: Where it is bad.
-        row_plate: The plate of rows; without a name, the only one around the site.
-        event_dim: The number of dimensions of ``bad`` to the right of the site's batch dimensions.
-    """
-    frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized]
-    named = [frame for frame in frames if frame.name == row_plate] or frames
-    dim = bad.dim() - event_dim + named[0].dim if len(named) == 1 else -1
-    if dim < 0 or bool(bad.all()):
-        return ""
-    return f", row {int(bad.nonzero()[0, dim])}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -219,7 +220,19 @@ def test_function_is_called_with_the_fit_after_every_epoch() -> None:
     assert not posterior.history.stopped_early
 
 
-@pytest.mark.parametrize(("answer", "epochs"), [(True, 3), (np.True_, 3), (False, 10), (None, 10), (1.5, 10)])
+@pytest.mark.parametrize(
+    ("answer", "epochs"),
+    [
+        (True, 3),
+        (np.True_, 3),
+        (np.array([True]), 3),
+        (torch.tensor(True), 3),
+        (torch.tensor([True]), 3),
+        (torch.tensor(False), 10),
+        (False, 10),
+        (None, 10),
+    ],
+)
 def test_function_that_returns_true_ends_the_fit(answer: Any, epochs: int) -> None:
     class Watch:
         def after(self, fit: Fit) -> Any:
@@ -233,6 +246,21 @@ def test_function_that_returns_true_ends_the_fit(answer: Any, epochs: int) -> No
         assert posterior.history.stopped_early is (epochs == 3)
 
 
+@pytest.mark.parametrize("answer", [1, 1.5, "no", torch.tensor(1.0), torch.tensor([True, True]), np.zeros(2)])
+def test_function_must_return_a_bool_or_none(answer: Any) -> None:
+    calls: list[int] = []
+
+    def close_enough(fit: Fit) -> Any:
+        calls.append(fit.epoch)
+        return answer
+
+    message = rf"the callback close_enough must return a bool.* or None; got {re.escape(repr(answer))}\. Remove its"
+    with pytest.raises(TypeError, match=message):
+        fit_of_ten_epochs(close_enough)
+    assert calls == [1]
+
+
 def test_a_function_leaves_the_numbers_of_a_fit() -> None:
-    one, other = fit_of_ten_epochs(lambda fit: fit.parameters()), fit_of_ten_epochs()
+    seen: list[Any] = []
+    one, other = fit_of_ten_epochs(lambda fit: seen.append(fit.parameters())), fit_of_ten_epochs()
     assert one.history.steps == other.history.steps

@@ -93,8 +93,14 @@ def test_csv_of_a_resumed_fit_has_every_row_once(tmp_path: Path) -> None:
 
 
 def test_csv_that_cannot_be_written_is_an_error_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "log.csv"
+    with pytest.raises(
+        IsADirectoryError, match=rf"must be one .*; got '{tmp_path}' \(is a directory\)\. Name a file\.$"
+    ):
         fitted(dp.CSVLogger(tmp_path), Stop(1))
+    with pytest.raises(OSError, match=rf"the CSV file must be one that can be written; got '{below}' \(.*\)\. Name"):
+        fitted(dp.CSVLogger(below), Stop(1))
 
 
 KILLED = """

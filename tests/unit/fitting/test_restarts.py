@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,23 @@ def test_says_that_nothing_varies() -> None:
 
     with pytest.warns(UserWarning, match=r"restarts=3 has nothing to vary.*Use a guide by name"):
         fitted(Program.of(model, guide))
+
+
+def test_says_that_own_networks_keep_their_weights() -> None:
+    net = nn.Linear(1, 2)
+
+    def guide(y: Tensor) -> None:
+        at, scale = pyro.module("net", net)(torch.ones(1)).unbind(-1)
+        pyro.sample("loc", dist.Normal(at, scale.exp()))
+
+    program = Program.of(model, guide)
+    with pytest.warns(
+        UserWarning, match=r"restarts=3 .*: weights='auto' keeps the weights of your .*Write weights='fresh'\.$"
+    ):
+        fitted(program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted(program, weights="fresh")
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 2.5, "three", True])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.callbacks import Checkpoint
+from deepprob.fitting.divergence import DivergenceError
 from deepprob.fitting.start import start_near_posterior
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
@@ -257,6 +258,91 @@ def outside(x: Tensor, y: Tensor) -> None:
 def test_first_step_that_is_not_finite_names_the_row(model: Any, message: str, guide: str) -> None:
     with pytest.raises(ValueError, match=message):
         svi(Program.of(model, guide), unscaled(), steps=5, progress=False)
+
+
+def no_gradient(x: Tensor, y: Tensor) -> None:
+    beta = pyro.sample("beta", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(beta + (beta * 0.0).sqrt(), 1.0), obs=y)
+
+
+def own_guide(x: Tensor, y: Tensor) -> None:
+    width = pyro.param("width", torch.zeros(()))
+    pyro.sample("beta", dist.Normal(pyro.param("at", torch.zeros(())), 1.0 + width.abs().sqrt()))
+
+
+@pytest.mark.parametrize(
+    ("guide", "where"),
+    [
+        ("normal", r"site 'y': .* respect to AutoNormal\.locs\.beta, AutoNormal\.scales\.beta is not"),
+        (own_guide, r"site 'beta' of the guide: .* respect to width is not"),
+    ],
+)
+def test_first_gradient_that_is_not_finite_names_site_and_parameters(guide: Any, where: str) -> None:
+    message = rf"^the gradient is not finite at the first step: {where}\. Look for a square root or a division at 0"
+    with pytest.raises(DivergenceError, match=message):
+        svi(Program.of(no_gradient, guide), unscaled(), steps=30, progress=False)
+
+
+@pytest.mark.parametrize("data_plate", [None, "rows"])
+def test_data_outside_of_an_unchecked_support_name_the_row(data_plate: str | None) -> None:
+    def model(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.LogNormal(a, 1.0, validate_args=False), obs=y)
+
+    y = torch.ones(20)
+    y[7] = -1.0
+    message = r"first step: site 'y', row 7: .* as its value is outside of the support\. Change the values, or choose"
+    with pytest.raises(ValueError, match=message):
+        svi(Program.of(model, "normal", data_plate=data_plate), y, steps=5, progress=False)
+
+
+def test_draws_of_a_guide_outside_of_the_support_name_the_site() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("groups", 3):
+            scale = pyro.sample("scale", dist.HalfNormal(torch.ones(())))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(0.0, scale.abs().sum()), obs=y)
+
+    def guide(y: Tensor) -> None:
+        with pyro.plate("groups", 3):
+            pyro.sample("scale", dist.Normal(pyro.param("at", torch.tensor(-9.0)), 1.0))
+
+    message = r"site 'scale': its log-probability is not finite, as its value is outside of the support\. Change"
+    with pytest.raises(ValueError, match=message):
+        svi(Program.of(model, guide), torch.ones(4), steps=5, progress=False)
+
+
+def factor(x: Tensor, y: Tensor) -> None:
+    beta = pyro.sample("beta", dist.Normal(0.0, 1.0))
+    pyro.factor("total", y.log().sum() * beta)
+
+
+def factor_by_row(x: Tensor, y: Tensor) -> None:
+    beta = pyro.sample("beta", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.factor("each", (5.5 - torch.arange(len(x))).log() * beta)
+
+
+def scale_of_a_logarithm(x: Tensor, y: Tensor) -> None:
+    beta = pyro.sample("beta", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(beta, (6.5 - torch.arange(len(x))).log()), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (factor, r"site 'total': log_factor is nan"),
+        (factor_by_row, r"site 'each', row 6: log_factor is nan"),
+        (scale_of_a_logarithm, r"site 'y', row 7: scale is nan"),
+    ],
+)
+def test_a_first_run_that_is_not_finite_names_the_site(model: Any, where: str) -> None:
+    x, y = unscaled()
+    with pytest.raises(ValueError, match=rf"^the program cannot run on the data: {where}\. Check the values that it"):
+        svi(Program.of(model, "normal"), (x, y - y.max()), steps=5, progress=False)
 
 
 def test_a_start_that_is_finite_for_some_draws_is_fitted() -> None:

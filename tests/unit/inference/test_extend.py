@@ -16,6 +16,7 @@ from uncompiled import replace_compiler
 import deepprob as dp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
+from deepprob.inference.svi import init, step
 from deepprob.models import VAE
 from deepprob.programs.program import Program
 
@@ -145,6 +146,11 @@ def test_refuses_what_it_cannot_continue() -> None:
     old.training = None
     with pytest.raises(ValueError, match=r"cannot be extended: it ended in a step that was cut off or not finite"):
         dp.extend(old, Y, steps=2)
+    state, _ = step(init(of(), Y))
+    with pytest.raises(
+        ValueError, match=r"extended: it is from a loop by hand.*\. Take more steps, step\(state\), before"
+    ):
+        dp.extend(state.posterior(), Y, steps=2)
     other = fitted(steps=3)
     other.config["routine"] = "mine"
     with pytest.raises(ValueError, match=r"cannot be extended: only fits by svi can be, and this one is by mine"):

@@ -237,8 +237,14 @@ def test_wrong_values_of_latents() -> None:
         posterior.decode({"z": "a"}, X)
     with pytest.raises(ValueError, match=r"z\['z'\] must have an axis of rows.*got shape \(\)\. Write z\[None\]"):
         posterior.decode({"z": 1.0}, X)
-    with pytest.raises(ValueError, match=r"z\['z'\] must have shape \(6,\) or \(\), as its site has; got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"z\['z'\] must have shape \(6,\), as its site has; got \(5,\)\. Give every row"
+    ):
         posterior.decode({"z": X[:5]}, X)
+    with pytest.raises(
+        TypeError, match=r"z\['z'\] must be numbers; got an Encoding\. Give its means: encoding\.mean\."
+    ):
+        posterior.decode({"z": posterior.encode(X)}, X)
 
 
 def test_a_shared_site_that_is_summed_out_needs_a_value() -> None:

@@ -106,6 +106,8 @@ def test_frame_of_real_values() -> None:
     assert frame["sd"].tolist() == [2.0] * B
     assert frame["25%"].tolist() == pytest.approx(p.interval(0.5)[0].tolist())
     assert [*predict(dist.Poisson(torch.ones(K, B))).to_frame().columns] == ["mean", "sd", "5%", "95%"]
+    with pytest.raises(ValueError, match=r"mass must lie between 0 and 1; got 'a'\. Write to_frame\(0\.9\) for 90 %\."):
+        p.to_frame("a")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mass must lie between 0 and 1"):
         p.to_frame(2.0)
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from deepprob.programs.finiteness import first_bad_site, run_on_all
 from deepprob.programs.minibatch import run_bound
 from deepprob.programs.program import Program
-from deepprob.programs.run import Run, first_bad_site, run_prior, run_program
+from deepprob.programs.run import Run, run_prior, run_program
 from deepprob.programs.structure import structure
 
 Y = torch.zeros(6)
@@ -72,6 +73,12 @@ def test_model_of_a_guide_has_all_rows_outside_of_a_run() -> None:
     assert trace.nodes["data"]["value"].tolist() == list(range(6))
 
 
+def vectors(y: Tensor) -> None:
+    means = torch.where(torch.arange(6) == 4, torch.nan, torch.zeros(6))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.MultivariateNormal(means.unsqueeze(-1).expand(6, 3), torch.eye(3)), obs=torch.zeros(6, 3))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -80,10 +87,12 @@ def test_model_of_a_guide_has_all_rows_outside_of_a_run() -> None:
         (lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y / 0), "site 'y': its value is not finite"),
         (lambda y: pyro.sample("y", dist.LogNormal(0.0, 1.0), obs=y), "site 'y': its log-probability is not finite"),
         (lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y), "a gradient is not finite"),
+        (lambda y: pyro.sample("y", dist.Bernoulli(y - 1), obs=y), "site 'y': probs is not in Interval"),
+        (vectors, "site 'y', row 4: loc is nan"),
         (lambda y: y @ torch.zeros(3), "the program itself fails: inconsistent tensor size"),
     ],
 )
 def test_first_bad_site_is_named(model: Callable[..., object], message: str) -> None:
     program = Program.of(model, lambda y: None)
     with pyro.validation_enabled(False):
-        assert first_bad_site(program, (Y,), 6).startswith(message)
+        assert first_bad_site(run_on_all(program, (Y,), 6)).startswith(message)
