@@ -285,7 +285,7 @@ def extend(
     .. math:: \mathrm{extend}(\mathrm{svi}(S), n) = \mathrm{svi}(S + n)
 
     bit for bit, if the schedule does not depend on the number of steps (``Optimizer(schedule="constant")``) and both
-    run by the same plan; a Gaussian guide by name looks for its start in fits of at least 100 steps only. Other schedules
+    run by the same plan; a Gaussian guide by name looks for its start in fits of at least 100 steps. Other schedules
     continue as in a fit of the whole length: the default, a cosine, rises at the seam from its end in the short fit to
     its value at that step of the long one. The given posterior does not change.
 
