@@ -77,10 +77,8 @@ def description_at_start(problem: str, where: str) -> str:
         problem: What is not finite.
         where: The site, and what of it is not finite.
     """
-    what, remedy = (
-        where.rpartition(": ")[2],
-        "Standardize the data, or start elsewhere, by an AutoGuide with init_loc_fn=",
-    )
+    what = where.rpartition(": ")[2]
+    remedy = "Standardize the data, or start elsewhere, by an AutoGuide with init_loc_fn="
     if "gradient" in what:
         remedy = "Look for a square root or a division at 0 there, also inside torch.where"
     elif "scale" in what:
