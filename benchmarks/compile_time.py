@@ -136,7 +136,6 @@ def size_of(made: Made) -> dict[str, Any]:
         "graph_operations": task.work.operations,
         "numbers": task.work.numbers,
         "multiplications": task.work.multiplications,
-        "any_length": task.loops[0].any_length,
     }
 
 
@@ -155,7 +154,7 @@ def constants(results: list[dict[str, Any]]) -> list[str]:
     trace, trace_each = fitted([ones, r["dispatched"]], r["second_process"] - r["steps"] * r["step"])
     compiling, fixed = r["first_step"] - r["second_process"], ~r["any_length"]
     start, each = fitted([ones[fixed], r["graph_operations"][fixed]], compiling[fixed])
-    factor = np.median(compiling / (start + each * r["graph_operations"])[~fixed]) if not fixed.all() else 1.0
+    factor = np.median((compiling / (start + each * r["graph_operations"]))[~fixed]) if not fixed.all() else 1.0
     large = r["multiplications"] > _LARGE
     return [
         f"tracing costs {trace:.2g} s and {1e3 * trace_each:.2g} ms an operation of Python",
@@ -186,6 +185,7 @@ def measure(name: str, only: str | None) -> dict[str, Any]:
         "first_step_eager": fit(made, 1, compile=False)[0],
         **size_of(made),
         "steps": posterior.history.steps_per_epoch,
+        "any_length": len(posterior.config["lengths"]) > 1,
         "eager": eager,
         "traced": traced,
         "step": compiled,

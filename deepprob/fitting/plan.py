@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 # Seconds of one processor, measured by benchmarks/compile_time.py.
-_TRACE_SECONDS, _TRACE_SECONDS_PER_OPERATION = 0.8, 2e-3
-_COMPILE_SECONDS, _COMPILE_SECONDS_PER_OPERATION = 9.0, 5e-3
-_ANY_LENGTH_FACTOR = 1.8  # a graph for sequences of any length takes this many times as long to compile
-_PYTHON_SECONDS_PER_OPERATION = 3.4e-6  # what tracing saves of an eager step
+_TRACE_SECONDS, _TRACE_SECONDS_PER_OPERATION = 1.3, 6.2e-4
+_COMPILE_SECONDS, _COMPILE_SECONDS_PER_OPERATION = 7.7, 6.1e-3
+_ANY_LENGTH_FACTOR = 1.5  # a graph for sequences of any length takes this many times as long to compile
+_PYTHON_SECONDS_PER_OPERATION = 3.7e-6  # what tracing saves of an eager step
 _QUERY_SECONDS_PER_OPERATION = 1.5e-5  # what it saves of a score, whose draws are stacked by Python
-_DISPATCH_SECONDS_PER_OPERATION = 3.3e-6  # what compiling saves of a traced step
-_MEMORY_SECONDS_PER_NUMBER = 2.7e-10  # and what it saves by not writing intermediate numbers to memory
-_SECONDS_PER_MULTIPLICATION = 8e-11
+_DISPATCH_SECONDS_PER_OPERATION = 3.4e-6  # what compiling saves of a traced step
+_MEMORY_SECONDS_PER_NUMBER = 3.1e-10  # and what it saves by not writing intermediate numbers to memory
+_SECONDS_PER_MULTIPLICATION = 7.4e-11
 _BESIDE_FACTOR = 1.3  # another process, which imports torch anew, takes this many times as long to compile
 _FITS_AHEAD = 5  # code is built for the next fits if this many of them pay for it
 
