@@ -131,7 +131,8 @@ def main() -> None:
         try:
             rounds = [measure(example) for _ in range(chosen.rounds)]
         except Exception as error:
-            print(f"{example.name} is left out: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"{example.name} is left out: {reason}", file=sys.stderr, flush=True)
             continue
         results[example.name] = {way: statistics.median(r[way] for r in rounds) for way in rounds[0]}
     lines = [["program", *(f"{way}, ms" for way in WAYS)]]
