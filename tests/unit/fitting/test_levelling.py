@@ -221,6 +221,27 @@ def test_killed_fit_resumes_bit_for_bit(
     assert whole.history.steps == resumed.history.steps
 
 
+@pytest.mark.parametrize("at", [900, 1300])
+def test_killed_fit_resumes_within_the_last_windows(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget's constant rate ends at step 1000, and windows of 125 steps follow."""
+    monkeypatch.setattr(courses, "_LEAST", 1500)
+    slow = Optimizer(learning_rate=1e-6)
+
+    def run(folder: str, *more: Callback) -> Posterior:
+        program, callbacks = Program.of(model, from_afar, data_plate="data"), [Checkpoint(tmp_path / folder), *more]
+        return svi(program, Y, optimizer=slow, progress=False, compile=False, callbacks=callbacks)
+
+    with pytest.warns(UserWarning, match="had not levelled"):
+        whole = run("whole")
+    with pytest.raises(_Killed):
+        run("pieces", _Kill(at))
+    with pytest.warns(UserWarning, match="had not levelled"):
+        resumed = run("pieces")
+    assert same(whole, resumed)
+    assert whole.history.levels == resumed.history.levels
+    assert whole.history.levels["step"][-3:] == [1250, 1375, 1500]
+
+
 def test_levels_are_saved(tmp_path: Path) -> None:
     posterior = fitted()
     posterior.save(tmp_path / "p")
