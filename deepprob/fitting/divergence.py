@@ -58,9 +58,8 @@ def description_of_divergence(history: History, first: int, where: str, rate: fl
     """
     value = history.steps["elbo"][first]
     if first == 0:
-        return description_at_start(
-            "the gradient is not finite" if math.isfinite(value) else f"elbo is {value:g}", where
-        )
+        now = "the gradient is not finite" if math.isfinite(value) else f"elbo is {value:g}"
+        return description_at_start(now, where)
     problem = "the gradient stopped being finite" if math.isfinite(value) else f"elbo became {value:g}"
     best = f"epoch {history.best_epoch}" if history.best_epoch else "the start"
     return (

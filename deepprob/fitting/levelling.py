@@ -87,9 +87,7 @@ def warn_if_not_level(history: History, first: int, warm_up: int) -> None:
             f"over the last window before step {last['step']:.0f} it changed by {last['change']:.3g} ± {last['se']:.2g}"
             f" nats (ahead: {last['ahead']:.3g} ± {last['ahead_se']:.2g}; margin {last['margin']:.3g})"
         )
-        if last["windows"]:
-            what, remedy = "had levelled for one window only", "Train on with dp.extend(posterior, data)"
-        elif max(abs(last["change"]) - 2 * last["se"], last["ahead"] - 2 * last["ahead_se"]) > last["margin"]:
+        if max(abs(last["change"]) - 2 * last["se"], last["ahead"] - 2 * last["ahead_se"]) > last["margin"]:
             what = "had not levelled"
             remedy = "Train on with dp.extend(posterior, data), or try several starts: restarts=4"
         else:
