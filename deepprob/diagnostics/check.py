@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
@@ -15,6 +16,7 @@ from deepprob.errors import unknown
 
 Array = NDArray[np.float64]
 Verdict = Literal["unchecked", "pass", "caution", "fail"]
+Side = Literal["<=", ">="]
 VERDICTS: tuple[Verdict, ...] = ("unchecked", "pass", "caution", "fail")
 
 
@@ -31,14 +33,17 @@ class Check:
         reading: The meaning of the number, in one sentence, or the reason why there is none.
         next_step: A remedy; empty after a pass.
         details: Further numbers, as JSON types.
+        unit: The unit of the value, the standard error and the threshold; empty for a pure number.
+        good: The good side of the threshold: ``"<="`` if values up to it are good, ``">="`` if values from it on.
+        question: The question that the check answers, in one line; a report fills it in.
 
     Raises:
         ValueError: If the verdict is unknown.
 
     Examples:
         >>> check = Check("finite steps", 0.0, None, 0.01, "pass", "All 180 steps were finite.")
-        >>> check.verdict, check.to_dict()["value"]
-        ('pass', 0.0)
+        >>> check.verdict, check.to_dict()["value"], check.slug, check.limit
+        ('pass', 0.0, 'finite-steps', '<= 0.01')
     """
 
     name: str
@@ -49,6 +54,9 @@ class Check:
     reading: str
     next_step: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = ""
+    good: Side = "<="
+    question: str = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -63,15 +71,26 @@ class Check:
         """The value and its standard error, rounded for print; empty if the check could not look."""
         return "" if self.verdict == "unchecked" else number(self.value, self.se)
 
+    @property
+    def limit(self) -> str:
+        """The threshold with its good side, such as ``"<= 0.08"``; empty if there is none."""
+        return "" if self.threshold is None else f"{self.good} {number(self.threshold)}"
+
+    @property
+    def slug(self) -> str:
+        """The name in lower case with hyphens, the key of the check in JSON."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of several verdicts, of those that looked if any did; ``"pass"`` if there are none.
+    """The worst of several verdicts. One that could not look counts as a caution, and so does an empty report.
 
     Examples:
         >>> worst(["pass", "caution"]), worst(["pass", "unchecked"]), worst([])
-        ('caution', 'pass', 'pass')
+        ('caution', 'caution', 'caution')
     """
-    return max(verdicts, key=VERDICTS.index, default="pass")
+    looked: list[Verdict] = ["caution" if verdict == "unchecked" else verdict for verdict in verdicts]
+    return max(looked, key=VERDICTS.index, default="caution")
 
 
 def number(value: float, se: float | None = None) -> str:

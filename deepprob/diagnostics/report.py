@@ -37,7 +37,7 @@ NOTE = (
 class Report:
     """The checks of a posterior with their overall verdict, pictures and the facts of the fit.
 
-    The verdict is that of the worst check that could look. Each of the ``m`` checks that are statistical tests has the
+    The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that are statistical tests has the
     level ``0.05 / m``, so that together they raise a false alarm at most one time in twenty. The other checks have
     thresholds that an exact posterior does not reach.
 
@@ -78,8 +78,6 @@ class Report:
         if all(check.verdict == "pass" for check in self.checks):
             return f"All {len(self.checks)} checks passed." if len(self.checks) > 1 else "The only check passed."
         parts = []
-        if passed := sum(check.verdict == "pass" for check in self.checks) if self.verdict == "pass" else 0:
-            parts.append(f"{passed} passed")
         for verdict, words in (("fail", "failed"), ("caution", "raised a caution"), ("unchecked", "could not look")):
             if names := [check.name for check in self.checks if check.verdict == verdict]:
                 parts.append(f"{len(names)} {words} ({'; '.join(names)})")
@@ -98,7 +96,7 @@ class Report:
         lines = textwrap.wrap(f"{self.verdict.upper()} · {self.title}", WIDTH)
         lines += [*textwrap.wrap(self.summary, WIDTH), ""]
         for check in self.checks:
-            limit = "" if check.threshold is None else f"  (limit {number(check.threshold)})"
+            limit = f"  ({check.limit})" if check.limit else ""
             lines.append(f"{check.verdict + ' ':<9}{check.name + ' ':<31}{check.measured}{limit}".rstrip())
             lines += _indented(check.reading)
             if check.next_step:
@@ -229,10 +227,11 @@ class _Question:
         reason = self.reason
         if not reason:
             try:
-                return replace(self.diagnostic.run(self.case, level), name=self.name)
+                found = self.diagnostic.run(self.case, level)
+                return replace(found, name=self.name, question=self.diagnostic.question)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
-        return Check(self.name, math.nan, None, None, "unchecked", reason)
+        return Check(self.name, math.nan, None, None, "unchecked", reason, question=self.diagnostic.question)
 
 
 def _questions(diagnostic: Diagnostic, case: Case) -> Iterator[_Question]:
