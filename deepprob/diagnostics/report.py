@@ -37,9 +37,9 @@ NOTE = (
 class Report:
     """The checks of a posterior with their overall verdict, pictures and the facts of the fit.
 
-    The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that are statistical tests has the
-    level ``0.05 / m``, so that together they raise a false alarm at most one time in twenty. The other checks have
-    thresholds that an exact posterior does not reach.
+    The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that
+    are statistical tests has the level ``0.05 / m``, so that together they raise a false alarm at most one time in
+    twenty. The other checks have thresholds that an exact posterior does not reach.
 
     Args:
         checks: The checks.
