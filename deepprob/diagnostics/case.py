@@ -15,6 +15,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from deepprob.data import Split, as_split
 from deepprob.diagnostics.check import Array, Check, array
+from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
+from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
+from deepprob.posteriors.guide_draws import guide_draws
 from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
@@ -303,6 +306,25 @@ class Case:
         return self._shared[name]
 
     # -- importance weights --------------------------------------------------------------------------------------
+
+    @cached_property
+    def accuracy(self) -> GuideAccuracy | None:
+        """How far the guide is from the posterior given the training data; None where every row has its own latents.
+
+        Raises:
+            ValueError: If the fit has not kept it, and the training data were not given.
+        """
+        posterior = self.posterior
+        if posterior.kind != "guide" or posterior._fitted.amortized or not posterior.structure.latent:
+            return None
+        if posterior.accuracy is None and not self.knows_train:
+            raise ValueError(
+                "The posterior holds no draws weighed on its training data: the fit was interrupted, made by hand, or "
+                "they take too long. Pass train=."
+            )
+        if posterior.accuracy is None:
+            return judged(posterior._fitted, guide_draws(posterior._fitted, self.train, GLOBAL_DRAWS, self.seed))
+        return posterior.accuracy
 
     @cached_property
     def log_weights(self) -> Array:

@@ -33,6 +33,7 @@ from deepprob.fitting.divergence import (
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible, warn_if_interrupted
+from deepprob.fitting.judging import accuracy_after
 from deepprob.fitting.levelling import Groups, Levelling, margin, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
@@ -393,4 +394,7 @@ class RunningFit:
         scores = 0 if self.held_out is None else self.held_out.compiled_graphs
         self.history.compiled_graphs = self.stepper.compiled_graphs + scores
         config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
-        return Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)
+        found = Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)
+        if not (self.history.interrupted or self.bad_in_a_row):
+            found.accuracy = accuracy_after(found, self.data, sum(self.history.epochs.get("seconds", ())))
+        return found

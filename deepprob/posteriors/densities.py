@@ -33,7 +33,9 @@ def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int, site: str | 
         return _likelihood_of_site(fitted, batch, draws, site)
     if fitted.structure.summed:
         return _likelihood_of_terms(layout, fitted.structure, fitted.terms(batch, draws))
-    return _likelihood_of_sites(layout, fitted.structure, fitted.run(batch, draws)[1])
+    model_trace = fitted.run(batch, draws)[1]
+    check_data(model_trace, fitted.structure)
+    return _likelihood_of_sites(layout, model_trace)
 
 
 def site_by_row(layout: Layout, structure: Structure, site: Site) -> Tensor:
@@ -62,11 +64,18 @@ def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, for a program whose latents are all local."""
     layout = fitted.layout(draws)
     if fitted.structure.summed:
-        return _by_row(layout, fitted.terms(batch, draws))
+        return row_weights_of_terms(layout, fitted.terms(batch, draws))
     guide_trace, model_trace = fitted.run(batch, draws)
-    total = _likelihood_of_sites(layout, fitted.structure, model_trace)
-    for name in fitted.structure.local:
-        total = total + layout.log_prob(model_trace.nodes[name])
+    check_data(model_trace, fitted.structure)
+    return row_weights_of_traces(layout, guide_trace, model_trace)
+
+
+def row_weights_of_traces(layout: Layout, guide_trace: Trace, model_trace: Trace) -> Tensor:
+    """The log-weight of every row, by draw, from the sites of a run: ``(K, B)``."""
+    total = _likelihood_of_sites(layout, model_trace)
+    for _, site in sample_sites(model_trace):
+        if not (site["is_observed"] or is_deterministic(site)):
+            total = total + layout.log_prob(site)
     for site in drawn_sites(guide_trace).values():
         total = total - layout.log_prob(site)
     return total
@@ -76,11 +85,20 @@ def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     """``log p(x, z) - log q(z)`` of all rows together, by draw: ``(K,)``."""
     layout = fitted.layout(draws)
     if fitted.structure.summed:
-        parts = [_rows_of(layout, term).sum(1) for term in fitted.terms(batch, draws)]
-        return torch.stack(parts).sum(0)
+        return weight_of_terms(layout, fitted.terms(batch, draws))
     guide_trace, model_trace = fitted.run(batch, draws)
     if fitted.structure.observed or fitted.structure.rows:  # else the guide was fitted to a prior
         check_data(model_trace, fitted.structure)
+    return weight_of_traces(layout, guide_trace, model_trace)
+
+
+def weight_of_terms(layout: Layout, terms: list[Term]) -> Tensor:
+    """The log-weight of all rows together, by draw, from the terms of a bound: ``(K,)``."""
+    return torch.stack([_rows_of(layout, term).sum(1) for term in terms]).sum(0)
+
+
+def weight_of_traces(layout: Layout, guide_trace: Trace, model_trace: Trace) -> Tensor:
+    """The log-weight of all rows together, by draw, from the sites of a run: ``(K,)``."""
     log_p = [layout.total(s) for _, s in sample_sites(model_trace) if not is_deterministic(s)]
     log_q = [layout.total(s) for s in drawn_sites(guide_trace).values()]
     return torch.stack(log_p).sum(0) - (torch.stack(log_q).sum(0) if log_q else 0.0)
@@ -100,10 +118,11 @@ def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
         found = fitted.terms(batch, draws, bound=True)
         total = _likelihood_of_terms(layout, structure, found)
         local = [t for t in found if t.part == "kl_local"]
-        return (total + _by_row(layout, local) if local else total).mean(0)
+        return (total + row_weights_of_terms(layout, local) if local else total).mean(0)
     guide_trace, model_trace = fitted.run(batch, draws)
+    check_data(model_trace, structure)
     closed = closed_form_kls(guide_trace, model_trace)
-    total = _likelihood_of_sites(layout, structure, model_trace)
+    total = _likelihood_of_sites(layout, model_trace)
     for name, site in drawn_sites(guide_trace).items():
         if not is_local(site, layout.plate):
             continue
@@ -124,8 +143,7 @@ def _check_by_row(structure: Structure) -> None:
         )
 
 
-def _likelihood_of_sites(layout: Layout, structure: Structure, model_trace: Trace) -> Tensor:
-    check_data(model_trace, structure)
+def _likelihood_of_sites(layout: Layout, model_trace: Trace) -> Tensor:
     sites = likelihood_sites(model_trace, layout.plate).values()
     rows = [layout.log_prob(s) for s in sites if is_local(s, layout.plate)]
     others = [layout.log_prob(s) for s in sites if not is_local(s, layout.plate)]
@@ -139,7 +157,7 @@ def _likelihood_of_sites(layout: Layout, structure: Structure, model_trace: Trac
 def _likelihood_of_terms(layout: Layout, structure: Structure, terms: list[Term]) -> Tensor:
     parts = [t for t in terms if t.part == "likelihood"]
     if all(any(frame.name == layout.plate for frame in t.frames) for t in parts):
-        return _by_row(layout, parts)
+        return row_weights_of_terms(layout, parts)
     if structure.summed_across_rows:
         outside = ", ".join(map(repr, structure.summed_across_rows))
         raise ValueError(
@@ -154,5 +172,6 @@ def _rows_of(layout: Layout, term: Term) -> Tensor:
     return value if term.part == "likelihood" else -value
 
 
-def _by_row(layout: Layout, terms: list[Term]) -> Tensor:
+def row_weights_of_terms(layout: Layout, terms: list[Term]) -> Tensor:
+    """The log-weight of every row, by draw, from the terms of a bound: ``(K, B)``."""
     return sum((_rows_of(layout, t) for t in terms[1:]), _rows_of(layout, terms[0]))

@@ -121,11 +121,11 @@ class DrawRunner:
             try:
                 given = job.drawn(self._stacked(run, stored)) if job.drawn else None
                 values = {} if given is None else _values_of(given)
-                with _Fixed(values):
+                with Fixed(values):
                     together = job.call(self._stacked(run, stored))
                 values = _values_of(together) if given is None else values
                 for k in range(draws):
-                    with _Fixed({name: value[k] for name, value in values.items()}):
+                    with Fixed({name: value[k] for name, value in values.items()}):
                         alone = job.call(self._single(run, _draw(stored, k)))
                     _compare(together, alone, k, draws)
             except _FAILURES:
@@ -230,7 +230,7 @@ class DrawRunner:
 # The trial -----------------------------------------------------------------------------------------------------------
 
 
-class _Fixed(Messenger):
+class Fixed(Messenger):
     """Gives sites fixed values.
 
     Args:

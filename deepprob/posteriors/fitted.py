@@ -176,7 +176,7 @@ class FittedProgram:
         run = self.prepared(batch, draws, predict=predict)
         if predict:
             return self.predicted(run)
-        guide_trace, model_trace = self._under_draws(_SUMMED if self.structure.summed else _TRACES, run)
+        guide_trace, model_trace = self.under_draws(_SUMMED if self.structure.summed else _TRACES, run)
         return guide_trace, model_trace
 
     def predicted(self, run: Run, values: Mapping[str, Tensor] | None = None) -> tuple[Trace, Trace]:
@@ -191,7 +191,7 @@ class FittedProgram:
                 f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one (give a "
                 "hidden Markov chain its duration=), or ask for sample, log_likelihood and log_evidence only."
             )
-        guide_trace, model_trace = self._under_draws(_PREDICTED, run, values)
+        guide_trace, model_trace = self.under_draws(_PREDICTED, run, values)
         return guide_trace, model_trace
 
     def replayed(self, draw: int = 0) -> Callable[..., None]:
@@ -202,7 +202,7 @@ class FittedProgram:
     def run_guide(self, batch: Batch, draws: int) -> Trace:
         """Run the guide alone."""
         trace: Trace
-        (trace,) = self._under_draws(_GUIDE, self.prepared(batch, draws))
+        (trace,) = self.under_draws(_GUIDE, self.prepared(batch, draws))
         return trace
 
     def run_prior(self, batch: Batch, rows: int, draws: int) -> Trace:
@@ -212,7 +212,7 @@ class FittedProgram:
         call = batch.call if isinstance(batch, Arguments) else None
         run = self._run(self.program.pad(batch), size, draws, call=call)
         trace: Trace
-        (trace,) = self._under_draws(_PRIOR, run)
+        (trace,) = self.under_draws(_PRIOR, run)
         return trace
 
     def terms(self, batch: Batch, draws: int, *, bound: bool = False) -> list[Term]:
@@ -228,7 +228,7 @@ class FittedProgram:
             guide = None if self.chains is None else self.replayed()
             _, look = run_program(replace(run, draws=None, guide=guide))
         check_data(look, self.structure)
-        found: list[Term] = self._under_draws(BOUND if bound else _TERMS, run)
+        found: list[Term] = self.under_draws(BOUND if bound else _TERMS, run)
         return found
 
     def prior_draws(self, batch: Batch, rows: int, draws: int) -> dict[str, Tensor]:
@@ -262,7 +262,8 @@ class FittedProgram:
             return Prediction(Delta(value), value, site)
         return Prediction(node["fn"], value, site, unused=layout.unused(node))
 
-    def _under_draws(self, job: Job, run: Run, values: Mapping[str, Tensor] | None = None) -> Any:
+    def under_draws(self, job: Job, run: Run, values: Mapping[str, Tensor] | None = None) -> Any:
+        """The result of a job under a run's draws, which come from the guide, are stored, or are given values."""
         stored = values
         if values is None and self.chains is not None:
             stored = choose(self.chains, run.draws or 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
+from deepprob.posteriors.guide_accuracy import GuideAccuracy
 from deepprob.posteriors.history import History
 from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import GuideSpec, with_prior_guide
@@ -57,6 +58,8 @@ class Content:
         exact: Whether the evidence is a closed form.
         versions: Versions of Python and of the packages used in the fit.
         training: What `deepprob.extend` continues from; None if the fit cannot be extended.
+        accuracy: How far the guide is from the posterior given the training data; None if it was not judged, or if
+            every row has latents of its own, so that any rows can tell.
     """
 
     instance: ProgramInstance = field(kw_only=False)
@@ -67,6 +70,7 @@ class Content:
     exact: bool = False
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
     training: Training | None = None
+    accuracy: GuideAccuracy | None = None
 
     def __post_init__(self) -> None:
         found = self.instance.structure
@@ -87,8 +91,9 @@ def write_posterior(path: str | Path, content: Content) -> None:
     tensors = {f"state.{n}": t for n, t in {**instance.waiting, **instance.tensors()}.items()}
     tensors |= {f"history.{n}": t for n, t in content.history.to_tensors().items()}
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
-    training = content.training
+    training, accuracy = content.training, content.accuracy
     tensors |= {f"training.{n}": t for n, t in (training.tensors if training else {}).items()}
+    tensors |= {f"accuracy.{n}": t for n, t in (accuracy.to_tensors() if accuracy else {}).items()}
     # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
     name = type(program).__dict__.get("registry_name") if program.config is not None else None
     manifest = {
@@ -105,6 +110,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "seed": content.seed,
         "exact": content.exact,
         "training": dict(training.facts) if training else None,
+        "accuracy": accuracy.facts() if accuracy else None,
         "posterior_kind": "guide" if chains is None else "draws",
         "made_with": content.versions,
     }
@@ -131,7 +137,7 @@ def read_posterior(
     if program is None:
         with stream.drawing():
             program = _rebuild(path, manifest)
-    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}, "training": {}}
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in ("state", "history", "chains", "training", "accuracy")}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
@@ -157,6 +163,7 @@ def read_posterior(
         exact=manifest["exact"],
         versions=manifest["made_with"],
         training=Training(groups["training"], manifest["training"]) if manifest.get("training") else None,
+        accuracy=GuideAccuracy.restore(groups["accuracy"], facts) if (facts := manifest.get("accuracy")) else None,
     )
 
 

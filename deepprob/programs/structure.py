@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.errors import StorageError
 from deepprob.programs.program import Program
-from deepprob.programs.sites import Site, is_auxiliary, is_data, is_factor, is_local, sample_sites
+from deepprob.programs.sites import Site, is_auxiliary, is_data, is_discrete, is_factor, is_local, sample_sites
 
 Role = Literal["latent", "summed", "observed", "fixed", "auxiliary"]
 
@@ -36,6 +36,7 @@ class SiteInfo:
         plates: Names of the vectorized plates around it that have a row for every value of theirs.
         terms: Number of independent terms of its log-probability.
         numbers: Number of elements of its value; for a local site, of one row.
+        discrete: Whether its values are discrete.
     """
 
     role: Role
@@ -49,6 +50,7 @@ class SiteInfo:
     plates: tuple[str, ...] = ()
     terms: int = 1
     numbers: int = 1
+    discrete: bool = False
 
     @property
     def row_plate(self) -> str:
@@ -187,6 +189,7 @@ def structure(program: Program, guide_trace: Trace, model_trace: Trace) -> Struc
             plates=_full_plates(site),
             terms=torch.Size(site["fn"].batch_shape).numel(),
             numbers=_numbers(site, plate),
+            discrete=is_discrete(site),
         )
 
     sites = {n: info(n, s, _role(s, drawn=n in drawn)) for n, s in model.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepprob.diagnostics.case import Diagnostic
+from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
@@ -20,6 +21,8 @@ CHECKS: dict[str, Diagnostic] = {
         finite_steps,
         elbo_convergence,
         bound_tightness,
+        posterior_means,
+        posterior_widths,
         global_khat,
         local_khat,
         active_dimensions,

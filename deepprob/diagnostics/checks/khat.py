@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic, given
+from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.posteriors.arviz_compat import psis
 
@@ -14,7 +14,6 @@ from deepprob.posteriors.arviz_compat import psis
 _ROW_SHARE = 0.3
 # In more dimensions k-hat is high for every inexact guide, even if its marginals are right (Yao et al. 2018).
 MAX_DIMENSIONS = 100
-GLOBAL_PARTICLES = 1000
 _GLOBAL, _LOCAL = "Pareto k-hat, global latents", "Pareto k-hat, local latents"
 _ADVICE = (
     "Try a richer guide (full covariance, flow) or fit longer. In many dimensions k-hat can be high although the "
@@ -137,24 +136,17 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
 
 
 def _applies_global(case: Case) -> bool:
-    if case.posterior.kind != "guide" or not case.has_latents("global"):
+    """Only where the numbers are few: in many dimensions k-hat is high for every guide that is not exact."""
+    found = case.accuracy
+    if found is None or found.points:
         return False
-    if not case.knows_train:
-        raise ValueError("Global latents are conditioned on the training data, which were not given: pass train=.")
-    # One weight covers all rows, so the codes of all rows count as dimensions.
-    drawn = case.posterior.sample(*given(case.train), draws=1, seed=case.seed)
-    dimensions = sum(drawn[name][0].numel() for name in case.posterior.latent_sites)
-    if dimensions > MAX_DIMENSIONS:
-        raise ValueError(
-            f"The guide has {dimensions} dimensions. In more than {MAX_DIMENSIONS}, k-hat is high for every inexact "
-            "guide, even if its marginals are right."
-        )
-    return True
+    numbers = sum(x.shape[1] for x in found.by_gradients.values())
+    return numbers <= MAX_DIMENSIONS and found.by_gradients.keys() <= set(found.together)
 
 
 def _run_global(case: Case, level: float) -> Check:
-    weights = case.posterior.log_weights(*given(case.train), particles=GLOBAL_PARTICLES, seed=case.seed)
-    return check_global_khat(weights)
+    assert case.accuracy is not None
+    return check_global_khat(case.accuracy.log_weights)
 
 
 def _applies_local(case: Case) -> bool:

@@ -1,0 +1,170 @@
+"""Does the guide have the means and the widths of the posterior given the training data?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.guide_accuracy import GuideAccuracy
+
+_MEANS, _WIDTHS = "posterior means, global latents", "posterior widths, global latents"
+SHIFT_CAUTION, SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
+WIDTH_CAUTION, WIDTH_FAIL = 1.3, 2.0  # as a factor
+_RELIABLE, _EFFECTIVE = 0.5, 100  # k-hat and number of effective draws with which importance weights decide
+_ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How far one number, or the numbers of one site, are off.
+
+    Attributes:
+        name: The number, such as ``w[2]``, or the site.
+        size: How far, signed.
+        se: The standard error.
+        surely: The part of the absolute size that the standard error leaves.
+    """
+
+    name: str
+    size: float
+    se: float
+    surely: float
+
+
+def check_means(accuracy: GuideAccuracy) -> Check:
+    """Whether the guide's means are those of the posterior.
+
+    Args:
+        accuracy: How far the guide is from the posterior.
+
+    Returns:
+        The largest distance of a mean, in sds of the posterior; a caution if it is surely above 0.3, a fail above 1.
+        For weights that are judged one by one, the root mean square over the weights of a site.
+    """
+    found, method = findings(accuracy, 0)
+    worst = max(found, key=lambda f: (f.surely, abs(f.size)))
+    verdict = _verdict(worst.surely, SHIFT_CAUTION, SHIFT_FAIL)
+    where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds "
+    where += (
+        "from the posterior's" if worst.name in accuracy.by_gradients else ("too high" if worst.size > 0 else "too low")
+    )
+    return _check(
+        _MEANS, abs(worst.size), worst.se, SHIFT_CAUTION, verdict, f"{where}, {_judged(accuracy, method)}.", "sd", found
+    )
+
+
+def check_widths(accuracy: GuideAccuracy) -> Check:
+    """Whether the guide's standard deviations are those of the posterior.
+
+    Args:
+        accuracy: How far the guide is from the posterior.
+
+    Returns:
+        The largest factor between the two; a caution if it is surely above 1.3, a fail above 2, whether the guide is
+        too wide or too narrow.
+    """
+    found, method = findings(accuracy, 2)
+    worst = max(found, key=lambda f: (f.surely, abs(f.size)))
+    verdict = _verdict(worst.surely, float(np.log(WIDTH_CAUTION)), float(np.log(WIDTH_FAIL)))
+    factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
+    se = factor * worst.se
+    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {_judged(accuracy, method)}."
+    if verdict == "pass":
+        ratio = float(np.exp(worst.size))
+        reading = (
+            f"The guide's sd of {worst.name} is {number(ratio, ratio * worst.se)} times that of the posterior, the "
+        )
+        reading += f"furthest of all, {_judged(accuracy, method)}."
+    return _check(_WIDTHS, factor, se, WIDTH_CAUTION, verdict, reading, "times", found)
+
+
+def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
+    """How far all numbers are off, and the method: ``"importance weights"`` or ``"gradients"``.
+
+    Importance weights decide where they are reliable, as they hold for posteriors of any shape.
+
+    Args:
+        accuracy: How far the guide is from the posterior.
+        row: Of an `Accuracy`: 0 for the means, 2 for the widths.
+
+    Raises:
+        ValueError: If neither tells.
+    """
+    khat, effective = weight_quality(accuracy.log_weights.cpu().numpy())
+    good = khat <= _RELIABLE and effective >= _EFFECTIVE and bool(accuracy.by_weights)
+    if not (good or accuracy.by_gradients):
+        raise ValueError(
+            f"The program has no gradients ({accuracy.why or 'its latent sites are discrete'}), and the importance "
+            f"weights of the guide are too unequal (k-hat {khat:.2f}, {effective:.0f} effective draws)."
+        )
+    chosen = accuracy.by_gradients | (accuracy.by_weights if good else {})
+    count = sum(x.shape[1] for name, x in chosen.items() if name in accuracy.together)
+    reach = float(stats.norm.ppf(1 - 0.05 / (2 * max(count, 1))))
+    found = [
+        f
+        for name, x in chosen.items()
+        for f in _of_site(name, array(x[row : row + 2]), name in accuracy.together, reach)
+    ]
+    return found, "importance weights" if good and accuracy.by_weights.keys() >= chosen.keys() else "gradients"
+
+
+def _of_site(name: str, pair: Array, together: bool, reach: float) -> Iterator[Finding]:
+    sizes, errors = pair
+    if together:
+        for i, (size, se) in enumerate(zip(sizes, errors, strict=True)):
+            label = name if len(sizes) == 1 else f"{name}[{i}]"
+            yield Finding(label, float(size), float(se), max(0.0, abs(float(size)) - reach * float(se)))
+        return
+    squares = np.square(sizes) - np.square(errors)
+    size = float(np.sqrt(max(squares.mean(), 0.0)))
+    se = float(errors.mean() / np.sqrt(len(sizes)))
+    sign = 1.0 if sizes.mean() >= 0 else -1.0
+    yield Finding(name, sign * size, se, max(0.0, size - 1.645 * se))
+
+
+def weight_quality(log_weights: Array) -> tuple[float, float]:
+    """Pareto k-hat of log-weights, and their number of effective draws; nan and 0 if some are not finite."""
+    if not np.isfinite(log_weights).all():
+        return float("nan"), 0.0
+    smoothed, khat = psis(log_weights)
+    return float(khat), 1 / float(np.square(np.exp(smoothed)).sum())
+
+
+def _verdict(surely: float, caution: float, fail: float) -> Verdict:
+    return "fail" if surely > fail else "caution" if surely > caution else "pass"
+
+
+def _judged(accuracy: GuideAccuracy, method: str) -> str:
+    return f"by the {method} of {len(accuracy.log_weights)} draws on the training data"
+
+
+def _check(
+    name: str, value: float, se: float, limit: float, verdict: Verdict, reading: str, unit: str, found: list[Finding]
+) -> Check:
+    worst = sorted(found, key=lambda f: -abs(f.size))[:20]
+    details: dict[str, Any] = {"numbers": {f.name: {"value": f.size, "se": f.se} for f in worst}}
+    next_step = "" if verdict == "pass" else _ADVICE
+    return Check(name, value, se, limit, verdict, reading, next_step, details, unit=unit)
+
+
+def _applies(case: Case) -> bool:
+    found = case.accuracy
+    return found is not None and bool(found.by_gradients or found.by_weights or found.why)
+
+
+posterior_means = Diagnostic(
+    _MEANS, "Are the guide's means those of the posterior?", _applies, lambda case, level: check_means(case.accuracy)
+)
+posterior_widths = Diagnostic(
+    _WIDTHS,
+    "Are the guide's standard deviations those of the posterior?",
+    _applies,
+    lambda case, level: check_widths(case.accuracy),
+)

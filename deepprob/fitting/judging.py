@@ -1,0 +1,31 @@
+"""What a fit leaves behind for those who judge its posterior."""
+
+from __future__ import annotations
+
+from deepprob.posteriors.guide_accuracy import GuideAccuracy, guide_accuracy
+from deepprob.posteriors.posterior import Posterior
+from deepprob.programs.minibatch import Batch
+
+_LEAST_SECONDS, _SHARE = 2.0, 0.1
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+
+
+def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAccuracy | None:
+    """How far the guide is from the posterior given the training data; see `deepprob.posteriors.guide_accuracy`.
+
+    Args:
+        posterior: The posterior of the fit.
+        data: The training data, accepted.
+        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds.
+
+    Returns:
+        None where all latents belong to rows, so that any rows can tell; or where the answer takes too long, or the
+        program does not give it: a later check then says why.
+    """
+    fitted = posterior._fitted
+    if fitted.amortized or not fitted.structure.latent:
+        return None
+    try:
+        return guide_accuracy(fitted, data, seed=posterior.seed, seconds=max(_LEAST_SECONDS, _SHARE * seconds))
+    except _REFUSALS:
+        return None

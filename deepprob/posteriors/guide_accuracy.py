@@ -1,0 +1,168 @@
+"""How far a guide is from the posterior given the training data, as a posterior keeps and saves it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, accuracy_by_number, accuracy_by_weights
+from deepprob.posteriors.fitted import FittedProgram
+from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
+from deepprob.programs.minibatch import Batch
+
+DRAWS = 1000
+_DRAWS_PER_NUMBER = 3  # that tell their covariance
+_FEW = 40
+_MOST_NUMBERS = 2**23  # coordinates times draws
+
+_Judge = Callable[[Array, Array], Accuracy]
+
+
+@dataclass(frozen=True, eq=False)
+class GuideAccuracy:
+    """How far a guide is from the posterior given the training data.
+
+    Attributes:
+        log_weights: ``log p(z, x) - log q(z)`` of all rows together, in nats, shape ``(K,)``.
+        by_gradients: By latent site, from the gradients of the log-density, an `Accuracy` of every number as an array
+            ``(4, n)``, in unconstrained coordinates.
+        by_weights: The same from importance weights, of the sites that are judged together.
+        together: The sites whose numbers are judged together. The others are judged number by number, given the rest:
+            the weights of a network with hidden units, of which many values make the same function, and what would be
+            more numbers than the draws can tell.
+        points: Latent sites of which the guide is a point estimate.
+        why: The reason why there are no gradients.
+    """
+
+    log_weights: Tensor
+    by_gradients: Mapping[str, Tensor]
+    by_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    together: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+    why: str = ""
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a draw has."""
+        return sum(x.shape[1] for x in self.by_gradients.values())
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The arrays, to save."""
+        kinds = {"gradients": self.by_gradients, "weights": self.by_weights}
+        named = {f"{kind}.{site}": x for kind, found in kinds.items() for site, x in found.items()}
+        return {"log_weights": self.log_weights, **named}
+
+    def facts(self) -> dict[str, Any]:
+        """The rest, as JSON."""
+        return {"together": list(self.together), "points": list(self.points), "why": self.why}
+
+    @classmethod
+    def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GuideAccuracy:
+        """The inverse of `to_tensors` and `facts`."""
+        kinds: dict[str, dict[str, Tensor]] = {"gradients": {}, "weights": {}}
+        for key, x in tensors.items():
+            kind, _, site = key.partition(".")
+            if site:
+                kinds[kind][site] = x
+        return cls(
+            tensors["log_weights"],
+            kinds["gradients"],
+            kinds["weights"],
+            tuple(facts["together"]),
+            tuple(facts["points"]),
+            facts["why"],
+        )
+
+
+def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float) -> GuideAccuracy | None:
+    """Judge a guide on the training data.
+
+    Args:
+        fitted: The program of a posterior that holds a guide.
+        batch: The training data, accepted.
+        seed: Random seed of the draws.
+        seconds: About the most time to spend; it decides how many draws are taken, of 1000, 300, 100 and 40.
+
+    Returns:
+        None if 40 draws would take longer.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that draws run one by one is told where the user asks for draws
+        guide_draws(fitted, batch, 2, seed)  # chooses how draws are run
+        found = None
+        for few, draws in ((2, _FEW), (_FEW, DRAWS)):
+            began = time.perf_counter()
+            sample = guide_draws(fitted, batch, few, seed)
+            each = (time.perf_counter() - began) / few
+            numbers = sum(x.shape[-1] for x in sample.values.values())
+            affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1))
+            if affordable >= _FEW:
+                found = guide_draws(fitted, batch, _round(affordable), seed)
+        return None if found is None else judged(fitted, found)
+
+
+def _round(draws: int) -> int:
+    """A number of draws that depends little on the speed of the machine."""
+    return max(k for k in (_FEW, 100, 300, DRAWS) if k <= draws)
+
+
+def judged(fitted: FittedProgram, draws: GuideDraws) -> GuideAccuracy:
+    """The accuracy of a guide, from its draws."""
+    drawn = {n for n in fitted.structure.latent if not fitted.structure.sites[n].discrete}
+    points = tuple(sorted(drawn - draws.values.keys()))
+    weights = draws.log_weights.double()
+    if not draws.values:
+        return GuideAccuracy(weights, {}, points=points, why=draws.why)
+    together = _together(draws.values)
+    by_gradients: dict[str, Tensor] = {}
+    by_weights: dict[str, Tensor] = {}
+    if draws.scores:
+        alone = [name for name in draws.values if name not in together]
+        by_gradients |= _by_site(draws.values, together, accuracy_by_gradients, draws.scores)
+        by_gradients |= _by_site(draws.values, alone, accuracy_by_number, draws.scores)
+    if together and bool(weights.isfinite().all()):
+        shares = _truncated(weights.cpu().numpy())
+        by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
+    return GuideAccuracy(weights, by_gradients, by_weights, tuple(together), points, draws.why)
+
+
+def _together(values: Mapping[str, Tensor]) -> list[str]:
+    """The sites to judge together, see `GuideAccuracy`."""
+    layers = {name.rpartition(".")[0] for name in values if "." in name}
+    names = [name for name in values if "." not in name or len(layers) < 2]
+    numbers = sum(values[name].shape[1] for name in names)
+    return names if len(next(iter(values.values()))) >= _DRAWS_PER_NUMBER * numbers else []
+
+
+def _truncated(log_weights: Array) -> Array:
+    r"""Normalized importance weights, cut off at :math:`\sqrt K` times their mean.
+
+    References:
+        Ionides (2008), Truncated importance sampling.
+    """
+    weights = np.exp(log_weights - log_weights.max())
+    weights = np.minimum(weights, weights.mean() * np.sqrt(len(weights)))
+    return weights / weights.sum()
+
+
+def _by_site(
+    values: Mapping[str, Tensor], names: Sequence[str], judge: _Judge, scores: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The judgement of some sites, each as an array."""
+    if not names:
+        return {}
+    columns, sizes = (_joined(x, names) for x in (values, scores or values)), [values[n].shape[1] for n in names]
+    parts = torch.as_tensor(np.stack(judge(*columns)), dtype=torch.float32).split(sizes, 1)
+    return {name: part.clone() for name, part in zip(names, parts, strict=True)}
+
+
+def _joined(columns: Mapping[str, Tensor], names: Sequence[str]) -> Array:
+    joined: Array = torch.cat([columns[name] for name in names], -1).double().cpu().numpy()
+    return joined
