@@ -38,7 +38,8 @@ from deepprob.fitting.objectives import Objective, Terms, description, objective
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.restarts import RestartedFit
 from deepprob.fitting.row_order import RowOrder
-from deepprob.fitting.run import FitSettings, RunningFit
+from deepprob.fitting.run import RunningFit
+from deepprob.fitting.settings import FitSettings
 from deepprob.fitting.starts import Start, checked_restarts, other_starts
 from deepprob.fitting.state import Knobs, State
 from deepprob.fitting.steppers import EagerStepper

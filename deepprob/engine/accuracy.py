@@ -1,8 +1,8 @@
 r"""How far a sample of an approximation ``q`` is from a density ``p``, by the gradients of ``log p`` at the sample.
 
 The line :math:`\nabla \log p(u) \approx -P (u - \mu)` fitted to the gradients is a normal density with mean
-:math:`\mu` and precision :math:`P`. If ``p`` is normal, it is ``p``, however far away ``q`` is. If ``q`` is ``p``, it has
-the mean and the covariance of ``q``, by Stein's identities :math:`E_p[\nabla \log p] = 0` and
+:math:`\mu` and precision :math:`P`. If ``p`` is normal, it is ``p``, however far away ``q`` is. If ``q`` is ``p``, it
+has the mean and the covariance of ``q``, by Stein's identities :math:`E_p[\nabla \log p] = 0` and
 :math:`E_p[(u - \mu) \nabla \log p^\top] = -I`. Otherwise it is one Newton step from ``q``, with the Hessian averaged
 over ``q``. So it sees what importance weights cannot: a sample that is far off, too narrow, or too wide.
 

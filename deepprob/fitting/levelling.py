@@ -14,7 +14,10 @@ left would pass for level. Where noise hides whether the bound has levelled, fou
 
 If the constant rate of the budget ends before the bound has levelled, four windows of equal length follow the schedule,
 and the last one tells how the fit ended. The points ahead then lie on the way since the last window of the constant
-rate, since the steps themselves become small.
+rate, since the steps themselves become small. The second half of a fit of a fixed length is divided in the same way,
+and the way counts from its first window; a comparison at its end takes a tenth of its steps.
+
+The state that the fit holds is compared, too. It lies below the average of the last window if the last steps are large.
 
 References:
     Dhaka, Catalina, Andersen, Magnusson, Huggins, Vehtari (2020), Robust, accurate stochastic optimization for
@@ -35,34 +38,21 @@ from torch import Tensor
 from deepprob.engine.statistics import Change, paired_change
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.posteriors.history import History
-from deepprob.programs.instance import ProgramInstance
 
-NATS_PER_NUMBER, LEAST_NATS = 0.01, 0.1
 AHEAD = (8.0, 64.0)
 
 _FIRST_WINDOW, _GROWTH, _SNAPSHOTS = 200, 1.5, 8
 _FEWEST, _MOST = 32, 256  # steps of size zero at each point
 _MORE = 4  # times as many, if they cannot tell
 _GROUPS = "sum", "before", "origin"
-_STATE = "begins", "ends", "growth", "needed", "count", "in_a_row"
+_STATE = "begins", "ends", "growth", "needed", "count", "in_a_row", "once"
 _LAST_WINDOWS = 4  # of a fit that follows its schedule before its bound has levelled
+_SHORTEST, _SHARE, _FEWEST_ONCE = 100, 40, 8  # steps of a fixed length: to compare, for one at each point; the fewest
 
 Groups = list[Tensor]
 Bounds = Callable[[Sequence[Groups], int], FloatArray]
 """``bounds(points, count)``: the bound in nats per datum at ``count`` steps from each of some packed parameters, on the
 same rows and with the same noise, shape ``(points, count)``."""
-
-
-def margin(instance: ProgramInstance) -> float:
-    """The smallest relevant change of the bound, in nats of the whole posterior.
-
-    It is 0.01 nats for every latent number, at least 0.1 nats. An error of 0.01 nats in a normal is a seventh of an sd
-    in its mean, or a tenth in its width. Latents of a row count for every row; without latents, trained numbers count.
-    """
-    found, rows = instance.structure, instance.num_data
-    numbers = sum(found.sites[name].numbers * (rows if found.sites[name].local else 1) for name in found.latent)
-    numbers = numbers or sum(p.numel() for p in instance.parameters().values())
-    return max(LEAST_NATS, NATS_PER_NUMBER * numbers)
 
 
 def warn_if_not_level(history: History, first: int, warm_up: int) -> None:
@@ -104,7 +94,7 @@ class Levelling:
     """The windows of a fit, and the test whether its bound has levelled.
 
     Args:
-        margin: The smallest relevant change, in nats of the whole posterior; see `margin`.
+        margin: The smallest relevant change, in nats of the whole posterior; see `deepprob.posteriors.margin`.
         num_data: Number of rows, N.
         first: The step at which the first window begins: the end of every warm-up.
     """
@@ -113,6 +103,7 @@ class Levelling:
         self.margin, self.num_data = margin, num_data
         self.begins, self.ends, self.growth = first, first + _FIRST_WINDOW, _GROWTH
         self.needed = 2  # level windows in a row
+        self.once = 0  # the only step at which to compare, of a fixed length
         self.count, self.in_a_row = 0, 0
         self.sum: Groups = []
         self.before: Groups = []
@@ -124,6 +115,19 @@ class Levelling:
         self.origin, self.before, self.sum = self.before, [], [torch.zeros_like(x) for x in self.sum]
         self.needed, self.count, self.in_a_row = 1, 0, 0
 
+    def fixed(self, first: int, end: int) -> None:
+        """Compare only once, at the end of a fit of a fixed length.
+
+        Args:
+            first: The step at which the fit begins, or its warm-up ends.
+            end: Its last step.
+        """
+        if end - first >= _SHORTEST:
+            self.to_the_end(end - (end - first) // 2 // _LAST_WINDOWS * _LAST_WINDOWS, end)
+            self.once = end
+        else:
+            self.begins = self.ends = end  # too short to tell
+
     def next_stop(self, step: int) -> int:
         """The next step at which `visit` needs the parameters."""
         if step < self.begins:
@@ -132,12 +136,13 @@ class Levelling:
         done = (step - self.begins) * _SNAPSHOTS // length
         return self.begins + -(-(done + 1) * length // _SNAPSHOTS)
 
-    def visit(self, step: int, packed: Groups, bounds: Bounds) -> dict[str, float] | None:
+    def visit(self, step: int, packed: Groups, held: Groups, bounds: Bounds) -> dict[str, float] | None:
         """Add the parameters after a step to the window's average; at the end of the window, compare.
 
         Args:
             step: Number of steps done.
             packed: The parameters.
+            held: Those that the posterior would hold: the same, or their average.
             bounds: Estimates the bound.
 
         Returns:
@@ -151,7 +156,9 @@ class Levelling:
         if step < self.ends:
             return None
         mean = [s / self.count for s in self.sum]
-        found = self._compare(step, mean, bounds) if self.before else None
+        found = self._compare(step, mean, held, bounds) if self.before and self.once in (0, step) else None
+        if self.once and not self.origin:
+            self.origin = mean
         self.before, self.sum, self.count = mean, [torch.zeros_like(s) for s in self.sum], 0
         self.begins, self.ends = self.ends, round(self.ends + self.growth * (self.ends - self.begins))
         return found
@@ -167,23 +174,26 @@ class Levelling:
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], like: Groups) -> None:
         """Restore what `tensors` and `state` returned, for parameters like these."""
         for name in _STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
         for name in _GROUPS:
             found = [tensors[f"{name}.{i}"].to(p.device) for i, p in enumerate(like) if f"{name}.{i}" in tensors]
             setattr(self, name, found)
 
-    def _compare(self, step: int, mean: Groups, bounds: Bounds) -> dict[str, float]:
+    def _compare(self, step: int, mean: Groups, held: Groups, bounds: Bounds) -> dict[str, float]:
         pairs, window = list(zip(self.origin or self.before, mean, strict=True)), self.ends - self.begins
-        points = [self.before, mean, *([b + c * (b - a) for a, b in pairs] for c in AHEAD)]
+        points = [self.before, mean, held, *([b + c * (b - a) for a, b in pairs] for c in AHEAD)]
 
-        def compared(count: int) -> tuple[Change, Change]:
-            before, now, *ahead = self.num_data * bounds(points, count)
-            return paired_change(before, now), _largest([paired_change(now, x) for x in ahead])
+        def compared(count: int) -> tuple[Change, Change, Change]:
+            before, now, last, *ahead = self.num_data * bounds(points, count)
+            rises = [paired_change(now, x) for x in ahead]
+            return paired_change(before, now), _largest(rises), paired_change(now, last)
 
         count = min(max(window // 16, _FEWEST), _MOST) if self.needed > 1 else _MOST
-        change, ahead = compared(count)
-        if self._is_hidden(change, ahead):
-            change, ahead = compared(_MORE * count)
+        if self.once:
+            count = min(max(2 * _LAST_WINDOWS * window // _SHARE, _FEWEST_ONCE), _MOST)
+        change, ahead, last = compared(count)
+        if self._is_hidden(change, ahead) and not self.once:
+            change, ahead, last = compared(_MORE * count)
         level = change.is_within(self.margin) and _upper_end(ahead) <= self.margin
         self.in_a_row = self.in_a_row + 1 if level else 0
         return {
@@ -192,6 +202,8 @@ class Levelling:
             "se": change.se,
             "ahead": max(0.0, float(np.nan_to_num(ahead.value))),
             "ahead_se": float(np.nan_to_num(ahead.se)),
+            "held": last.value,
+            "held_se": last.se,
             "margin": self.margin,
             "windows": float(self.in_a_row),
             "level": float(self.in_a_row >= self.needed),

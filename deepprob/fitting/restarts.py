@@ -212,9 +212,9 @@ class RestartedFit(RunningFit):
 
     # -- the bound -----------------------------------------------------------------------------------------------
 
-    def _packed(self) -> Groups:
+    def _packed(self, name: str = "packed") -> Groups:
         """The parameters of all starts, stacked: whichever leads at the end of a window has its average there."""
-        groups = [start.at.carry["packed"] for start in self.starts]
+        groups = [start.at.carry.get(name, start.at.carry["packed"]) for start in self.starts]
         return [torch.stack(same) for same in zip(*groups, strict=True)]
 
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:

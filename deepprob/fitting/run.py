@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from deepprob.fitting.best import BestState
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
 from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
-from deepprob.fitting.course import Course
 from deepprob.fitting.divergence import (
     MOST_SKIPPED,
     DivergenceError,
@@ -34,37 +32,20 @@ from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible, warn_if_interrupted
 from deepprob.fitting.judging import accuracy_after
-from deepprob.fitting.levelling import Groups, Levelling, margin, warn_if_not_level
+from deepprob.fitting.levelling import Groups, Levelling, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
 from deepprob.fitting.row_order import RowOrder
+from deepprob.fitting.settings import FitSettings
 from deepprob.fitting.snapshots import Position, restore, snapshot
 from deepprob.fitting.state import State
 from deepprob.fitting.steppers import Stepper
 from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
+from deepprob.posteriors.margin import margin_of
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
 from deepprob.programs.laplace import finish_guide
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """The settings of a fit.
-
-    Attributes:
-        batch_size: Rows per step.
-        course: The number of steps, and the learning rate of each.
-        seed: The fit's seed.
-        callbacks: The callbacks of the fit.
-        config: The routine and its settings, as JSON.
-    """
-
-    batch_size: int
-    course: Course
-    seed: int
-    callbacks: Sequence[Callback]
-    config: Mapping[str, Any]
 
 
 class RunningFit:
@@ -99,7 +80,7 @@ class RunningFit:
         self.first_step = 0
         self.broken_off = False  # in the middle of a step
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
-        self.levelling = Levelling(margin(state.instance), state.instance.num_data, self.warm_up_steps)
+        self.levelling = self._levelling()
         self.best = BestState(state.instance.snapshot(), scored=held_out is not None and held_out.is_bound)
         self.bad_in_a_row = 0
         self.epoch_seconds = 0.0  # spent on the current epoch
@@ -115,8 +96,14 @@ class RunningFit:
         """Begin where the fit of a posterior ended; see `deepprob.fitting.extending`."""
         continue_from(self, training, posterior)
         self.first_step = self.step
-        first = max(self.step, self.warm_up_steps)
-        self.levelling = Levelling(self.levelling.margin, self.levelling.num_data, first)
+        self.levelling = self._levelling()
+
+    def _levelling(self) -> Levelling:
+        instance, first = self.state.instance, max(self.first_step, self.warm_up_steps)
+        found = Levelling(margin_of(instance), instance.num_data, first)
+        if self.course.fixed:
+            found.fixed(first, self.total_steps)
+        return found
 
     @property
     def _ends_by_budget(self) -> bool:
@@ -211,7 +198,7 @@ class RunningFit:
         for callback in self.callbacks:
             if (interval := callback.interval(self.steps_per_epoch)) and end % interval == 0:
                 callback.step_end(self)
-        if self.course.waits:
+        if self.course.waits or self.levelling.once:
             self._test_level()
         completed = end // self.steps_per_epoch - self.epoch
         self.epoch_seconds += seconds * (end - first)
@@ -234,7 +221,7 @@ class RunningFit:
     def _test_level(self) -> None:
         """Let the schedule begin if the bound has levelled, or if the budget of steps before it is spent."""
         course = self.course
-        found = self.levelling.visit(self.step, self._packed(), self._bounds)
+        found = self.levelling.visit(self.step, self._packed(), self._packed("average"), self._bounds)
         if found is not None:
             self.history.add_levels(found)
         if course.holds and found is not None and found["level"]:
@@ -243,9 +230,9 @@ class RunningFit:
             course.holds = False
             self.levelling.to_the_end(max(self.step, self.warm_up_steps), course.total)
 
-    def _packed(self) -> Groups:
-        """The packed parameters whose bound is to level."""
-        return self.state.carry["packed"]
+    def _packed(self, name: str = "packed") -> Groups:
+        """The packed parameters whose bound is to level, or their average if one is kept."""
+        return self.state.carry.get(name, self.state.carry["packed"])
 
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
         """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
@@ -300,7 +287,7 @@ class RunningFit:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
-        if self.course.waits:
+        if self.course.waits or self.levelling.once:
             end = min(end, self.levelling.next_stop(self.step))
         if self.course.holds:
             end = min(end, self.course.schedule_begins)

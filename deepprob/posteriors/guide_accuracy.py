@@ -149,7 +149,8 @@ def _truncated(log_weights: Array) -> Array:
     """
     weights = np.exp(log_weights - log_weights.max())
     weights = np.minimum(weights, weights.mean() * np.sqrt(len(weights)))
-    return weights / weights.sum()
+    shares: Array = weights / weights.sum()
+    return shares
 
 
 def _by_site(

@@ -25,10 +25,11 @@ class History:
             ``held_out_log_likelihood``, expected over the guide, without their KL; ``learning_rate``, ``kl_weight``,
             ``skipped``, ``seconds``, and ``annealed.<buffer>`` for each buffer that a callback anneals. The last epoch
             may have fewer steps.
-        levels: One value per comparison of a fit without a fixed length, see `deepprob.fitting.levelling`: ``step``,
-            ``change`` of the bound since the last window in nats of the whole posterior, its standard error ``se``,
-            the largest rise ``ahead`` and its ``ahead_se``, the ``margin``, how many ``windows`` in a row are level,
-            and ``level`` (1 where the bound has levelled, by two in a row).
+        levels: One value per comparison of the bound, see `deepprob.fitting.levelling`; a fit of a fixed length
+            compares once, at its end. ``step``, ``change`` since the last window in nats of the whole posterior, its
+            standard error ``se``, the largest rise ``ahead`` and its ``ahead_se``, the bound of the parameters that are
+            ``held`` less that of their average over the window and its ``held_se``, the ``margin``, how many
+            ``windows`` in a row are level, and ``level`` (1 where the bound has levelled, by as many as are needed).
         restarts: One value per start of a fit with restarts, see `deepprob.fitting.restarts`: its ``bound`` at the end
             in nats of the whole posterior and the standard error ``se``; how far it lies ``behind`` the kept start on
             the same rows and noise, and ``behind_se``; ``kept`` (1 for the kept start); the number of ``skipped``

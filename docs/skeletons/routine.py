@@ -18,7 +18,8 @@ from deepprob.fitting.course import Course, Length
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.objectives import ELBO, Terms
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.run import FitSettings, RunningFit
+from deepprob.fitting.run import RunningFit
+from deepprob.fitting.settings import FitSettings
 from deepprob.fitting.state import Knobs, State
 from deepprob.fitting.steppers import EagerStepper
 from deepprob.posteriors.posterior import Posterior

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,17 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
         The largest factor between the two; a caution if it is surely above 1.3, a fail above 2, whether the guide is
         too wide or too narrow.
     """
+    if accuracy.points:
+        return Check(
+            name=_WIDTHS,
+            value=float("inf"),
+            se=None,
+            threshold=WIDTH_CAUTION,
+            verdict="caution",
+            reading=f"The guide is a point estimate of {', '.join(accuracy.points)}: it does not say how sure it is.",
+            next_step="For a width, fit guide='normal' or guide='laplace'.",
+            unit="times",
+        )
     found, method = findings(accuracy, 2)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
     verdict = _verdict(worst.surely, float(np.log(WIDTH_CAUTION)), float(np.log(WIDTH_FAIL)))
@@ -104,7 +115,7 @@ def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
             f"The program has no gradients ({accuracy.why or 'its latent sites are discrete'}), and the importance "
             f"weights of the guide are too unequal (k-hat {khat:.2f}, {effective:.0f} effective draws)."
         )
-    chosen = accuracy.by_gradients | (accuracy.by_weights if good else {})
+    chosen = {**accuracy.by_gradients, **(accuracy.by_weights if good else {})}
     count = sum(x.shape[1] for name, x in chosen.items() if name in accuracy.together)
     reach = float(stats.norm.ppf(1 - 0.05 / (2 * max(count, 1))))
     found = [
@@ -156,15 +167,18 @@ def _check(
 
 def _applies(case: Case) -> bool:
     found = case.accuracy
-    return found is not None and bool(found.by_gradients or found.by_weights or found.why)
+    return found is not None and bool(found.by_gradients or found.by_weights or found.why or found.points)
 
 
-posterior_means = Diagnostic(
-    _MEANS, "Are the guide's means those of the posterior?", _applies, lambda case, level: check_means(case.accuracy)
-)
+def _run(check: Callable[[GuideAccuracy], Check]) -> Callable[[Case, float], Check]:
+    def run(case: Case, level: float) -> Check:
+        assert case.accuracy is not None
+        return check(case.accuracy)
+
+    return run
+
+
+posterior_means = Diagnostic(_MEANS, "Are the guide's means those of the posterior?", _applies, _run(check_means))
 posterior_widths = Diagnostic(
-    _WIDTHS,
-    "Are the guide's standard deviations those of the posterior?",
-    _applies,
-    lambda case, level: check_widths(case.accuracy),
+    _WIDTHS, "Are the guide's standard deviations those of the posterior?", _applies, _run(check_widths)
 )
