@@ -17,7 +17,7 @@ from deepprob.data import Split, as_split
 from deepprob.diagnostics.check import Array, Check, array
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
-from deepprob.posteriors.guide_draws import guide_draws
+from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
@@ -325,6 +325,11 @@ class Case:
         if posterior.accuracy is None:
             return judged(posterior._fitted, guide_draws(posterior._fitted, self.train, GLOBAL_DRAWS, self.seed))
         return posterior.accuracy
+
+    @cached_property
+    def row_draws(self) -> GuideDraws:
+        """Draws of the latents of each row of `sample_batch`, with the gradients of their log-density."""
+        return guide_draws(self.posterior._fitted, self.sample_batch, self.particles, self.seed)
 
     @cached_property
     def log_weights(self) -> Array:

@@ -60,6 +60,19 @@ def accuracy_by_gradients(values: Array, gradients: Array) -> Accuracy:
     return _with_errors(_fitted_line, values, gradients)
 
 
+def accuracy_of_rows(values: Array, gradients: Array) -> tuple[Array, Array]:
+    """The shift and the log-width of every coordinate in many samples, one for every row, see `Accuracy`.
+
+    Args:
+        values: The samples, shape ``(B, K, D)``.
+        gradients: ``grad log p`` at them, of the same shape.
+
+    Returns:
+        Two arrays of shape ``(B, D)``.
+    """
+    return _fitted_line(values, gradients)
+
+
 def accuracy_by_weights(values: Array, weights: Array) -> Accuracy:
     """The accuracy of a sample, from normalized importance weights.
 
@@ -97,21 +110,23 @@ def accuracy_by_number(values: Array, gradients: Array) -> Accuracy:
 
 
 def _fitted_line(values: Array, gradients: Array) -> tuple[Array, Array]:
-    centred = values - values.mean(0)
-    covariance = centred.T @ centred / len(values)
-    scale = np.sqrt(np.maximum(covariance.diagonal(), 1e-300))
-    factor = scale[:, None] * np.linalg.cholesky(covariance / np.outer(scale, scale) + 1e-9 * np.eye(len(scale)))
-    v = np.linalg.solve(factor, centred.T).T  # the whitened sample
-    g = gradients @ factor
-    slope = (g - g.mean(0)).T @ v / len(v)
-    levels, axes = np.linalg.eigh(-(slope + slope.T) / 2)
-    along, residual = v @ axes, (g - g.mean(0) - v @ slope.T) @ axes
-    noise = (along * residual).std(0) / np.sqrt(len(v))
+    count = values.shape[-2]
+    centred, start = values - values.mean(-2, keepdims=True), gradients.mean(-2, keepdims=True)
+    covariance = centred.mT @ centred / count
+    scale = np.sqrt(np.maximum(np.diagonal(covariance, axis1=-2, axis2=-1), 1e-300))
+    correlation = covariance / (scale[..., None] * scale[..., None, :]) + 1e-9 * np.eye(scale.shape[-1])
+    factor = scale[..., None] * np.linalg.cholesky(correlation)
+    v = np.linalg.solve(factor, centred.mT).mT  # the whitened sample
+    g = (gradients - start) @ factor
+    slope = g.mT @ v / count
+    levels, axes = np.linalg.eigh(-(slope + slope.mT) / 2)
+    along, residual = v @ axes, (g - v @ slope.mT) @ axes
+    noise = (along * residual).std(-2) / np.sqrt(count)
     levels = np.maximum(levels, np.maximum(noise, _LEAST_PRECISION))  # no flatter than the sample can tell
     rotated = factor @ axes
-    sd = np.sqrt((np.square(rotated) / levels).sum(1))
-    mean = rotated @ ((axes.T @ g.mean(0)) / levels)
-    return -mean / sd, np.log(scale / sd)
+    sd = np.sqrt((np.square(rotated) / levels[..., None, :]).sum(-1))
+    step = (start @ factor @ axes)[..., 0, :] / levels
+    return -(rotated @ step[..., None])[..., 0] / sd, np.log(scale / sd)
 
 
 def _reweighted(values: Array, weights: Array) -> tuple[Array, Array]:

@@ -14,8 +14,9 @@ left would pass for level. Where noise hides whether the bound has levelled, fou
 
 If the constant rate of the budget ends before the bound has levelled, four windows of equal length follow the schedule,
 and the last one tells how the fit ended. The points ahead then lie on the way since the last window of the constant
-rate, since the steps themselves become small. The second half of a fit of a fixed length is divided in the same way,
-and the way counts from its first window; a comparison at its end takes a tenth of its steps.
+rate, since the steps themselves become small. The second half of a fit of a fixed length is divided in the same way.
+At its end, the last window is compared with the first of the four, by a tenth as many steps as the fit has: a schedule
+that falls hides from two windows near its end what longer steps would gain.
 
 The state that the fit holds is compared, too. It lies below the average of the last window if the last steps are large.
 
@@ -181,7 +182,12 @@ class Levelling:
 
     def _compare(self, step: int, mean: Groups, held: Groups, bounds: Bounds) -> dict[str, float]:
         pairs, window = list(zip(self.origin or self.before, mean, strict=True)), self.ends - self.begins
-        points = [self.before, mean, held, *([b + c * (b - a) for a, b in pairs] for c in AHEAD)]
+        points = [
+            self.origin if self.once else self.before,
+            mean,
+            held,
+            *([b + c * (b - a) for a, b in pairs] for c in AHEAD),
+        ]
 
         def compared(count: int) -> tuple[Change, Change, Change]:
             before, now, last, *ahead = self.num_data * bounds(points, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepprob.diagnostics.case import Diagnostic
-from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths
+from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths, row_means, row_widths
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
@@ -24,6 +24,8 @@ CHECKS: dict[str, Diagnostic] = {
         posterior_means,
         posterior_widths,
         global_khat,
+        row_means,
+        row_widths,
         local_khat,
         active_dimensions,
         probability_calibration,

@@ -1,4 +1,7 @@
-"""Does the guide have the means and the widths of the posterior given the training data?"""
+"""Does the guide have the means and the widths of the posterior?
+
+Of global latents, given the training data; of local latents, given each of some rows.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
 _MEANS, _WIDTHS = "posterior means, global latents", "posterior widths, global latents"
+_ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, local latents"
 SHIFT_CAUTION, SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 WIDTH_CAUTION, WIDTH_FAIL = 1.3, 2.0  # as a factor
+ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
 _RELIABLE, _EFFECTIVE = 0.5, 100  # k-hat and number of effective draws with which importance weights decide
 _ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
+
+_ROW_ADVICE = "Train on, dp.extend(posterior, data); or try a larger encoder or a richer guide (full covariance, flow)."
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,83 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
         )
         reading += f"furthest of all, {_judged(accuracy, method)}."
     return _check(_WIDTHS, factor, se, WIDTH_CAUTION, verdict, reading, "times", found)
+
+
+def check_row_means(values: ArrayLike, gradients: ArrayLike) -> Check:
+    """Whether the guide's means of the latents of rows are those of their posteriors.
+
+    Args:
+        values: Draws of the guide for every row, in unconstrained coordinates, shape ``(K, B, D)``.
+        gradients: Gradients of the log-density at the draws, of the same shape.
+
+    Returns:
+        The root mean square over rows and dimensions of the distance, in sds of the posterior; a caution if it is
+        surely above 0.4, a fail above 1. The noise of K draws is subtracted.
+
+    Examples:
+        >>> draws = np.random.default_rng(0).normal(size=(200, 50, 2))
+        >>> check_row_means(draws, -draws).verdict, check_row_means(draws, 2 - draws).verdict
+        ('pass', 'fail')
+    """
+    shift, width = _of_rows(values, gradients)
+    squares = (np.square(shift) - np.exp(2 * width) / len(array(values))).mean(1)  # by row
+    size = float(np.sqrt(max(squares.mean(), 0.0)))
+    se = float(squares.std() / np.sqrt(len(squares)) / (2 * max(size, 0.05)))
+    verdict = _verdict(size - 1.645 * se, ROW_SHIFT_CAUTION, SHIFT_FAIL)
+    return Check(
+        name=_ROW_MEANS,
+        value=size,
+        se=se,
+        threshold=ROW_SHIFT_CAUTION,
+        verdict=verdict,
+        reading=f"The guide's means of the latents of {len(shift)} rows are {number(size, se)} posterior sds from the "
+        "posteriors' (root mean square), by the gradients at its draws.",
+        next_step="" if verdict == "pass" else _ROW_ADVICE,
+        details={"rms_by_dimension": np.sqrt(np.square(shift).mean(0)).tolist(), "rows": len(shift)},
+        unit="sd",
+    )
+
+
+def check_row_widths(values: ArrayLike, gradients: ArrayLike) -> Check:
+    """Whether the guide's standard deviations of the latents of rows are those of their posteriors.
+
+    Args:
+        values: Draws of the guide for every row, in unconstrained coordinates, shape ``(K, B, D)``.
+        gradients: Gradients of the log-density at the draws, of the same shape.
+
+    Returns:
+        Of the dimension that is furthest off, the factor between the two, as a geometric mean over rows; a caution if
+        it is surely above 1.3, a fail above 2, whether the guide is too wide or too narrow.
+
+    Examples:
+        >>> draws = np.random.default_rng(0).normal(size=(200, 50, 2))
+        >>> check_row_widths(draws, -draws).verdict, check_row_widths(draws, -9 * draws).verdict
+        ('pass', 'fail')
+    """
+    _, width = _of_rows(values, gradients)
+    means, errors = width.mean(0), width.std(0) / np.sqrt(len(width))
+    surely = np.abs(means) - 1.645 * errors
+    at = int(surely.argmax())
+    factor = float(np.exp(abs(means[at])))
+    se = factor * float(errors[at])
+    verdict = _verdict(float(surely[at]), float(np.log(WIDTH_CAUTION)), float(np.log(WIDTH_FAIL)))
+    side = "wide" if means[at] > 0 else "narrow"
+    return Check(
+        name=_ROW_WIDTHS,
+        value=factor,
+        se=se,
+        threshold=WIDTH_CAUTION,
+        verdict=verdict,
+        reading=f"The guide's sds of the latents of {len(width)} rows are up to {number(factor, se)} times too {side} "
+        f"(dimension {at}, a geometric mean over rows), by the gradients at its draws.",
+        next_step="" if verdict == "pass" else _ROW_ADVICE,
+        details={"ratio_by_dimension": np.exp(means).tolist(), "rows": len(width)},
+        unit="times",
+    )
+
+
+def _of_rows(values: ArrayLike, gradients: ArrayLike) -> tuple[Array, Array]:
+    return accuracy_of_rows(array(values).swapaxes(0, 1), array(gradients).swapaxes(0, 1))
 
 
 def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
@@ -178,7 +264,41 @@ def _run(check: Callable[[GuideAccuracy], Check]) -> Callable[[Case, float], Che
     return run
 
 
+def _applies_to_rows(case: Case) -> bool:
+    if case.posterior.kind != "guide" or not case.posterior._fitted.amortized or not case.posterior.structure.local:
+        return False
+    draws = case.row_draws
+    if draws.why and not draws.scores:
+        raise ValueError(f"The density of the latents has no gradient: {draws.why}.")
+    return 0 < _dimensions(case) <= case.particles // 3
+
+
+def _dimensions(case: Case) -> int:
+    return sum(x.shape[-1] for x in case.row_draws.scores.values())
+
+
+def _run_rows(check: Callable[[ArrayLike, ArrayLike], Check]) -> Callable[[Case, float], Check]:
+    def run(case: Case, level: float) -> Check:
+        draws = case.row_draws
+        values, scores = (np.concatenate([array(x[n]) for n in draws.scores], -1) for x in (draws.values, draws.scores))
+        return check(values, scores)
+
+    return run
+
+
 posterior_means = Diagnostic(_MEANS, "Are the guide's means those of the posterior?", _applies, _run(check_means))
 posterior_widths = Diagnostic(
     _WIDTHS, "Are the guide's standard deviations those of the posterior?", _applies, _run(check_widths)
+)
+row_means = Diagnostic(
+    _ROW_MEANS,
+    "Are the guide's means of the latents of rows those of their posteriors?",
+    _applies_to_rows,
+    _run_rows(check_row_means),
+)
+row_widths = Diagnostic(
+    _ROW_WIDTHS,
+    "Are the guide's standard deviations of the latents of rows those of their posteriors?",
+    _applies_to_rows,
+    _run_rows(check_row_widths),
 )

@@ -102,7 +102,7 @@ def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1
         rhat: R-hat of the ELBO over windows of the last half of the fit.
 
     Returns:
-        The change of the bound between the last two windows, in nats of the whole posterior, or the rise ahead if it
+        The change of the bound between two windows, in nats of the whole posterior, or the rise ahead if it
         is larger. A fail if one is surely above ten times the margin.
 
     Examples:
@@ -121,8 +121,8 @@ def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1
     fails = change.is_beyond(10 * margin) or ahead.is_beyond(10 * margin)
     verdict: Verdict = "pass" if level and not noisy else "fail" if fails else "caution"
     reading = (
-        f"Over the last window before step {last['step']:.0f}, the bound of the whole posterior ({num_data} rows) "
-        f"changed by {number(last['change'], last['se'])} nats (margin {number(margin)})"
+        f"Between two windows of steps up to step {last['step']:.0f}, the bound of the whole posterior "
+        f"({num_data} rows) changed by {number(last['change'], last['se'])} nats (margin {number(margin)})"
     )
     if level:
         reading += ": level, at an error rate of 5 %."

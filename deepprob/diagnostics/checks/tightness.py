@@ -8,10 +8,8 @@ from scipy.special import logsumexp
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.collapse import kl_from_prior
 
-SHARE_OF_KL = 0.2
-LEAST_LIMIT = 0.1
+NATS_PER_NUMBER, HARD_NATS_PER_NUMBER = 0.1, 0.5
 NAME = "tightness of the bound"
 
 
@@ -47,17 +45,16 @@ def bounds(log_weights: ArrayLike) -> dict[int, Array]:
     return result
 
 
-def check_tightness(log_weights: ArrayLike, *, information: float = 0.0) -> Check:
+def check_tightness(log_weights: ArrayLike, *, numbers: int = 1) -> Check:
     """The gap between importance-weighted bound and ELBO: a lower bound of the KL from guide to exact posterior.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k | x)``, shape ``(particles, rows)``.
-        information: KL of the guide from the prior, nats per row.
+        numbers: How many latent numbers a row has.
 
     Returns:
-        The gap in nats per row. It is a caution above a fifth of ``information`` (at least 0.1 nats) and a
-        fail above all of it (at least 1 nat): the guide is then further from the posterior than from the
-        prior.
+        The gap in nats per row. It is a caution above 0.1 nats for every latent number, which a normal guide has whose
+        means are 0.45 posterior sds off, and a fail above 0.5, of means one sd off.
 
     Examples:
         The exact posterior has equal weights and no gap:
@@ -70,7 +67,7 @@ def check_tightness(log_weights: ArrayLike, *, information: float = 0.0) -> Chec
     gaps = sequence[most] - sequence[1]
     gap = float(gaps.mean())
     se = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else None
-    limit, hard = max(SHARE_OF_KL * information, LEAST_LIMIT), max(information, 10 * LEAST_LIMIT)
+    limit, hard = NATS_PER_NUMBER * numbers, HARD_NATS_PER_NUMBER * numbers
     lower = gap - 1.645 * (se or 0.0)
     verdict: Verdict = "fail" if lower > hard else "caution" if lower > limit else "pass"
     means = {size: float(values.mean()) for size, values in sequence.items()}
@@ -90,8 +87,9 @@ def check_tightness(log_weights: ArrayLike, *, information: float = 0.0) -> Chec
         details={
             "bounds": {str(k): v for k, v in means.items()},
             "rows": len(gaps),
-            "information": information,
+            "numbers": numbers,
         },
+        unit="nats per row",
     )
 
 
@@ -100,8 +98,8 @@ def _applies(case: Case) -> bool:
 
 
 def _run(case: Case, level: float) -> Check:
-    kl = kl_from_prior(*case.traces)
-    return check_tightness(case.log_weights, information=sum(float(site.sum()) for site in kl.values()))
+    found = case.posterior.structure
+    return check_tightness(case.log_weights, numbers=sum(found.sites[name].numbers for name in found.local))
 
 
 bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run)
