@@ -323,7 +323,8 @@ class Case:
                 "they take too long. Pass train=."
             )
         if posterior.accuracy is None:
-            return judged(posterior._fitted, guide_draws(posterior._fitted, self.train, GLOBAL_DRAWS, self.seed))
+            draws = guide_draws(posterior._fitted, self.train, GLOBAL_DRAWS, self.seed)
+            return judged(posterior._fitted, self.train, draws, self.seed)
         return posterior.accuracy
 
     @cached_property

@@ -15,6 +15,7 @@ from torch import Tensor
 from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, accuracy_by_number, accuracy_by_weights
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
+from deepprob.posteriors.label_switching import Switching, label_switching
 from deepprob.programs.minibatch import Batch
 
 DRAWS = 1000
@@ -38,6 +39,7 @@ class GuideAccuracy:
             the weights of a network with hidden units, of which many values make the same function, and what would be
             more numbers than the draws can tell.
         points: Latent sites of which the guide is a point estimate.
+        switching: Entries that can change places without changing the posterior; None if there are none.
         why: The reason why there are no gradients.
     """
 
@@ -46,6 +48,7 @@ class GuideAccuracy:
     by_weights: Mapping[str, Tensor] = field(default_factory=dict)
     together: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
+    switching: Switching | None = None
     why: str = ""
 
     @property
@@ -61,7 +64,9 @@ class GuideAccuracy:
 
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON."""
-        return {"together": list(self.together), "points": list(self.points), "why": self.why}
+        switching = None if self.switching is None else [list(self.switching.sites), self.switching.labels]
+        together, points = list(self.together), list(self.points)
+        return {"together": together, "points": points, "switching": switching, "why": self.why}
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GuideAccuracy:
@@ -77,6 +82,7 @@ class GuideAccuracy:
             kinds["weights"],
             tuple(facts["together"]),
             tuple(facts["points"]),
+            None if facts["switching"] is None else Switching(tuple(facts["switching"][0]), facts["switching"][1]),
             facts["why"],
         )
 
@@ -105,7 +111,7 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
             affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1))
             if affordable >= _FEW:
                 found = guide_draws(fitted, batch, _round(affordable), seed)
-        return None if found is None else judged(fitted, found)
+        return None if found is None else judged(fitted, batch, found, seed)
 
 
 def _round(draws: int) -> int:
@@ -113,13 +119,14 @@ def _round(draws: int) -> int:
     return max(k for k in (_FEW, 100, 300, DRAWS) if k <= draws)
 
 
-def judged(fitted: FittedProgram, draws: GuideDraws) -> GuideAccuracy:
-    """The accuracy of a guide, from its draws."""
+def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> GuideAccuracy:
+    """The accuracy of a guide, from its draws given the training data."""
     drawn = {n for n in fitted.structure.latent if not fitted.structure.sites[n].discrete}
     points = tuple(sorted(drawn - draws.values.keys()))
     weights = draws.log_weights.double()
     if not draws.values:
         return GuideAccuracy(weights, {}, points=points, why=draws.why)
+    switching = None if points else label_switching(fitted, batch, seed)
     together = _together(draws.values)
     by_gradients: dict[str, Tensor] = {}
     by_weights: dict[str, Tensor] = {}
@@ -130,7 +137,7 @@ def judged(fitted: FittedProgram, draws: GuideDraws) -> GuideAccuracy:
     if together and bool(weights.isfinite().all()):
         shares = _truncated(weights.cpu().numpy())
         by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
-    return GuideAccuracy(weights, by_gradients, by_weights, tuple(together), points, draws.why)
+    return GuideAccuracy(weights, by_gradients, by_weights, tuple(together), points, switching, draws.why)
 
 
 def _together(values: Mapping[str, Tensor]) -> list[str]:

@@ -94,6 +94,21 @@ def _drawn(fitted: FittedProgram, batch: Batch, draws: int, seed: int, *, scored
     return GuideDraws(weights, _split(fitted, values), _split(fitted, scores))
 
 
+def replayed_density(fitted: FittedProgram, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+    """The log-density of latent values and data, ``(K,)``.
+
+    Args:
+        fitted: The program.
+        batch: The accepted data.
+        values: Values of all latent sites, ``(K, *site)`` each.
+    """
+    draws = len(next(iter(values.values())))
+    job = Job("density", partial(_weigh, fitted.structure, False, False))
+    with fitted.querying(0):
+        (density,) = fitted.under_draws(job, fitted.prepared(batch, draws), values)
+    return torch.as_tensor(density.value).reshape(draws)
+
+
 _WEIGHTS, _VALUE, _SCORE = "log-weights", "v", "s"
 
 

@@ -162,10 +162,13 @@ class _SymbolicTraces:
         self.guide.symbolize_dims()
         for name, site in sample_sites(self.guide):
             parts = site["fn"].score_parts(site["value"])
+            log_prob = scale_and_mask(parts.log_prob, site["scale"], site["mask"])
+            if site["infer"].get("replayed"):  # a given value has no density, and its guide has no plates
+                log_prob = log_prob.new_zeros(())
             site["packed"] = {
                 # A draw from q has weight 1 and the gradient of log q, whatever its scale and mask.
                 "score_parts": parts._replace(score_function=_pack(name, site, parts.score_function)),
-                "log_prob": _pack(name, site, scale_and_mask(parts.log_prob, site["scale"], site["mask"])),
+                "log_prob": _pack(name, site, log_prob),
             }
         # The model's dimensions may continue the guide's, and a replayed site has both.
         self.model.symbolize_dims(self.guide.plate_to_symbol)

@@ -1,0 +1,135 @@
+"""Does the posterior have other modes than the one that the guide describes?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.check import Check, Verdict, array, number
+from deepprob.posteriors.label_switching import Switching
+from deepprob.posteriors.margin import margin_of
+
+_LABELS, _STARTS = "label switching", "agreement of restarts"
+APART = 3.0  # posterior sds between the means of two starts
+
+
+def check_label_switching(switching: Switching | None) -> Check:
+    """Whether entries of latent sites can change places without changing the posterior.
+
+    Args:
+        switching: The entries that can, as the fit has found them.
+
+    Returns:
+        The number of equal modes; a caution if there are several, of which a guide describes one.
+
+    Examples:
+        >>> check_label_switching(Switching(("weights", "locs"), 3)).value
+        6.0
+    """
+    modes = 1 if switching is None else math.factorial(switching.labels)
+    if switching is None:
+        reading, next_step = "No entries of the latent sites can change places without changing the posterior.", ""
+    else:
+        sites = " and ".join(switching.sites)
+        reading = (
+            f"The {switching.labels} entries of {sites} can change places without changing the posterior. It has "
+            f"{modes} equal modes, and the guide describes one: what it says about a single entry depends on the start."
+        )
+        next_step = (
+            "Use predictions and other quantities that do not depend on the labels, or tell the entries apart in the "
+            "prior, such as by an order."
+        )
+    return Check(
+        name=_LABELS,
+        value=float(modes),
+        se=None,
+        threshold=1.0,
+        verdict="caution" if modes > 1 else "pass",
+        reading=reading,
+        next_step=next_step,
+        details={} if switching is None else {"sites": list(switching.sites), "labels": switching.labels},
+        unit="modes",
+    )
+
+
+def check_restarts(
+    behind: ArrayLike, se: ArrayLike, distance: ArrayLike, margin: float, *, level: float = 0.05
+) -> Check:
+    """Whether the starts of a fit ended in the same place.
+
+    Args:
+        behind: How far the bound of every start lies below the best one's, in nats of the whole posterior.
+        se: The standard errors.
+        distance: The largest distance over sites of every start's means from the kept start's, in posterior sds.
+        margin: The smallest relevant difference of two bounds, in nats.
+        level: The error rate for a start that is as good as the best.
+
+    Returns:
+        The number of other places with a bound as high as the best one's, up to log 20: a twentieth of its mass. A
+        caution if there are any, or if all other starts ended in worse places, so that chance has chosen.
+    """
+    gaps, errors, far = (array(x) for x in (behind, se, distance))
+    reach = float(stats.norm.ppf(1 - level))
+    other = (far > APART) & (gaps - reach * errors <= np.log(20.0))
+    worse = gaps - reach * errors > max(margin, np.log(20.0))
+    count, starts = int(other.sum()), len(gaps)
+    alone = starts > 1 and int(worse.sum()) == starts - 1
+    verdict: Verdict = "caution" if count or alone else "pass"
+    if count:
+        reading = (
+            f"{count} of {starts} starts ended up to {number(float(far[other].max()))} posterior sds away with about "
+            "as high a bound: the posterior has several modes, and the guide describes one."
+        )
+        next_step = "Report the modes side by side, one fit each, or use a sampler or a guide with several modes."
+    elif alone:
+        reading = (
+            f"All {starts - 1} other starts ended in worse places, by {number(float(gaps[worse].min()))} nats or more: "
+            "a better one may exist."
+        )
+        next_step = "Try more starts: restarts=16."
+    else:
+        reading = f"No start of {starts} found another place with about as high a bound."
+        next_step = ""
+    return Check(
+        name=_STARTS,
+        value=float(count),
+        se=None,
+        threshold=0.0,
+        verdict=verdict,
+        reading=reading,
+        next_step=next_step,
+        details={"behind": gaps.tolist(), "behind_se": errors.tolist(), "distance": far.tolist()},
+        unit="modes",
+    )
+
+
+def _applies(case: Case) -> bool:
+    return case.accuracy is not None and bool(case.accuracy.by_gradients or case.accuracy.by_weights)
+
+
+def _run(case: Case, level: float) -> Check:
+    return check_label_switching(None if case.accuracy is None else case.accuracy.switching)
+
+
+def _run_starts(case: Case, level: float) -> Check:
+    found = case.posterior.history.restarts
+    finite = np.isfinite(array(found["behind"]))
+    distances = [array(x)[finite] for name, x in found.items() if name.startswith("distance.")]
+    far = np.max(distances, axis=0) if distances else np.zeros(int(finite.sum()))
+    margin = margin_of(case.posterior.instance)
+    return check_restarts(array(found["behind"])[finite], array(found["behind_se"])[finite], far, margin)
+
+
+label_switching = Diagnostic(
+    _LABELS, "Can entries of latent sites change places without changing the posterior?", _applies, _run
+)
+agreement_of_restarts = Diagnostic(
+    _STARTS,
+    "Did the starts of the fit end in the same place?",
+    lambda case: bool(case.posterior.history.restarts),
+    _run_starts,
+)
