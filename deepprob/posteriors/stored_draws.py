@@ -48,6 +48,6 @@ def replay(values: Mapping[str, Tensor], found: Structure, draws: int | None = N
         for name, value in values.items():
             site = found.sites[name]
             value = placed(value, site.event_dim, site.plate_dims, found.plates, draws)
-            pyro.sample(name, dist.Delta(value, event_dim=site.event_dim), infer={"replayed": True})
+            pyro.sample(name, dist.Delta(value, event_dim=site.event_dim), infer={"replayed": True})  # type: ignore[arg-type]
 
     return guide
