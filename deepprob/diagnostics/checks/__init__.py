@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths, row_means, row_widths
+from deepprob.diagnostics.checks.amortization import amortization_gap
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
@@ -30,6 +31,7 @@ CHECKS: dict[str, Diagnostic] = {
         row_means,
         row_widths,
         local_khat,
+        amortization_gap,
         active_dimensions,
         probability_calibration,
         interval_coverage,
