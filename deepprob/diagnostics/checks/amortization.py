@@ -45,8 +45,8 @@ def check_amortization(gap: float, se: float, *, numbers: int, rows: int, loosen
         se=se,
         threshold=limit,
         verdict=verdict,
-        reading=f"The bound of independent normals fitted to each of {rows} rows alone is {number(abs(gap), se)} nats per "
-        f"row {'above' if gap > 0 else 'below'} the guide's, which is {number(looseness)} nats or more below the "
+        reading=f"The bound of independent normals fitted to each of {rows} rows alone is {number(abs(gap), se)} nats "
+        f"per row {'above' if gap > 0 else 'below'} the guide's, which is {number(looseness)} nats or more below the "
         "evidence.",
         next_step="" if verdict == "pass" else "Train the encoder for longer, or take a larger one.",
         details={"rows": rows, "numbers": numbers, "looseness": looseness},
