@@ -25,7 +25,8 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
     fitted = posterior._fitted
     if fitted.amortized or not fitted.structure.latent:
         return None
+    most, long = max(_LEAST_SECONDS, _SHARE * seconds), bool(posterior.history.levels)
     try:
-        return guide_accuracy(fitted, data, seed=posterior.seed, seconds=max(_LEAST_SECONDS, _SHARE * seconds))
+        return guide_accuracy(fitted, data, seed=posterior.seed, seconds=most, search=long)
     except _REFUSALS:
         return None

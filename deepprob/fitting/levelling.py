@@ -198,9 +198,9 @@ class Levelling:
         if self.once:
             count = min(max(2 * _LAST_WINDOWS * window // _SHARE, _FEWEST_ONCE), _MOST)
         change, ahead, last = compared(count)
-        if self._is_hidden(change, ahead) and not self.once:
-            change, ahead, last = compared(_MORE * count)
-        level = change.is_within(self.margin) and _upper_end(ahead) <= self.margin
+        if self._is_hidden(change, ahead):
+            change, ahead, last = compared(_MORE * count if not self.once else min(_MORE * count, _MOST))
+        level = change.is_within(self.margin) and not self._may_rise(ahead)
         self.in_a_row = self.in_a_row + 1 if level else 0
         return {
             "step": step,
@@ -217,15 +217,23 @@ class Levelling:
 
     def _is_hidden(self, change: Change, ahead: Change) -> bool:
         """Whether the bound may be level, and only noise keeps it from being seen."""
-        level = change.is_within(self.margin) and _upper_end(ahead) <= self.margin
-        rises = ahead.value - ahead.half_width(0.05) > self.margin
-        return not (level or rises or change.is_beyond(self.margin))
+        level = change.is_within(self.margin) and not self._may_rise(ahead)
+        return not (level or _rises(ahead, self.margin) or change.is_beyond(self.margin))
+
+    def _may_rise(self, ahead: Change) -> bool:
+        """Whether the bound may still rise ahead; over half of a fit, only where it surely does."""
+        return _rises(ahead, self.margin) if self.once else _upper_end(ahead) > self.margin
 
 
 def _largest(rises: Sequence[Change]) -> Change:
     """The largest rise ahead, up to the first point where the bound surely falls: numbers beyond it may overflow."""
     falls = [k for k, rise in enumerate(rises) if _upper_end(rise) < 0.0]
     return max(rises[: falls[0] + 1] if falls else rises, key=_upper_end)
+
+
+def _rises(ahead: Change, margin: float) -> bool:
+    """Whether the bound surely rises by more than a margin."""
+    return ahead.value - ahead.half_width(0.05) > margin
 
 
 def _upper_end(rise: Change) -> float:

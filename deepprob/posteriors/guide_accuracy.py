@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, accuracy_by_number, accuracy_by_weights
+from deepprob.engine.subject import Untraceable
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
+from deepprob.posteriors.other_modes import OtherMode, other_mode
 from deepprob.programs.minibatch import Batch
 
 DRAWS = 1000
@@ -40,6 +43,8 @@ class GuideAccuracy:
             more numbers than the draws can tell.
         points: Latent sites of which the guide is a point estimate.
         switching: Entries that can change places without changing the posterior; None if there are none.
+        searched: Whether other modes were searched for.
+        other: The mode with the most mass that the guide does not cover, if one was found.
         why: The reason why there are no gradients.
     """
 
@@ -49,6 +54,8 @@ class GuideAccuracy:
     together: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     switching: Switching | None = None
+    searched: bool = False
+    other: OtherMode | None = None
     why: str = ""
 
     @property
@@ -65,8 +72,14 @@ class GuideAccuracy:
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON."""
         switching = None if self.switching is None else [list(self.switching.sites), self.switching.labels]
-        together, points = list(self.together), list(self.points)
-        return {"together": together, "points": points, "switching": switching, "why": self.why}
+        return {
+            "together": list(self.together),
+            "points": list(self.points),
+            "switching": switching,
+            "searched": self.searched,
+            "other": None if self.other is None else list(self.other),
+            "why": self.why,
+        }
 
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GuideAccuracy:
@@ -83,11 +96,15 @@ class GuideAccuracy:
             tuple(facts["together"]),
             tuple(facts["points"]),
             None if facts["switching"] is None else Switching(tuple(facts["switching"][0]), facts["switching"][1]),
+            facts["searched"],
+            None if facts["other"] is None else OtherMode(*facts["other"]),
             facts["why"],
         )
 
 
-def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float) -> GuideAccuracy | None:
+def guide_accuracy(
+    fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float, search: bool = True
+) -> GuideAccuracy | None:
     """Judge a guide on the training data.
 
     Args:
@@ -95,6 +112,7 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
         batch: The training data, accepted.
         seed: Random seed of the draws.
         seconds: About the most time to spend; it decides how many draws are taken, of 1000, 300, 100 and 40.
+        search: Whether to search for other modes.
 
     Returns:
         None if 40 draws would take longer.
@@ -111,7 +129,7 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
             affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1))
             if affordable >= _FEW:
                 found = guide_draws(fitted, batch, _round(affordable), seed)
-        return None if found is None else judged(fitted, batch, found, seed)
+        return None if found is None else judged(fitted, batch, found, seed, search=search)
 
 
 def _round(draws: int) -> int:
@@ -119,14 +137,23 @@ def _round(draws: int) -> int:
     return max(k for k in (_FEW, 100, 300, DRAWS) if k <= draws)
 
 
-def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> GuideAccuracy:
-    """The accuracy of a guide, from its draws given the training data."""
+def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *, search: bool = True) -> GuideAccuracy:
+    """The accuracy of a guide, from its draws given the training data.
+
+    Args:
+        fitted: The program.
+        batch: The training data, accepted.
+        draws: The draws.
+        seed: Random seed.
+        search: Whether to search for other modes.
+    """
     drawn = {n for n in fitted.structure.latent if not fitted.structure.sites[n].discrete}
     points = tuple(sorted(drawn - draws.values.keys()))
     weights = draws.log_weights.double()
     if not draws.values:
         return GuideAccuracy(weights, {}, points=points, why=draws.why)
     switching = None if points else label_switching(fitted, batch, seed)
+    searched, other = _search(fitted, batch, draws, seed) if search and not points else (False, None)
     together = _together(draws.values)
     by_gradients: dict[str, Tensor] = {}
     by_weights: dict[str, Tensor] = {}
@@ -137,7 +164,18 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) ->
     if together and bool(weights.isfinite().all()):
         shares = _truncated(weights.cpu().numpy())
         by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
-    return GuideAccuracy(weights, by_gradients, by_weights, tuple(together), points, switching, draws.why)
+    return GuideAccuracy(
+        weights, by_gradients, by_weights, tuple(together), points, switching, searched, other, draws.why
+    )
+
+
+def _search(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> tuple[bool, OtherMode | None]:
+    """Whether other modes could be searched for, and the one that was found."""
+    log_evidence = float(draws.log_weights.double().logsumexp(0)) - math.log(len(draws.log_weights))
+    try:
+        return True, other_mode(fitted, batch, draws.values, log_evidence, seed)
+    except (Untraceable, ValueError, RuntimeError):  # too large, or the model cannot run at many points at once
+        return False, None
 
 
 def _together(values: Mapping[str, Tensor]) -> list[str]:

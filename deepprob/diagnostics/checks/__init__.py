@@ -9,7 +9,7 @@ from deepprob.diagnostics.checks.calibration import interval_coverage, probabili
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
-from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switching
+from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switching, other_modes
 from deepprob.diagnostics.checks.ood import ood_detection
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.scores import predictive_skill
@@ -27,6 +27,7 @@ CHECKS: dict[str, Diagnostic] = {
         posterior_widths,
         global_khat,
         label_switching,
+        other_modes,
         agreement_of_restarts,
         row_means,
         row_widths,

@@ -15,6 +15,7 @@ from scipy import stats
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.checks.khat import khat_limit
 from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
@@ -24,7 +25,7 @@ _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, l
 SHIFT_CAUTION, SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 WIDTH_CAUTION, WIDTH_FAIL = 1.3, 2.0  # as a factor
 ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
-_RELIABLE, _EFFECTIVE = 0.5, 100  # k-hat and number of effective draws with which importance weights decide
+_EFFECTIVE, _EASY = 100, 0.3  # effective draws of reliable importance weights; k-hat of those that decide alone
 _ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
 _ROW_ADVICE = "Train on, dp.extend(posterior, data); or try a larger encoder or a richer guide (full covariance, flow)."
@@ -183,9 +184,10 @@ def _of_rows(values: ArrayLike, gradients: ArrayLike) -> tuple[Array, Array]:
 
 
 def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
-    """How far all numbers are off, and the method: ``"importance weights"`` or ``"gradients"``.
+    """How far all numbers are off, and the methods: importance weights, gradients, or both.
 
-    Importance weights decide where they are reliable, as they hold for posteriors of any shape.
+    Importance weights hold for posteriors of any shape, and decide alone where they are nearly equal. Where they are
+    reliable at all, the larger of two findings counts. Where they are not, gradients decide.
 
     Args:
         accuracy: How far the guide is from the posterior.
@@ -194,22 +196,27 @@ def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
     Raises:
         ValueError: If neither tells.
     """
-    khat, effective = weight_quality(accuracy.log_weights.cpu().numpy())
-    good = khat <= _RELIABLE and effective >= _EFFECTIVE and bool(accuracy.by_weights)
-    if not (good or accuracy.by_gradients):
+    weights = accuracy.log_weights.cpu().numpy()
+    khat, effective = weight_quality(weights)
+    reliable = khat <= khat_limit(len(weights)) and effective >= _EFFECTIVE and bool(accuracy.by_weights)
+    alone = reliable and khat <= _EASY and effective >= len(weights) / 2
+    if not (reliable or accuracy.by_gradients):
         raise ValueError(
             f"The program has no gradients ({accuracy.why or 'its latent sites are discrete'}), and the importance "
             f"weights of the guide are too unequal (k-hat {khat:.2f}, {effective:.0f} effective draws)."
         )
-    chosen = {**accuracy.by_gradients, **(accuracy.by_weights if good else {})}
-    count = sum(x.shape[1] for name, x in chosen.items() if name in accuracy.together)
+    sources = {"importance weights": accuracy.by_weights if reliable else {}}
+    weighed = sources["importance weights"].keys()
+    sources["gradients"] = {n: x for n, x in accuracy.by_gradients.items() if not (alone and n in weighed)}
+    count = sum(x.shape[1] for found in sources.values() for n, x in found.items() if n in accuracy.together)
     reach = float(stats.norm.ppf(1 - 0.05 / (2 * max(count, 1))))
     found = [
-        f
-        for name, x in chosen.items()
-        for f in _of_site(name, array(x[row : row + 2]), name in accuracy.together, reach)
+        finding
+        for source in sources.values()
+        for name, x in source.items()
+        for finding in _of_site(name, array(x[row : row + 2]), name in accuracy.together, reach)
     ]
-    return found, "importance weights" if good and accuracy.by_weights.keys() >= chosen.keys() else "gradients"
+    return found, " and the ".join(name for name, source in sources.items() if source)
 
 
 def _of_site(name: str, pair: Array, together: bool, reach: float) -> Iterator[Finding]:

@@ -12,8 +12,10 @@ from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.posteriors.label_switching import Switching
 from deepprob.posteriors.margin import margin_of
+from deepprob.posteriors.other_modes import OtherMode
 
-_LABELS, _STARTS = "label switching", "agreement of restarts"
+_LABELS, _STARTS, _OTHER = "label switching", "agreement of restarts", "other modes"
+_MASS_CAUTION, _MASS_FAIL = 0.05, 0.5
 APART = 3.0  # posterior sds between the means of two starts
 
 
@@ -53,6 +55,40 @@ def check_label_switching(switching: Switching | None) -> Check:
         next_step=next_step,
         details={} if switching is None else {"sites": list(switching.sites), "labels": switching.labels},
         unit="modes",
+    )
+
+
+def check_other_modes(other: OtherMode | None) -> Check:
+    """Whether a climb from draws of the prior has found a mode that the guide does not cover.
+
+    Args:
+        other: The mode, if one was found.
+
+    Returns:
+        Its share of the mass of both, by Laplace's method; a caution above 5 %, a fail above a half.
+
+    Examples:
+        >>> check_other_modes(None).verdict, check_other_modes(OtherMode(2.0, 9.0, "mu")).verdict
+        ('pass', 'fail')
+    """
+    share = 0.0 if other is None else 1 / (1 + math.exp(-min(max(other.log_mass, -700.0), 700.0)))
+    verdict: Verdict = "fail" if share > _MASS_FAIL else "caution" if share > _MASS_CAUTION else "pass"
+    if other is None:
+        reading = "Climbs from 16 draws of the prior found no mode that the guide does not cover."
+    else:
+        reading = (
+            f"Climbs from 16 draws of the prior found a mode {number(other.distance)} sds away (in {other.site}), with "
+            f"{share:.1%} of the mass of both."
+        )
+    return Check(
+        name=_OTHER,
+        value=share,
+        se=None,
+        threshold=_MASS_CAUTION,
+        verdict=verdict,
+        reading=reading,
+        next_step="" if verdict == "pass" else "Fit several starts, restarts=4, and report the modes side by side.",
+        details={} if other is None else {"log_mass": other.log_mass, "distance": other.distance, "site": other.site},
     )
 
 
@@ -111,8 +147,16 @@ def _applies(case: Case) -> bool:
     return case.accuracy is not None and bool(case.accuracy.by_gradients or case.accuracy.by_weights)
 
 
+def _has_searched(case: Case) -> bool:
+    return case.accuracy is not None and case.accuracy.searched
+
+
 def _run(case: Case, level: float) -> Check:
     return check_label_switching(None if case.accuracy is None else case.accuracy.switching)
+
+
+def _run_other(case: Case, level: float) -> Check:
+    return check_other_modes(None if case.accuracy is None else case.accuracy.other)
 
 
 def _run_starts(case: Case, level: float) -> Check:
@@ -127,6 +171,7 @@ def _run_starts(case: Case, level: float) -> Check:
 label_switching = Diagnostic(
     _LABELS, "Can entries of latent sites change places without changing the posterior?", _applies, _run
 )
+other_modes = Diagnostic(_OTHER, "Are there modes that the guide does not cover?", _has_searched, _run_other)
 agreement_of_restarts = Diagnostic(
     _STARTS,
     "Did the starts of the fit end in the same place?",
