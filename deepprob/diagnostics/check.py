@@ -17,6 +17,7 @@ from deepprob.errors import unknown
 Array = NDArray[np.float64]
 Verdict = Literal["unchecked", "pass", "caution", "fail"]
 Side = Literal["<=", ">="]
+About = Literal["", "fit", "posterior", "predictions", "data"]
 VERDICTS: tuple[Verdict, ...] = ("unchecked", "pass", "caution", "fail")
 
 
@@ -36,6 +37,7 @@ class Check:
         unit: The unit of the value, the standard error and the threshold; empty for a pure number.
         good: The good side of the threshold: ``"<="`` if values up to it are good, ``">="`` if values from it on.
         question: The question that the check answers, in one line; a report fills it in.
+        about: The claim that the check supports, of a `Diagnostic`; a report fills it in.
 
     Raises:
         ValueError: If the verdict is unknown.
@@ -57,6 +59,7 @@ class Check:
     unit: str = ""
     good: Side = "<="
     question: str = ""
+    about: About = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -79,7 +82,7 @@ class Check:
     @property
     def slug(self) -> str:
         """The name in lower case with hyphens, the key of the check in JSON."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return re.sub(r"[\W_]+", "-", self.name.lower()).strip("-")
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.check import Array, array
-from deepprob.diagnostics.checks.calibration import bins_of
+from deepprob.diagnostics.metrics import shares_by_bin
 from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure
 
 
@@ -170,21 +170,12 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
         bins: Number of bins.
     """
     p, y = array(probs), array(labels)
-    confidence, correct = p.max(1), p.argmax(1) == y
-    index = bins_of(confidence, bins)
-    centre, hit, count = (
-        np.array([f(confidence[index == b], correct[index == b]) for b in range(index.max() + 1)])
-        for f in (lambda c, h: c.mean(), lambda c, h: h.mean(), lambda c, h: len(c))
-    )
-    # Wilson's interval has a positive width even where every prediction of a bin is correct.
-    z = 1.645
-    middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    centre, hit, low, high = shares_by_bin(p.max(1), p.argmax(1) == y, bins)
     figure = new_figure()
     axes = new_axes(figure)
-    low = min(float(centre.min()), float((middle - half).min()))
-    axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect calibration")
-    axes.vlines(centre, middle - half, middle + half, color=BLUE, linewidth=1.2)
+    least = min(float(centre.min()), float(low.min()))
+    axes.plot([least, 1], [least, 1], color=GREY, linestyle="--", label="perfect calibration")
+    axes.vlines(centre, low, high, color=BLUE, linewidth=1.2)
     axes.plot(centre, hit, "o-", color=BLUE, markersize=4, linewidth=1, label="observed, 90% interval")
     axes.set_xlabel("confidence in the predicted class")
     axes.set_ylabel("accuracy")

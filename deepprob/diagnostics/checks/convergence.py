@@ -214,4 +214,4 @@ def _scale(case: Case) -> float:
     return SHARE_OF_SPREAD * spread if spread > 0 else 0.01
 
 
-elbo_convergence = Diagnostic(NAME, "Has the ELBO converged?", _applies, _run, tests=True)
+elbo_convergence = Diagnostic(NAME, "Has the ELBO converged?", _applies, _run, about="fit", tests=True)

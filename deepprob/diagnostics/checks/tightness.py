@@ -104,4 +104,4 @@ def _run(case: Case, level: float) -> Check:
     return check_tightness(case.log_weights, information=sum(float(site.sum()) for site in kl.values()))
 
 
-bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run)
+bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run, about="posterior")
