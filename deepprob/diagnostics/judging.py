@@ -115,8 +115,8 @@ def precision_recall(probs: ArrayLike, labels: ArrayLike) -> Figure:
         hits, _, chosen = _sweep(score, positive)
         rate = float(positive.mean())
         label = f"{name}base rate {rate:.2f}" if name is not None else None
-        axes.axhline(rate, color=color, linewidth=0.8, linestyle=":")
-        axes.plot(hits / hits[-1], hits / chosen, color=color, label=label)
+        axes.axhline(rate, color=color, linewidth=1, linestyle=":", label=None if name else label)
+        axes.plot(hits / hits[-1], hits / chosen, color=color, label=label if name else None)
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.set_ylim(-0.03, 1.03)
@@ -183,7 +183,7 @@ def rolls(grids: Mapping[str, ArrayLike]) -> Figure:
         grids: Sequences by title, each of shape ``(T, D)``.
     """
     tables = {name: array(grid) for name, grid in grids.items()}
-    used = np.flatnonzero(sum(np.abs(grid).sum(0) for grid in tables.values()))
+    used = np.flatnonzero(np.abs(next(iter(tables.values()))).sum(0))  # by the first sequence, the data
     low, high = (used.min(), used.max()) if len(used) else (0, 0)
     most = max(float(grid.max()) for grid in tables.values())
     figure, axes = panels(len(tables), columns=1, width=4.2, height=1.5)
@@ -192,7 +192,7 @@ def rolls(grids: Mapping[str, ArrayLike]) -> Figure:
             grid.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=most or 1, interpolation="nearest"
         )
         place.set_ylim(low - 0.5, high + 0.5)
-        place.set_title(name, loc="left")
+        place.set_title(name, loc="left", fontsize=9)
         place.set_ylabel("feature")
     axes[-1].set_xlabel("step")
     return figure

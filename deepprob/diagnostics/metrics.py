@@ -134,11 +134,18 @@ def shares_by_bin(score: ArrayLike, hit: ArrayLike, bins: int) -> tuple[Array, A
 
 def latent_draws(case: Case) -> dict[str, Tensor]:
     """Draws of the latent sites that hold few enough numbers to look at, by site."""
+    found: dict[str, Tensor] = case._shared_by("draws of latent sites", lambda: _latent_draws(case))
+    return found
+
+
+def _latent_draws(case: Case, draws: int = 1000) -> dict[str, Tensor]:
     posterior = case.posterior
-    data = given(case.train) if posterior.structure.local or case.needs_all_rows else ()
-    drawn = posterior.sample(*data, draws=1000, seed=case.seed)
-    latent = {name: drawn[name] for name in posterior.latent_sites if name in drawn}
-    return {name: value for name, value in latent.items() if value[0].numel() <= MOST_LATENTS}
+    # A local site has a number for every row: of many rows, only global sites can be few numbers.
+    data = given(case.train) if case.rows <= MOST_LATENTS else ()
+    one = posterior.sample(*data, draws=1, seed=case.seed)
+    few = [name for name in posterior.latent_sites if name in one and one[name][0].numel() <= MOST_LATENTS]
+    drawn = posterior.sample(*data, draws=draws, seed=case.seed) if few else {}
+    return {name: drawn[name] for name in few}
 
 
 def summaries(case: Case) -> dict[str, dict[str, float]]:

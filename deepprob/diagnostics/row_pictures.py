@@ -6,17 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from deepprob.diagnostics import judging
 from deepprob.diagnostics.case import Case, given, num_optional
-from deepprob.diagnostics.check import array
+from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.plots import image_rows
 from deepprob.networks.likelihood import Likelihood
+from deepprob.posteriors.prediction import Prediction
 from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.minibatch import Batch
 
 _FEW = 4  # most features of a sequence that are drawn as lines
+_STEPS = 60  # most steps of a sequence that are drawn
 
 
 def image_shape(case: Case) -> tuple[int, ...] | None:
@@ -30,7 +33,7 @@ def image_shape(case: Case) -> tuple[int, ...] | None:
     return shape if len(shape) in (2, 3) else None
 
 
-def _images(case: Case, count: int = 10) -> Iterator[Picture]:
+def _images(case: Case, count: int = 8) -> Iterator[Picture]:
     shape = image_shape(case)
     if shape is None or not case.per_row:
         return
@@ -47,59 +50,66 @@ def _images(case: Case, count: int = 10) -> Iterator[Picture]:
         title = "Data, reconstructions and prior samples"
         caption += " A prior sample is the mean image given a code drawn from the prior; it should look like data."
         alt += ", and prior samples in the last row"
-    image = drawn(image_rows(grid, columns=count))
+    # A row of images is as high as one of them is wide, and has a label.
+    image = drawn(image_rows(grid, columns=count), height=len(grid) * (4.2 / count + 0.22))
     yield Picture("reconstructions", title, caption, f"Rows of {len(batch[0])} images: {alt}.", image, photos=True)
 
 
 def _sequences(case: Case) -> Iterator[Picture]:
     if not case.ragged or not case.has_latents("local") or case.target.ndim != 3:
         return
-    lengths = array(case.program.lengths(*case.batch)) if case.program.variable_length else _lengths(case)
-    row = int(np.argmax(lengths))
-    steps, batch = int(lengths[row]), rows_of(case.batch, slice(row, row + 1))
-    seen = case.target[row, :steps]
+    row, steps = _typical(case)
+    batch = _start_of(rows_of(case.batch, slice(row, row + 1)), steps)
     again = case.posterior.reconstruct(*given(batch), seed=case.seed)
-    mean = array(again.mean)[0, :steps]
-    if seen.shape[1] > _FEW:
-        figure = judging.rolls({"data": seen, "reconstruction": mean})
-    else:
-        low, high = (array(end)[0, :steps] for end in again.interval(0.9))
-        figure = judging.fan(seen, mean, low, high)
+    seen = case.target[row, :steps]
     yield Picture(
         "sequence",
         "A sequence and its reconstruction",
         "The reconstruction is the mean given the latent path of the sequence; it should resemble the data.",
-        f"The longest sequence, {steps} steps of {seen.shape[1]} features, and its reconstruction.",
-        drawn(figure),
+        f"{steps} steps of a sequence of {seen.shape[1]} features, and their reconstruction.",
+        drawn(_sequence(seen, again, "reconstruction")),
     )
-    yield from _forecast(case, batch, steps)
+    yield from _forecast(case, batch, seen)
 
 
-def _forecast(case: Case, batch: Batch, steps: int, share: float = 0.25) -> Iterator[Picture]:
+def _forecast(case: Case, batch: Batch, seen: Array, share: float = 0.25) -> Iterator[Picture]:
     """The end of a sequence, drawn given its beginning."""
-    start = steps - max(1, int(share * steps))
+    start = len(seen) - max(1, int(share * len(seen)))
     if isinstance(batch, Arguments) or start < 2:
         return
     x = batch[0].to(torch.get_default_dtype()).clone()
-    x[:, start:steps] = torch.nan
-    future = case.posterior.impute(x, *batch[1:], draws=50, sweeps=20, seed=case.seed)
-    seen, mean = array(batch[0])[0, :steps], array(future.mean)[0, :steps]
-    if seen.shape[1] > _FEW:
-        figure = judging.rolls({"data": seen, f"forecast from step {start}": mean})
-    else:
-        low, high = (array(end)[0, :steps] for end in future.interval(0.9))
-        figure = judging.fan(seen, mean, low, high, start=start)
+    x[:, start:] = torch.nan
+    future = case.posterior.impute(x, *batch[1:], draws=50, sweeps=10, seed=case.seed)
     yield Picture(
         "forecast",
         "A forecast",
         f"The steps from {start} on are drawn given the earlier ones (by Gibbs sampling, which is approximate).",
-        f"The longest sequence, and its last {steps - start} steps as forecast from the first {start}.",
-        drawn(figure),
+        f"The last {len(seen) - start} of {len(seen)} steps of a sequence as forecast from the first {start}.",
+        drawn(_sequence(seen, future, f"forecast from step {start} on", start)),
     )
 
 
-def _lengths(case: Case) -> np.ndarray:
-    return array(case.batch[[*case._names].index("lengths")])
+def _sequence(seen: Array, predicted: Prediction, name: str, start: int = 0) -> Figure:
+    """A sequence and its prediction: as two grids if it has many features, else as lines."""
+    mean = array(predicted.mean)[0]
+    if seen.shape[1] > _FEW:
+        return judging.rolls({"data": seen, name: mean})
+    low, high = (array(end)[0] for end in predicted.interval(0.9))
+    return judging.fan(seen, mean, low, high, start=start)
+
+
+def _typical(case: Case) -> tuple[int, int]:
+    """The row of median length, and how many of its steps to show."""
+    lengths = array(case.batch[[*case._names].index("lengths")])
+    row = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+    return row, min(int(lengths[row]), _STEPS)
+
+
+def _start_of(batch: Batch, steps: int) -> Batch:
+    """The first steps of the sequences of a batch."""
+    if isinstance(batch, Arguments):
+        return batch
+    return tuple(x[:, :steps] if x.dim() > 1 else x.clamp(max=steps) for x in batch)
 
 
 MAKERS = (_images, _sequences)
