@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 COLORS = {"unchecked": "dim", "pass": "green", "caution": "yellow", "fail": "red"}
-INDENT = " " * 9
+INDENT = " " * 10
 
 
 class Screen:
@@ -70,7 +70,7 @@ class Screen:
     def report(self, report: Report, *, full: bool = True) -> None:
         """Print a report, decision first; without ``full``, checks that passed have no explanation."""
         color = COLORS[report.verdict]
-        self.say((f"{report.verdict.upper() + ' ':<9}", f"bold {color}"), (report.title, "bold"))
+        self.say((f"{report.verdict.upper():<10}", f"bold {color}"), (report.title, "bold"))
         self.paragraph(report.decision, indent=INDENT, style="bold")
         for text in (report.summary, *report.score_lines):
             self.paragraph(text, indent=INDENT)
@@ -85,6 +85,6 @@ class Screen:
         spread = f"± {se}" if se else ""
         color = COLORS[check.verdict]
         numbers = f"{value:>10} {spread:<12}{check.unit + ' ' if check.unit and value else ''}{check.limit}"
-        self.say((f"{check.verdict + ' ':<9}", color), f"{check.name + ' ':<30}{numbers}".rstrip())
+        self.say((f"{check.verdict:<10}", color), f"{check.name + ' ':<30}{numbers}".rstrip())
         if explained:
             self.paragraph(check.reading, indent=INDENT, style="dim" if check.verdict == "pass" else "")

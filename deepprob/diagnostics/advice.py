@@ -77,6 +77,7 @@ def decision(checks: Sequence[Check], uses: Uses) -> str:
 
     A use is as good as the claims behind it. Predictions need a fit that succeeded and data that are a fair test;
     conclusions need a fit that succeeded and a right posterior, and care where the predictions do not match the data.
+    If the training may not be finished and something fails, it comes first: no use is allowed yet.
 
     Examples:
         >>> found = (("pass", "predictions"), ("fail", "posterior"))
@@ -88,9 +89,12 @@ def decision(checks: Sequence[Check], uses: Uses) -> str:
     if not found:
         return ""
     care: Verdict = "caution" if found.get("predictions", "pass") != "pass" else "pass"
+    # A fit in doubt comes first: what fails may be right when the training is finished.
+    unfinished = found.get("fit") in ("caution", "fail") and "fail" in found.values()
+    fit = "fail" if unfinished else found.get("fit", "pass")
     grades: dict[str, tuple[Verdict, ...]] = {
-        uses.predictions: (found.get("predictions", "unchecked"), found.get("fit", "pass"), found.get("data", "pass")),
-        uses.conclusions: (found.get("posterior", "unchecked"), found.get("fit", "pass"), care),
+        uses.predictions: (found.get("predictions", "unchecked"), fit, found.get("data", "pass")),
+        uses.conclusions: (found.get("posterior", "unchecked"), fit, care),
     }
     sorted_by: dict[Verdict, list[str]] = {"pass": [], "caution": [], "fail": []}
     for use, verdicts in grades.items():
@@ -99,7 +103,7 @@ def decision(checks: Sequence[Check], uses: Uses) -> str:
     yes, careful, no = sorted_by.values()
     why = _reasons(checks, found, uses)
     if not yes and not careful:
-        yet = " yet" if found.get("fit") == "fail" else ""
+        yet = " yet" if unfinished else ""
         return f"Do not use this model{yet} for {_joined(no, 'or')}{why}." if no else ""
     allowed = [f"for {_joined(yes)}"] if yes else []
     allowed += [f"with care for {_joined(careful)}"] if careful else []

@@ -18,6 +18,7 @@ _NAMED = 6  # most classes with a curve and a name of their own
 _CELLS = 12  # most classes whose counts are written into a confusion matrix
 _ROWS = 30  # most rows that are shown one by one
 _POINTS = 1000  # most points of a scatter plot
+_VALUES = 5000  # most values of a calibration curve
 
 
 def residuals(mean: ArrayLike, target: ArrayLike) -> Figure:
@@ -44,12 +45,16 @@ def quantile_calibration(draws: ArrayLike, target: ArrayLike) -> Figure:
         draws: Draws from the predictive, shape ``(K, rows)``.
         target: Observed values, shape ``(rows,)``.
     """
-    values, y = array(draws), array(target)
-    # The place of every value among its draws; ties, as of counts, take the middle.
-    pit = np.sort(((values < y).mean(0) + (values <= y).mean(0)).ravel() / 2)
+    values, y = array(draws), array(target).ravel()
+    values = values.reshape(len(values), -1)
+    if len(y) > _VALUES:
+        shown = np.linspace(0, len(y) - 1, _VALUES).astype(int)
+        values, y = values[:, shown], y[shown]
+    # A value takes the quantiles from the share of draws below it to that of draws up to it, evenly: counts have ties.
+    low, high = (values < y).mean(0), (values <= y).mean(0)
     levels = np.linspace(0.0, 1.0, 101)
-    share = np.searchsorted(pit, levels, side="right") / len(pit)
-    half = 1.645 * np.sqrt(levels * (1 - levels) / len(pit))
+    share = ((levels[:, None] - low) / np.maximum(high - low, 1e-9)).clip(0, 1).mean(1)
+    half = 1.645 * np.sqrt(levels * (1 - levels) / len(y))
     axes = new_axes(new_figure())
     band = np.clip(levels - half, 0, 1), np.clip(levels + half, 0, 1)
     axes.fill_between(levels, *band, color=GREY, alpha=0.5, linewidth=0, label="90% range if calibrated")

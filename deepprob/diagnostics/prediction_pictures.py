@@ -21,6 +21,7 @@ def _numbers(case: Case) -> Iterator[Picture]:
     if inputs is not None and inputs.size == len(inputs) == case.target.size:
         half = case.prediction.interval(0.5)
         figure = predictive_band(inputs, case.target, mean, half, (low, high))
+        figure.axes[0].set_ylabel(case.site)
         caption = "Nine of ten points should lie in the 90% band, half of them in the 50% band."
     else:
         figure = predicted_against_observed(case.target, mean, low, high)
@@ -28,7 +29,7 @@ def _numbers(case: Case) -> Iterator[Picture]:
     rows, site = len(case.target), case.site
     yield Picture(
         "predictions",
-        f"Predictions of {site} and observations",
+        "Predictions and observations",
         caption,
         f"Predictions of {rows} rows with 90% intervals, against the observed values.",
         drawn(figure),
@@ -100,7 +101,7 @@ def _replicates(case: Case) -> Iterator[Picture]:
         return  # a histogram of zeros and ones is the mean
     yield Picture(
         "replicates",
-        f"Data and replicated data: {case.site}",
+        "Data and replicated data",
         "Replicated data sets are drawn from the model. The data should look like one of them.",
         f"The data, {seen.size} values, over data sets that are drawn from the model.",
         drawn(judging.replicated(seen, drawn_again)),

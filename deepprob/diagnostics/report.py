@@ -60,8 +60,8 @@ class Report:
         PASS · my fit
         The only check passed.
         <BLANKLINE>
-        pass     a                              0
-                 The value is small.
+        pass      a                              0
+                  The value is small.
     """
 
     checks: tuple[Check, ...]
@@ -122,8 +122,8 @@ class Report:
         for check in self.checks:
             unit = f" {check.unit}" if check.unit and check.measured else ""
             limit = f"  ({check.limit})" if check.limit else ""
-            lines.append(f"{check.verdict + ' ':<9}{check.name + ' ':<31}{check.measured}{unit}{limit}".rstrip())
-            lines += textwrap.wrap(check.reading, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
+            lines.append(f"{check.verdict:<10}{check.name + ' ':<31}{check.measured}{unit}{limit}".rstrip())
+            lines += textwrap.wrap(check.reading, WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10)
         return "\n".join(lines)
 
     @property

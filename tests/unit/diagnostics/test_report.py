@@ -14,15 +14,16 @@ import pytest
 import torch
 
 from deepprob.data import Split
-from deepprob.diagnostics import Check, plots
+from deepprob.diagnostics import Check, judging, plots
 from deepprob.diagnostics.advice import Uses, claims
 from deepprob.diagnostics.checks import CHECKS
-from deepprob.diagnostics.picture import Picture
+from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.report import Report, check
 from deepprob.inference.svi import svi
 from deepprob.models import VAE, DeepMarkovModel
 from deepprob.programs.program import Program
 
+CLASSES = (judging.confusion, judging.roc, judging.precision_recall, judging.class_reliability)
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 
 
@@ -103,6 +104,11 @@ def decided(**verdicts: str) -> str:
             {"fit": "pass", "posterior": "unchecked", "predictions": "unchecked"},
             "Do not use this model for predictions of y or conclusions about w: "
             "no check could examine its predictions and no check could examine its posterior.",
+        ),
+        (
+            {"fit": "caution", "posterior": "pass", "predictions": "fail"},
+            "Do not use this model yet for predictions of y or conclusions about w: "
+            "its training may not be finished and its predictions do not match the data.",
         ),
         ({}, ""),
     ],
@@ -225,6 +231,35 @@ def test_plots_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
     ]
     assert all(plots.render(f).startswith(b"\x89PNG") for f in figures)
     assert not recwarn.list
+
+
+def test_plots_that_judge_predictions_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.dirichlet(np.ones(2), 9), rng.dirichlet(np.ones(20), 50)
+    figures = [
+        judging.residuals(np.ones((3, 2)), np.ones((3, 2))),
+        judging.residuals(*rng.normal(size=(2, 5000))),
+        judging.quantile_calibration(rng.poisson(1.0, (50, 8, 1)), rng.poisson(1.0, (8, 1))),
+        judging.quantile_calibration(rng.normal(size=(5, 9000)), rng.normal(size=9000)),
+        judging.replicated(np.ones(3), np.ones((4, 3))),
+        judging.replicated(np.ones(50), np.ones((4, 50))),
+        judging.replicated(rng.normal(size=(60, 2)), rng.normal(size=(9, 60, 2))),
+        judging.rolls({"data": np.zeros((5, 6)), "again": np.zeros((5, 6))}),
+        judging.fan(*rng.normal(size=(4, 6, 1))),
+        judging.fan(*rng.normal(size=(4, 6, 5)), start=3),
+        *(plot(few, np.arange(9) % 2) for plot in CLASSES),
+        *(plot(few, np.ones(9)) for plot in CLASSES),
+        *(plot(many, np.arange(50) % 20) for plot in CLASSES),
+    ]
+    assert all(drawn(f).startswith(b"\x89PNG") for f in figures)
+    assert not recwarn.list
+
+
+def test_calibration_curve_of_calibrated_counts_is_the_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    axes = judging.quantile_calibration(rng.poisson(1.0, (500, 4000)), rng.poisson(1.0, 4000)).axes[0]
+    levels, share = axes.lines[0].get_data()
+    assert np.abs(np.asarray(share) - np.asarray(levels)).max() < 0.03
 
 
 def test_plots_leave_no_global_state() -> None:
