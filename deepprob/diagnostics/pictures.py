@@ -24,7 +24,7 @@ _MOST_SITES = 4  # observed sites with pictures of their own
 def pictures(case: Case) -> list[Picture]:
     """All pictures that apply to a posterior and its data, the predictions first."""
     found: list[Picture] = []
-    cases = [each for each in case.by_site()[:_MOST_SITES] if len(each.sites) == 1]
+    cases = [each for each in case.by_site()[:_MOST_SITES] if each.sites]
     for each in cases:
         made = _made([*row_pictures.MAKERS, *prediction_pictures.MAKERS], each)
         found += made if len(cases) == 1 else [_named(picture, each.site) for picture in made]
