@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from deepprob.diagnostics.case import Case
+from deepprob.diagnostics.case import REFUSALS, Case
 from deepprob.diagnostics.check import VERDICTS, About, Check, Verdict, worst
 
 # The order in which a reader asks: may I believe the predictions, the posterior, and why.
@@ -51,7 +52,9 @@ class Uses:
         """What the posterior of a case can be used for."""
         observed = _listed(case.sites, "observed sites")
         latent = _listed([*case.posterior.latent_sites], "latent sites")
-        predicted = any(each.supervised for each in case.by_site())
+        predicted = False
+        with suppress(*REFUSALS):  # the checks of the predictions tell the reason
+            predicted = any(each.supervised for each in case.by_site())
         use = f"predictions of {observed} on data like these" if predicted else "simulations of data like these"
         return cls(use if observed else "", f"conclusions about {latent}" if latent else "")
 

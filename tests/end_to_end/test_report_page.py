@@ -103,6 +103,10 @@ def test_a_page_is_whole_in_every_mode(make: Callable[[], Report], browser: Brow
             assert browser.ask("document.querySelector('.decision').innerText") == report.decision
             assert browser.ask("[...document.images].map(i => i.alt)") == [picture.alt for picture in pictures]
             assert all(browser.ask("[...document.images].map(i => i.complete && i.naturalWidth > 0)"))
+            inverted = [
+                value != "none" for value in browser.ask("[...document.images].map(i => getComputedStyle(i).filter)")
+            ]
+            assert inverted == [dark and not picture.photos for picture in pictures]
             shot = pixels(browser.shot())
             assert shot.shape == (browser.ask("document.documentElement.scrollHeight"), width)
             brightness[dark] = float(np.median(shot))
@@ -123,7 +127,8 @@ def test_settings_are_folded_away(browser: Browser, tmp_path: Path) -> None:
     browser.open(regression().save(tmp_path / "report.html"), width=SIZES["desktop"], dark=False)
     assert browser.ask("[...document.querySelectorAll('details')].filter(d => d.open).length") == 0
     assert "learning_rate" not in browser.ask("document.body.innerText")
-    assert browser.ask("document.scripts.length") == 0  # the title is text
+    assert browser.ask("document.scripts.length") == 0
+    assert browser.ask("document.querySelector('h1').innerText") == "prices <script>alert('x')</script>"
 
 
 def test_a_notebook_frame_is_as_high_as_its_page(browser: Browser, tmp_path: Path) -> None:
