@@ -172,9 +172,9 @@ def replicated(observed: ArrayLike, replicates: ArrayLike, *, most: int = 30) ->
     whole = bool((seen == seen.round()).all() and (again == again.round()).all()) and high - low <= 60
     edges = np.arange(low, high + 2) - 0.5 if whole else np.linspace(low, high, int(np.clip(len(seen) ** 0.5, 8, 40)))
     axes = new_axes(new_figure())
-    for i, values in enumerate(again):
-        height = np.histogram(values, edges)[0] / len(values)
-        axes.stairs(height, edges, color=BLUE, alpha=0.25, linewidth=0.8, label="replicates" if i == 0 else None)
+    for values in again:
+        axes.stairs(np.histogram(values, edges)[0] / len(values), edges, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot([], color=BLUE, linewidth=0.8, label="replicates")
     axes.stairs(np.histogram(seen, edges)[0] / len(seen), edges, color=ORANGE, linewidth=1.8, label="data")
     axes.set_xlabel("value")
     axes.set_ylabel("share")
