@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 COLORS = {"unchecked": "dim", "pass": "green", "caution": "yellow", "fail": "red"}
-INDENT = " " * 9
+INDENT = " " * 10
 
 
 class Screen:
@@ -68,10 +68,14 @@ class Screen:
             self.out.print(text, soft_wrap=True)
 
     def report(self, report: Report, *, full: bool = True) -> None:
-        """Print a report, verdict first; without ``full``, checks that passed have no explanation."""
+        """Print a report, decision first; without ``full``, checks that passed have no explanation."""
         color = COLORS[report.verdict]
-        self.say((f"{report.verdict.upper() + ' ':<9}", f"bold {color}"), (report.title, "bold"))
-        self.paragraph(report.summary, indent=INDENT)
+        self.say((f"{report.verdict.upper():<10}", f"bold {color}"), (report.title, "bold"))
+        self.paragraph(report.decision, indent=INDENT, style="bold")
+        for text in (report.summary, *report.score_lines):
+            self.paragraph(text, indent=INDENT)
+        for step, _ in report.next_steps:
+            self.paragraph(f"Next: {step}", indent=INDENT, style="cyan")
         self.say()
         for check in report.checks:
             self._check(check, explained=full or check.verdict != "pass")
@@ -79,11 +83,8 @@ class Screen:
     def _check(self, check: Check, *, explained: bool) -> None:
         value, _, se = check.measured.partition(" ± ")
         spread = f"± {se}" if se else ""
-        limit = "" if check.threshold is None else f"limit {check.threshold:.3g}"
         color = COLORS[check.verdict]
-        line = f"{check.name + ' ':<30}{value:>10} {spread:<12}{limit}".rstrip()
-        self.say((f"{check.verdict + ' ':<9}", color), line)
+        numbers = f"{value:>10} {spread:<12}{check.unit + ' ' if check.unit and value else ''}{check.limit}"
+        self.say((f"{check.verdict:<10}", color), f"{check.name + ' ':<30}{numbers}".rstrip())
         if explained:
             self.paragraph(check.reading, indent=INDENT, style="dim" if check.verdict == "pass" else "")
-        if explained and check.next_step:
-            self.paragraph(f"Next: {check.next_step}", indent=INDENT, style="cyan")

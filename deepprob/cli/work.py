@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +56,7 @@ def check_on(
 
     outside = None if ood is None else load_data(ood).test
     with warnings_as_notes(screen), screen.err.status("checking"):
-        report = check(
+        return check(
             posterior,
             dataset.test,
             train=dataset.train if train else None,
@@ -65,9 +64,8 @@ def check_on(
             draws=draws,
             particles=draws,
             seed=seed,
+            title=f"{type(posterior.program).__name__} on {dataset.name}, {len(dataset.test)} test rows",
         )
-    rows = len(dataset.test)
-    return replace(report, title=f"{type(posterior.program).__name__} on {dataset.name}, {rows} test rows")
 
 
 def write(report: Report, page: Path) -> Path:

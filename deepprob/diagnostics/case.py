@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from deepprob.data import Split, as_split
-from deepprob.diagnostics.check import Array, Check, array
+from deepprob.diagnostics.check import About, Array, Check, array
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
@@ -390,6 +390,8 @@ class Diagnostic:
         question: The question, in one sentence.
         applies: Whether the question makes sense for a case.
         run: Answers the question at a given false-alarm level; the level holds if the posterior is exact.
+        about: The claim that the check supports: that the ``"fit"`` succeeded, that the ``"posterior"`` is right, that
+            the ``"predictions"`` are, or that the ``"data"`` are a fair test of them.
         tests: Whether the answer is a statistical test and uses up part of the level; the false alarms of
             fixed thresholds are negligible.
         by_site: Whether the question is asked about every observed site.
@@ -399,5 +401,6 @@ class Diagnostic:
     question: str
     applies: Callable[[Case], bool]
     run: Callable[[Case, float], Check]
+    about: About = field(kw_only=True)
     tests: bool = False
     by_site: bool = False

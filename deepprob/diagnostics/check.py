@@ -17,6 +17,8 @@ from deepprob.errors import unknown
 Array = NDArray[np.float64]
 Verdict = Literal["unchecked", "pass", "caution", "fail"]
 Side = Literal["<=", ">="]
+About = Literal["", "fit", "posterior", "predictions", "data"]
+_LEAST_ERROR = 5e-5  # that shows
 VERDICTS: tuple[Verdict, ...] = ("unchecked", "pass", "caution", "fail")
 
 
@@ -36,6 +38,7 @@ class Check:
         unit: The unit of the value, the standard error and the threshold; empty for a pure number.
         good: The good side of the threshold: ``"<="`` if values up to it are good, ``">="`` if values from it on.
         question: The question that the check answers, in one line; a report fills it in.
+        about: The claim that the check supports, of a `Diagnostic`; a report fills it in.
 
     Raises:
         ValueError: If the verdict is unknown.
@@ -57,6 +60,7 @@ class Check:
     unit: str = ""
     good: Side = "<="
     question: str = ""
+    about: About = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -79,7 +83,7 @@ class Check:
     @property
     def slug(self) -> str:
         """The name in lower case with hyphens, the key of the check in JSON."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return re.sub(r"[\W_]+", "-", self.name.lower()).strip("-")
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
@@ -94,15 +98,15 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def number(value: float, se: float | None = None) -> str:
-    """A number rounded to the precision of its standard error, or to three digits without one.
+    """A number rounded to the precision of its standard error, or to three digits without one that shows.
 
     Examples:
         >>> number(12.3456, 0.123), number(0.000123), number(float("nan"))
         ('12.35 ± 0.12', '0.000123', 'nan')
     """
-    if se is None or not math.isfinite(se) or not math.isfinite(value):
+    if se is None or not math.isfinite(se) or not math.isfinite(value) or se < _LEAST_ERROR:
         return f"{value:.3g}"
-    digits = min(max(1 - math.floor(math.log10(se)), 0), 6) if se > 0 else 3
+    digits = min(max(1 - math.floor(math.log10(se)), 0), 4)
     return f"{value:.{digits}f} ± {se:.{digits}f}"
 
 

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure, panels
+
+
+def entries(draws: Mapping[str, Tensor], least: float = 0.0) -> Iterator[tuple[str, Array]]:
+    """The draws of every number of some sites whose mean is at least this far from zero, by name.
+
+    Args:
+        draws: Draws by site, each of shape ``(K, ...)``.
+        least: The smallest absolute mean.
+
+    Examples:
+        >>> [name for name, _ in entries({"mu": torch.zeros(5), "w": torch.ones(5, 2)})]
+        ['mu', 'w[0]', 'w[1]']
+    """
+    for name, value in draws.items():
+        for place in (value.mean(0, dtype=torch.float64).abs() >= least).nonzero().tolist():
+            entry = f"{name}[{', '.join(map(str, place))}]" if place else name
+            yield entry, array(value[(slice(None), *place)])
 
 
 def densities(draws: Mapping[str, ArrayLike]) -> Figure:
@@ -79,11 +98,12 @@ def forest(draws: Mapping[str, ArrayLike], label: str = "value") -> Figure:
     return figure
 
 
-def legend_above(figure: Figure) -> None:
-    """A legend in one line above all axes, where it hides no data."""
+def legend_above(figure: Figure, columns: int | None = None) -> None:
+    """A legend above all axes, where it hides no data; in one line unless a number of columns is given."""
     pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
     handles = {label: handle for pair in pairs for handle, label in pair}
-    figure.legend([*handles.values()], [*handles], frameon=False, loc="outside upper center", ncols=len(handles))
+    columns = len(handles) if columns is None else columns
+    figure.legend([*handles.values()], [*handles], frameon=False, loc="outside upper center", ncols=columns)
 
 
 def intervals_by_row(

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.check import Array, array
-from deepprob.diagnostics.checks.calibration import bins_of
-from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure
+from deepprob.diagnostics.metrics import shares_by_bin
+from deepprob.diagnostics.style import BLUE, GREY, INK, MIDDLE, ORANGE, new_axes, new_figure
 
 
 def render(figure: Figure) -> bytes:
@@ -40,8 +40,9 @@ def training_curve(
     figure = new_figure()
     axes = new_axes(figure)
     time = (np.arange(len(values)) + 1) / steps_per_epoch
-    axes.plot(time, values, color=GREY, linewidth=0.6, label="step")
     width = max(len(values) // 50, 1)
+    color, thickness = (GREY, 0.6) if width > 1 else (BLUE, 1.6)
+    axes.plot(time, values, color=color, linewidth=thickness, label="step")
     blocks = len(values) // width
     if width > 1:
         centre = values[len(values) - blocks * width :].reshape(blocks, width)
@@ -67,7 +68,7 @@ def training_curve(
 
 
 def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
-    """Labelled rows of images on a common grey scale.
+    """Rows of images on a common grey scale, each below its label.
 
     Args:
         rows: Images by label, shape ``(n, height, width)`` or with channels first or last.
@@ -76,7 +77,8 @@ def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
     grids = {label: array(images)[:columns] for label, images in rows.items()}
     low = min(float(g.min()) for g in grids.values())
     high = max(float(g.max()) for g in grids.values())
-    figure = new_figure(9.0, 0.84 * len(grids) + 0.1)
+    named = sum(bool(label.strip()) for label in grids)
+    figure = new_figure(9.0, 9.0 / columns * len(grids) + 0.25 * named)
     places = figure.subplots(len(grids), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
     for i, (label, images) in enumerate(grids.items()):
         for j in range(columns):
@@ -90,7 +92,8 @@ def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
                     vmax=1,
                     interpolation="nearest",
                 )
-        places[i, 0].text(-0.15, 0.5, label, ha="right", va="center", fontsize=9, transform=places[i, 0].transAxes)
+        if label.strip():
+            places[i, 0].set_title(label, loc="left", fontsize=9, color=MIDDLE, pad=3)
     return figure
 
 
@@ -170,21 +173,12 @@ def reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 10) -> Figur
         bins: Number of bins.
     """
     p, y = array(probs), array(labels)
-    confidence, correct = p.max(1), p.argmax(1) == y
-    index = bins_of(confidence, bins)
-    centre, hit, count = (
-        np.array([f(confidence[index == b], correct[index == b]) for b in range(index.max() + 1)])
-        for f in (lambda c, h: c.mean(), lambda c, h: h.mean(), lambda c, h: len(c))
-    )
-    # Wilson's interval has a positive width even where every prediction of a bin is correct.
-    z = 1.645
-    middle = (hit + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * np.sqrt(hit * (1 - hit) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    centre, hit, low, high = shares_by_bin(p.max(1), p.argmax(1) == y, bins)
     figure = new_figure()
     axes = new_axes(figure)
-    low = min(float(centre.min()), float((middle - half).min()))
-    axes.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="perfect calibration")
-    axes.vlines(centre, middle - half, middle + half, color=BLUE, linewidth=1.2)
+    least = min(float(centre.min()), float(low.min()))
+    axes.plot([least, 1], [least, 1], color=GREY, linestyle="--", label="perfect calibration")
+    axes.vlines(centre, low, high, color=BLUE, linewidth=1.2)
     axes.plot(centre, hit, "o-", color=BLUE, markersize=4, linewidth=1, label="observed, 90% interval")
     axes.set_xlabel("confidence in the predicted class")
     axes.set_ylabel("accuracy")

@@ -6,17 +6,16 @@ import functools
 import itertools
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from deepprob.diagnostics import figures, plots
 from deepprob.diagnostics.case import Case
-from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.check import array
 from deepprob.diagnostics.style import panels
 from deepprob.errors import unknown
 from deepprob.posteriors.encoding import Encoding, local_summed
@@ -176,19 +175,11 @@ def _globals(posterior: Posterior, site: str | None, draws: int, seed: int) -> F
     draws = min(draws, max(50, _MOST_NUMBERS // max(count, 1)))
     found = {name: x for name, x in posterior.sample(draws=draws, seed=seed).items() if name in names}
     if count <= _DENSITIES:
-        return figures.densities(dict(_entries(found)))
+        return figures.densities(dict(figures.entries(found)))
     size = np.sort(np.concatenate([np.abs(array(x.mean(0, dtype=torch.float64))).ravel() for x in found.values()]))
-    largest = dict(itertools.islice(_entries(found, float(size[-_FOREST:].min())), _FOREST))
+    largest = dict(itertools.islice(figures.entries(found, float(size[-_FOREST:].min())), _FOREST))
     label = "value" if count <= _FOREST else f"value of the {_FOREST} largest of {count:,} numbers"
     return figures.forest(largest, label)
-
-
-def _entries(draws: Mapping[str, Tensor], least: float = 0.0) -> Iterator[tuple[str, Array]]:
-    """The draws of every number of some sites whose mean is not smaller, by name."""
-    for name, value in draws.items():
-        for place in (value.mean(0, dtype=torch.float64).abs() >= least).nonzero().tolist():
-            entry = f"{name}[{', '.join(map(str, place))}]" if place else name
-            yield entry, array(value[(slice(None), *place)])
 
 
 def _codes(encoding: Encoding, labels: Any, site: str | None, local: tuple[str, ...]) -> Figure:

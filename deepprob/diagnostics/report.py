@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader
+from torch import Tensor
 
+from deepprob.diagnostics import page
+from deepprob.diagnostics.advice import Uses, claims, decision, next_steps
 from deepprob.diagnostics.case import REFUSALS, Case, Diagnostic
-from deepprob.diagnostics.check import Check, Verdict, jsonable, number, worst
+from deepprob.diagnostics.check import About, Check, Verdict, array, jsonable, worst
 from deepprob.diagnostics.checks import CHECKS
-from deepprob.diagnostics.pictures import Picture, pictures
+from deepprob.diagnostics.metrics import Score, scores, summaries
+from deepprob.diagnostics.picture import Picture
+from deepprob.diagnostics.pictures import pictures
 from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
@@ -26,16 +32,11 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 WIDTH = 100
-NOTE = (
-    "The number after ± is the standard error. The checks that are statistical tests share a false-alarm rate of 5% "
-    "(Bonferroni): if the posterior is exact and the model is correct, at most one report in twenty has another "
-    "verdict than pass."
-)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The checks of a posterior with their overall verdict, pictures and the facts of the fit.
+    """The checks of a posterior with their overall verdict, scores, pictures and the facts of the fit.
 
     The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that
     are statistical tests has the level ``0.05 / m``, so that together they raise a false alarm at most one time in
@@ -46,6 +47,9 @@ class Report:
         title: Names the posterior and the data.
         facts: Tables by heading: versions, seed, configuration.
         draw: Makes the pictures when they are needed.
+        uses: What the posterior can be used for, in the words of its program.
+        scores: Scores of the predictions by observed site.
+        latents: Mean, sd and 90% interval of each number of the latent sites, if they are few.
 
     Examples:
         >>> fine = Check("a", 0.0, None, None, "pass", "The value is small.")
@@ -56,19 +60,37 @@ class Report:
         PASS · my fit
         The only check passed.
         <BLANKLINE>
-        pass     a                              0
-                 The value is small.
+        pass      a                              0
+                  The value is small.
     """
 
     checks: tuple[Check, ...]
     title: str
     facts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     draw: Callable[[], Sequence[Picture]] = field(default=tuple, repr=False, compare=False)
+    uses: Uses = field(default_factory=Uses)
+    scores: Mapping[str, tuple[Score, ...]] = field(default_factory=dict)
+    latents: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> Verdict:
         """The verdict of the worst check."""
         return worst(check.verdict for check in self.checks)
+
+    @property
+    def claims(self) -> dict[About, Verdict]:
+        """The verdict about each claim: that the predictions, the posterior, the fit and the data are right."""
+        return claims(self.checks)
+
+    @property
+    def decision(self) -> str:
+        """What the posterior may be used for and what not, in one sentence; empty if no check supports a use."""
+        return decision(self.checks, self.uses)
+
+    @property
+    def next_steps(self) -> list[tuple[str, list[str]]]:
+        """What to do, most urgent first, each with the names of the checks that ask for it."""
+        return next_steps(self.checks)
 
     @property
     def summary(self) -> str:
@@ -85,56 +107,67 @@ class Report:
         return f"Of {len(self.checks)} checks, {' and '.join(parts)}."
 
     def __getitem__(self, name: str) -> Check:
-        """The check with a given name."""
-        for check in self.checks:
-            if check.name == name:
+        """The check with a given name or slug."""
+        for key, check in self._by_slug.items():
+            if name in (check.name, key):
                 return check
         names = "; ".join(check.name for check in self.checks) or "none"
         raise KeyError(f"the report has no check {name!r}. It has: {names}.")
 
     def __str__(self) -> str:
         lines = textwrap.wrap(f"{self.verdict.upper()} · {self.title}", WIDTH)
-        lines += [*textwrap.wrap(self.summary, WIDTH), ""]
+        for text in (self.decision, self.summary, *self.score_lines, *(f"Next: {s}" for s, _ in self.next_steps)):
+            lines += textwrap.wrap(text, WIDTH)
+        lines.append("")
         for check in self.checks:
+            unit = f" {check.unit}" if check.unit and check.measured else ""
             limit = f"  ({check.limit})" if check.limit else ""
-            lines.append(f"{check.verdict + ' ':<9}{check.name + ' ':<31}{check.measured}{limit}".rstrip())
-            lines += _indented(check.reading)
-            if check.next_step:
-                lines += _indented(f"Next: {check.next_step}")
+            lines.append(f"{check.verdict:<10}{check.name + ' ':<31}{check.measured}{unit}{limit}".rstrip())
+            lines += textwrap.wrap(check.reading, WIDTH, initial_indent=" " * 10, subsequent_indent=" " * 10)
         return "\n".join(lines)
 
+    @property
+    def score_lines(self) -> list[str]:
+        """The scores as text, one line for each observed site."""
+        return [
+            f"Predictions of {site}: {', '.join(f'{score.name} {score.measured}' for score in found)}."
+            for site, found in self.scores.items()
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """The report without pictures, as JSON types."""
+        """The report without pictures, as JSON types; checks and scores by slug."""
         return {
             "format": "deepprob report",
-            "schema": 1,
+            "schema": 2,
             "verdict": self.verdict,
             "title": self.title,
+            "decision": self.decision,
+            "claims": self.claims,
             "summary": self.summary,
-            "checks": [check.to_dict() for check in self.checks],
+            "next_steps": [step for step, _ in self.next_steps],
+            "scores": {
+                site: {score.slug: jsonable(asdict(score)) for score in found} for site, found in self.scores.items()
+            },
+            "latents": jsonable(self.latents),
+            "checks": {key: check.to_dict() for key, check in self._by_slug.items()},
             **jsonable(self.facts),
         }
 
+    @property
+    def _by_slug(self) -> dict[str, Check]:
+        """The checks by slug; a number tells those with the same slug apart, such as those of sites a_b and a.b."""
+        found: dict[str, Check] = {}
+        for check in self.checks:
+            same = sum(other.slug == check.slug for other in found.values())
+            found[f"{check.slug}-{same + 1}" if same else check.slug] = check
+        return found
+
     def to_html(self) -> str:
         """The report as one self-contained HTML page with pictures and without scripts."""
-        folder = PackageLoader("deepprob.diagnostics", "")
-        environment = Environment(loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        tables = [(heading, list(_flat(rows))) for heading, rows in self.facts.items()]
-        numbers = [(c.name, "; ".join(f"{k}: {v}" for k, v in _flat(c.to_dict()["details"]))) for c in self.checks]
-        return environment.get_template("report.html.jinja").render(
-            report=self,
-            pictures=self.draw(),
-            tables=[*tables, ("Details of the checks", numbers)],
-            number=number,
-            note=NOTE,
-        )
+        return page.page(self)
 
     def _repr_html_(self) -> str:
-        # The frame keeps the page's style apart from the notebook's; the sandbox blocks scripts and requests.
-        page = Environment(autoescape=True).from_string(
-            '<iframe sandbox srcdoc="{{ page }}" style="width:100%;height:640px;border:0" title="report"></iframe>'
-        )
-        return page.render(page=self.to_html())
+        return page.frame(self)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the report to a ``.html`` or ``.json`` file. A write that fails leaves an old file unchanged.
@@ -182,6 +215,7 @@ def check(
     particles: int = 200,
     seed: int = 0,
     site: str | None = None,
+    title: str | None = None,
 ) -> Report:
     """Run every diagnostic that applies to a posterior, on data that were not used in the fit.
 
@@ -194,6 +228,7 @@ def check(
         particles: Number of importance samples per row.
         seed: Seed of all random numbers; the same seed gives the same report.
         site: The observed site whose predictions to check; None for all of them.
+        title: Names the posterior and the data in the report; by default the program's class and the number of rows.
 
     Returns:
         The report: ``print`` or ``save`` it, or read its ``verdict``. A check that cannot look says ``unchecked``.
@@ -207,9 +242,12 @@ def check(
     level = ALPHA / max(sum(question.diagnostic.tests and not question.reason for question in asked), 1)
     return Report(
         checks=tuple(question.answer(level) for question in asked),
-        title=_title(case),
+        title=_title(case) if title is None else title,
         facts=_facts(case, level),
         draw=_cached(lambda: pictures(case)),
+        uses=Uses.of(case),
+        scores=scores(case),
+        latents=summaries(case),
     )
 
 
@@ -228,10 +266,14 @@ class _Question:
         if not reason:
             try:
                 found = self.diagnostic.run(self.case, level)
-                return replace(found, name=self.name, question=self.diagnostic.question)
+                return replace(found, name=self.name, **self._asked)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
-        return Check(self.name, math.nan, None, None, "unchecked", reason, question=self.diagnostic.question)
+        return Check(self.name, math.nan, None, None, "unchecked", reason, **self._asked)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {"question": self.diagnostic.question, "about": self.diagnostic.about}
 
 
 def _questions(diagnostic: Diagnostic, case: Case) -> Iterator[_Question]:
@@ -275,6 +317,10 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     fit["epochs"] = len(next(iter(history.epochs.values()), ()))
     fit |= {f"last {name}": values[-1] for name, values in history.epochs.items() if len(values)}
     evaluation = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "shapes": "; ".join(f"{name} {_shape(x)}" for name, x in zip(case._names, case.batch, strict=False)),
+        "hash of the data": _digest(case.batch),
+        "hash of the posterior": _digest(_values(posterior)),
         "rows": case.rows,
         "rows predicted": num_rows(case.batch) if case.batch else case.rows,
         "draws": case.draws,
@@ -290,19 +336,19 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     }
 
 
-def _flat(rows: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The rows of a table, from a nested mapping."""
-    for key, value in rows.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        elif isinstance(value, float):
-            yield name, f"{value:.5g}"
-        elif isinstance(value, list | tuple) and len(value) and all(isinstance(v, float) for v in value):
-            yield name, ", ".join(f"{v:.3g}" for v in value)
-        else:
-            yield name, str(value)
+def _values(posterior: Posterior) -> Iterator[Tensor]:
+    """The numbers that a posterior holds."""
+    yield from posterior.instance.tensors().values()
+    yield from (posterior.chains or {}).values()
 
 
-def _indented(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=" " * 9, subsequent_indent=" " * 9)
+def _shape(x: Tensor) -> str:
+    return f"{' × '.join(map(str, x.shape)) or '1'} ({str(x.dtype).removeprefix('torch.')})"
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """A short fingerprint of values: the same for equal ones, and another for others."""
+    found = hashlib.blake2b(digest_size=6)
+    for values in tensors:
+        found.update(array(values).tobytes())
+    return found.hexdigest()

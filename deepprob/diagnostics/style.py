@@ -8,6 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY, INK = "#2f6db3", "#d9822b", "#b8bec4", "#1d2329"
+MIDDLE = "#7d868f"  # legible on white and on black
 _STYLE: Any = {
     "text.color": INK,
     "axes.edgecolor": GREY,

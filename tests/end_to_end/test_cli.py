@@ -119,8 +119,8 @@ def test_exit_code_of_check_follows_the_verdict(
     monkeypatch.setattr(deepprob.diagnostics.report, "check", lambda *args, **named: found)
     result = deepprob_("check", str(fitted))
     assert result.exit_code == code
-    assert re.search(rf"^{verdict} +a check +1.00 ± 0.10 +limit 0.5$", result.stdout, re.M)
-    assert "Next: Look." in result.stdout
+    assert re.search(rf"^{verdict} +a check +1.00 ± 0.10 +<= 0.5$", result.stdout, re.M)
+    assert ("Next: Look." in result.stdout) == (verdict != "pass")
 
 
 def test_check_accepts_other_data(fitted: Path) -> None:

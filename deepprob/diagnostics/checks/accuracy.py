@@ -293,19 +293,27 @@ def _run_rows(check: Callable[[ArrayLike, ArrayLike], Check]) -> Callable[[Case,
     return run
 
 
-posterior_means = Diagnostic(_MEANS, "Are the guide's means those of the posterior?", _applies, _run(check_means))
+posterior_means = Diagnostic(
+    _MEANS, "Are the guide's means those of the posterior?", _applies, _run(check_means), about="posterior"
+)
 posterior_widths = Diagnostic(
-    _WIDTHS, "Are the guide's standard deviations those of the posterior?", _applies, _run(check_widths)
+    _WIDTHS,
+    "Are the guide's standard deviations those of the posterior?",
+    _applies,
+    _run(check_widths),
+    about="posterior",
 )
 row_means = Diagnostic(
     _ROW_MEANS,
     "Are the guide's means of the latents of rows those of their posteriors?",
     _applies_to_rows,
     _run_rows(check_row_means),
+    about="posterior",
 )
 row_widths = Diagnostic(
     _ROW_WIDTHS,
     "Are the guide's standard deviations of the latents of rows those of their posteriors?",
     _applies_to_rows,
     _run_rows(check_row_widths),
+    about="posterior",
 )

@@ -107,4 +107,6 @@ def _run(case: Case, level: float) -> Check:
     return check_amortization(gap, se, numbers=columns.shape[1] // rows, rows=rows, looseness=looseness)
 
 
-amortization_gap = Diagnostic(NAME, "How much would guides gain that are fitted to each row alone?", _applies, _run)
+amortization_gap = Diagnostic(
+    NAME, "How much would guides gain that are fitted to each row alone?", _applies, _run, about="posterior"
+)

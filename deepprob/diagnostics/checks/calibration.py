@@ -220,6 +220,7 @@ probability_calibration = Diagnostic(
     "Do class frequencies match the predicted probabilities?",
     one_label,
     _run_classes,
+    about="predictions",
     tests=True,
     by_site=True,
 )
@@ -228,6 +229,7 @@ interval_coverage = Diagnostic(
     "Do predictive intervals contain the target as often as their nominal probability?",
     lambda case: case.supervised and case.prediction.kind == "real",
     _run_real,
+    about="predictions",
     tests=True,
     by_site=True,
 )

@@ -173,4 +173,6 @@ def _run(case: Case, level: float) -> Check:
     return check_active_dimensions(*code_draws(case))
 
 
-active_dimensions = Diagnostic(NAME, "How many latent dimensions depend on the data?", _applies, _run)
+active_dimensions = Diagnostic(
+    NAME, "How many latent dimensions depend on the data?", _applies, _run, about="posterior"
+)

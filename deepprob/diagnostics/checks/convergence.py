@@ -187,4 +187,4 @@ def settled(history: History) -> Array:
     return elbo
 
 
-elbo_convergence = Diagnostic(NAME, "Has the ELBO converged?", _applies, _run)
+elbo_convergence = Diagnostic(NAME, "Has the ELBO converged?", _applies, _run, about="fit")

@@ -165,5 +165,5 @@ def _run_local(case: Case, level: float) -> Check:
 
 
 _QUESTION = "Does the posterior reach further than the guide?"
-global_khat = Diagnostic(_GLOBAL, _QUESTION, _applies_global, _run_global)
-local_khat = Diagnostic(_LOCAL, _QUESTION, _applies_local, _run_local)
+global_khat = Diagnostic(_GLOBAL, _QUESTION, _applies_global, _run_global, about="posterior")
+local_khat = Diagnostic(_LOCAL, _QUESTION, _applies_local, _run_local, about="posterior")

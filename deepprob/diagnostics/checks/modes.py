@@ -169,12 +169,19 @@ def _run_starts(case: Case, level: float) -> Check:
 
 
 label_switching = Diagnostic(
-    _LABELS, "Can entries of latent sites change places without changing the posterior?", _applies, _run
+    _LABELS,
+    "Can entries of latent sites change places without changing the posterior?",
+    _applies,
+    _run,
+    about="posterior",
 )
-other_modes = Diagnostic(_OTHER, "Are there modes that the guide does not cover?", _has_searched, _run_other)
+other_modes = Diagnostic(
+    _OTHER, "Are there modes that the guide does not cover?", _has_searched, _run_other, about="posterior"
+)
 agreement_of_restarts = Diagnostic(
     _STARTS,
     "Did the starts of the fit end in the same place?",
     lambda case: bool(case.posterior.history.restarts),
     _run_starts,
+    about="posterior",
 )

@@ -72,4 +72,5 @@ ood_detection = Diagnostic(
     "Is the posterior less certain about out-of-distribution data?",
     lambda case: case.ood is not None,
     _run,
+    about="data",
 )

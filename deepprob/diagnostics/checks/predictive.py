@@ -199,5 +199,5 @@ def _applies(case: Case) -> bool:
 
 
 posterior_predictive = Diagnostic(
-    NAME, "Do replicated data resemble the data?", _applies, _run, tests=True, by_site=True
+    NAME, "Do replicated data resemble the data?", _applies, _run, about="predictions", tests=True, by_site=True
 )

@@ -130,6 +130,7 @@ predictive_skill = Diagnostic(
     "Do predictions score better than a baseline that ignores the inputs?",
     lambda case: (case.supervised and case.prediction.kind == "real") or one_label(case),
     _run,
+    about="predictions",
     tests=True,
     by_site=True,
 )

@@ -51,4 +51,6 @@ def _applies(case: Case) -> bool:
     return len(case.posterior.history.steps.get("skipped", ())) > 0
 
 
-finite_steps = Diagnostic(NAME, "Did every optimization step have a finite loss and gradient?", _applies, _run)
+finite_steps = Diagnostic(
+    NAME, "Did every optimization step have a finite loss and gradient?", _applies, _run, about="fit"
+)

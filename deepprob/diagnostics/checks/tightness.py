@@ -102,4 +102,4 @@ def _run(case: Case, level: float) -> Check:
     return check_tightness(case.log_weights, numbers=sum(found.sites[name].numbers for name in found.local))
 
 
-bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run)
+bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run, about="posterior")

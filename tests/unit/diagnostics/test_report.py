@@ -14,13 +14,16 @@ import pytest
 import torch
 
 from deepprob.data import Split
-from deepprob.diagnostics import Check, plots
-from deepprob.diagnostics.pictures import Picture
+from deepprob.diagnostics import Check, judging, plots
+from deepprob.diagnostics.advice import Uses, claims
+from deepprob.diagnostics.checks import CHECKS
+from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.report import Report, check
 from deepprob.inference.svi import svi
 from deepprob.models import VAE, DeepMarkovModel
 from deepprob.programs.program import Program
 
+CLASSES = (judging.confusion, judging.roc, judging.precision_recall, judging.class_reliability)
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)> & co"
 
 
@@ -62,6 +65,98 @@ def test_a_check_is_looked_up_by_name() -> None:
         a_report()["best"]
 
 
+def decided(**verdicts: str) -> str:
+    checks = tuple(Check(a, 0.0, None, None, v, "", about=a) for a, v in verdicts.items())  # type: ignore[arg-type]
+    return Report(checks, "t", uses=Uses("predictions of y", "conclusions about w")).decision
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sentence"),
+    [
+        (
+            {"fit": "pass", "posterior": "pass", "predictions": "pass"},
+            "This model may be used for predictions of y and conclusions about w.",
+        ),
+        (
+            {"fit": "pass", "posterior": "fail", "predictions": "pass"},
+            "This model may be used for predictions of y, but not for conclusions about w: its posterior is wrong.",
+        ),
+        (
+            {"fit": "pass", "predictions": "pass"},
+            "This model may be used for predictions of y, but not for conclusions about w: "
+            "no check could examine its posterior.",
+        ),
+        (
+            {"fit": "fail", "posterior": "pass", "predictions": "pass"},
+            "Do not use this model yet for predictions of y or conclusions about w: its training has not succeeded.",
+        ),
+        (
+            {"posterior": "pass", "predictions": "fail"},
+            "This model may be used with care for conclusions about w, but not for predictions of y: "
+            "its predictions do not match the data.",
+        ),
+        (
+            {"posterior": "caution", "predictions": "pass", "data": "caution"},
+            "This model may be used with care for predictions of y and conclusions about w: "
+            "the data may not be a fair test and its posterior may be inaccurate.",
+        ),
+        (
+            {"fit": "pass", "posterior": "unchecked", "predictions": "unchecked"},
+            "Do not use this model for predictions of y or conclusions about w: "
+            "no check could examine its predictions and no check could examine its posterior.",
+        ),
+        (
+            {"fit": "caution", "posterior": "pass", "predictions": "fail"},
+            "Do not use this model yet for predictions of y or conclusions about w: "
+            "its training may not be finished and its predictions do not match the data.",
+        ),
+        ({}, ""),
+    ],
+)
+def test_the_decision_follows_from_what_the_checks_support(verdicts: dict[str, str], sentence: str) -> None:
+    assert decided(**verdicts) == sentence
+
+
+def test_a_claim_examined_in_part_needs_care() -> None:
+    checks = tuple(Check(v, 0.0, None, None, v, "", about="posterior") for v in ("pass", "unchecked"))  # type: ignore[arg-type]
+    assert claims(checks) == {"posterior": "caution"}
+    assert "could be examined only in part" in Report(checks, "t").decision
+
+
+def test_every_diagnostic_supports_a_claim() -> None:
+    assert {diagnostic.about for diagnostic in CHECKS.values()} == {"fit", "posterior", "predictions", "data"}
+
+
+def test_next_steps_are_ordered_and_do_not_repeat() -> None:
+    def raised(name: str, verdict: str, step: str, about: str = "predictions") -> Check:
+        return Check(name, 0.0, None, None, verdict, "No data.", step, about=about)  # type: ignore[arg-type]
+
+    report = Report(
+        (
+            raised("a", "unchecked", ""),
+            raised("b", "caution", "Widen."),
+            raised("c", "fail", "Recalibrate."),
+            raised("d", "caution", "Train on.", "fit"),
+            raised("e", "fail", "Widen."),
+            raised("f", "pass", "Rest."),
+        ),
+        "t",
+    )
+    steps = {"Train on.": ["d"], "Recalibrate.": ["c"], "Widen.": ["e", "b"], "Not examined: No data.": ["a"]}
+    assert dict(report.next_steps) == steps
+    printed = [line for line in str(report).splitlines() if line.startswith("Next: ")]
+    assert printed == [f"Next: {step}" for step in steps]
+    page = report.to_html()
+    assert [page.index(f"<li>{step}") for step in steps] == sorted(page.index(f"<li>{step}") for step in steps)
+
+
+def test_checks_are_found_by_slug_and_none_is_lost() -> None:
+    twins = tuple(Check(f"coverage of {site}", i, None, None, "pass", "") for i, site in enumerate(("a_b", "a.b")))
+    report = Report(twins, "t")
+    assert report["coverage-of-a-b-2"].value == 1
+    assert [*report.to_dict()["checks"]] == ["coverage-of-a-b", "coverage-of-a-b-2"]
+
+
 class Tags(HTMLParser):
     """All tags of a page with their attributes."""
 
@@ -93,9 +188,9 @@ def test_a_notebook_shows_the_report_in_a_sandboxed_frame() -> None:
 def test_json_contains_every_number(tmp_path: Path) -> None:
     path = a_report().save(tmp_path / "deep" / "report.json")
     data = json.loads(path.read_text(), parse_constant=pytest.fail)
-    assert data["verdict"] == "caution" and data["schema"] == 1
-    assert data["checks"][0]["details"] == {"n": 3, "values": [1.0, None]}
-    assert data["checks"][1]["value"] is None
+    assert data["verdict"] == "caution" and data["schema"] == 2
+    assert data["checks"]["good"]["details"] == {"n": 3, "values": [1.0, None]}
+    assert data["checks"]["my-fit"]["value"] is None
     assert data["versions"] == {"torch": "2"}
 
 
@@ -138,6 +233,35 @@ def test_plots_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+def test_plots_that_judge_predictions_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.dirichlet(np.ones(2), 9), rng.dirichlet(np.ones(20), 50)
+    figures = [
+        judging.residuals(np.ones((3, 2)), np.ones((3, 2))),
+        judging.residuals(*rng.normal(size=(2, 5000))),
+        judging.quantile_calibration(rng.poisson(1.0, (50, 8, 1)), rng.poisson(1.0, (8, 1))),
+        judging.quantile_calibration(rng.normal(size=(5, 9000)), rng.normal(size=9000)),
+        judging.replicated(np.ones(3), np.ones((4, 3))),
+        judging.replicated(np.ones(50), np.ones((4, 50))),
+        judging.replicated(rng.normal(size=(60, 2)), rng.normal(size=(9, 60, 2))),
+        judging.rolls({"data": np.zeros((5, 6)), "again": np.zeros((5, 6))}),
+        judging.fan(*rng.normal(size=(4, 6, 1))),
+        judging.fan(*rng.normal(size=(4, 6, 5)), start=3),
+        *(plot(few, np.arange(9) % 2) for plot in CLASSES),
+        *(plot(few, np.ones(9)) for plot in CLASSES),
+        *(plot(many, np.arange(50) % 20) for plot in CLASSES),
+    ]
+    assert all(drawn(f).startswith(b"\x89PNG") for f in figures)
+    assert not recwarn.list
+
+
+def test_calibration_curve_of_calibrated_counts_is_the_diagonal() -> None:
+    rng = np.random.default_rng(0)
+    axes = judging.quantile_calibration(rng.poisson(1.0, (500, 4000)), rng.poisson(1.0, 4000)).axes[0]
+    levels, share = axes.lines[0].get_data()
+    assert np.abs(np.asarray(share) - np.asarray(levels)).max() < 0.03
+
+
 def test_plots_leave_no_global_state() -> None:
     import matplotlib
 
@@ -170,8 +294,9 @@ def test_report_of_an_image_model() -> None:
         "active latent dimensions",
     ]
     assert [c.name for c in report.checks] == [*names, "posterior predictive check", "out-of-distribution detection"]
-    assert picture_names(report) == ["reconstructions", "training", "codes", "information"]
+    assert picture_names(report) == ["reconstructions", "codes", "information", "training"]
     json.dumps(report.to_dict(), allow_nan=False)
+    assert "simulations of data like these" in report.decision
 
 
 @pytest.mark.parametrize("columns", [1, 3])
@@ -186,7 +311,11 @@ def test_report_of_a_regression(columns: int) -> None:
     posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
     report = check(posterior, data, train=data, draws=60, particles=60)
     assert {"Pareto k-hat, global latents", "interval coverage", "predictive skill"} < {c.name for c in report.checks}
-    assert picture_names(report) == ["training", "predictions"]
+    assert picture_names(report) == ["predictions", "residuals", "quantiles", "latents", "training"]
+    found = {score.name: score.value for score in report.scores["y"]}
+    assert found["R2"] == pytest.approx(1 - (found["RMSE"] / float(data["y"].std(correction=0))) ** 2)
+    assert [*report.latents] == [f"w[{i}]" for i in range(columns)]
+    assert report.facts["judged on"]["shapes"] == f"x 60 × {columns} (float32); y 60 (float32)"
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -205,7 +334,13 @@ def test_report_of_a_classifier(classes: int) -> None:
     posterior = svi(Program.of(model, "normal", data_plate="data"), data, epochs=60, seed=0, progress=False)
     report = check(posterior, data, draws=60)
     assert {"calibration of probabilities", "predictive skill"} < {c.name for c in report.checks}
-    assert picture_names(report) == ["training", "reliability"]
+    classes_only = ["reliability"] if classes > 2 else []
+    names = ["confusion", "roc", "precision-recall", "class-reliability", *classes_only, "latents", "training"]
+    assert picture_names(report) == names
+    found = {score.name: score.value for score in report.scores["y"]}
+    assert found["base rate"] == pytest.approx(max(data["y"].float().mean(), 1 - data["y"].float().mean()))
+    assert found["gain over the base rate"] == pytest.approx(found["accuracy"] - found["base rate"])
+    assert ("AUROC" in found) == (classes == 2)
 
 
 def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
@@ -213,7 +348,7 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     sequences = svi(DeepMarkovModel(5, latent_dim=2), notes, epochs=2, seed=0, progress=False)
     report = check(sequences, notes, draws=30, particles=30)
     assert report["posterior predictive check"].verdict == "unchecked"
-    assert picture_names(report)[0] == "training"
+    assert picture_names(report)[:2] == ["sequence", "forecast"]
 
     def schools(y: torch.Tensor | None = None) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
@@ -223,5 +358,7 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
 
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     whole = svi(Program.of(schools, "normal"), y, epochs=60, seed=0, progress=False)
-    names = [c.name for c in check(whole, y, draws=60, particles=60).checks]
-    assert names == ["finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"]
+    report = check(whole, y, draws=60, particles=60)
+    names = ["finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"]
+    assert [c.name for c in report.checks] == names
+    assert picture_names(report) == ["replicates", "latents", "training"] and len(report.latents) == 9

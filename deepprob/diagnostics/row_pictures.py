@@ -1,0 +1,115 @@
+"""The pictures of rows and what the model makes of them: images and sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from deepprob.diagnostics import judging
+from deepprob.diagnostics.case import Case, given, num_optional
+from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.picture import Picture, drawn
+from deepprob.diagnostics.plots import image_rows
+from deepprob.networks.likelihood import Likelihood
+from deepprob.posteriors.prediction import Prediction
+from deepprob.programs.arguments import Arguments, rows_of
+from deepprob.programs.minibatch import Batch
+
+_FEW = 4  # most features of a sequence that are drawn as lines
+_STEPS = 60  # most steps of a sequence that are drawn
+
+
+def image_shape(case: Case) -> tuple[int, ...] | None:
+    """Shape of one image; None if the rows are not images."""
+    if case.supervised or case.ragged or not case.batch:
+        return None
+    observation = getattr(case.program, "observation", None)
+    if isinstance(observation, Likelihood) and observation.picture != "image":
+        return None
+    shape = tuple(case.batch[0].shape[1:])
+    return shape if len(shape) in (2, 3) else None
+
+
+def _images(case: Case, count: int = 8) -> Iterator[Picture]:
+    shape = image_shape(case)
+    if shape is None or not case.per_row:
+        return
+    batch = rows_of(case.batch, slice(0, count))
+    means = array(case.posterior.predict(*given(batch), draws=50, seed=case.seed).mean)
+    if means.size != array(batch[0]).size:
+        return
+    grid = {"data": array(batch[0]).reshape(-1, *shape), "reconstructions": means.reshape(-1, *shape)}
+    title = "Data and reconstructions"
+    caption = "A reconstruction is the mean image given the code of the row above; it should resemble the row."
+    alt = "held-out data, their reconstructions below"
+    if num_optional(case.program) >= len(batch):
+        grid["prior samples"] = array(case.posterior.predict_prior(count, seed=case.seed).mean).reshape(-1, *shape)
+        title = "Data, reconstructions and prior samples"
+        caption += " A prior sample is the mean image given a code drawn from the prior; it should look like data."
+        alt += ", and prior samples in the last row"
+    # A row of images is as high as one of them is wide, and has a label.
+    image = drawn(image_rows(grid, columns=count), height=len(grid) * (4.2 / count + 0.22))
+    yield Picture("reconstructions", title, caption, f"Rows of {len(batch[0])} images: {alt}.", image, photos=True)
+
+
+def _sequences(case: Case) -> Iterator[Picture]:
+    if not case.ragged or not case.has_latents("local") or case.target.ndim != 3:
+        return
+    row, steps = _typical(case)
+    batch = _start_of(rows_of(case.batch, slice(row, row + 1)), steps)
+    again = case.posterior.reconstruct(*given(batch), seed=case.seed)
+    seen = case.target[row, :steps]
+    yield Picture(
+        "sequence",
+        "A sequence and its reconstruction",
+        "The reconstruction is the mean given the latent path of the sequence; it should resemble the data.",
+        f"{steps} steps of a sequence of {seen.shape[1]} features, and their reconstruction.",
+        drawn(_sequence(seen, again, "reconstruction")),
+    )
+    yield from _forecast(case, batch, seen)
+
+
+def _forecast(case: Case, batch: Batch, seen: Array, share: float = 0.25) -> Iterator[Picture]:
+    """The end of a sequence, drawn given its beginning."""
+    start = len(seen) - max(1, int(share * len(seen)))
+    if isinstance(batch, Arguments) or start < 2:
+        return
+    x = batch[0].to(torch.get_default_dtype()).clone()
+    x[:, start:] = torch.nan
+    future = case.posterior.impute(x, *batch[1:], draws=50, sweeps=10, seed=case.seed)
+    yield Picture(
+        "forecast",
+        "A forecast",
+        f"The steps from {start} on are drawn given the earlier ones (by Gibbs sampling, which is approximate).",
+        f"The last {len(seen) - start} of {len(seen)} steps of a sequence as forecast from the first {start}.",
+        drawn(_sequence(seen, future, f"forecast from step {start} on", start)),
+    )
+
+
+def _sequence(seen: Array, predicted: Prediction, name: str, start: int = 0) -> Figure:
+    """A sequence and its prediction: as two grids if it has many features, else as lines."""
+    mean = array(predicted.mean)[0]
+    if seen.shape[1] > _FEW:
+        return judging.rolls({"data": seen, name: mean})
+    low, high = (array(end)[0] for end in predicted.interval(0.9))
+    return judging.fan(seen, mean, low, high, start=start)
+
+
+def _typical(case: Case) -> tuple[int, int]:
+    """The row of median length, and how many of its steps to show."""
+    lengths = array(case.batch[[*case._names].index("lengths")])
+    row = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+    return row, min(int(lengths[row]), _STEPS)
+
+
+def _start_of(batch: Batch, steps: int) -> Batch:
+    """The first steps of the sequences of a batch."""
+    if isinstance(batch, Arguments):
+        return batch
+    return tuple(x[:, :steps] if x.dim() > 1 else x.clamp(max=steps) for x in batch)
+
+
+MAKERS = (_images, _sequences)
