@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,8 +25,25 @@ def over_draws(function: Callable[..., Any], *arguments: Any) -> Any:
         >>> over_draws(lambda w, x: w @ x, torch.eye(3).expand(4, 3, 3), torch.ones(4, 3)).shape
         torch.Size([4, 3])
     """
-    _functorch._set_vmap_fallback_warning_enabled(False)
-    try:
+    with _quiet():
         return torch.vmap(function, randomness="different")(*arguments)
-    finally:
-        _functorch._set_vmap_fallback_warning_enabled(True)
+
+
+class _Quiet:
+    """A context without torch's warnings of operations that run entry by entry; it may be entered again inside."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        self._depth += 1
+        _functorch._set_vmap_fallback_warning_enabled(False)
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            _functorch._set_vmap_fallback_warning_enabled(self._depth == 0)
+
+
+_quiet = _Quiet()

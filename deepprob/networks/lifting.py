@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
+from deepprob.engine.batching import over_draws
 from deepprob.networks.initialisation import is_pretrained
 from deepprob.networks.inputs import checked_rows, same_state
 from deepprob.networks.registry import network_from_config
@@ -114,19 +113,11 @@ def run_with(
 def _all_draws(run_one: Callable[[dict[str, Tensor]], Tensor], stacked: dict[str, Tensor]) -> Tensor:
     """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network, else draw by draw."""
     try:
-        with _quiet_vmap():
-            return vmap(run_one, randomness="different")(stacked)
+        found: Tensor = over_draws(run_one, stacked)
+        return found
     except Exception:  # vmap supports neither recurrent layers nor branches on values; the network's own errors recur
         count = len(next(iter(stacked.values())))
         return torch.stack([run_one({n: w[k] for n, w in stacked.items()}) for k in range(count)])
-
-
-@contextmanager
-def _quiet_vmap() -> Iterator[None]:
-    """Hide the warnings of ``vmap`` about operations that it runs draw by draw."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "There is a performance drop")
-        yield
 
 
 def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
