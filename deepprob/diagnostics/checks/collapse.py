@@ -13,7 +13,7 @@ from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.programs.minibatch import num_rows
 
-ACTIVE_SHARE = 0.01
+ACTIVE_SHARE, LEAST_NATS = 0.01, 0.05
 NAME = "active latent dimensions"
 
 
@@ -104,8 +104,8 @@ def check_active_dimensions(draws: ArrayLike, kl: ArrayLike | None = None) -> Ch
         kl: KL of each latent dimension from the prior in nats, shape ``(latent,)``.
 
     Returns:
-        The share of active dimensions, those with more than 1% of their variance explained by the row; a
-        caution below a half, a fail if there is none.
+        The share of active dimensions: those of whose variance the row surely explains more than 1 %, and which carry
+        at least 0.05 nats for a row. A caution below a half, a fail if there is none.
 
     Examples:
         Codes that are drawn from the prior for every row have collapsed:
@@ -115,6 +115,8 @@ def check_active_dimensions(draws: ArrayLike, kl: ArrayLike | None = None) -> Ch
     """
     share, se = explained_variance(draws)
     active = share - 2 * se > ACTIVE_SHARE
+    if kl is not None:
+        active &= array(kl) >= LEAST_NATS
     count, latent = int(active.sum()), len(share)
     value = count / latent
     verdict: Verdict = "fail" if count == 0 else "caution" if value < 0.5 else "pass"
@@ -139,6 +141,7 @@ def check_active_dimensions(draws: ArrayLike, kl: ArrayLike | None = None) -> Ch
             "active": count,
             "latent": latent,
         },
+        good=">=",
     )
 
 

@@ -40,7 +40,7 @@ def test_registry_keys_are_the_names_of_its_entries() -> None:
 
 def test_worst_and_number() -> None:
     assert worst(["pass", "fail", "caution"]) == "fail"
-    assert number(1.5, 0.0) == "1.500 ± 0.000"
+    assert number(1.5, 0.0) == "1.5"
     assert number(float("nan"), 1.0) == "nan"
     assert number(123456.0) == "1.23e+05"
 
@@ -62,27 +62,29 @@ class TestSteps:
 class TestConvergence:
     def test_rising_falling_and_stationary_elbo(self, rng: np.random.Generator) -> None:
         noise, time = rng.normal(size=2000), np.arange(2000)
-        assert check_convergence(noise, scale=0.1).verdict == "pass"
-        rising, falling = (check_convergence(noise + s * time / 1000, scale=0.1) for s in (1, -1))
+        assert check_convergence(noise, margin=0.5).verdict == "pass"
+        rising, falling = (check_convergence(noise + s * time / 1000, margin=0.5) for s in (1, -1))
         assert rising.verdict == falling.verdict == "caution"
-        assert "rose" in rising.reading and "raise epochs= or steps= of svi" in rising.next_step
-        assert "fell" in falling.reading and "falls" in falling.next_step
-        assert check_convergence(noise + time / 100, scale=0.1).verdict == "fail"
+        assert "rose" in rising.reading and "dp.extend" in rising.next_step
+        assert "fell" in falling.reading and "Lower the learning rate" in falling.next_step
+        assert check_convergence(noise + time / 100, margin=0.5).verdict == "fail"
+
+    def test_noise_that_hides_a_change_is_no_pass(self, rng: np.random.Generator) -> None:
+        check = check_convergence(20 * rng.normal(size=2000), margin=0.5)
+        assert check.verdict == "caution" and "too noisy to tell" in check.reading
 
     def test_a_significant_but_irrelevant_change_passes(self) -> None:
-        assert check_convergence(np.linspace(0, 0.01, 1000), scale=0.1).verdict == "pass"
+        assert check_convergence(np.linspace(0, 0.01, 1000), margin=0.1).verdict == "pass"
 
-    def test_a_fluctuating_elbo_without_trend_is_a_caution(self, rng: np.random.Generator) -> None:
+    def test_details_hold_rhat(self, rng: np.random.Generator) -> None:
         time = np.linspace(0, 1, 2000)
-        check = check_convergence(
-            rng.normal(size=2000) + 2 * np.cos(4 * np.pi * (time - 0.5)) * (time > 0.5), scale=0.1
-        )
-        assert check.verdict == "caution" and check.details["rhat"] > 1.1
+        wandering = rng.normal(size=2000) + 2 * np.cos(4 * np.pi * (time - 0.5)) * (time > 0.5)
+        assert check_convergence(wandering, margin=0.1).details["rhat"] > 1.1
 
     def test_constant_short_and_incomplete_elbo(self) -> None:
         assert check_convergence(np.full(100, -3.0)).value == 0.0
         short = check_convergence(np.zeros(10))
-        assert short.verdict == "caution" and "too short" in short.reading
+        assert short.verdict == "caution" and "do not tell" in short.reading
         gaps = np.where(np.arange(1000) % 7 == 0, np.nan, 0.5)
         assert check_convergence(gaps).verdict == "pass"
 
@@ -104,12 +106,11 @@ class TestTightness:
         check = check_tightness(rng.normal(scale=0.6, size=(1000, 200)))
         assert check.value == pytest.approx(0.18, abs=4 * (check.se or 0) + 0.005)
 
-    def test_verdicts(self, rng: np.random.Generator) -> None:
-        weights = rng.normal(scale=1.5, size=(200, 100))
-        assert check_tightness(weights, information=10.0).verdict == "pass"
-        assert check_tightness(weights, information=2.0).verdict == "caution"
-        assert check_tightness(weights / 2, information=0.1).verdict == "caution"
-        assert check_tightness(4 * weights, information=1.0).verdict == "fail"
+    def test_the_limit_depends_on_the_number_of_latents_only(self, rng: np.random.Generator) -> None:
+        weights = rng.normal(scale=1.5, size=(200, 100))  # a gap of about 1.1 nats
+        assert check_tightness(weights, numbers=20).verdict == "pass"
+        assert check_tightness(weights, numbers=5).verdict == "caution"
+        assert check_tightness(weights, numbers=1).verdict == "fail"
         assert check_tightness(weights[:, :1]).se is None
 
 
@@ -119,7 +120,7 @@ class TestKhat:
 
     def test_good_and_bad_weights(self, rng: np.random.Generator) -> None:
         good, bad = check_global_khat(0.3 * rng.normal(size=1000)), check_global_khat(1.2 * rng.exponential(size=1000))
-        assert (good.verdict, bad.verdict) == ("pass", "caution")
+        assert good.verdict == "pass" and bad.verdict in ("caution", "fail")
         assert good.details["effective_draws"] > 800
         rows = check_local_khat(1.2 * rng.exponential(size=(200, 30)))
         assert rows.verdict == "caution" and rows.value > 0.8
@@ -130,8 +131,8 @@ class TestKhat:
         weights = 5e-4 * rng.normal(size=1000) ** 5
         small, large = check_global_khat(weights), check_global_khat(100 * weights)
         assert min(small.value, large.value) > 0.7
-        assert (small.verdict, large.verdict) == ("pass", "caution")
-        assert "of no account" in small.reading
+        assert small.verdict == "pass" and large.verdict in ("caution", "fail")
+        assert "differ by" in small.reading
 
 
 class TestActiveDimensions:
@@ -146,6 +147,7 @@ class TestActiveDimensions:
         verdicts = [check_active_dimensions(noise + active * (np.arange(4) < n)).verdict for n in (0, 1, 2, 4)]
         assert verdicts == ["fail", "caution", "pass", "pass"]
         check = check_active_dimensions(noise + active, np.full(4, 0.5))
+        assert check_active_dimensions(noise + active, np.full(4, 0.01)).verdict == "fail"
         assert "4 of 4" in check.reading and "2 nats" in check.reading
 
 
