@@ -59,16 +59,25 @@ def _likelihood_of_site(fitted: FittedProgram, batch: Batch, draws: int, site: s
 
 
 def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, for a program whose latents are all local."""
-    layout = fitted.layout(draws)
-    if fitted.structure.summed:
-        return _by_row(layout, fitted.terms(batch, draws))
+    """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, of the local latents z given the global ones.
+
+    Raises:
+        ValueError: If the guide's density of local sites does not split into rows.
+    """
+    structure, layout = fitted.structure, fitted.layout(draws)
+    _check_by_row(structure)
+    if structure.summed:
+        found = fitted.terms(batch, draws)
+        total = _likelihood_of_terms(layout, structure, found)
+        local = [t for t in found if t.part == "kl_local"]
+        return total + _by_row(layout, local) if local else total
     guide_trace, model_trace = fitted.run(batch, draws)
-    total = _likelihood_of_sites(layout, fitted.structure, model_trace)
-    for name in fitted.structure.local:
+    total = _likelihood_of_sites(layout, structure, model_trace)
+    for name in structure.local:
         total = total + layout.log_prob(model_trace.nodes[name])
     for site in drawn_sites(guide_trace).values():
-        total = total - layout.log_prob(site)
+        if is_local(site, layout.plate):
+            total = total - layout.log_prob(site)
     return total
 
 

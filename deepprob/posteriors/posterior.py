@@ -19,7 +19,7 @@ from deepprob.posteriors.export_labels import labels_of
 from deepprob.posteriors.latent_draws import latent_draws
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.saving import read_posterior, write_posterior
-from deepprob.posteriors.latent_queries import LatentQueries
+from deepprob.posteriors.scoring import Scoring
 from deepprob.posteriors.table import table
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
@@ -27,7 +27,7 @@ from deepprob.programs.program import Program
 from deepprob.programs.structure import Structure
 
 
-class Posterior(LatentQueries):
+class Posterior(Scoring):
     """The posterior over a program's latent sites, from any routine.
 
     Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
