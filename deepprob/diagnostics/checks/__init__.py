@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
+from deepprob.diagnostics.checks.chains import effective_draws, rhat_of_chains
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
@@ -19,6 +20,8 @@ CHECKS: dict[str, Diagnostic] = {
     for diagnostic in (
         finite_steps,
         elbo_convergence,
+        rhat_of_chains,
+        effective_draws,
         bound_tightness,
         global_khat,
         local_khat,
