@@ -8,6 +8,7 @@ from deepprob.diagnostics.checks.chains import effective_draws, rhat_of_chains
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
+from deepprob.diagnostics.checks.loo import influential_rows
 from deepprob.diagnostics.checks.ood import ood_detection
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.scores import predictive_skill
@@ -30,6 +31,7 @@ CHECKS: dict[str, Diagnostic] = {
         interval_coverage,
         predictive_skill,
         posterior_predictive,
+        influential_rows,
         ood_detection,
     )
 }

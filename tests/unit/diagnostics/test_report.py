@@ -224,4 +224,10 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     whole = svi(Program.of(schools, "normal"), y, epochs=60, seed=0, progress=False)
     names = [c.name for c in check(whole, y, draws=60, particles=60).checks]
-    assert names == ["finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"]
+    assert names == [
+        "finite steps",
+        "ELBO convergence",
+        "Pareto k-hat, global latents",
+        "posterior predictive check",
+        "influential rows",
+    ]
