@@ -73,7 +73,7 @@ class LOO:
                 f"{self.khat_limit:.2f}. corrected=False gives the numbers of the guide as it is."
             )
         if len(bad):
-            names = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+            names = ", ".join(map(str, bad[:5])) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
             subject, verb = ("1 row has", "is") if len(bad) == 1 else (f"{len(bad)} rows have", "are")
             lines.append(f"{subject} a k-hat above {self.khat_limit:.2f} and {verb} not reliable: {names}.")
         else:
@@ -106,6 +106,20 @@ def leave_one_out(
         method="stored draws" if fitted.chains is not None else "guide corrected" if corrected else "guide as it is",
         guide_khat=None if khat is None else float(khat),
     )
+
+
+def predictive_density(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> Array:
+    r"""Log predictive density of every held-out row, ``(B,)``, in nats.
+
+    .. math:: \log p(y_i) \approx \log \frac1K \sum_k p(y_i \mid \theta_k)
+
+    A row's local latents are integrated out by the guide's importance weights.
+    """
+    if fitted.amortized and fitted.chains is None:
+        return _by_evidence(fitted, batch, draws, seed).pointwise
+    logs, _ = _densities(fitted, batch, draws, seed, None, corrected=False)
+    found = [np.logaddexp.reduce(logs[:, rows].astype(np.float64), 0) for rows in _blocks(logs.shape[1])]
+    return np.concatenate(found) - math.log(draws)
 
 
 def _row(logs: Array, weights: Array, smoothed: Array) -> tuple[Array, Array, Array]:
