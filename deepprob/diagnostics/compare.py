@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import textwrap
 from collections.abc import Sequence
@@ -13,15 +14,15 @@ from jinja2 import Environment, PackageLoader
 
 from deepprob.diagnostics.case import Case, given
 from deepprob.diagnostics.check import Array, jsonable, number
-from deepprob.diagnostics.checks.loo import loo_of
 from deepprob.diagnostics.document import Document
 from deepprob.diagnostics.report import WIDTH, Report, check
 from deepprob.errors import whole
-from deepprob.posteriors.loo import predictive_density
+from deepprob.posteriors.loo import leave_one_out, predictive_density
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import FunctionProgram
 
 TIE = 2.0  # standard errors
+_MANY = 0.3  # of the rows
 NOTE = (
     "The expected log predictive density (elpd) is the sum over rows of the log density that a posterior gives a row "
     "it has not seen, in nats; higher is better. The number after ± is the standard error. Differences are paired by "
@@ -121,8 +122,11 @@ class Comparison(Document):
             second = self.contenders[1]
             gap = number(-second.difference, second.difference_se)
             text = f"{self.best.name} predicts best: {gap} nats more than {second.name} {rows}."
-        failed = [x.name for x in self.leaders if x.report.verdict == "fail"]
-        return text + (f" But the verdict of {_listed(failed)} is fail: do not use it yet." if failed else "")
+        if failed := [x.name for x in self.leaders if x.report.verdict == "fail"]:
+            text += f" But the verdict of {_listed(failed)} is fail: do not use it yet."
+        if rough := [x.name for x in self.contenders if x.unreliable > _MANY * self.rows]:
+            text += f" The densities of {_listed(rough)} are unreliable in many rows: compare on held-out rows."
+        return text
 
     def __getitem__(self, name: str) -> Contender:
         """The posterior with a given name."""
@@ -232,14 +236,15 @@ def compare(
 
 
 def _contender(name: str, case: Case, data: Any, draws: int) -> Contender:
-    posterior, args = case.posterior, () if data is None else given(case.program.accept(data))
+    posterior, fitted = case.posterior, case.posterior._fitted
+    posterior.structure.check_rows()
+    batch = fitted.accept(() if data is None else given(case.program.accept(data)))
     method, unreliable = "held-out rows", 0
     if case.knows_train and case.rows == posterior.instance.num_data:  # the rows of the fit
-        found = loo_of(posterior, args, draws=draws, seed=case.seed)
+        found = leave_one_out(fitted, batch, fitted.num_stored or draws, case.seed)
         pointwise, method, unreliable = found.pointwise, f"leave-one-out ({found.method})", len(found.influential)
     else:
-        fitted = posterior._fitted
-        pointwise = predictive_density(fitted, fitted.accept(args), draws, case.seed)
+        pointwise = predictive_density(fitted, batch, draws, case.seed)
     if len(bad := np.flatnonzero(~np.isfinite(pointwise))):
         raise ValueError(
             f"row {bad[0]} has no finite density under {name}, and so {len(bad)} of {len(pointwise)} rows. "
@@ -272,9 +277,12 @@ def _labels(posteriors: Sequence[Posterior], names: Sequence[str] | None) -> lis
 
 def _name(posterior: Posterior) -> str:
     program = posterior.program
-    if isinstance(program, FunctionProgram):
-        return str(getattr(program.__dict__["_model"], "__name__", "program"))
-    return type(program).__name__
+    if not isinstance(program, FunctionProgram):
+        return type(program).__name__
+    model = program.__dict__["_model"]
+    while isinstance(model, functools.partial):  # Pyro's handlers hold a model as an argument
+        model = next((x for x in model.args if callable(x) and hasattr(x, "__name__")), model.func)
+    return str(getattr(model, "__name__", "program"))
 
 
 def _check_values(cases: Sequence[Case], names: Sequence[str]) -> None:

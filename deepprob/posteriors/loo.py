@@ -82,20 +82,28 @@ class LOO:
 
 
 def leave_one_out(
-    fitted: FittedProgram, batch: Batch, draws: int, seed: int, *, site: str | None, corrected: bool
+    fitted: FittedProgram,
+    batch: Batch,
+    draws: int,
+    seed: int,
+    *,
+    site: str | None = None,
+    corrected: bool | None = None,
 ) -> LOO:
-    """LOO of an accepted batch; see `Posterior.loo`."""
+    """LOO of an accepted batch; see `Posterior.loo`. By default a guide is corrected where its weights have a mean."""
     if fitted.amortized and fitted.chains is None and site is None:
         return _by_evidence(fitted, batch, draws, seed)
     _check_rows(fitted, batch)
-    corrected = corrected and fitted.chains is None
-    logs, weights = _densities(fitted, batch, draws, seed, site, corrected)
+    wanted = corrected is not False and fitted.chains is None
+    logs, weights = _densities(fitted, batch, draws, seed, site, wanted)
     if bool((logs == logs[:1]).all()):
         raise ValueError(
             "the posterior is one point: every draw gives the rows the same density, so no draw can stand for a fit "
             "without a row. Score held-out rows with log_likelihood, or fit with a guide that has a width."
         )
-    smoothed, khat = psis(weights) if corrected else (np.full(draws, -math.log(draws)), None)
+    smoothed, khat = psis(weights)
+    if wanted and corrected is None and khat > 1:
+        wanted, weights, smoothed = False, np.zeros(draws), np.full(draws, -math.log(draws))
     found = [_row(logs[:, rows].astype(np.float64), weights, smoothed) for rows in _blocks(logs.shape[1])]
     pointwise, khats, within = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return LOO(
@@ -103,8 +111,8 @@ def leave_one_out(
         khats,
         p_loo=float((within - pointwise).sum()),
         draws=draws,
-        method="stored draws" if fitted.chains is not None else "guide corrected" if corrected else "guide as it is",
-        guide_khat=None if khat is None else float(khat),
+        method="stored draws" if fitted.chains is not None else "guide corrected" if wanted else "guide as it is",
+        guide_khat=float(khat) if wanted else None,
     )
 
 

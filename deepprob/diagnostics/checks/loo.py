@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from scipy import stats
 
 from deepprob.diagnostics.case import Case, Diagnostic, given
 from deepprob.diagnostics.check import Check, Verdict
-from deepprob.posteriors.loo import LOO
-from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.loo import LOO, leave_one_out
 
 NAME = "influential rows"
 # An exact posterior of few rows or many parameters has a high k-hat in up to a fifth of its rows (three weights, eight
 # rows); in more rows leave-one-out fails as a whole.
 _SHARE, _LEVEL = 0.3, 0.01
+_NOT_FINITE = "Look at these rows: their values may lie outside of the likelihood's support."
+_MANY = (
+    "Look at these rows: outliers ask for a likelihood with heavier tails, such as Student's t; if most rows are "
+    "influential, the model has too many parameters for the data."
+)
+_DRAWS = 1000
 _MOST_ROWS = 10_000  # two seconds for k-hat alone; more rows are asked for by posterior.loo
-
-
-def loo_of(posterior: Posterior, data: tuple[Any, ...], *, draws: int = 1000, seed: int = 0) -> LOO:
-    """Leave-one-out of training rows; the guide is corrected where its importance weights have a mean.
-
-    Args:
-        posterior: The posterior.
-        data: The arguments of the fit.
-        draws: Number of draws.
-        seed: Seed of the draws.
-    """
-    found = posterior.loo(*data, draws=draws, seed=seed)
-    if found.guide_khat is None or found.guide_khat <= 1:
-        return found
-    return posterior.loo(*data, draws=draws, seed=seed, corrected=False)
 
 
 def check_loo(found: LOO) -> Check:
@@ -60,14 +48,10 @@ def check_loo(found: LOO) -> Check:
     many = float(stats.binom.sf(len(influential) - 1, rows, _SHARE)) < _LEVEL
     verdict: Verdict = "fail" if len(unknown) else "caution" if many else "pass"
     named = ", ".join(map(str, influential[:5])) + (f" and {len(influential) - 5} more" if len(influential) > 5 else "")
-    uncorrectable = found.guide_khat is not None and found.guide_khat > found.khat_limit
     score = f"elpd {found.elpd:.1f} ± {found.se:.1f} nats, {found.p_loo:.1f} effective parameters"
     if len(unknown):
         first = ", ".join(map(str, unknown[:5])) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
         reading = f"{len(unknown)} of {rows} rows have no finite log-likelihood under some draws: {first}."
-    elif many and uncorrectable:
-        reading = f"The guide's own importance weights are unreliable (k-hat {found.guide_khat:.2f}), so that no row "
-        reading += "can be left out of the posterior by weights."
     elif len(influential):
         reading = f"{len(influential)} of {rows} rows have a Pareto k-hat above {found.khat_limit:.2f} when they are "
         reading += f"left out ({named}): the posterior would change much without them ({score})."
@@ -80,7 +64,7 @@ def check_loo(found: LOO) -> Check:
         threshold=_SHARE,
         verdict=verdict,
         reading=reading,
-        next_step="" if verdict == "pass" else _advice(bool(len(unknown)), uncorrectable),
+        next_step="" if verdict == "pass" else _NOT_FINITE if len(unknown) else _MANY,
         details={
             "elpd": found.elpd,
             "elpd_se": found.se,
@@ -88,21 +72,9 @@ def check_loo(found: LOO) -> Check:
             "method": found.method,
             "draws": found.draws,
             "khat_limit": found.khat_limit,
-            "guide_khat": found.guide_khat,
             "influential": influential[:100].tolist(),
         },
         unit="of rows",
-    )
-
-
-def _advice(unknown: bool, uncorrectable: bool) -> str:
-    if unknown:
-        return "Look at these rows: their values may lie outside of the likelihood's support."
-    if uncorrectable:
-        return "Try a richer guide (full covariance, flow), or fit longer."
-    return (
-        "Look at these rows: outliers ask for a likelihood with heavier tails, such as Student's t; if most rows are "
-        "influential, the model has too many parameters for the data."
     )
 
 
@@ -117,7 +89,14 @@ def _applies(case: Case) -> bool:
 
 
 def _loo(case: Case) -> LOO:
-    found: LOO = case._shared_by("loo", lambda: loo_of(case.posterior, given(case.train), seed=case.seed))
+    def run() -> LOO:
+        fitted = case.posterior._fitted
+        batch, draws = fitted.accept(given(case.train)), fitted.num_stored or _DRAWS
+        case.posterior.structure.check_rows()
+        # The guide's own weights, which all rows would share, are the subject of other checks.
+        return leave_one_out(fitted, batch, draws, case.seed, corrected=False)
+
+    found: LOO = case._shared_by("loo", run)
     return found
 
 

@@ -132,6 +132,29 @@ def test_a_leader_that_failed_is_named() -> None:
     assert Comparison((a, b)).summary.endswith("But the verdict of a is fail: do not use it yet.")
 
 
+def test_unreliable_densities_are_said_with_the_remedy() -> None:
+    a = contender("a", [-1.0, -1.0], unreliable=1)
+    b = contender("b", [-5.0, -5.0], difference=-8.0, difference_se=0.5)
+    summary = Comparison((a, b)).summary
+    assert summary.endswith("The densities of a are unreliable in many rows: compare on held-out rows.")
+
+
+def test_a_guide_without_a_mean_of_its_weights_is_scored_as_it_is() -> None:
+    def many(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(0.0, 1.0).expand([100]).to_event(1))
+        line(x, y)
+
+    def guide(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("w", dist.Normal(0.0, 0.5).expand([100]).to_event(1))
+        pyro.sample("b", dist.Normal(1.5, 0.06))
+
+    program = dp.Program.of(many, guide)
+    narrow = Posterior(ProgramInstance(program, program.accept((X, Y)), 60))
+    found = dp.compare(exact(), narrow, data=(X, Y))
+    assert found["many"].method == "leave-one-out (guide as it is)"
+    assert found["line"].method == "leave-one-out (guide corrected)"
+
+
 def test_text_and_json(comparison: Comparison, tmp_path: Path) -> None:
     lines = str(comparison).splitlines()
     assert lines[2].split() == ["verdict", "elpd", "difference", "method"]

@@ -34,7 +34,7 @@ def test_training_rows_of_a_good_fit_pass() -> None:
     posterior = svi(dp.Program.of(line, "normal"), (X, Y), steps=600, progress=False, compile=False)
     check = dp.check(posterior, (X, Y))["influential rows"]
     assert check.verdict == "pass" and check.value == 0.0
-    assert "elpd" in check.reading and check.details["method"] == "guide corrected"
+    assert "elpd" in check.reading and check.details["method"] == "guide as it is"
     assert check.details["p_loo"] == pytest.approx(1.0, abs=0.6)
 
 
@@ -60,10 +60,18 @@ def test_many_influential_rows_are_a_caution() -> None:
     assert check_loo(found([0.9, 0.9])).verdict == "pass"  # two rows tell too little
 
 
-def test_a_guide_whose_weights_are_unreliable_is_named_as_the_cause() -> None:
-    check = check_loo(found([0.9] * 20, guide_khat=0.9))
-    assert check.verdict == "caution"
-    assert "own importance weights are unreliable (k-hat 0.90)" in check.reading and "richer guide" in check.next_step
+def test_rows_are_judged_without_the_weights_of_the_guide() -> None:
+    """A log-normal guide is near the posterior of a scale, but has lighter tails."""
+
+    def model(y: Tensor) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 3.0))
+        scale = pyro.sample("scale", dist.HalfNormal(3.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(loc, scale), obs=y)
+
+    posterior = svi(dp.Program.of(model, "normal"), Y, steps=800, seed=0, progress=False, compile=False)
+    check = dp.check(posterior, Y)["influential rows"]
+    assert check.verdict == "pass" and check.value < 0.1
 
 
 def test_rows_without_a_finite_density_fail() -> None:
