@@ -164,7 +164,7 @@ def report(
 @app.command()
 def compare(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="RUN RUN ...", help="Folders of saved posteriors.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Folders of saved posteriors.", show_default=False)
     ],
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Other data to compare on; by default the data of the fits.")
