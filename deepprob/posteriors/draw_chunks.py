@@ -16,7 +16,7 @@ from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.stored_draws import choose
 from deepprob.programs.minibatch import Batch, num_rows
 
-MOST_NUMBERS = 2**22  # of the values of all sites in one part of a query
+MOST_NUMBERS = 2**21  # of the values of all sites in one part of a query
 IN_MEMORY = 2**27  # bytes; a larger array lies in a temporary file
 
 
@@ -62,8 +62,8 @@ class DrawArray:
     """
 
     def __init__(self, draws: int) -> None:
-        self.draws = draws
-        self._parts: list[NDArray[Any]] = []
+        self.draws, self._done = draws, 0
+        self._array: NDArray[Any] = np.empty(0)
         self._file: IO[bytes] | None = None
 
     def add(self, values: Tensor) -> None:
@@ -73,21 +73,24 @@ class DrawArray:
             OSError: If the folder of temporary files has too little space.
         """
         part = np.ascontiguousarray(values.detach().cpu().numpy())
-        if not self._parts and self.draws * part[0].nbytes > IN_MEMORY:
-            self._file = _reserved(self.draws * part[0].nbytes)
-            self._parts = [part[:0]]
-        if self._file is None:
-            self._parts.append(part)
-        else:
+        if not self._done:
+            size = self.draws * part[0].nbytes
+            self._file = _reserved(size) if size > IN_MEMORY else None
+            # All at once: parts kept between the values of later runs would split up the heap.
+            rows = 0 if self._file else self.draws
+            self._array = np.empty((rows, *part.shape[1:]), part.dtype)
+        if self._file is not None:
             self._file.write(part.data)
+        else:
+            self._array[self._done : self._done + len(part)] = part
+        self._done += len(part)
 
     def finish(self) -> NDArray[Any]:
         """All draws, ``(K, ...)``; nothing can be added afterwards."""
         if self._file is None:
-            return self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+            return self._array
         self._file.flush()
-        shape, dtype = (self.draws, *self._parts[0].shape[1:]), self._parts[0].dtype
-        mapped = np.memmap(self._file, dtype, mode="c", shape=shape)
+        mapped = np.memmap(self._file, self._array.dtype, mode="c", shape=(self.draws, *self._array.shape[1:]))
         self._file.close()
         return np.asarray(mapped)
 
