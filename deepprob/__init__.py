@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from deepprob.data import DataSet, Split, list_data, load_data
     from deepprob.diagnostics import Check, Report
     from deepprob.diagnostics import plots as plots
+    from deepprob.diagnostics.compare import compare as compare
     from deepprob.diagnostics.plotting import plot
     from deepprob.diagnostics.report import check
     from deepprob.errors import StorageError
@@ -83,6 +84,7 @@ __all__ = [
 _HOMES = {
     "deepprob.data": ("DataSet", "Split", "list_data", "load_data"),
     "deepprob.diagnostics": ("Check", "Report"),
+    "deepprob.diagnostics.compare": ("compare",),
     "deepprob.diagnostics.plotting": ("plot",),
     "deepprob.diagnostics.report": ("check",),
     "deepprob.errors": ("StorageError",),

@@ -1,4 +1,4 @@
-"""The commands: ``fit``, ``check``, ``report``, ``sample``, ``list``."""
+"""The commands: ``fit``, ``check``, ``report``, ``compare``, ``sample``, ``list``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from deepprob.cli.exit_codes import Command
 from deepprob.cli.options import Table, data_sets, models, options_of, routines
 from deepprob.cli.screen import Screen
-from deepprob.cli.work import check_on, exit_code, image_grid, load, samples, write
+from deepprob.cli.work import check_on, compare_on, exit_code, image_grid, load, samples, write
 from deepprob.errors import unknown
 
 app = typer.Typer(
@@ -159,6 +159,38 @@ def report(
     screen.say(("report  ", "dim"), str(page))
     screen.say(("json    ", "dim"), str(page.with_suffix(".json")))
     raise typer.Exit(exit_code(result))
+
+
+@app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Folders of saved posteriors.", show_default=False)
+    ],
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Other data to compare on; by default the data of the fits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with all checks, and JSON next to it.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=25, help="Number of draws from each posterior.")] = 1000,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+) -> None:
+    """Rank saved posteriors by their predictions of the test rows; exit code 1 if the best one's verdict is fail."""
+    screen = Screen()
+    if out is not None and out.suffix != ".html":
+        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON file is written next to it.")
+    result = compare_on(screen, folders, data, device, draws=draws, seed=seed)
+    screen.paragraph(result.summary, style="bold")
+    screen.say()
+    header, *rows = result.table
+    screen.table(header, rows)
+    if out is not None:
+        page = write(result, out)
+        screen.say()
+        screen.say(("page     ", "dim"), str(page))
+        screen.say(("json     ", "dim"), str(page.with_suffix(".json")))
+    raise typer.Exit(exit_code(result.best.report))
 
 
 @app.command()

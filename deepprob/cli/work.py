@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from deepprob.errors import StorageError
 
 if TYPE_CHECKING:
     from deepprob.data import DataSet
+    from deepprob.diagnostics.compare import Comparison
     from deepprob.diagnostics.report import Report
     from deepprob.posteriors.posterior import Posterior
 
@@ -68,8 +69,31 @@ def check_on(
         )
 
 
-def write(report: Report, page: Path) -> Path:
-    """Write a report as an HTML page and as JSON next to it."""
+def compare_on(
+    screen: Screen, folders: Sequence[Path], other: str | None, device: str, *, draws: int, seed: int
+) -> Comparison:
+    """Compare saved posteriors on the test rows of their data set, or of another one.
+
+    Raises:
+        ValueError: If they were fitted to different data sets.
+    """
+    from deepprob.diagnostics.compare import compare
+
+    posteriors, datasets, _ = zip(*(load(folder, other, device) for folder in folders), strict=True)
+    fits = [posterior.config.get("data") or {} for posterior in posteriors]
+    found = dict.fromkeys(f"{fit.get('name')} split {fit.get('split', 0)}" for fit in fits)
+    if other is None and len(found) > 1:
+        raise ValueError(
+            f"the posteriors were fitted to different data: {', '.join(found)}. Name the data to use: --data DATA"
+        )
+    names = [folder.resolve().name for folder in folders]
+    names = names if len({*names}) == len(names) else [str(folder) for folder in folders]
+    with warnings_as_notes(screen), screen.err.status("comparing"):
+        return compare(*posteriors, data=datasets[0].test, names=names, draws=draws, seed=seed)
+
+
+def write(report: Report | Comparison, page: Path) -> Path:
+    """Write a report or a comparison as an HTML page and as JSON next to it."""
     page.parent.mkdir(parents=True, exist_ok=True)
     report.save(page)
     report.save(page.with_suffix(".json"))

@@ -194,6 +194,27 @@ def from_dict(
     return container
 
 
+def combined(containers: Sequence[Any]) -> Any:
+    """One container with the groups of several, whose names differ.
+
+    Args:
+        containers: Results of `from_dict`, at least one.
+
+    Examples:
+        >>> parts = [from_dict({group: {"z": np.zeros((1, 5))}}) for group in ("posterior", "prior")]
+        >>> combined(parts)["prior"]["z"].shape
+        (1, 5)
+    """
+    first, *others = containers
+    for other in others:
+        if hasattr(first, "extend"):
+            first.extend(other)
+        else:
+            for group in other.children:
+                first[group] = other[group]
+    return first
+
+
 def _chains(draws: ArrayLike) -> Array:
     values = np.asarray(draws, dtype=np.float64)
     if values.ndim != 2:

@@ -61,23 +61,32 @@ def _likelihood_of_site(fitted: FittedProgram, batch: Batch, draws: int, site: s
 
 
 def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, for a program whose latents are all local."""
-    layout = fitted.layout(draws)
-    if fitted.structure.summed:
-        return row_weights_of_terms(layout, fitted.terms(batch, draws))
+    """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, of the local latents z given the global ones.
+
+    Raises:
+        ValueError: If the guide's density of local sites does not split into rows.
+    """
+    structure, layout = fitted.structure, fitted.layout(draws)
+    _check_by_row(structure)
+    if structure.summed:
+        found = fitted.terms(batch, draws)
+        total = _likelihood_of_terms(layout, structure, found)
+        local = [t for t in found if t.part == "kl_local"]
+        return total + row_weights_of_terms(layout, local) if local else total
     guide_trace, model_trace = fitted.run(batch, draws)
-    check_data(model_trace, fitted.structure)
+    check_data(model_trace, structure)
     return row_weights_of_traces(layout, guide_trace, model_trace)
 
 
 def row_weights_of_traces(layout: Layout, guide_trace: Trace, model_trace: Trace) -> Tensor:
-    """The log-weight of every row, by draw, from the sites of a run: ``(K, B)``."""
+    """The log-weight of every row's local latents, by draw, from the sites of a run: ``(K, B)``."""
     total = _likelihood_of_sites(layout, model_trace)
     for _, site in sample_sites(model_trace):
-        if not (site["is_observed"] or is_deterministic(site)):
+        if not (site["is_observed"] or is_deterministic(site)) and is_local(site, layout.plate):
             total = total + layout.log_prob(site)
     for site in drawn_sites(guide_trace).values():
-        total = total - layout.log_prob(site)
+        if is_local(site, layout.plate):
+            total = total - layout.log_prob(site)
     return total
 
 

@@ -72,6 +72,11 @@ class FittedProgram:
         drawn = found.latent + found.summed
         return bool(found.local + found.summed) and found.all_local(drawn + found.observed) and found.by_row
 
+    @property
+    def num_stored(self) -> int:
+        """Number of stored draws, of all chains together; 0 if the guide draws."""
+        return 0 if self.chains is None else next(iter(self.chains.values())).shape[:2].numel()
+
     def layout(self, draws: int) -> Layout:
         """The positions of draws, rows and events in the values of a run."""
         return Layout(self.structure.row_plate, self.structure.plates, draws)

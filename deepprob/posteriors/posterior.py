@@ -12,13 +12,14 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.errors import whole
-from deepprob.posteriors.arviz_export import latents_to_arviz, to_arviz
+from deepprob.posteriors.arviz_export import argument_names, latents_to_arviz, to_arviz
 from deepprob.posteriors.conditioning import predicted_trace
 from deepprob.posteriors.densities import joint_weights, local_elbo, log_likelihood, row_weights
+from deepprob.posteriors.export_labels import labels_of
 from deepprob.posteriors.latent_draws import latent_draws
-from deepprob.posteriors.latent_queries import LatentQueries
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.saving import read_posterior, write_posterior
+from deepprob.posteriors.scoring import Scoring
 from deepprob.posteriors.table import table
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
@@ -26,7 +27,7 @@ from deepprob.programs.program import Program
 from deepprob.programs.structure import Structure
 
 
-class Posterior(LatentQueries):
+class Posterior(Scoring):
     """The posterior over a program's latent sites, from any routine.
 
     Two kinds: one holds a guide (a point estimate is a Delta guide), one holds draws with a chain axis. Both answer the
@@ -322,22 +323,26 @@ class Posterior(LatentQueries):
     def to_arviz(self, *data: Any, draws: int = 1000, seed: int = 0) -> Any:
         """The posterior as an ArviZ container: InferenceData on ArviZ 0.23, a DataTree on 1.x.
 
-        Groups: posterior, and with data posterior_predictive, log_likelihood, observed_data, and (of a guide)
-        sample_stats with ``lp`` and ``log_q`` of global latents.
+        With data the groups are: ``posterior``, ``posterior_predictive``, ``log_likelihood`` by observed site and row,
+        ``sample_stats`` with the log joint density ``lp`` and, of a guide, ``log_q``; ``prior`` and
+        ``prior_predictive`` from the model alone; ``observed_data``, and ``constant_data`` with the other arguments.
+        Axes are named after plates; the index and the columns of a frame are their coordinates.
+
+        Memory does not grow with the draws: an array of more than 128 MiB lies in a temporary file (``TMPDIR``).
 
         Args:
-            data: The program's arguments, including the observed ones.
+            data: The program's arguments, including the observed ones. Without them only global sites are exported.
             draws: Number of draws; a posterior that holds draws exports all of them.
             seed: Random seed of the draws.
         """
-        if self.chains is not None:
-            first = next(iter(self.chains.values()))
-            draws = first.shape[0] * first.shape[1]
-        draws = whole("draws", draws)
+        fitted, draws = self._fitted, self._fitted.num_stored or whole("draws", draws)
+        version = self.versions.get("deepprob", "unknown")
+        attrs = {"inference_library": "deepprob", "inference_library_version": version, "seed": self.seed}
         holds_data = not (self.instance.inputs or self.program.num_required) and self.structure.observed
         if not data and not holds_data:
-            return latents_to_arviz(self._fitted, self.sample(draws=draws, seed=seed))
-        return to_arviz(self._fitted, self._fitted.accept(data), draws, seed)
+            return latents_to_arviz(fitted, self.sample(draws=draws, seed=seed), attrs)
+        batch = fitted.accept(data)
+        return to_arviz(fitted, batch, draws, seed, labels_of(data, argument_names(fitted, batch)), attrs)
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
         """A table of the global sites: mean, sd and central 90 % interval of every entry (large sites: the norm)."""

@@ -54,6 +54,17 @@ class Layout:
 
     def draws_first(self, site: Site) -> Tensor:
         """A site's value with draws first, and without the axes of plates it is not in: ``(K, *site)``."""
+        value, dims = self._spread(site)
+        sizes = [value.shape[self.plates + 1 + dim] for dim in dims]
+        return torch.as_tensor(value.reshape((self.draws, *sizes, *value.shape[self.plates + 1 :])))
+
+    def plates_of(self, site: Site) -> tuple[str, ...]:
+        """Names of the plates of the axes that `draws_first` gives a value, after the draws; ``""`` for no plate."""
+        names = {f.dim: str(f.name) for f in site["cond_indep_stack"] if f.vectorized}
+        return tuple(names.get(dim, "") for dim in self._spread(site)[1])
+
+    def _spread(self, site: Site) -> tuple[Tensor, list[int]]:
+        """A site's value with axes for the draws and all plates, and the dimensions of the plates that it has."""
         value, event_dim = site["value"].detach(), site["fn"].event_dim
         if is_deterministic(site) and event_dim == value.dim():  # pyro.deterministic takes all dimensions for events
             event_dim = max(0, event_dim - self.plates - 1)
@@ -63,8 +74,8 @@ class Layout:
         value = value.reshape(batch + event).expand((self.draws, *batch[1:], *event))
         frames = () if is_deterministic(site) else site["cond_indep_stack"]  # a computed value has the axes it has
         used = {f.dim for f in frames if f.vectorized}
-        keep = [size for dim, size in zip(range(-self.plates, 0), batch[1:], strict=True) if dim in used or size != 1]
-        return torch.as_tensor(value.reshape((self.draws, *keep, *event)))
+        sizes = zip(range(-self.plates, 0), batch[1:], strict=True)
+        return value, [dim for dim, size in sizes if dim in used or size != 1]
 
     def unused(self, site: Site) -> tuple[int, ...]:
         """Dimensions of size 1 of plates that a site is not in, counted from the right of its batch shape."""

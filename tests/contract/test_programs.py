@@ -185,8 +185,8 @@ def test_missing_values_are_drawn_and_the_others_stay(name: str, posterior: Post
 
 def test_to_arviz_groups(name: str, posterior: Posterior) -> None:
     idata = posterior.to_arviz(*MODEL_SCENARIOS[name].data, draws=4)
-    groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
-    assert groups <= set(idata.groups())
+    groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats", "prior"}
+    assert groups | {"prior_predictive"} <= set(idata.groups())
     assert set(idata.posterior.data_vars) == set(posterior.latent_sites)
     for values in idata.log_likelihood.data_vars.values():
         assert values.shape == (1, 4, 24)

@@ -137,6 +137,30 @@ def test_report_writes_page_and_json(fitted: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "pages/mine.json").read_text())["judged on"]["seed"] == 3
 
 
+def test_compare_ranks_runs_and_writes_page_and_json(fitted: Path, tmp_path: Path) -> None:
+    other = deepprob_("fit", "vae", "digits", *TINY, "--latent-dim", "3", "--seed", "1", "--out", "other")
+    assert other.exit_code in (0, 1), other.output
+    result = deepprob_("compare", str(fitted), "other", "--draws", "50", "--out", "pages/both.html")
+    assert result.exit_code in (0, 1), result.output
+    summary, table, _ = result.stdout.split("\n\n")
+    assert re.match(r"Tie: (digits and other|other and digits)|(digits|other) predicts best: ", summary)
+    header, *rows = table.splitlines()
+    assert header.split() == ["verdict", "elpd", "difference", "method"]
+    assert {row.split()[0] for row in rows} == {"digits", "other"} and "held-out rows" in rows[0]
+    saved = json.loads((tmp_path / "pages/both.json").read_text())
+    assert saved["rows"] == 359 and saved["models"].keys() == {"digits", "other"}
+    assert "both.html" in result.stdout and (tmp_path / "pages/both.html").exists()
+
+
+def test_compare_refuses_runs_on_different_data(fitted: Path) -> None:
+    posterior = Posterior.load(fitted)
+    posterior.config["data"] = {"name": "wine", "split": 0}
+    posterior.save("wine")
+    assert "compare needs at least two posteriors; got 1" in error_of(deepprob_("compare", str(fitted)))
+    message = error_of(deepprob_("compare", str(fitted), "wine"))
+    assert "fitted to different data: digits split 0, wine split 0. Name the data to use: --data DATA" in message
+
+
 def test_sample_writes_arrays_and_a_picture(fitted: Path, tmp_path: Path) -> None:
     results = [deepprob_("sample", str(fitted), "--draws", "12", "--out", f"{name}.npz") for name in "ab"]
     assert all(r.exit_code == 0 for r in results), results[0].output
@@ -156,7 +180,7 @@ def test_lists_are_complete() -> None:
 
 def test_version_and_help() -> None:
     assert deepprob_("--version").stdout == f"deepprob {metadata.version('deepprob')}\n"
-    assert all(name in deepprob_("--help").stdout for name in ("fit", "check", "report", "sample", "list"))
+    assert all(name in deepprob_("--help").stdout for name in ("fit", "check", "report", "compare", "sample", "list"))
 
 
 WRONG = {
@@ -177,6 +201,7 @@ WRONG = {
     "no posterior at 'nowhere': there is no such folder": ["check", "nowhere"],
     "no posterior at 'nowhere'": ["sample", "nowhere"],
     "--out must end in .html; got 'page.txt'": ["report", "nowhere", "--out", "page.txt"],
+    "--out must end in .html; got 'both.txt'": ["compare", "nowhere", "there", "--out", "both.txt"],
     "--out must end in .npz; got 'draws.csv'": ["sample", "nowhere", "--out", "draws.csv"],
     "unknown list 'model'. Did you mean 'models'?": ["list", "model"],
     "No such command 'fitt'. Did you mean 'fit'?": ["fitt"],

@@ -246,8 +246,13 @@ def test_reports_run_the_checks_that_apply() -> None:
         "posterior predictive check",
     ]
     names = [c.name for c in line_report(0).checks]
-    expected = ["Pareto k-hat, global latents", "interval coverage", "predictive skill", "posterior predictive check"]
-    assert names == expected
+    assert names == [
+        "Pareto k-hat, global latents",
+        "interval coverage",
+        "predictive skill",
+        "posterior predictive check",
+        "influential rows",
+    ]
 
 
 def test_an_exact_posterior_has_equal_importance_weights() -> None:

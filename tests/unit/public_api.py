@@ -48,6 +48,9 @@ def lines() -> Iterator[str]:
     yield "deepprob.diagnostics.report"
     yield from _described("check", root.check, exported)
     yield ""
+    yield "deepprob.diagnostics.compare"
+    yield from _described("compare", root.compare, exported)
+    yield ""
     yield "deepprob.diagnostics.plotting"
     yield from _described("plot", root.plot, exported)
     yield ""

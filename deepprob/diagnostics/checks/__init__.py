@@ -6,9 +6,11 @@ from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths, row_means, row_widths
 from deepprob.diagnostics.checks.amortization import amortization_gap
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
+from deepprob.diagnostics.checks.chains import effective_draws, rhat_of_chains
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
+from deepprob.diagnostics.checks.loo import influential_rows
 from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switching, other_modes
 from deepprob.diagnostics.checks.ood import ood_detection
 from deepprob.diagnostics.checks.predictive import posterior_predictive
@@ -22,6 +24,8 @@ CHECKS: dict[str, Diagnostic] = {
     for diagnostic in (
         finite_steps,
         elbo_convergence,
+        rhat_of_chains,
+        effective_draws,
         bound_tightness,
         posterior_means,
         posterior_widths,
@@ -38,6 +42,7 @@ CHECKS: dict[str, Diagnostic] = {
         interval_coverage,
         predictive_skill,
         posterior_predictive,
+        influential_rows,
         ood_detection,
     )
 }

@@ -96,7 +96,10 @@ def checks(model: Callable[..., Any], data: Any, **options: Any) -> dict[str, Ch
     return {check.name: check for check in report.checks}
 
 
-RUN = {"finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"}
+RUN = {
+    *("finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"),
+    "influential rows",
+}
 TARGETS = {"interval coverage", "predictive skill"}
 
 
