@@ -44,6 +44,7 @@ from deepprob.fitting.update_rules import Carry
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.laplace import finish_guide
 
 
@@ -393,4 +394,5 @@ class RunningFit:
         scores = 0 if self.held_out is None else self.held_out.compiled_graphs
         self.history.compiled_graphs = self.stepper.compiled_graphs + scores
         config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
-        return Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)
+        record: dict[str, Any] = {"history": self.history, "config": config, "seed": self.settings.seed}
+        return Posterior(instance, **record, training=training, training_rows=TrainingRows.of(self.data, instance))

@@ -15,6 +15,7 @@ from deepprob.engine.machine import pick_device
 from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.posteriors.history import History
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import GuideSpec, with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
@@ -57,6 +58,7 @@ class Content:
         exact: Whether the evidence is a closed form.
         versions: Versions of Python and of the packages used in the fit.
         training: What `deepprob.extend` continues from; None if the fit cannot be extended.
+        training_rows: What is kept of the rows of the fit; None if it is not known.
     """
 
     instance: ProgramInstance = field(kw_only=False)
@@ -67,6 +69,7 @@ class Content:
     exact: bool = False
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
     training: Training | None = None
+    training_rows: TrainingRows | None = None
 
     def __post_init__(self) -> None:
         found = self.instance.structure
@@ -89,6 +92,8 @@ def write_posterior(path: str | Path, content: Content) -> None:
     tensors |= {f"chains.{n}": t for n, t in (chains or {}).items()}
     training = content.training
     tensors |= {f"training.{n}": t for n, t in (training.tensors if training else {}).items()}
+    rows = content.training_rows
+    tensors |= {f"rows.{n}": t for n, t in (rows.to_tensors() if rows else {}).items()}
     # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
     name = type(program).__dict__.get("registry_name") if program.config is not None else None
     manifest = {
@@ -131,7 +136,7 @@ def read_posterior(
     if program is None:
         with stream.drawing():
             program = _rebuild(path, manifest)
-    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}, "training": {}}
+    groups: dict[str, dict[str, Tensor]] = {"state": {}, "history": {}, "chains": {}, "training": {}, "rows": {}}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
@@ -157,6 +162,7 @@ def read_posterior(
         exact=manifest["exact"],
         versions=manifest["made_with"],
         training=Training(groups["training"], manifest["training"]) if manifest.get("training") else None,
+        training_rows=TrainingRows.restore(groups["rows"]),
     )
 
 
