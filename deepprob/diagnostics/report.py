@@ -227,7 +227,7 @@ class _Question:
         reason = self.reason
         if not reason:
             try:
-                found = self.diagnostic.run(self.case, level)
+                found = self.diagnostic.answer(self.case, level)
                 return replace(found, name=self.name, question=self.diagnostic.question)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
@@ -276,6 +276,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
     fit |= {f"last {name}": values[-1] for name, values in history.epochs.items() if len(values)}
     evaluation = {
         "rows": case.rows,
+        "data": case.overlap.words,
         "rows predicted": num_rows(case.batch) if case.batch else case.rows,
         "draws": case.draws,
         "particles": case.particles,

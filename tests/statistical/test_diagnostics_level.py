@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from deepprob.data import Split
+from deepprob.diagnostics.baseline import normal_baseline
 from deepprob.diagnostics.checks.calibration import check_calibration, check_coverage
 from deepprob.diagnostics.checks.collapse import check_active_dimensions
 from deepprob.diagnostics.checks.convergence import check_convergence
@@ -26,6 +27,7 @@ from deepprob.diagnostics.checks.scores import check_skill
 from deepprob.diagnostics.checks.tightness import check_tightness
 from deepprob.diagnostics.report import Report, check
 from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
@@ -102,14 +104,44 @@ def test_data_from_the_model_pass_the_posterior_predictive_check() -> None:
     )  # the level is exact, not only an upper bound
 
 
-def test_predictions_with_useless_inputs_pass() -> None:
-    def run(rng: np.random.Generator) -> str:
-        y = rng.normal(size=200)
-        flat = stats.norm.logpdf(y, y.mean(), y.std())
-        return check_skill(-stats.norm.logpdf(y), -flat, level=0.05).verdict
+@pytest.mark.parametrize("rows", [2, 3, 5, 20, 200])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_true_predictions_are_not_worse_than_the_baseline(rows: int, slope: float) -> None:
+    """The baseline is fitted to 50 training targets, the predictions are true: at the level, a fail is chance."""
 
-    # The baseline is fitted to the targets, an advantage of one nat in total: the level holds only approximately.
-    assert alarms(run, 200) <= most_alarms(0.15, 200)
+    def run(rng: np.random.Generator) -> str:
+        x = rng.normal(size=50 + rows)
+        y = slope * x + rng.normal(size=50 + rows)
+        kept = TrainingRows.of((torch.from_numpy(y[:50]),))
+        assert kept is not None
+        base, loc = normal_baseline(y[50:], kept.summaries[0]), slope * x[50:]
+
+        def loss(targets: np.ndarray) -> np.ndarray:
+            return np.stack([-stats.norm.logpdf(t, loc) - base(t) for t in targets])
+
+        again = loss(loc + rng.normal(size=(60, rows))).mean(1)
+        return check_skill(loss(y[None, 50:])[0] + base(y[50:]), base(y[50:]), again, level=0.05).verdict
+
+    assert sum(run(np.random.default_rng(seed)) == "fail" for seed in range(300)) <= most_alarms(0.05, 300)
+
+
+def test_a_baseline_of_other_rows_holds_its_level_from_three_rows_on() -> None:
+    def run(rng: np.random.Generator) -> str:
+        y, drawn = rng.normal(size=3), rng.normal(size=(60, 3))
+        base = normal_baseline(y, None)
+        again = np.array([(-stats.norm.logpdf(t) - base(t)).mean() for t in drawn])
+        return check_skill(-stats.norm.logpdf(y), base(y), again, level=0.05).verdict
+
+    assert sum(run(np.random.default_rng(seed)) == "fail" for seed in range(300)) <= most_alarms(0.05, 300)
+
+
+def test_useless_inputs_are_a_caution_once_there_are_rows_enough_to_see_it() -> None:
+    def run(rng: np.random.Generator, rows: int) -> str:
+        x, y = rng.normal(size=(2, rows))
+        return check_skill(-stats.norm.logpdf(y, 0.005 * x), -stats.norm.logpdf(y), level=0.05).verdict
+
+    many, few = ([run(np.random.default_rng(seed), rows) for seed in range(100)] for rows in (2000, 10))
+    assert many.count("caution") >= 100 - most_alarms(0.1, 100) and few.count("caution") == 0
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
@@ -228,14 +260,20 @@ def test_a_report_on_an_exact_posterior_passes_nineteen_times_in_twenty(report: 
 def test_reports_run_the_checks_that_apply() -> None:
     names = [c.name for c in factors_report(0).checks]
     assert names == [
+        "weight of the likelihood",
         "tightness of the bound",
         "Pareto k-hat, local latents",
         "active latent dimensions",
         "posterior predictive check",
     ]
     names = [c.name for c in line_report(0).checks]
-    expected = ["Pareto k-hat, global latents", "interval coverage", "predictive skill", "posterior predictive check"]
-    assert names == expected
+    assert names == [
+        "weight of the likelihood",
+        "Pareto k-hat, global latents",
+        "interval coverage",
+        "predictive skill",
+        "posterior predictive check",
+    ]
 
 
 def test_an_exact_posterior_has_equal_importance_weights() -> None:

@@ -6,19 +6,24 @@ from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
+from deepprob.diagnostics.checks.drift import input_drift
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
+from deepprob.diagnostics.checks.leakage import data_leakage
 from deepprob.diagnostics.checks.ood import ood_detection
+from deepprob.diagnostics.checks.overfitting import overfitting
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.scores import predictive_skill
 from deepprob.diagnostics.checks.steps import finite_steps
 from deepprob.diagnostics.checks.tightness import bound_tightness
+from deepprob.diagnostics.checks.weighting import likelihood_weight
 
-# The order of a report: first the optimization, then the posterior, then its predictions.
+# The order of a report: first the optimization, then the posterior, then its predictions, then the data.
 CHECKS: dict[str, Diagnostic] = {
     diagnostic.name: diagnostic
     for diagnostic in (
         finite_steps,
         elbo_convergence,
+        likelihood_weight,
         bound_tightness,
         global_khat,
         local_khat,
@@ -27,6 +32,9 @@ CHECKS: dict[str, Diagnostic] = {
         interval_coverage,
         predictive_skill,
         posterior_predictive,
+        overfitting,
+        data_leakage,
+        input_drift,
         ood_detection,
     )
 }

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.p_values import joint_p_value
+from deepprob.diagnostics.checks.p_values import joint_p_value, limit
 
 BINS = 15
 _CALIBRATION, _COVERAGE = "calibration of probabilities", "interval coverage"
@@ -49,7 +49,9 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
     return np.asarray(sum(np.abs(excess[..., index == b].sum(-1)) for b in range(index.max() + 1)) / len(predicted))
 
 
-def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, level: float = 0.05) -> Check:
+def check_calibration(
+    probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, level: float = 0.05, how: str = ""
+) -> Check:
     r"""Whether class frequencies match the predicted probabilities.
 
     The expected calibration error (ECE) of a finite sample is positive even for perfectly calibrated
@@ -61,6 +63,7 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
         labels: True classes, shape ``(rows,)``.
         replicates: Labels drawn from the predictive, shape ``(draws, rows)``.
         level: The false-alarm rate for perfect calibration.
+        how: How the predictions were made, a sentence for the reading.
 
     Returns:
         The ECE in excess of that of perfect calibration; if it is significant, a caution above 0.02 and a
@@ -92,11 +95,11 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
         name=_CALIBRATION,
         value=excess,
         se=se,
-        threshold=_ECE_CAUTION,
+        threshold=limit(excess, _ECE_CAUTION, significant=p_value <= level),
         verdict=verdict,
         reading=(
-            f"The expected calibration error is {observed:.3f}; perfect calibration would give {expected:.3f} "
-            f"(p = {p_value:.2g}): {'no relevant miscalibration' if verdict == 'pass' else finding}."
+            f"The expected calibration error (ECE) is {observed:.3f}; perfect calibration would give {expected:.3f} "
+            f"(p = {p_value:.2g}): {'no relevant miscalibration' if verdict == 'pass' else finding}. {how}".rstrip()
         ),
         next_step=""
         if verdict == "pass"
@@ -129,6 +132,7 @@ def check_coverage(
     replicates: ArrayLike,
     *,
     level: float = 0.05,
+    how: str = "",
 ) -> Check:
     """Whether predictive intervals contain the target as often as their nominal probability.
 
@@ -140,6 +144,7 @@ def check_coverage(
         intervals: Lower and upper ends by nominal probability, each of the target's shape.
         replicates: Targets drawn from the predictive, shape ``(draws, rows, ...)``.
         level: The false-alarm rate for perfect calibration.
+        how: How the predictions were made, a sentence for the reading.
 
     Returns:
         The largest difference between observed and expected coverage; if it is significant, a caution above
@@ -169,12 +174,13 @@ def check_coverage(
     shares = [f"{number(c, s)} by the {m:.0%} intervals" for m, c, s in zip(intervals, observed, se, strict=True)]
     return Check(
         name=_COVERAGE,
-        value=gap,
+        value=abs(gap),
         se=float(se[widest]),
-        threshold=_COVERAGE_CAUTION,
+        threshold=limit(abs(gap), _COVERAGE_CAUTION, significant=p_value <= level),
         verdict=verdict,
         reading=f"Coverage of the targets: {', '.join(shares)} (p = {p_value:.2g})."
-        + ("" if verdict == "pass" else f" The intervals are too {'narrow' if gap < 0 else 'wide'}."),
+        + ("" if verdict == "pass" else f" The intervals are too {'narrow' if gap < 0 else 'wide'}.")
+        + (how and f" {how}"),
         next_step=""
         if verdict == "pass"
         else "Let the noise depend on the input, use a richer guide or an ensemble, or recalibrate on held-out data.",
@@ -191,8 +197,8 @@ def check_coverage(
 
 def class_probs(case: Case) -> Array:
     """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes."""
-    probs = array(case.prediction.probs)
-    if case.prediction.kind == "binary":
+    probs = case.finite(array(case.prediction.probs), "probability")
+    if case.kind == "binary":
         probs = probs.reshape(len(case.target), -1)
         return probs if probs.shape[1] == 2 else np.concatenate([1 - probs, probs], 1)
     return probs
@@ -200,19 +206,20 @@ def class_probs(case: Case) -> Array:
 
 def one_label(case: Case) -> bool:
     """Whether the target is one label per row."""
-    return case.supervised and case.prediction.kind in ("classes", "binary") and case.target.size == len(case.target)
+    return case.supervised and case.kind in ("classes", "binary") and case.target.size == len(case.target)
 
 
 def _run_classes(case: Case, level: float) -> Check:
     rows = len(case.target)
-    replicates = case.replicates.reshape(-1, rows)
-    return check_calibration(class_probs(case), case.target.reshape(rows), replicates, level=level)
+    probs, replicates = class_probs(case), case.new_targets(level).reshape(-1, rows)
+    return check_calibration(probs, case.target.reshape(rows), replicates, level=level, how=case.how)
 
 
 def _run_real(case: Case, level: float) -> Check:
     masses = (0.5, 0.9)
-    intervals = {m: tuple(array(end) for end in case.prediction.interval(m)) for m in masses}
-    return check_coverage(case.target, intervals, case.replicates, level=level)  # type: ignore[arg-type]
+    replicates = case.new_targets(level)
+    ends = {m: tuple(array(end) for end in case.prediction.interval(m)) for m in masses}
+    return check_coverage(case.target, ends, replicates, level=level, how=case.how)  # type: ignore[arg-type]
 
 
 probability_calibration = Diagnostic(
@@ -226,7 +233,7 @@ probability_calibration = Diagnostic(
 interval_coverage = Diagnostic(
     _COVERAGE,
     "Do predictive intervals contain the target as often as their nominal probability?",
-    lambda case: case.supervised and case.prediction.kind == "real",
+    lambda case: case.supervised and case.kind == "real",
     _run_real,
     tests=True,
     by_site=True,

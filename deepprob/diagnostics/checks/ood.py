@@ -61,9 +61,10 @@ def _run(case: Case, level: float) -> Check:
     other = Case(case.posterior, case.ood, draws=case.draws, particles=case.particles, seed=case.seed)
     if len(case.sites) == 1 and case.supervised:
         predictions = (x.posterior.predict(*given(x.inputs), draws=x.draws, seed=x.seed) for x in (case, other))
-        inside, outside = (array(p.epistemic).reshape(len(p), -1).mean(1) for p in predictions)
+        found = [array(p.epistemic).reshape(len(p), -1).mean(1) for p in predictions]
     else:
-        inside, outside = (-array(x.posterior.elbo(*given(x.batch), seed=x.seed)).ravel() for x in (case, other))
+        found = [-array(x.posterior.elbo(*given(x.batch), seed=x.seed)).ravel() for x in (case, other)]
+    inside, outside = (x.finite(values, "uncertainty") for x, values in zip((case, other), found, strict=True))
     return check_detection(inside, outside, level=level)
 
 
