@@ -11,7 +11,7 @@ from scipy import stats
 from deepprob.diagnostics.check import Array
 from deepprob.posteriors.training_rows import Summary
 
-_FEWEST = 3
+_FEWEST = 3  # rows that predict each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,8 @@ def normal_baseline(target: Array, summary: Summary | None) -> NormalBaseline:
         count, mean, sd = summary.count, summary.mean[None], summary.sd[None]
     elif len(y) < _FEWEST:
         raise ValueError(
-            f"the training targets are unknown, and {len(y)} row{'s' * (len(y) > 1)} give no baseline. Give at least "
-            f"{_FEWEST} rows."
+            f"a baseline needs training targets that are kept apart, or {_FEWEST} rows that predict each other; got "
+            f"{len(y)}. Give more rows."
         )
     else:  # mean and sd of the other rows, from the sums of all
         count = len(y) - 1

@@ -155,20 +155,20 @@ class Case(CaseData):
     @property
     def kind(self) -> str:
         """The kind of the predicted site, as of `Prediction`."""
-        return self._plain.kind
+        return self.in_sample.kind
 
     @property
     def prediction(self) -> Prediction:
         """The posterior predictive distribution of every row; of a row of the fit, without this row's own effect."""
         found = self.left_out
-        return self._plain if found is None else self._plain.reweighted(found.log_weights, seed=self.seed)
+        return self.in_sample if found is None else self.in_sample.reweighted(found.log_weights, seed=self.seed)
 
     @property
     def left_out(self) -> LeftOut | None:
         """The weights that leave each training row out of the posterior; None if no row has an effect on it."""
         name = f"left out of {self.sites[0]}"
         found: LeftOut | None = self._shared_by(
-            name, lambda: left_out(self._plain, self.target, self._in_fit, self.site)
+            name, lambda: left_out(self.in_sample, self.target, self._in_fit, self.site)
         )
         return found
 
@@ -178,7 +178,8 @@ class Case(CaseData):
         return "" if self.left_out is None else self.left_out.words
 
     @property
-    def _plain(self) -> Prediction:
+    def in_sample(self) -> Prediction:
+        """The prediction by the posterior as it is, which rows of the fit have an effect on."""
         return self.posterior._fitted.prediction(self._predicted, self.sites[0], self.draws)
 
     @property
@@ -209,7 +210,7 @@ class Case(CaseData):
             drawn = np.concatenate([*self.replicates_for(level)])
         else:
             draws = max(self.draws, draws_for(level))
-            drawn = array(self._plain.reweighted(found.log_weights, draws, self.seed + 1).draws)
+            drawn = array(self.in_sample.reweighted(found.log_weights, draws, self.seed + 1).draws)
         return self.finite(drawn, "prediction", axis=1)
 
     def finite(self, values: ArrayLike, what: str, axis: int = 0) -> Array:

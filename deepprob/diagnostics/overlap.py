@@ -33,6 +33,7 @@ class Overlap:
         relation: ``"training"`` for all training rows, ``"part"`` for some of them, ``"mixed"`` for other data that
             share more rows with them than training rows share with each other, ``"held-out"``, or ``"unknown"``.
         shared: Whether each given row is a training row, shape ``(rows,)``; twins of held-out rows do not count.
+        matches: How many given rows are like a training row, twins included.
         kept: Number of training rows that the data were compared with.
         twins: How many of these have a twin among them.
         p: The probability of at least as many shared rows if the data are new rows of the same population.
@@ -40,6 +41,7 @@ class Overlap:
 
     relation: Relation
     shared: NDArray[np.bool_]
+    matches: int = 0
     kept: int = 0
     twins: int = 0
     p: float = 1.0
@@ -54,12 +56,16 @@ def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor], rows: int) 
     """Compare given data with the training rows.
 
     If the data are new rows of the population of the training rows, a new row has a twin among these as often as
-    each of them has; a one-sided exact test of Fisher compares both shares.
+    each of them has. Fisher's exact test compares both shares, one-sided, with as many training rows as their share is
+    worth: twins come in pairs, so fewer than there are (Esty).
 
     Args:
         record: What the posterior keeps of its training rows; None if it is not known.
         batch: The data, as the program accepted them; empty for a program that holds its data.
         rows: Their number of rows.
+
+    References:
+        Esty (1983), A normal limit law for a nonparametric estimator of the coverage of a random sample.
 
     Examples:
         >>> import torch
@@ -74,12 +80,16 @@ def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor], rows: int) 
     if record is None or (record.summaries and len(record.summaries) != len(batch)):
         return Overlap("unknown", none)
     digests = record.digests_like(batch)
-    kept, twins = len(record.digests), record.twins
+    repeats, kept = record.repeats, len(record.digests)
+    single, pairs = int((repeats == 1).sum()), int((repeats == 2).sum())
+    twins = kept - single
     if record.equals(digests):
-        return Overlap("training", np.ones(rows, dtype=bool), kept, twins, 0.0)
+        return Overlap("training", np.ones(rows, dtype=bool), rows, kept, twins, 0.0)
     found = record.has(digests).numpy()
     count = int(found.sum())
-    p = float(stats.hypergeom.sf(count - 1, len(found) + kept, count + twins, len(found)))
+    worth = 1 / (1 + 2 * pairs * kept / (single * twins)) if single * twins else float(not twins)
+    others, alike = round(worth * kept), round(worth * twins)
+    p = float(stats.hypergeom.sf(count - 1, len(found) + others, count + alike, len(found)))
     if p > LEVEL:
-        return Overlap("held-out", none, kept, twins, p)
-    return Overlap("part" if found.all() else "mixed", found, kept, twins, p)
+        return Overlap("held-out", none, count, kept, twins, p)
+    return Overlap("part" if found.all() else "mixed", found, count, kept, twins, p)

@@ -88,10 +88,10 @@ class TrainingRows:
         return cls(rows, digests.sort().values, summaries)
 
     @property
-    def twins(self) -> int:
-        """How many of the kept rows have a twin among them."""
-        _, counts = torch.unique_consecutive(self.digests, return_counts=True)
-        return int(counts[counts > 1].sum())
+    def repeats(self) -> Tensor:
+        """How often each of the different rows occurs among the kept rows."""
+        counts: Tensor = torch.unique_consecutive(self.digests, return_counts=True)[1]
+        return counts
 
     def digests_like(self, batch: Sequence[Tensor]) -> Tensor:
         """Digests of other data, of the kind of those kept: of rows, or of the data as a whole."""

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.p_values import joint_p_value, limit
+from deepprob.posteriors.prediction import Prediction
 
 BINS = 15
 _CALIBRATION, _COVERAGE = "calibration of probabilities", "interval coverage"
@@ -25,13 +26,14 @@ def bins_of(confidence: ArrayLike, bins: int = BINS) -> Any:
     return index
 
 
-def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
+def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, order: ArrayLike | None = None) -> Array:
     r"""Expected calibration error, :math:`\sum_b \frac{n_b}{n} |\bar c_b - \bar a_b|`.
 
     Args:
         confidence: Probability of the predicted class, shape ``(rows,)``.
         correct: Whether that class is the true one, shape ``(*replicates, rows)``.
         bins: Number of bins, of equal numbers of rows.
+        order: The numbers by which rows are put into bins, shape ``(rows,)``; None for the confidence.
 
     Returns:
         One value per replicate, shape ``replicates``.
@@ -44,13 +46,19 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
         0.3
     """
     predicted, observed = array(confidence), array(correct)
-    index = bins_of(predicted, bins)
+    index = bins_of(predicted if order is None else order, bins)
     excess = observed - predicted  # (*replicates, rows)
     return np.asarray(sum(np.abs(excess[..., index == b].sum(-1)) for b in range(index.max() + 1)) / len(predicted))
 
 
 def check_calibration(
-    probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, level: float = 0.05, how: str = ""
+    probs: ArrayLike,
+    labels: ArrayLike,
+    replicates: ArrayLike,
+    *,
+    level: float = 0.05,
+    how: str = "",
+    order: ArrayLike | None = None,
 ) -> Check:
     r"""Whether class frequencies match the predicted probabilities.
 
@@ -64,6 +72,8 @@ def check_calibration(
         replicates: Labels drawn from the predictive, shape ``(draws, rows)``.
         level: The false-alarm rate for perfect calibration.
         how: How the predictions were made, a sentence for the reading.
+        order: Other class probabilities that choose each row's class and bin. Leave-one-out probabilities must not:
+            to leave a row out lowers the probability of its own label, so that they sort rows by their labels.
 
     Returns:
         The ECE in excess of that of perfect calibration; if it is significant, a caution above 0.02 and a
@@ -80,12 +90,13 @@ def check_calibration(
         'pass'
     """
     p, y = array(probs), array(labels).astype(np.int64)
-    top, confidence = p.argmax(-1), p.max(-1)
-    correct = top == y
-    simulated = ece(confidence, top == array(replicates))
-    observed = float(ece(confidence, correct))
+    chosen = p if order is None else array(order)
+    top, by = chosen.argmax(-1), chosen.max(-1)
+    confidence, correct = p[np.arange(len(p)), top], top == y
+    simulated = ece(confidence, top == array(replicates), order=by)
+    observed = float(ece(confidence, correct, order=by))
     expected = float(simulated.mean())
-    excess, se = observed - expected, _bootstrap_se(confidence, correct)
+    excess, se = observed - expected, _bootstrap_se(confidence, correct, by)
     p_value = float((1 + (simulated >= observed).sum()) / (len(simulated) + 1))
     size = excess if p_value <= level else 0.0
     verdict: Verdict = "fail" if size > _ECE_FAIL else "caution" if size > _ECE_CAUTION else "pass"
@@ -120,10 +131,10 @@ def check_calibration(
     )
 
 
-def _bootstrap_se(confidence: Array, correct: Any, rounds: int = 100) -> float:
+def _bootstrap_se(confidence: Array, correct: Any, order: Array, rounds: int = 100) -> float:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(confidence), size=(rounds, len(confidence)))
-    return float(np.std([float(ece(confidence[r], correct[r])) for r in rows], ddof=1))
+    return float(np.std([float(ece(confidence[r], correct[r], order=order[r])) for r in rows], ddof=1))
 
 
 def check_coverage(
@@ -195,9 +206,14 @@ def check_coverage(
     )
 
 
-def class_probs(case: Case) -> Array:
-    """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes."""
-    probs = case.finite(array(case.prediction.probs), "probability")
+def class_probs(case: Case, prediction: Prediction | None = None) -> Array:
+    """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes.
+
+    Args:
+        case: The case.
+        prediction: Another prediction than that of the case.
+    """
+    probs = case.finite(array((prediction or case.prediction).probs), "probability")
     if case.kind == "binary":
         probs = probs.reshape(len(case.target), -1)
         return probs if probs.shape[1] == 2 else np.concatenate([1 - probs, probs], 1)
@@ -212,7 +228,8 @@ def one_label(case: Case) -> bool:
 def _run_classes(case: Case, level: float) -> Check:
     rows = len(case.target)
     probs, replicates = class_probs(case), case.new_targets(level).reshape(-1, rows)
-    return check_calibration(probs, case.target.reshape(rows), replicates, level=level, how=case.how)
+    order = class_probs(case, case.in_sample)
+    return check_calibration(probs, case.target.reshape(rows), replicates, level=level, how=case.how, order=order)
 
 
 def _run_real(case: Case, level: float) -> Check:

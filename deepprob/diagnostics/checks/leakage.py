@@ -6,6 +6,7 @@ import numpy as np
 
 from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.check import Check, Verdict
+from deepprob.diagnostics.checks.p_values import limit
 from deepprob.diagnostics.overlap import LEVEL, Overlap
 
 NAME = "data leakage"
@@ -25,10 +26,10 @@ def check_leakage(overlap: Overlap) -> Check:
 
     Examples:
         >>> rows = np.arange(100) < 30
-        >>> check_leakage(Overlap("mixed", rows, kept=500, twins=2, p=1e-9)).verdict
+        >>> check_leakage(Overlap("mixed", rows, matches=30, kept=500, twins=2, p=1e-9)).verdict
         'caution'
     """
-    rows, count = len(overlap.shared), int(overlap.shared.sum())
+    rows, count = len(overlap.shared), overlap.matches
     share, twins = count / rows, overlap.twins / overlap.kept
     verdict: Verdict = "caution" if overlap.p <= LEVEL else "pass"
     leaked = (
@@ -39,9 +40,11 @@ def check_leakage(overlap: Overlap) -> Check:
         name=NAME,
         value=share,
         se=float(np.sqrt(share * (1 - share) / rows)) if count else None,
-        threshold=twins,
+        threshold=limit(share, twins, significant=verdict != "pass"),
         verdict=verdict,
-        reading="No row was in the fit, apart from twins by chance." if verdict == "pass" else leaked,
+        reading=leaked
+        if verdict != "pass"
+        else f"{count} of {rows} rows are like a row of the fit" + (", as many as by chance." if count else "."),
         next_step="" if verdict == "pass" else "Leave out the rows of the fit, and judge the others.",
         details={"rows": rows, "shared": count, "training_rows": overlap.kept, "twins": overlap.twins, "p": overlap.p},
     )

@@ -166,7 +166,7 @@ def _run_classes(case: Case, level: float) -> Check:
     again = case.new_targets(level).reshape(-1, rows).astype(np.int64)
     details = {
         "accuracy": _mean_se((probs.argmax(1) == labels) * 1.0),
-        "base_rate": float((shares.argmax(1) == labels).mean()),
+        "base_rate": float((shares.mean(0).argmax() == labels).mean()),
         "brier": _mean_se(brier(probs, labels)),
     }
     return check_skill(nll, base, scores[each, again].mean(1), level=level, details=details, how=case.how)

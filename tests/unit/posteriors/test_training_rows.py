@@ -44,7 +44,7 @@ def test_digests_do_not_depend_on_the_type_nor_on_padding(dtype: torch.dtype) ->
 
 def test_digests_of_rows_that_differ_in_one_number_differ() -> None:
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 12)
-    assert TrainingRows.of((every,)).twins == 0  # type: ignore[union-attr]
+    assert TrainingRows.of((every,)).repeats.max() == 1  # type: ignore[union-attr]
     a, b = digests_of((X, Y)), digests_of((X, 1 - Y))
     assert not (a == b).any()
     swapped = digests_of((every, every.flip(1))), digests_of((every.flip(1), every))
@@ -53,13 +53,13 @@ def test_digests_of_rows_that_differ_in_one_number_differ() -> None:
 
 def test_rows_are_recognized_in_any_order() -> None:
     kept = TrainingRows.of((X, Y))
-    assert kept is not None and kept.count == 30 and kept.twins == 0
+    assert kept is not None and kept.count == 30 and kept.repeats.tolist() == [1] * 30
     order = torch.randperm(30)
     assert kept.equals(digests_of((X[order], Y[order])))
     assert not kept.equals(digests_of((X[order], Y)))
     assert kept.has(digests_of((torch.cat([X[:5], X[:5] + 1]), Y[:5].repeat(2)))).tolist() == [True] * 5 + [False] * 5
     twice = TrainingRows.of((X.repeat(2, 1),))
-    assert twice is not None and twice.twins == 60
+    assert twice is not None and twice.repeats.tolist() == [2] * 30
 
 
 def test_many_rows_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
