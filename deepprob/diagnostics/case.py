@@ -112,11 +112,12 @@ class Case(CaseData):
 
     @property
     def inputs_of_fit(self) -> Iterator[tuple[str, Tensor, Summary]]:
-        """The inputs that have a summary of their training rows: name, values and summary."""
+        """Name, values and summary of the training rows of every input; of the data if there are no inputs."""
         record, targets = self.posterior.training_rows, {*self._places.values()}
         summaries = () if record is None else record.summaries
+        inputs = {*range(len(self.batch))} - targets or targets
         for i, (name, x, summary) in enumerate(zip(self._names, self.batch, summaries, strict=False)):
-            if i not in targets and summary is not None:
+            if i in inputs and summary is not None:
                 yield name, x, summary
 
     @cached_property

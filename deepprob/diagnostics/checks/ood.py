@@ -54,6 +54,7 @@ def check_detection(inside: ArrayLike, outside: ArrayLike, *, level: float = 0.0
         if verdict == "pass"
         else "Do not rely on the uncertainty far from the training data; try an ensemble or a model of the inputs.",
         details={"familiar": n, "novel": m, "level": level},
+        good=">=",
     )
 
 

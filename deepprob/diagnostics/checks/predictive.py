@@ -101,7 +101,7 @@ def check_replicates(
         name=NAME,
         value=p_value,
         se=None,
-        threshold=level,
+        threshold=level if p_value > level or verdict != "pass" else None,
         verdict=verdict,
         reading=f"p = {p_value:.2g} (level {level:.2g}) for {listed}; the most extreme is {names[at]}: {seen[at]:.3g} "
         f"in the data, {low:.3g} to {high:.3g} in 90% of replicates"
@@ -120,6 +120,7 @@ def check_replicates(
             "replicates": len(drawn),
             "level": level,
         },
+        good=">=",
     )
 
 

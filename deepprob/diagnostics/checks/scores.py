@@ -13,6 +13,7 @@ from deepprob.diagnostics.baseline import class_baseline, normal_baseline
 from deepprob.diagnostics.case import Case, Diagnostic
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
+from deepprob.diagnostics.checks.p_values import limit
 from deepprob.posteriors.training_rows import Summary
 
 NAME = "predictive skill"
@@ -101,7 +102,7 @@ def check_skill(
         name=NAME,
         value=mean,
         se=se,
-        threshold=base,
+        threshold=limit(mean, base, significant=verdict != "pass"),
         verdict=verdict,
         reading=f"The negative log-likelihood (NLL) is {number(mean, se)} nats per row; a baseline without the inputs "
         f"has {number(base)} (gain {number(gain, paired)}){finding[verdict]} {how}".rstrip(),
