@@ -243,7 +243,7 @@ class Case(CaseData):
     def sample_case(self) -> Case:
         """The same question about `sample_batch`."""
         twin = self._of(self.sites)
-        twin.batch, twin._shared = self.sample_batch, self._shared_by("sample", dict)
+        twin.batch, twin._shared = self.sample_batch, self._shared_by("sample", lambda: {"overlap": self.overlap})
         twin.row_numbers = (
             self.row_numbers if self._sample_rows is None else self.row_numbers[self._sample_rows.numpy()]
         )

@@ -55,7 +55,7 @@ class CaseData:
         self.train = self.program.accept(train) if train is not None else accepted
         self.given_train = train is not None
         self.ood = ood
-        self._shared: dict[str, Any] = {"accepted": accepted}
+        self._shared: dict[str, Any] = {"accepted": None if data is None else accepted}
         self._check_train()
 
     # -- the data ------------------------------------------------------------------------------------------------

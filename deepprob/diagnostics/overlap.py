@@ -52,7 +52,7 @@ class Overlap:
         return _WORDS[self.relation]
 
 
-def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor], rows: int) -> Overlap:
+def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor] | None, rows: int) -> Overlap:
     """Compare given data with the training rows.
 
     If the data are new rows of the population of the training rows, a new row has a twin among these as often as
@@ -61,7 +61,7 @@ def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor], rows: int) 
 
     Args:
         record: What the posterior keeps of its training rows; None if it is not known.
-        batch: The data, as the program accepted them; empty for a program that holds its data.
+        batch: The data, as the program accepted them; None for a program that holds its data.
         rows: Their number of rows.
 
     References:
@@ -74,10 +74,10 @@ def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor], rows: int) 
         >>> [overlap_of(kept, (data,), 20).relation for data in (x.flip(0), x[:9], torch.cat([x, x + 0.5]), x + 0.5)]
         ['training', 'part', 'mixed', 'held-out']
     """
-    if not batch:
+    if batch is None:
         return Overlap("training", np.ones(rows, dtype=bool))
     none = np.zeros(rows, dtype=bool)
-    if record is None or (record.summaries and len(record.summaries) != len(batch)):
+    if record is None or not batch or (record.summaries and len(record.summaries) != len(batch)):
         return Overlap("unknown", none)
     digests = record.digests_like(batch)
     repeats, kept = record.repeats, len(record.digests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -152,7 +153,7 @@ def digests_of(batch: Sequence[Tensor]) -> Tensor:
     """
     total = torch.zeros(len(batch[0]), dtype=torch.int64, device=batch[0].device)
     for place, x in enumerate(batch):
-        flat = x.detach().reshape(len(x), -1)
+        flat = x.detach().reshape(len(x), math.prod(x.shape[1:]))
         multipliers = torch.from_numpy(_multipliers(place, flat.shape[1])).to(flat.device)
         step = max(1, _NUMBERS_AT_ONCE // max(1, flat.shape[1]))
         for start in range(0, len(flat), step):
@@ -169,7 +170,7 @@ def columns_of(x: Tensor) -> Array:
         >>> columns_of(torch.zeros(5, 3)).shape, columns_of(torch.zeros(5, 28, 28)).shape
         ((5, 3), (5, 2))
     """
-    flat = np.asarray(x.detach().reshape(len(x), -1).to(torch.float64).cpu().numpy())
+    flat = np.asarray(x.detach().reshape(len(x), math.prod(x.shape[1:])).to(torch.float64).cpu().numpy())
     return flat if flat.shape[1] <= MOST_COLUMNS else np.stack([flat.mean(1), flat.std(1)], 1)
 
 

@@ -80,7 +80,8 @@ def test_a_posterior_that_does_not_know_its_rows() -> None:
     unknown = overlap_of(None, (X,), 120)
     assert unknown.relation == "unknown" and not unknown.shared.any()
     assert overlap_of(TrainingRows.of((X, Y)), (X,), 120).relation == "unknown"  # other arguments than those of the fit
-    assert overlap_of(None, (), 7).relation == "training"
+    assert overlap_of(TrainingRows.of((X,)), (), 1).relation == "unknown"  # data that have no tensor with rows
+    assert overlap_of(None, None, 7).relation == "training"
 
 
 def test_a_program_without_arguments_is_judged_on_its_own_data() -> None:

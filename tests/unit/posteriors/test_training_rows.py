@@ -82,6 +82,12 @@ def test_summaries_of_columns() -> None:
     assert image.mean.shape == (2,) and columns_of(torch.zeros(3, 2, 2)).shape == (3, 4)
 
 
+def test_rows_without_numbers_have_a_record() -> None:
+    kept = TrainingRows.of((torch.zeros(3, 0), torch.arange(3)))
+    assert kept is not None and kept.equals(digests_of((torch.zeros(3, 0), torch.arange(3))))
+    assert TrainingRows.restore(kept.to_tensors()) is not None
+
+
 def test_values_that_are_missing_are_left_out() -> None:
     x = X.clone()
     x[3, 0], x[:, 1] = torch.nan, torch.nan
