@@ -121,18 +121,22 @@ class Case(CaseData):
                 yield name, x, summary
 
     @cached_property
-    def scores(self) -> Array | None:
-        """The log-likelihood of each given row, or its bound where latents belong to rows; None if it has no rows."""
+    def scores(self) -> tuple[Array, float] | None:
+        """The log-likelihood of each given row, or its bound where latents belong to rows; None if it has no rows.
+
+        Beside it stands how much higher the mean may rightly be for rows of the fit; see `check_overfitting`.
+        """
         data, seed = given(self.batch), self.seed
         try:
             if self.has_latents("local"):
-                found = array(self.posterior.elbo(*data, particles=_PARTICLES, seed=seed))
+                found, rightly = array(self.posterior.elbo(*data, particles=_PARTICLES, seed=seed)), 0.0
             else:
                 terms = self.posterior.log_likelihood(*data, draws=self.draws, seed=seed)
                 found = array(terms.logsumexp(0) - math.log(len(terms)))
+                rightly = float(terms.var(0).log1p().mean() / 2)
         except REFUSALS:
             return None
-        return found if self.batch and len(found) == num_rows(self.batch) else None
+        return (found, rightly) if self.batch and len(found) == num_rows(self.batch) else None
 
     @property
     def scale(self) -> Array:

@@ -278,7 +278,8 @@ def test_overfitting_of_a_network() -> None:
 def test_overfitting_is_asked_where_both_scores_are_known(posterior: Posterior) -> None:
     assert dp.check(posterior, TEST, draws=50)["overfitting"].verdict == "pass"
     assert "overfitting" not in {check.name for check in dp.check(posterior, TRAIN, draws=50).checks}
-    assert check_overfitting(0.0, np.zeros(5) - 1e-9, 100).verdict in ("pass", "fail")
+    scores = np.random.default_rng(0).normal(size=300)
+    assert [check_overfitting(1.0, scores, 300, rightly=r).verdict for r in (0.0, 0.8)] == ["caution", "pass"]
 
 
 def test_a_scale_of_the_likelihood_is_named() -> None:
