@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict
 from deepprob.diagnostics.checks import CHECKS
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.report import Report
 

@@ -1,24 +1,30 @@
-"""`Case`, the posterior and data that checks examine, and `Diagnostic`, one question about them."""
+"""`Case`, the posterior and data that checks examine."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from deepprob.data import Split, as_split
-from deepprob.diagnostics.check import About, Array, Check, array
+from deepprob.diagnostics.case_data import CaseData
+from deepprob.diagnostics.case_data import given as given
+from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.finite import finite_rows
+from deepprob.diagnostics.left_out import LeftOut, left_out
+from deepprob.diagnostics.observed import places_of, reads, unmasked
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
-from deepprob.programs.arguments import Arguments, rows_of
+from deepprob.programs.arguments import Arguments
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
@@ -26,17 +32,17 @@ from deepprob.programs.sites import Site, observed_sites
 from deepprob.programs.support import check_data
 
 if TYPE_CHECKING:
-    from deepprob.posteriors.posterior import Posterior
     from deepprob.posteriors.prediction import Prediction
+    from deepprob.posteriors.training_rows import Summary
 
-
-# Largest number of elements of one (particles, rows, ...) tensor; keeps memory at a few times 80 MB.
-MAX_ELEMENTS = 20_000_000
 # Errors that say that a question has no answer for a program whose data were checked.
 REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError)
+# Replicates per false alarm: with 2 / level of them the smallest p-value is half the level.
+_REPLICATES = 2
+_PARTICLES = 20  # of the bound of a row
 
 
-class Case:
+class Case(CaseData):
     """A posterior and data; quantities that several checks need are computed once.
 
     Args:
@@ -55,52 +61,7 @@ class Case:
         sites: The observed sites in question.
     """
 
-    def __init__(
-        self,
-        posterior: Posterior,
-        data: Any,
-        *,
-        train: Any = None,
-        ood: Any = None,
-        draws: int = 200,
-        particles: int = 200,
-        max_rows: int = 2000,
-        max_sample: int = 256,
-        seed: int = 0,
-        site: str | None = None,
-    ) -> None:
-        self.posterior, self.program = posterior, posterior.program
-        self.draws, self.particles, self.seed = draws, particles, seed
-        self.max_sample = max_sample
-        self.sites = _chosen(posterior, site)
-        # Without a named data plate rows cannot be selected: every step of the fit saw all of the data.
-        self.needs_all_rows = not self.program.data_name
-        accepted = () if data is None else self.program.accept(data)
-        self.rows = num_rows(accepted) if accepted else posterior.instance.num_data
-        chosen = self._random_rows(accepted, max_rows)
-        self.batch = accepted if chosen is None else rows_of(accepted, chosen)
-        labels = _labels(data, accepted)
-        self.labels = labels if labels is None or chosen is None else (labels[0], labels[1][chosen])
-        self.knows_train = train is not None or self.needs_all_rows or data is None
-        self.train = self.program.accept(train) if train is not None else accepted
-        self.ood = ood
-        self._shared: dict[str, Any] = {}
-
-    # -- the data ------------------------------------------------------------------------------------------------
-
-    @property
-    def ragged(self) -> bool:
-        """Whether rows are padded sequences of unequal length."""
-        return self.program.variable_length or "lengths" in self._names
-
-    @property
-    def per_row(self) -> bool:
-        """Whether all latents are local and rows are independent, so that each row can be checked on its own."""
-        return self.has_latents("local") and not self.has_latents("global") and not self.needs_all_rows
-
-    def has_latents(self, kind: str) -> bool:
-        """Whether some latent site is of a kind: ``"local"`` (one per row) or ``"global"``."""
-        return kind in self.posterior.latent_sites.values()
+    # -- observed sites ----------------------------------------------------------------------------------------------
 
     def check_data(self) -> None:
         """Refuse data that a query would refuse.
@@ -111,41 +72,6 @@ class Case:
         found = self.posterior.structure
         if found.observed or found.rows:
             check_data(self._seen, found)
-
-    @cached_property
-    def sample_batch(self) -> Batch:
-        """Random rows, few enough for checks that are expensive per row."""
-        chosen = self._sample_rows
-        return self.batch if chosen is None else rows_of(self.batch, chosen)
-
-    @property
-    def sample_labels(self) -> tuple[str, Array] | None:
-        """Name and values of a field that the program does not take, for the rows of `sample_batch`."""
-        if self.labels is None:
-            return None
-        name, values = self.labels
-        return name, array(values if self._sample_rows is None else values[self._sample_rows])
-
-    @cached_property
-    def _sample_rows(self) -> Tensor | None:
-        if not self.batch:
-            return None
-        affordable = int(MAX_ELEMENTS / (self.particles * max(1, self.batch[0][0].numel())))
-        return self._random_rows(self.batch, min(self.max_sample, max(affordable, 16)))
-
-    def _random_rows(self, batch: Batch, most: int) -> Tensor | None:
-        """Indices of random rows; None for all of them."""
-        if not batch or self.needs_all_rows or num_rows(batch) <= most:
-            return None
-        order = np.random.default_rng(self.seed).permutation(num_rows(batch))[:most]
-        return torch.from_numpy(np.sort(order))
-
-    @property
-    def _names(self) -> Sequence[str]:
-        """Names of the tensors of the batch."""
-        return self.batch.call.names if isinstance(self.batch, Arguments) else self.program.argument_names
-
-    # -- observed sites ------------------------------------------------------------------------------------------
 
     def by_site(self) -> list[Case]:
         """The case of every observed site; sites of one number each, as of a loop over data, belong together."""
@@ -187,6 +113,39 @@ class Case:
         return place in self._optional or not (whole or self.has_latents("local"))
 
     @property
+    def inputs_of_fit(self) -> Iterator[tuple[str, Tensor, Summary]]:
+        """Name, values and summary of the training rows of every input; of the data if there are no inputs."""
+        record, targets = self.posterior.training_rows, {*self._places.values()}
+        summaries = () if record is None else record.summaries
+        inputs = {*range(len(self.batch))} - targets or targets
+        for i, (name, x, summary) in enumerate(zip(self._names, self.batch, summaries, strict=False)):
+            if i in inputs and summary is not None:
+                yield name, x, summary
+
+    @cached_property
+    def scores(self) -> tuple[Array, float] | None:
+        """The log-likelihood of each given row, or its bound where latents belong to rows; None if it has no rows.
+
+        Beside it stands how much higher the mean may rightly be for rows of the fit; see `check_overfitting`.
+        """
+        data, seed = given(self.batch), self.seed
+        try:
+            if self.has_latents("local"):
+                found, rightly = array(self.posterior.elbo(*data, particles=_PARTICLES, seed=seed)), 0.0
+            else:
+                terms = self.posterior.log_likelihood(*data, draws=self.draws, seed=seed)
+                found = array(terms.logsumexp(0) - math.log(len(terms)))
+                rightly = float(terms.var(0).log1p().mean() / 2)
+        except REFUSALS:
+            return None
+        return (found, rightly) if self.batch and len(found) == num_rows(self.batch) else None
+
+    @property
+    def scale(self) -> Array:
+        """How often the values of the site count in the likelihood, in a run on all of the given rows: ``(n,)``."""
+        return np.concatenate([np.ravel(array(self._observed[name]["scale"])) for name in self.sites])
+
+    @property
     def target(self) -> Array:
         """The observed values, as the program prepared them: ``(rows, ...)``."""
         values = [array(self._layout(1).draws_first(self._observed[name])[0]) for name in self.sites]
@@ -196,44 +155,114 @@ class Case:
     def mask(self) -> Array | None:
         """Which values of the target are known and not masked; None for all."""
         known = np.isfinite(self.target)
-        for site in (self._observed[name] for name in self.sites if len(self.sites) == 1):
-            for mask in (site["mask"], getattr(site["fn"], "_mask", None)):
-                if mask is not None:
-                    fn, whole = site["fn"], torch.as_tensor(mask, device=site["value"].device)
-                    batch = torch.broadcast_shapes(whole.shape, fn.batch_shape)
-                    whole = whole.expand(batch)[(..., *[None] * fn.event_dim)].expand(*batch, *fn.event_shape)
-                    known = known & (array(self._layout(1).draws_first({**site, "value": whole})[0]) > 0)
+        if len(self.sites) == 1:
+            known = known & unmasked(self._observed[self.sites[0]], self._layout(1))
         return None if known.all() else known
 
     @property
+    def kind(self) -> str:
+        """The kind of the predicted site, as of `Prediction`."""
+        return self.in_sample.kind
+
+    @property
     def prediction(self) -> Prediction:
-        """The posterior predictive distribution of every row."""
+        """The posterior predictive distribution of every row; of a row of the fit, without this row's own effect."""
+        found = self.left_out
+        return self.in_sample if found is None else self.in_sample.reweighted(found.log_weights, seed=self.seed)
+
+    @property
+    def left_out(self) -> LeftOut | None:
+        """The weights that leave each training row out of the posterior; None if no row has an effect on it."""
+        name = f"left out of {self.sites[0]}"
+        found: LeftOut | None = self._shared_by(
+            name, lambda: left_out(self.in_sample, self.target, self._in_fit, self.site)
+        )
+        return found
+
+    @property
+    def how(self) -> str:
+        """How rows of the fit were predicted, as a sentence; empty if all rows are new to the posterior."""
+        return "" if self.left_out is None else self.left_out.words
+
+    @property
+    def in_sample(self) -> Prediction:
+        """The prediction by the posterior as it is, which rows of the fit have an effect on."""
         return self.posterior._fitted.prediction(self._predicted, self.sites[0], self.draws)
+
+    @property
+    def _in_fit(self) -> NDArray[np.bool_]:
+        """Whether each row of the batch was in the fit and has an effect on its own prediction."""
+        alone = not self.supervised or self.has_latents("local") or not self.has_latents("global")
+        shared = self.overlap.shared[self.row_numbers]
+        return np.zeros_like(shared) if alone else shared
 
     @property
     def replicates(self) -> Array:
         """Data sets drawn from the posterior predictive, one per draw of the latents: ``(draws, rows, ...)``."""
         return self._drawn(self._predicted, self.draws)
 
+    def replicates_for(self, level: float) -> Iterator[Array]:
+        """`replicates` in chunks, as many as a test at this level needs."""
+        yield self.replicates
+        for chunk in range(1, -(-draws_for(level) // self.draws)):
+            options = {"draws": self.draws, "seed": self.seed + chunk}
+            yield self._drawn(self.posterior.trace(*given(self._inputs), predict=True, **options)[1], self.draws)
+
+    def new_targets(self, level: float) -> Array:
+        """Targets of the rows if they were drawn anew, as many as a test at this level needs: ``(draws, rows, ...)``.
+
+        Those of rows of the fit leave out the row's own effect, and are independent of each other.
+        """
+        if (found := self.left_out) is None:
+            drawn = np.concatenate([*self.replicates_for(level)])
+        else:
+            draws = max(self.draws, draws_for(level))
+            drawn = array(self.in_sample.reweighted(found.log_weights, draws, self.seed + 1).draws)
+        return self.finite(drawn, "prediction", axis=1)
+
+    def finite(self, values: ArrayLike, what: str, axis: int = 0) -> Array:
+        """Values by row of the batch, all of them finite.
+
+        Raises:
+            NotFinite: If some are not finite; it names the rows and the site.
+        """
+        return finite_rows(values, f"{what} of {self.site}", self.row_numbers, axis)
+
     @property
-    def prior_replicates(self) -> Array:
-        """Rows of `sample_batch` drawn anew, ``(particles, rows, ...)``: local latents come from the prior."""
-        return self._drawn(self._shared_by("rows drawn anew", self._draw_rows), self.particles)
+    def training_summary(self) -> Summary | None:
+        """The summary of the site's training values; None if it is not known."""
+        record, place = self.posterior.training_rows, self._places.get(self.sites[0])
+        if record is None or place is None or place >= len(record.summaries):
+            return None
+        return record.summaries[place] if reads(self._observed[self.sites[0]], self.batch[place]) else None
+
+    def prior_replicates_for(self, level: float) -> Array:
+        """Rows of `sample_batch` drawn anew, ``(draws, rows, ...)``, as many as a test at this level needs.
+
+        Local latents come from the prior.
+        """
+        chunks = range(-(-max(self.particles, draws_for(level)) // self.particles))
+        drawn = [self._drawn(self._draw_rows(self.seed + chunk), self.particles) for chunk in chunks]
+        return self.sample_case.finite(np.concatenate(drawn), "prediction", axis=1)
 
     @property
     def sample_case(self) -> Case:
         """The same question about `sample_batch`."""
         twin = self._of(self.sites)
-        twin.batch, twin._shared = self.sample_batch, self._shared_by("sample", dict)
+        twin.batch, twin._shared = self.sample_batch, self._shared_by("sample", lambda: {"overlap": self.overlap})
+        twin.row_numbers = (
+            self.row_numbers if self._sample_rows is None else self.row_numbers[self._sample_rows.numpy()]
+        )
         return twin
 
-    def _draw_rows(self) -> Any:
+    def _draw_rows(self, seed: int) -> Any:
         batch, fitted = self.sample_batch, self.posterior._fitted
         if not self.per_row:
-            return self.posterior.trace(*given(batch), predict=True, draws=self.particles, seed=self.seed)[1]
-        free = num_optional(self.program) >= len(batch)
+            return self.posterior.trace(*given(batch), predict=True, draws=self.particles, seed=seed)[1]
+        # Sequences are drawn with the lengths that are given; other rows need no arguments.
+        free = num_optional(self.program) >= len(batch) and not self.ragged
         rows = num_rows(batch) if batch else self.rows
-        with fitted.querying(self.seed):
+        with fitted.querying(seed):
             return fitted.run_prior(() if free else fitted.accept(given(batch)), rows, self.particles)
 
     def _drawn(self, trace: Any, draws: int) -> Array:
@@ -266,19 +295,8 @@ class Case:
     @property
     def _places(self) -> dict[str, int]:
         """The place in the batch of the tensor that every observed site reads."""
-        found: dict[str, int] = self._shared_by("places", self._find_places)
-        return found
-
-    def _find_places(self) -> dict[str, int]:
-        order = sorted(range(len(self.batch)), key=lambda i: (i not in self._optional, -i))
-        found = {}
-        for name, site in self._observed.items():
-            value = site["value"].detach().flatten()
-            same = [i for i in order if _equal(self.batch[i].flatten(), value)]
-            if not same and len(self._observed) == 1:  # data that the program changes, such as standardized ones
-                same = [i for i in order if i in self._optional and len(self.batch) > 1]
-            if same:
-                found[name] = same[0]
+        make = functools.partial(places_of, self._observed, self.batch, self._optional)
+        found: dict[str, int] = self._shared_by("places", make)
         return found
 
     @property
@@ -298,12 +316,6 @@ class Case:
         while count - 1 in read:
             count -= 1
         return self.batch[:count]
-
-    def _shared_by(self, name: str, make: Callable[[], Any]) -> Any:
-        """A quantity that the cases of all sites share."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
 
     # -- importance weights --------------------------------------------------------------------------------------
 
@@ -343,31 +355,14 @@ class Case:
         return self.posterior.trace(*given(self.sample_batch), draws=self.particles, seed=self.seed)
 
 
-def given(batch: Batch) -> tuple[Any, ...]:
-    """A batch as the arguments of a query."""
-    return (batch,) if isinstance(batch, Arguments) else batch
+def draws_for(level: float) -> int:
+    """Number of replicates that a test at this level needs.
 
-
-def _chosen(posterior: Posterior, site: str | None) -> tuple[str, ...]:
-    observed = posterior.structure.observed
-    if site is not None and site not in observed:
-        raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed) or 'none'}.")
-    return observed if site is None else (site,)
-
-
-def _labels(data: Any, batch: Batch) -> tuple[str, Tensor] | None:
-    """Name and values of a field of one number a row that the program does not take."""
-    if data is None or (isinstance(batch, Arguments) and not isinstance(data, Split)):
-        return None
-    split = as_split(data)
-    for name in split.names[len(batch) :]:
-        if split[name].dim() == 1:
-            return name, split[name]
-    return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.isclose(a.to(b), b, rtol=0, atol=0, equal_nan=True).all())
+    Examples:
+        >>> draws_for(0.05), draws_for(0.005)
+        (40, 400)
+    """
+    return math.ceil(_REPLICATES / level)
 
 
 def num_optional(program: Program) -> int:
@@ -379,28 +374,3 @@ def num_optional(program: Program) -> int:
         1
     """
     return sum(p.default is None for p in program._signature().parameters.values())
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """One question about a `Case`.
-
-    Args:
-        name: The name of its check in a report.
-        question: The question, in one sentence.
-        applies: Whether the question makes sense for a case.
-        run: Answers the question at a given false-alarm level; the level holds if the posterior is exact.
-        about: The claim that the check supports: that the ``"fit"`` succeeded, that the ``"posterior"`` is right, that
-            the ``"predictions"`` are, or that the ``"data"`` are a fair test of them.
-        tests: Whether the answer is a statistical test and uses up part of the level; the false alarms of
-            fixed thresholds are negligible.
-        by_site: Whether the question is asked about every observed site.
-    """
-
-    name: str
-    question: str
-    applies: Callable[[Case], bool]
-    run: Callable[[Case, float], Check]
-    about: About = field(kw_only=True)
-    tests: bool = False
-    by_site: bool = False

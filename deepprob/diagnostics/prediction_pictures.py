@@ -96,7 +96,7 @@ def _classes(case: Case) -> Iterator[Picture]:
 def _replicates(case: Case) -> Iterator[Picture]:
     if case.supervised or case.ragged or case.sample_case.mask is not None:
         return
-    drawn_again, seen = case.prior_replicates, case.sample_case.target
+    drawn_again, seen = case.prior_replicates_for(0.05), case.sample_case.target
     if set(drawn_again.ravel()[:1000]) <= {0.0, 1.0} or seen.size < 2:
         return  # a histogram of zeros and ones is the mean
     yield Picture(

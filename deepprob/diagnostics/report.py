@@ -18,9 +18,10 @@ from torch import Tensor
 
 from deepprob.diagnostics import page
 from deepprob.diagnostics.advice import Uses, claims, decision, next_steps
-from deepprob.diagnostics.case import REFUSALS, Case, Diagnostic
+from deepprob.diagnostics.case import REFUSALS, Case
 from deepprob.diagnostics.check import About, Check, Verdict, array, jsonable, worst
 from deepprob.diagnostics.checks import CHECKS
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.metrics import Score, scores, summaries
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.pictures import pictures
@@ -265,7 +266,7 @@ class _Question:
         reason = self.reason
         if not reason:
             try:
-                found = self.diagnostic.run(self.case, level)
+                found = self.diagnostic.answer(self.case, level)
                 return replace(found, name=self.name, **self._asked)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
@@ -322,6 +323,7 @@ def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:
         "hash of the data": _digest(case.batch),
         "hash of the posterior": _digest(_values(posterior)),
         "rows": case.rows,
+        "data": case.overlap.words,
         "rows predicted": num_rows(case.batch) if case.batch else case.rows,
         "draws": case.draws,
         "particles": case.particles,

@@ -16,6 +16,7 @@ from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.state import State
 from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.laplace import finish_guide
 from deepprob.programs.minibatch import Batch
 
@@ -65,4 +66,5 @@ class LoopState(State):
                 for name, value in self.average.items():
                     self.params[name].copy_(value)
         finish_guide(self.instance, self.data)
-        return Posterior(self.instance, config={**self.config, "steps": self.step}, seed=self.seed)
+        config, rows = {**self.config, "steps": self.step}, TrainingRows.of(self.data, self.instance)
+        return Posterior(self.instance, config=config, seed=self.seed, training_rows=rows)

@@ -45,6 +45,7 @@ from deepprob.posteriors.history import History
 from deepprob.posteriors.margin import margin_of
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.laplace import finish_guide
 
 
@@ -381,7 +382,9 @@ class RunningFit:
         scores = 0 if self.held_out is None else self.held_out.compiled_graphs
         self.history.compiled_graphs = self.stepper.compiled_graphs + scores
         config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
-        found = Posterior(instance, history=self.history, config=config, seed=self.settings.seed, training=training)
+        record: dict[str, Any] = {"history": self.history, "config": config, "seed": self.settings.seed}
+        rows = TrainingRows.of(self.data, instance)
+        found = Posterior(instance, **record, training=training, training_rows=rows)
         if not (self.history.interrupted or self.bad_in_a_row):
             found.accuracy = accuracy_after(found, self.data, sum(self.history.epochs.get("seconds", ())))
         return found

@@ -14,18 +14,22 @@ from deepprob.distributions.per_draw import PerDraw, unwrapped
 from deepprob.errors import shown
 
 _DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
+_CIRCULAR = ("VonMises",)  # their variance is that of a direction, at most 1
 
 
 class Prediction:
-    r"""The posterior predictive distribution of some rows, an equal mixture over draws from the posterior.
+    r"""The posterior predictive distribution of some rows, a mixture over draws from the posterior.
 
-    .. math:: p(y \mid x) = \frac1K \sum_{k=1}^K p(y \mid x, \theta_k)
+    .. math:: p(y \mid x) = \sum_{k=1}^K w_k \, p(y \mid x, \theta_k)
+
+    The weights are :math:`1 / K`, unless `reweighted` gives each row its own.
 
     Args:
         distribution: The observed site's distribution, batch shape ``(K, B, ...)``.
         draws: One value from it for every draw, shape ``(K, B, ..., *event)``.
         site: The site's name.
         unused: Dimensions of the batch shape, counted from the right, that ``draws`` does not have.
+        log_weights: Log-weights of the components by row, ``(K, B)``; None if all are equal.
 
     Attributes:
         kind: ``"classes"``, ``"binary"``, ``"count"`` or ``"real"``.
@@ -40,14 +44,23 @@ class Prediction:
         (1.0, 0.0)
     """
 
-    def __init__(self, distribution: Any, draws: Tensor, site: str = "y", *, unused: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        distribution: Any,
+        draws: Tensor,
+        site: str = "y",
+        *,
+        unused: tuple[int, ...] = (),
+        log_weights: Tensor | None = None,
+    ) -> None:
         self.distribution, self.draws, self.site = distribution, draws, site
+        self._log_weights = log_weights
         # Counted from the left, because events and classes add dimensions on the right.
         self._unused = tuple(len(distribution.batch_shape) + dim for dim in unused)
         base = unwrapped(distribution.first if isinstance(distribution, PerDraw) else distribution)
-        name = type(base).__name__
-        if name in _DISCRETE:
-            self.kind = _DISCRETE[name]
+        known = [_DISCRETE[parent.__name__] for parent in type(base).__mro__ if parent.__name__ in _DISCRETE]
+        if known:
+            self.kind = known[0]
         elif getattr(base.support, "is_discrete", False):
             self.kind = "count"
         else:
@@ -61,7 +74,7 @@ class Prediction:
         if self.kind == "classes":
             return self.probs
         # Without closed-form moments of the components, the mixture's moments are estimated from draws.
-        return _average(self._moment("mean") if self._known else _as_real(self.draws))
+        return self._averaged(self._moment("mean")) if self._known else _average(_as_real(self.draws))
 
     @property
     @torch.no_grad()
@@ -71,7 +84,7 @@ class Prediction:
             return (self.probs * (1 - self.probs)).sqrt()
         if not self._known:
             return _as_real(self.draws).std(0, unbiased=False)
-        return (self._moment("variance").mean(0) + self._between()).sqrt()
+        return (self._averaged(self._moment("variance")) + self._between()).sqrt()
 
     @property
     @torch.no_grad()
@@ -85,7 +98,7 @@ class Prediction:
             raise ValueError(
                 f"probs needs a categorical or binary site, but {self.site!r} is {self.kind}. Use mean, sd or interval."
             )
-        return self._probs.mean(0)
+        return self._averaged(self._probs)
 
     @property
     @torch.no_grad()
@@ -99,10 +112,10 @@ class Prediction:
             ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
-            return _entropy(self._probs).mean(0)
+            return self._averaged(_entropy(self._probs))
         if self.kind == "binary":
-            return _binary_entropy(self._probs).mean(0)
-        return self._moment("variance").mean(0).sqrt()
+            return self._averaged(_binary_entropy(self._probs))
+        return self._averaged(self._moment("variance")).sqrt()
 
     @property
     @torch.no_grad()
@@ -224,7 +237,7 @@ class Prediction:
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
-        r"""Log predictive density of observed values, ``log mean_k p(y | x, theta_k)``, in nats.
+        r"""Log predictive density of observed values, ``log sum_k w_k p(y | x, theta_k)``, in nats.
 
         Args:
             y: The observed values, shape ``(B, ..., *event)``.
@@ -234,6 +247,24 @@ class Prediction:
 
         Raises:
             ValueError: If the shape is not that of the predicted rows, or a label is not one of the fitted classes.
+        """
+        terms = self.log_prob_by_draw(y)
+        if self._log_weights is None:
+            return terms.logsumexp(0) - math.log(terms.shape[0])
+        return (terms + _like(self._log_weights, terms)).logsumexp(0)
+
+    @torch.no_grad()
+    def log_prob_by_draw(self, y: Any) -> Tensor:
+        """Log density of observed values under every component, in nats.
+
+        Args:
+            y: The observed values, shape ``(B, ..., *event)``.
+
+        Returns:
+            Shape ``(K, B, ...)``.
+
+        Raises:
+            ValueError: As for `log_prob`.
         """
         value = torch.as_tensor(y, device=self.draws.device)
         if self.kind != "classes":  # labels stay whole numbers; other values take the dtype of the draws
@@ -247,7 +278,7 @@ class Prediction:
                 f"y must have the shape of the prediction, {tuple(self.draws.shape[1:])}; "
                 f"got {tuple(value.shape)}. Reshape y."
             )
-        if self.kind == "classes" and type(self._base).__name__ == "Categorical":
+        if self.kind == "classes" and not self._base.event_dim:
             count = self._base.probs.shape[-1]
             if bool(((value < 0) | (value >= count)).any()):
                 raise ValueError(
@@ -256,8 +287,32 @@ class Prediction:
                 )
         for place in self._unused:
             value = value.unsqueeze(place - 1)  # y has no dimension of draws
-        terms = self._squeeze(self.distribution.log_prob(value))
-        return terms.logsumexp(0) - math.log(terms.shape[0])
+        return self._squeeze(self.distribution.log_prob(value))
+
+    def reweighted(self, log_weights: Tensor, draws: int | None = None, seed: int = 0) -> Prediction:
+        """The mixture with other weights, and draws from it.
+
+        Args:
+            log_weights: Log-weights of the components by row, normalized over the components, shape ``(K, B)``.
+            draws: Number of draws; None for as many as there are components.
+            seed: Random seed of the draws.
+
+        Examples:
+            All weight on the second component:
+
+            >>> import pyro.distributions as dist
+            >>> d = dist.Normal(torch.tensor([[0.0], [5.0]]), torch.tensor(1.0))
+            >>> p = Prediction(d, d.sample()).reweighted(torch.tensor([[0.0], [1.0]]).log())
+            >>> p.mean.tolist(), p.draws.shape
+            ([5.0], torch.Size([2, 1]))
+        """
+        weights, count = log_weights.to(self.draws.device), len(log_weights) if draws is None else draws
+        generator = torch.Generator(self.draws.device).manual_seed(seed)
+        chosen = torch.multinomial(weights.exp().T, count, replacement=True, generator=generator).T  # (draws, B)
+        index = chosen.reshape(*chosen.shape, *[1] * (self.draws.dim() - 2)).expand(-1, -1, *self.draws.shape[2:])
+        unused = tuple(place - len(self.distribution.batch_shape) for place in self._unused)
+        drawn = self.draws.gather(0, index)
+        return Prediction(self.distribution, drawn, self.site, unused=unused, log_weights=weights)
 
     def __len__(self) -> int:
         if self.draws.dim() < 2:
@@ -276,11 +331,14 @@ class Prediction:
             )
         value: Tensor = getattr(self.distribution, name)
         shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
-        return _as_real(self._squeeze(value.expand(shape)).expand(self.draws.shape))
+        components = len(self.draws if self._log_weights is None else self._log_weights)
+        return _as_real(self._squeeze(value.expand(shape)).expand(components, *self.draws.shape[1:]))
 
     @property
     def _known(self) -> bool:
         """Whether the family's mean and variance have closed forms."""
+        if type(self._base).__name__ in _CIRCULAR:
+            return False
         try:
             self.distribution.mean, self.distribution.variance  # noqa: B018
         except NotImplementedError:
@@ -298,7 +356,14 @@ class Prediction:
         return value
 
     def _between(self) -> Tensor:
-        return self._moment("mean").var(0, unbiased=False)
+        means = self._moment("mean")
+        return self._averaged((means - self._averaged(means)).square())
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """The mean over the components, weighted."""
+        if self._log_weights is None:
+            return _average(values)
+        return (_like(self._log_weights, values).exp() * values).sum(0)
 
 
 def _check_mass(method: str, mass: Any) -> None:
@@ -309,6 +374,11 @@ def _check_mass(method: str, mass: Any) -> None:
 def _as_real(value: Tensor) -> Tensor:
     """Whole numbers in the default dtype, in which they have moments."""
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
+def _like(weights: Tensor, values: Tensor) -> Tensor:
+    """Weights by draw and row, ``(K, B)``, with the dimensions of values ``(K, B, ...)``."""
+    return weights.to(values.dtype).reshape(*weights.shape, *[1] * (values.dim() - 2))
 
 
 def _average(values: Tensor) -> Tensor:

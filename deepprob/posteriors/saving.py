@@ -16,6 +16,7 @@ from deepprob.engine.random import RandomStream
 from deepprob.errors import StorageError
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
 from deepprob.posteriors.history import History
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import GuideSpec, with_prior_guide
 from deepprob.programs.inputs import specs_from_json, specs_to_json
@@ -60,6 +61,7 @@ class Content:
         training: What `deepprob.extend` continues from; None if the fit cannot be extended.
         accuracy: How far the guide is from the posterior given the training data; None if it was not judged, or if
             every row has latents of its own, so that any rows can tell.
+        training_rows: What is kept of the rows of the fit; None if it is not known.
     """
 
     instance: ProgramInstance = field(kw_only=False)
@@ -71,6 +73,7 @@ class Content:
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
     training: Training | None = None
     accuracy: GuideAccuracy | None = None
+    training_rows: TrainingRows | None = None
 
     def __post_init__(self) -> None:
         found = self.instance.structure
@@ -94,6 +97,8 @@ def write_posterior(path: str | Path, content: Content) -> None:
     training, accuracy = content.training, content.accuracy
     tensors |= {f"training.{n}": t for n, t in (training.tensors if training else {}).items()}
     tensors |= {f"accuracy.{n}": t for n, t in (accuracy.to_tensors() if accuracy else {}).items()}
+    rows = content.training_rows
+    tensors |= {f"rows.{n}": t for n, t in (rows.to_tensors() if rows else {}).items()}
     # A subclass inherits its parent's registry_name but is another program, so only its own name counts.
     name = type(program).__dict__.get("registry_name") if program.config is not None else None
     manifest = {
@@ -137,7 +142,8 @@ def read_posterior(
     if program is None:
         with stream.drawing():
             program = _rebuild(path, manifest)
-    groups: dict[str, dict[str, Tensor]] = {name: {} for name in ("state", "history", "chains", "training", "accuracy")}
+    names = ("state", "history", "chains", "training", "accuracy", "rows")
+    groups: dict[str, dict[str, Tensor]] = {name: {} for name in names}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
         groups[group][name] = value
@@ -164,6 +170,7 @@ def read_posterior(
         versions=manifest["made_with"],
         training=Training(groups["training"], manifest["training"]) if manifest.get("training") else None,
         accuracy=GuideAccuracy.restore(groups["accuracy"], facts) if (facts := manifest.get("accuracy")) else None,
+        training_rows=TrainingRows.restore(groups["rows"]),
     )
 
 

@@ -17,15 +17,21 @@ from scipy import stats
 from torch import Tensor
 
 from deepprob.data import Split
+from deepprob.diagnostics.baseline import normal_baseline
 from deepprob.diagnostics.checks.calibration import check_calibration, check_coverage
 from deepprob.diagnostics.checks.collapse import check_active_dimensions
 from deepprob.diagnostics.checks.convergence import check_convergence
+from deepprob.diagnostics.checks.drift import check_drift, shifts
 from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat
+from deepprob.diagnostics.checks.leakage import check_leakage
+from deepprob.diagnostics.checks.overfitting import check_overfitting
 from deepprob.diagnostics.checks.predictive import check_replicates, statistics
 from deepprob.diagnostics.checks.scores import check_skill
 from deepprob.diagnostics.checks.tightness import check_tightness
+from deepprob.diagnostics.overlap import overlap_of
 from deepprob.diagnostics.report import Report, check
 from deepprob.posteriors.posterior import Posterior
+from deepprob.posteriors.training_rows import TrainingRows, columns_of
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
@@ -114,14 +120,44 @@ def test_data_from_the_model_pass_the_posterior_predictive_check() -> None:
     )  # the level is exact, not only an upper bound
 
 
-def test_predictions_with_useless_inputs_pass() -> None:
-    def run(rng: np.random.Generator) -> str:
-        y = rng.normal(size=200)
-        flat = stats.norm.logpdf(y, y.mean(), y.std())
-        return check_skill(-stats.norm.logpdf(y), -flat, level=0.05).verdict
+@pytest.mark.parametrize("rows", [2, 3, 5, 20, 200])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_true_predictions_are_not_worse_than_the_baseline(rows: int, slope: float) -> None:
+    """The baseline is fitted to 50 training targets, the predictions are true: at the level, a fail is chance."""
 
-    # The baseline is fitted to the targets, an advantage of one nat in total: the level holds only approximately.
-    assert alarms(run, 200) <= most_alarms(0.15, 200)
+    def run(rng: np.random.Generator) -> str:
+        x = rng.normal(size=50 + rows)
+        y = slope * x + rng.normal(size=50 + rows)
+        kept = TrainingRows.of((torch.from_numpy(y[:50]),))
+        assert kept is not None
+        base, loc = normal_baseline(y[50:], kept.summaries[0]), slope * x[50:]
+
+        def loss(targets: np.ndarray) -> np.ndarray:
+            return np.stack([-stats.norm.logpdf(t, loc) - base(t) for t in targets])
+
+        again = loss(loc + rng.normal(size=(60, rows))).mean(1)
+        return check_skill(loss(y[None, 50:])[0] + base(y[50:]), base(y[50:]), again, level=0.05).verdict
+
+    assert sum(run(np.random.default_rng(seed)) == "fail" for seed in range(300)) <= most_alarms(0.05, 300)
+
+
+def test_a_baseline_of_other_rows_holds_its_level_from_three_rows_on() -> None:
+    def run(rng: np.random.Generator) -> str:
+        y, drawn = rng.normal(size=3), rng.normal(size=(60, 3))
+        base = normal_baseline(y, None)
+        again = np.array([(-stats.norm.logpdf(t) - base(t)).mean() for t in drawn])
+        return check_skill(-stats.norm.logpdf(y), base(y), again, level=0.05).verdict
+
+    assert sum(run(np.random.default_rng(seed)) == "fail" for seed in range(300)) <= most_alarms(0.05, 300)
+
+
+def test_useless_inputs_are_a_caution_once_there_are_rows_enough_to_see_it() -> None:
+    def run(rng: np.random.Generator, rows: int) -> str:
+        x, y = rng.normal(size=(2, rows))
+        return check_skill(-stats.norm.logpdf(y, 0.005 * x), -stats.norm.logpdf(y), level=0.05).verdict
+
+    many, few = ([run(np.random.default_rng(seed), rows) for seed in range(100)] for rows in (2000, 10))
+    assert many.count("caution") >= 100 - most_alarms(0.1, 100) and few.count("caution") == 0
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.3])
@@ -135,6 +171,35 @@ def test_importance_weights_of_good_guides_pass(noise: float) -> None:
         )
 
     assert alarms(run, 40) == 0
+
+
+@pytest.mark.parametrize("rows", [2, 10, 200])
+def test_inputs_of_the_training_distribution_do_not_drift(rows: int) -> None:
+    def run(rng: np.random.Generator) -> str:
+        x = torch.from_numpy(np.stack([rng.normal(size=100 + rows), rng.integers(0, 3, 100 + rows)], 1))
+        kept = TrainingRows.of((x[:100],))
+        assert kept is not None and kept.summaries[0] is not None
+        return check_drift(shifts("x", columns_of(x[100:]), kept.summaries[0]), level=0.05).verdict
+
+    assert alarms(run, 300) <= most_alarms(0.05, 300)
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(2, 2), (6, 50), (10, 400), (30, 400)])
+def test_new_rows_of_a_binary_table_are_no_leak(columns: int, rows: int) -> None:
+    def run(rng: np.random.Generator) -> str:
+        x = torch.from_numpy(rng.integers(0, 2, (200 + rows, columns)))
+        return check_leakage(overlap_of(TrainingRows.of((x[:200],)), (x[200:],), rows)).verdict
+
+    assert alarms(run, 300) <= most_alarms(0.001, 300)
+
+
+@pytest.mark.parametrize("rows", [2, 10, 200])
+def test_rows_of_the_same_mean_are_not_overfitted(rows: int) -> None:
+    def run(rng: np.random.Generator) -> str:
+        train, held_out = (-0.5 * rng.normal(size=size) ** 2 for size in (100, rows))
+        return check_overfitting(float(train.mean()), held_out, 100, level=0.05).verdict
+
+    assert alarms(run, 300) <= most_alarms(0.05, 300)
 
 
 # -- power of every check ------------------------------------------------------------------------------------
@@ -220,6 +285,49 @@ def factors_report(seed: int, **wrong: float) -> Report:
     return check(posterior, Split({"x": x}), draws=100, particles=100, seed=seed)
 
 
+def line_posterior(x: Tensor, y: Tensor) -> Posterior:
+    """The exact posterior of a regression, which knows its training rows."""
+    covariance = torch.linalg.inv(torch.eye(x.shape[1]) + x.T @ x)
+    program = Line(covariance @ x.T @ y, torch.linalg.cholesky(covariance))
+    return Posterior(ProgramInstance(program, (x, y), len(x)), training_rows=TrainingRows.of((x, y)))
+
+
+def known_rows_report(seed: int, train: int, test: int = 0, features: int = 4, noise: float = 1.0) -> Report:
+    """The report of an exact posterior on new rows, or on its training rows; the model takes the noise for 1."""
+    generator = torch.Generator().manual_seed(seed)
+    x, w = torch.randn(train + test, features, generator=generator), torch.randn(features, generator=generator)
+    y = x @ w + noise * torch.randn(train + test, generator=generator)
+    rows = slice(train, None) if test else slice(train)
+    return check(line_posterior(x[:train], y[:train]), (x[rows], y[rows]), particles=100, seed=seed)
+
+
+class Groups(Program):
+    """Labels with a share for every group, under a uniform prior; the guide is the exact posterior."""
+
+    def __init__(self, ones: Tensor, zeros: Tensor) -> None:
+        super().__init__()
+        self.ones, self.zeros = ones, zeros
+
+    def model(self, group: Tensor, y: Tensor | None = None) -> None:
+        share = pyro.sample("share", dist.Beta(torch.ones(len(self.ones)), 1.0).to_event(1))
+        with self.data_plate(group):
+            pyro.sample("y", dist.Bernoulli(share[..., group]), obs=y)
+
+    def guide(self, group: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("share", dist.Beta(1 + self.ones, 1 + self.zeros).to_event(1))
+
+
+def groups_report(seed: int, rows: int = 60, groups: int = 4) -> Report:
+    """The report of the exact posterior of a classifier on its training rows, many of them twins."""
+    generator = torch.Generator().manual_seed(seed)
+    group = torch.arange(rows) % groups
+    y = (torch.rand(rows, generator=generator) < torch.rand(groups, generator=generator)[group]).float()
+    ones, zeros = (torch.zeros(groups).index_add(0, group, value) for value in (y, 1 - y))
+    instance = ProgramInstance(Groups(ones, zeros), (group, y), rows)
+    posterior = Posterior(instance, training_rows=TrainingRows.of((group, y)))
+    return check(posterior, (group, y), particles=100, seed=seed)
+
+
 def line_report(seed: int, spread: float = 1.0, shift: float = 0.0) -> Report:
     generator = torch.Generator().manual_seed(seed)
     x, w = torch.randn(90, 4, generator=generator), torch.randn(4, generator=generator)
@@ -237,9 +345,46 @@ def test_a_report_on_an_exact_posterior_passes_nineteen_times_in_twenty(report: 
     assert sum(v in ALARM for v in verdicts) <= most_alarms(0.05, 40)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train": 30, "test": 2},
+        {"train": 30, "test": 5},
+        {"train": 30, "test": 60},
+        {"train": 10, "test": 20, "features": 8},
+        {"train": 3, "features": 1},
+        {"train": 30},
+        {"train": 20, "features": 10},
+        {"train": 200, "features": 10},
+    ],
+)
+def test_a_report_that_knows_the_training_rows_holds_its_level(options: dict[str, int]) -> None:
+    """On held-out rows and, leaving each row out, on the training rows."""
+    verdicts = [known_rows_report(seed, **options).checks for seed in range(100)]
+    assert sum(any(c.verdict in ALARM for c in checks) for checks in verdicts) <= most_alarms(0.05, 100)
+
+
+@pytest.mark.slow
+def test_a_report_of_a_classifier_on_its_training_rows_holds_its_level() -> None:
+    reports = [groups_report(seed) for seed in range(100)]
+    assert "leave-one-out" in reports[0]["calibration of probabilities"].reading
+    asked = [[c for c in report.checks if c.name != "predictive skill"] for report in reports]
+    assert sum(any(c.verdict in ALARM for c in checks) for checks in asked) <= most_alarms(0.05, 100)
+    # Shares of the groups that are nearly the same leave no gain over the base rate, which is a caution.
+    assert sum(report["predictive skill"].verdict == "fail" for report in reports) <= most_alarms(0.05, 100)
+
+
+def test_noise_that_is_twice_as_large_fails_on_the_training_rows_too() -> None:
+    for options in ({"train": 40}, {"train": 40, "test": 40}):
+        failed = [known_rows_report(seed, noise=2.5, **options)["interval coverage"].verdict for seed in range(10)]
+        assert failed.count("fail") >= 9
+
+
 def test_reports_run_the_checks_that_apply() -> None:
     names = [c.name for c in factors_report(0).checks]
     assert names == [
+        "weight of the likelihood",
         "tightness of the bound",
         "Pareto k-hat, local latents",
         "active latent dimensions",
@@ -247,6 +392,7 @@ def test_reports_run_the_checks_that_apply() -> None:
     ]
     names = [c.name for c in line_report(0).checks]
     assert names == [
+        "weight of the likelihood",
         "Pareto k-hat, global latents",
         "interval coverage",
         "predictive skill",

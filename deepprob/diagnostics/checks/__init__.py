@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from deepprob.diagnostics.case import Diagnostic
 from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths, row_means, row_widths
 from deepprob.diagnostics.checks.amortization import amortization_gap
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.chains import effective_draws, rhat_of_chains
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
+from deepprob.diagnostics.checks.drift import input_drift
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
+from deepprob.diagnostics.checks.leakage import data_leakage
 from deepprob.diagnostics.checks.loo import influential_rows
 from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switching, other_modes
 from deepprob.diagnostics.checks.ood import ood_detection
+from deepprob.diagnostics.checks.overfitting import overfitting
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.scores import predictive_skill
 from deepprob.diagnostics.checks.steps import finite_steps
 from deepprob.diagnostics.checks.tightness import bound_tightness
+from deepprob.diagnostics.checks.weighting import likelihood_weight
+from deepprob.diagnostics.diagnostic import Diagnostic
 
-# The order of a report: first the optimization, then the posterior, then its predictions.
+# The order of a report: first the optimization, then the posterior, then its predictions, then the data.
 CHECKS: dict[str, Diagnostic] = {
     diagnostic.name: diagnostic
     for diagnostic in (
@@ -26,6 +30,7 @@ CHECKS: dict[str, Diagnostic] = {
         elbo_convergence,
         rhat_of_chains,
         effective_draws,
+        likelihood_weight,
         bound_tightness,
         posterior_means,
         posterior_widths,
@@ -43,6 +48,9 @@ CHECKS: dict[str, Diagnostic] = {
         predictive_skill,
         posterior_predictive,
         influential_rows,
+        overfitting,
+        data_leakage,
+        input_drift,
         ood_detection,
     )
 }

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.khat import khat_limit
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy

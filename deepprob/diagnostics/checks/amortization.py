@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.programs.tracing import LogDensity, log_density
 
 NAME = "amortization gap"

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.p_values import joint_p_value
+from deepprob.diagnostics.checks.p_values import joint_p_value, limit
+from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.posteriors.prediction import Prediction
 
 BINS = 15
 _CALIBRATION, _COVERAGE = "calibration of probabilities", "interval coverage"
@@ -25,13 +27,14 @@ def bins_of(confidence: ArrayLike, bins: int = BINS) -> Any:
     return index
 
 
-def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
+def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, order: ArrayLike | None = None) -> Array:
     r"""Expected calibration error, :math:`\sum_b \frac{n_b}{n} |\bar c_b - \bar a_b|`.
 
     Args:
         confidence: Probability of the predicted class, shape ``(rows,)``.
         correct: Whether that class is the true one, shape ``(*replicates, rows)``.
         bins: Number of bins, of equal numbers of rows.
+        order: The numbers by which rows are put into bins, shape ``(rows,)``; None for the confidence.
 
     Returns:
         One value per replicate, shape ``replicates``.
@@ -44,12 +47,20 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> Array:
         0.3
     """
     predicted, observed = array(confidence), array(correct)
-    index = bins_of(predicted, bins)
+    index = bins_of(predicted if order is None else order, bins)
     excess = observed - predicted  # (*replicates, rows)
     return np.asarray(sum(np.abs(excess[..., index == b].sum(-1)) for b in range(index.max() + 1)) / len(predicted))
 
 
-def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike, *, level: float = 0.05) -> Check:
+def check_calibration(
+    probs: ArrayLike,
+    labels: ArrayLike,
+    replicates: ArrayLike,
+    *,
+    level: float = 0.05,
+    how: str = "",
+    order: ArrayLike | None = None,
+) -> Check:
     r"""Whether class frequencies match the predicted probabilities.
 
     The expected calibration error (ECE) of a finite sample is positive even for perfectly calibrated
@@ -61,6 +72,9 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
         labels: True classes, shape ``(rows,)``.
         replicates: Labels drawn from the predictive, shape ``(draws, rows)``.
         level: The false-alarm rate for perfect calibration.
+        how: How the predictions were made, a sentence for the reading.
+        order: Other class probabilities that choose each row's class and bin. Leave-one-out probabilities must not:
+            to leave a row out lowers the probability of its own label, so that they sort rows by their labels.
 
     Returns:
         The ECE in excess of that of perfect calibration; if it is significant, a caution above 0.02 and a
@@ -77,12 +91,13 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
         'pass'
     """
     p, y = array(probs), array(labels).astype(np.int64)
-    top, confidence = p.argmax(-1), p.max(-1)
-    correct = top == y
-    simulated = ece(confidence, top == array(replicates))
-    observed = float(ece(confidence, correct))
+    chosen = p if order is None else array(order)
+    top, by = chosen.argmax(-1), chosen.max(-1)
+    confidence, correct = p[np.arange(len(p)), top], top == y
+    simulated = ece(confidence, top == array(replicates), order=by)
+    observed = float(ece(confidence, correct, order=by))
     expected = float(simulated.mean())
-    excess, se = observed - expected, _bootstrap_se(confidence, correct)
+    excess, se = observed - expected, _bootstrap_se(confidence, correct, by)
     p_value = float((1 + (simulated >= observed).sum()) / (len(simulated) + 1))
     size = excess if p_value <= level else 0.0
     verdict: Verdict = "fail" if size > _ECE_FAIL else "caution" if size > _ECE_CAUTION else "pass"
@@ -92,11 +107,11 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
         name=_CALIBRATION,
         value=excess,
         se=se,
-        threshold=_ECE_CAUTION,
+        threshold=limit(excess, _ECE_CAUTION, significant=p_value <= level),
         verdict=verdict,
         reading=(
-            f"The expected calibration error is {observed:.3f}; perfect calibration would give {expected:.3f} "
-            f"(p = {p_value:.2g}): {'no relevant miscalibration' if verdict == 'pass' else finding}."
+            f"The expected calibration error (ECE) is {observed:.3f}; perfect calibration would give {expected:.3f} "
+            f"(p = {p_value:.2g}): {'no relevant miscalibration' if verdict == 'pass' else finding}. {how}".rstrip()
         ),
         next_step=""
         if verdict == "pass"
@@ -117,10 +132,10 @@ def check_calibration(probs: ArrayLike, labels: ArrayLike, replicates: ArrayLike
     )
 
 
-def _bootstrap_se(confidence: Array, correct: Any, rounds: int = 100) -> float:
+def _bootstrap_se(confidence: Array, correct: Any, order: Array, rounds: int = 100) -> float:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, len(confidence), size=(rounds, len(confidence)))
-    return float(np.std([float(ece(confidence[r], correct[r])) for r in rows], ddof=1))
+    return float(np.std([float(ece(confidence[r], correct[r], order=order[r])) for r in rows], ddof=1))
 
 
 def check_coverage(
@@ -129,6 +144,7 @@ def check_coverage(
     replicates: ArrayLike,
     *,
     level: float = 0.05,
+    how: str = "",
 ) -> Check:
     """Whether predictive intervals contain the target as often as their nominal probability.
 
@@ -140,6 +156,7 @@ def check_coverage(
         intervals: Lower and upper ends by nominal probability, each of the target's shape.
         replicates: Targets drawn from the predictive, shape ``(draws, rows, ...)``.
         level: The false-alarm rate for perfect calibration.
+        how: How the predictions were made, a sentence for the reading.
 
     Returns:
         The largest difference between observed and expected coverage; if it is significant, a caution above
@@ -169,12 +186,13 @@ def check_coverage(
     shares = [f"{number(c, s)} by the {m:.0%} intervals" for m, c, s in zip(intervals, observed, se, strict=True)]
     return Check(
         name=_COVERAGE,
-        value=gap,
+        value=abs(gap),
         se=float(se[widest]),
-        threshold=_COVERAGE_CAUTION,
+        threshold=limit(abs(gap), _COVERAGE_CAUTION, significant=p_value <= level),
         verdict=verdict,
         reading=f"Coverage of the targets: {', '.join(shares)} (p = {p_value:.2g})."
-        + ("" if verdict == "pass" else f" The intervals are too {'narrow' if gap < 0 else 'wide'}."),
+        + ("" if verdict == "pass" else f" The intervals are too {'narrow' if gap < 0 else 'wide'}.")
+        + (how and f" {how}"),
         next_step=""
         if verdict == "pass"
         else "Let the noise depend on the input, use a richer guide or an ensemble, or recalibrate on held-out data.",
@@ -189,10 +207,15 @@ def check_coverage(
     )
 
 
-def class_probs(case: Case) -> Array:
-    """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes."""
-    probs = array(case.prediction.probs)
-    if case.prediction.kind == "binary":
+def class_probs(case: Case, prediction: Prediction | None = None) -> Array:
+    """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes.
+
+    Args:
+        case: The case.
+        prediction: Another prediction than that of the case.
+    """
+    probs = case.finite(array((prediction or case.prediction).probs), "probability")
+    if case.kind == "binary":
         probs = probs.reshape(len(case.target), -1)
         return probs if probs.shape[1] == 2 else np.concatenate([1 - probs, probs], 1)
     return probs
@@ -200,19 +223,21 @@ def class_probs(case: Case) -> Array:
 
 def one_label(case: Case) -> bool:
     """Whether the target is one label per row."""
-    return case.supervised and case.prediction.kind in ("classes", "binary") and case.target.size == len(case.target)
+    return case.supervised and case.kind in ("classes", "binary") and case.target.size == len(case.target)
 
 
 def _run_classes(case: Case, level: float) -> Check:
     rows = len(case.target)
-    replicates = case.replicates.reshape(-1, rows)
-    return check_calibration(class_probs(case), case.target.reshape(rows), replicates, level=level)
+    probs, replicates = class_probs(case), case.new_targets(level).reshape(-1, rows)
+    order = class_probs(case, case.in_sample)
+    return check_calibration(probs, case.target.reshape(rows), replicates, level=level, how=case.how, order=order)
 
 
 def _run_real(case: Case, level: float) -> Check:
     masses = (0.5, 0.9)
-    intervals = {m: tuple(array(end) for end in case.prediction.interval(m)) for m in masses}
-    return check_coverage(case.target, intervals, case.replicates, level=level)  # type: ignore[arg-type]
+    replicates = case.new_targets(level)
+    ends = {m: tuple(array(end) for end in case.prediction.interval(m)) for m in masses}
+    return check_coverage(case.target, ends, replicates, level=level, how=case.how)  # type: ignore[arg-type]
 
 
 probability_calibration = Diagnostic(
@@ -227,7 +252,7 @@ probability_calibration = Diagnostic(
 interval_coverage = Diagnostic(
     _COVERAGE,
     "Do predictive intervals contain the target as often as their nominal probability?",
-    lambda case: case.supervised and case.prediction.kind == "real",
+    lambda case: case.supervised and case.kind == "real",
     _run_real,
     about="predictions",
     tests=True,

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.arviz_compat import ess, mcse, rhat
 
 # Vehtari et al. (2021) ask for 1.01 in long chains; short ones exceed it by chance.

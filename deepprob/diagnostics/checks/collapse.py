@@ -9,8 +9,9 @@ import pyro.distributions as dist
 import torch
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.programs.minibatch import num_rows
 
 ACTIVE_SHARE, LEAST_NATS = 0.01, 0.05

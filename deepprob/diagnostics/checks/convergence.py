@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.engine.statistics import Change, line_rise
 from deepprob.posteriors.arviz_compat import rhat
 from deepprob.posteriors.history import History

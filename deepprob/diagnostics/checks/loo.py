@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic, given
+from deepprob.diagnostics.case import Case, given
 from deepprob.diagnostics.check import Check, Verdict
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.loo import LOO, leave_one_out
 
 NAME = "influential rows"

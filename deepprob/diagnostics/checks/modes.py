@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.label_switching import Switching
 from deepprob.posteriors.margin import margin_of
 from deepprob.posteriors.other_modes import OtherMode

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.case import Case, Diagnostic, given
+from deepprob.diagnostics.case import Case, given
 from deepprob.diagnostics.check import Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 
 NAME = "out-of-distribution detection"
 
@@ -54,6 +55,7 @@ def check_detection(inside: ArrayLike, outside: ArrayLike, *, level: float = 0.0
         if verdict == "pass"
         else "Do not rely on the uncertainty far from the training data; try an ensemble or a model of the inputs.",
         details={"familiar": n, "novel": m, "level": level},
+        good=">=",
     )
 
 
@@ -61,9 +63,10 @@ def _run(case: Case, level: float) -> Check:
     other = Case(case.posterior, case.ood, draws=case.draws, particles=case.particles, seed=case.seed)
     if len(case.sites) == 1 and case.supervised:
         predictions = (x.posterior.predict(*given(x.inputs), draws=x.draws, seed=x.seed) for x in (case, other))
-        inside, outside = (array(p.epistemic).reshape(len(p), -1).mean(1) for p in predictions)
+        found = [array(p.epistemic).reshape(len(p), -1).mean(1) for p in predictions]
     else:
-        inside, outside = (-array(x.posterior.elbo(*given(x.batch), seed=x.seed)).ravel() for x in (case, other))
+        found = [-array(x.posterior.elbo(*given(x.batch), seed=x.seed)).ravel() for x in (case, other)]
+    inside, outside = (x.finite(values, "uncertainty") for x, values in zip((case, other), found, strict=True))
     return check_detection(inside, outside, level=level)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
+from collections.abc import Callable, Iterable
 
-from deepprob.diagnostics.case import Case, Diagnostic
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array
 from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
+from deepprob.diagnostics.diagnostic import Diagnostic
 
 NAME = "posterior predictive check"
 CAUTION, FAIL = 0.1, 0.5
@@ -99,7 +102,7 @@ def check_replicates(
         name=NAME,
         value=p_value,
         se=None,
-        threshold=level,
+        threshold=level if p_value > level or verdict != "pass" else None,
         verdict=verdict,
         reading=f"p = {p_value:.2g} (level {level:.2g}) for {listed}; the most extreme is {names[at]}: {seen[at]:.3g} "
         f"in the data, {low:.3g} to {high:.3g} in 90% of replicates"
@@ -118,6 +121,7 @@ def check_replicates(
             "replicates": len(drawn),
             "level": level,
         },
+        good=">=",
     )
 
 
@@ -134,15 +138,27 @@ def _run(case: Case, level: float) -> Check:
 
 
 def _check_targets(case: Case, level: float) -> Check:
-    target, drawn = case.target, case.replicates
-    if case.prediction.kind in ("classes", "binary"):
-        count = int(max(target.max(), drawn.max())) + 1
+    target, first = case.target, case.finite(case.replicates, "prediction", axis=1)
+    chunks = case.replicates_for(level)
+    if case.kind in ("classes", "binary"):
+        count = 2 if case.kind == "binary" else case.prediction.probs.shape[-1]
         seen = class_shares(target[None], count)
-        return check_replicates(seen, class_shares(drawn, count), dict.fromkeys(seen, 1.0), level=level)
+        again = _of_all(chunks, lambda drawn: class_shares(drawn, count))
+        return check_replicates(seen, again, dict.fromkeys(seen, 1.0), level=level)
     fitted = array(case.prediction.mean), array(case.prediction.sd)
-    seen, again = statistics(target[None], *fitted), statistics(drawn, *fitted)
+    if not (np.isfinite(fitted[0]).all() and np.isfinite(fitted[1]).all()):  # tails so heavy that there are no moments
+        low, centre, high = np.quantile(first, [0.16, 0.5, 0.84], axis=0)
+        fitted = centre, (high - low) / 2
+    seen = statistics(target[None], *fitted)
+    again = _of_all(chunks, lambda drawn: statistics(case.finite(drawn, "prediction", axis=1), *fitted))
     units = {**dict.fromkeys(seen, float(target.std())), "residual": 1.0}
     return check_replicates(seen, again, units, level=level)
+
+
+def _of_all(chunks: Iterable[Array], statistic: Callable[[Array], dict[str, Array]]) -> dict[str, Array]:
+    """Statistics of replicates that come in chunks, so that all replicates are never held at once."""
+    found = [statistic(chunk) for chunk in chunks]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
 
 
 def _check_rows(case: Case, level: float) -> Check:
@@ -152,22 +168,31 @@ def _check_rows(case: Case, level: float) -> Check:
     latents come from the posterior.
     """
     sample = case.sample_case
-    replicated = case.prior_replicates
+    replicated = case.prior_replicates_for(level)
     seen = np.broadcast_to(sample.target, replicated.shape[1:])
-    if sample.mask is not None:
-        known = np.broadcast_to(sample.mask, seen.shape)
-        seen, replicated = seen[known], replicated[:, known]
-    binary = bool(np.isin(replicated, (0.0, 1.0)).all())
-    observed, again = row_statistics(seen[None], binary), row_statistics(replicated, binary)
-    spread = float(seen.std() or replicated.std())
+    known = np.broadcast_to(_known(sample), seen.shape)
+    binary = bool(np.isin(replicated[:, known], (0.0, 1.0)).all())
+    observed, again = row_statistics(seen[None], binary, known), row_statistics(replicated, binary, known)
+    spread = float(seen[known].std() or replicated[:, known].std())
     return check_replicates(observed, again, dict.fromkeys(observed, spread), level=level)
 
 
-def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
+def _known(case: Case) -> NDArray[np.bool_]:
+    """Which values of the target are known, not masked, and within the length of their sequence."""
+    known = np.ones(case.target.shape, dtype=bool) if case.mask is None else np.asarray(case.mask, dtype=bool)
+    lengths = case.lengths
+    if lengths is None or known.ndim < 2 or len(known) != len(lengths):
+        return known
+    inside = np.arange(known.shape[1]) < lengths[:, None]
+    return known & inside.reshape(*inside.shape, *[1] * (known.ndim - 2))
+
+
+def row_statistics(data: ArrayLike, binary: bool = False, known: NDArray[np.bool_] | None = None) -> dict[str, Array]:
     """`statistics`, and the standard deviation of the row means.
 
     Args:
         data: Shape ``(R, rows, ...)``.
+        known: Which values count, shape ``(rows, ...)``; None for all.
         binary: Whether the likelihood is binary. Then sd, min and max follow from the mean, and would only tell
             zeros and ones from grey values in the data.
 
@@ -176,11 +201,14 @@ def row_statistics(data: ArrayLike, binary: bool = False) -> dict[str, Array]:
         {'mean': 0.5, 'sd of row means': 0.5}
     """
     values = array(data)
-    result = statistics(values)
+    mask = np.ones(values.shape[1:], dtype=bool) if known is None else known
+    result = statistics(values[:, mask])
     if binary:
         result = {"mean": result["mean"]}
     if values.ndim > 2:
-        result["sd of row means"] = values.reshape(*values.shape[:2], -1).mean(2).std(1)
+        by_row, count = values.reshape(*values.shape[:2], -1), mask.reshape(len(mask), -1).sum(1)
+        means = (by_row * mask.reshape(len(mask), -1)).sum(2)[:, count > 0] / count[count > 0]
+        result["sd of row means"] = means.std(1)
     return result
 
 
@@ -191,9 +219,7 @@ def _applies(case: Case) -> bool:
         return False
     if case.sample_case.mask is not None and not case.sample_case.mask.any():
         raise ValueError(f"All values of {case.site} are masked.")
-    if case.ragged:
-        raise ValueError("The rows are sequences of unequal length, which replicates do not have.")
-    if case.supervised and case.prediction.kind == "classes" and case.target.size != len(case.target):
+    if case.supervised and case.kind == "classes" and case.target.size != len(case.target):
         raise ValueError(f"The values of {case.site} are not one label a row.")
     return True
 

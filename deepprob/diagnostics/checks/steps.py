@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array
+from deepprob.diagnostics.diagnostic import Diagnostic
 
 LIMIT = 0.01
 NAME = "finite steps"

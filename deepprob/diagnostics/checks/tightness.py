@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
 
-from deepprob.diagnostics.case import Case, Diagnostic
+from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
+from deepprob.diagnostics.diagnostic import Diagnostic
 
 NATS_PER_NUMBER, HARD_NATS_PER_NUMBER = 0.1, 0.5
 NAME = "tightness of the bound"

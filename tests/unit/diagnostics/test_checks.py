@@ -200,7 +200,8 @@ class TestScores:
 
     def test_predictions_worse_than_the_baseline_fail(self, rng: np.random.Generator) -> None:
         base = rng.normal(size=200) + 2
-        assert check_skill(base + 0.01 * rng.normal(size=200), base).verdict == "pass"
+        assert check_skill(base + 0.01 * rng.normal(size=200), base).verdict == "caution"
+        assert check_skill(base - 0.1 + 0.1 * rng.normal(size=200), base).verdict == "pass"
         assert "worse" in check_skill(base + 0.3 + 0.1 * rng.normal(size=200), base).reading
 
 

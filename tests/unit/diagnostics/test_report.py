@@ -289,6 +289,7 @@ def test_report_of_an_image_model() -> None:
     names = [
         "finite steps",
         "ELBO convergence",
+        "weight of the likelihood",
         "tightness of the bound",
         "Pareto k-hat, local latents",
         "active latent dimensions",

@@ -159,3 +159,31 @@ def test_summary_shows_the_first_rows() -> None:
     text = predict(dist.Normal(torch.zeros(K, 12), 1.0)).summary(rows=2)
     assert text.splitlines()[0] == "Prediction('y': real, 12 rows, 400 draws)"
     assert len(text.splitlines()) == 6 and text.endswith("10 more rows")
+
+
+def test_an_ordered_outcome_has_classes() -> None:
+    cuts = torch.tensor([-1.0, 1.0])
+    d = dist.OrderedLogistic(torch.zeros(500, 3), cuts)
+    p = Prediction(d, d.sample(), "y")
+    assert p.kind == "classes" and p.probs.shape == (3, 3)
+    assert p.probs[0].tolist() == pytest.approx([0.269, 0.462, 0.269], abs=1e-3)
+
+
+def test_moments_of_an_angle_are_those_of_its_draws() -> None:
+    d = dist.VonMises(torch.zeros(4000, 2), torch.tensor(1.5))
+    p = Prediction(d, d.sample(), "angle")
+    assert (p.sd - p.draws.std(0, unbiased=False)).abs().max() == 0
+    assert p.sd[0] > d.variance[0, 0].sqrt() + 0.1  # torch's variance is the circular one
+
+
+def test_weights_by_row() -> None:
+    """All weight on one component gives the moments, the density and the draws of that component."""
+    d = dist.Normal(torch.tensor([[0.0, 1.0], [10.0, 20.0]]), torch.tensor([[1.0, 1.0], [2.0, 3.0]]))
+    weights = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()
+    p = Prediction(d, d.sample(), "y").reweighted(weights, draws=5)
+    assert p.mean.tolist() == [0.0, 20.0] and p.sd.tolist() == [1.0, 3.0]
+    assert p.aleatoric.tolist() == [1.0, 3.0] and p.epistemic.tolist() == [0.0, 0.0]
+    y = torch.tensor([0.5, 19.0])
+    expected = dist.Normal(torch.tensor([0.0, 20.0]), torch.tensor([1.0, 3.0])).log_prob(y)
+    assert p.log_prob(y).tolist() == pytest.approx(expected.tolist())
+    assert p.draws.shape == (5, 2) and (p.draws == p.draws[:1]).all()
