@@ -53,6 +53,8 @@ class Row:
         unchecked: Checks that could not look.
         fit_seconds: Processor time of the fit, and of the exact posterior.
         check_seconds: Processor time of the report.
+        distances: The largest distance of a mean in exact sds, the smallest and the largest ratio of sds; None without
+            an exact posterior.
         error: The message, if there is no report.
     """
 
@@ -67,6 +69,7 @@ class Row:
     unchecked: tuple[str, ...] = ()
     fit_seconds: float = 0.0
     check_seconds: float = 0.0
+    distances: tuple[float, float, float] | None = None
     error: str = ""
 
     @property
@@ -79,6 +82,11 @@ class Row:
         return bool(self.unchecked) and not self.fail and not self.caution and not self.error
 
     @property
+    def is_mislabelled(self) -> bool:
+        """Whether the posterior of this seed is not what its label says."""
+        return self.distances is not None and not moments_agree(self.distances, self.label)
+
+    @property
     def flagged(self) -> bool:
         """Whether a good posterior raised a false alarm."""
         return not self.is_right and not self.only_unchecked
@@ -87,7 +95,18 @@ class Row:
         mark = "ok  " if self.is_right else "?   " if self.label == "good" and self.only_unchecked else "MISS"
         said = "; ".join(f"{flag}: {', '.join(getattr(self, flag))}" for flag in FLAGS if getattr(self, flag))
         seconds = f"{self.fit_seconds:5.1f} {self.check_seconds:5.1f} s"
-        return f"{mark} {self.label:5} {self.half} {self.name:54} {self.verdict:8}{seconds}  {self.error or said}"
+        doubt = "  LABEL DOES NOT HOLD" if self.is_mislabelled else ""
+        return (
+            f"{mark} {self.label:5} {self.half} {self.name:54} {self.verdict:8}{seconds}  {self.error or said}{doubt}"
+        )
+
+
+def moments_agree(distances: tuple[float, float, float], label: str) -> bool:
+    """Whether distances from the exact posterior are those of a label."""
+    mean, narrowest, widest = distances
+    if label == "good":
+        return mean <= MEAN and narrowest >= 1 - WIDTH and widest <= 1 + WIDTH
+    return mean > OFF or narrowest < 1 - UNLIKE or widest > 1 + UNLIKE
 
 
 # -- reports --------------------------------------------------------------------------------------------------------
@@ -104,8 +123,8 @@ def report(case: Case, seed: int) -> Row:
         text = (str(error).strip().splitlines() or [""])[0]
         return Row(*facts, "error", error=f"{type(error).__name__}: {text}"[:200])
     flags = [tuple(check.name for check in found.checks if check.verdict == flag) for flag in FLAGS]
-    seconds = between - began, time.process_time() - between
-    return Row(*facts, found.verdict, *flags, *(round(s, 2) for s in seconds))
+    seconds = (round(s, 2) for s in (between - began, time.process_time() - between))
+    return Row(*facts, found.verdict, *flags, *seconds, fitted.distances())
 
 
 def of_case(index: int, seed: int, answer: Callable[[Case, int], Any]) -> Any:
@@ -174,6 +193,8 @@ def verdicts(chosen: argparse.Namespace, cases: Sequence[Case]) -> None:
         print(f"{row}" + (f"  seed {row.seed}" if chosen.seeds > 1 else ""), flush=True)
     print("\n" + shown(scores(rows), chosen.markdown))
     right, flagged = sum(row.is_right for row in rows), sum(row.flagged for row in rows)
+    if doubtful := sum(row.is_mislabelled for row in rows):
+        print(f"\nlabels that do not hold under these seeds: {doubtful}")
     print(f"\nright: {right} of {len(rows)} ({right / len(rows):.0%})")
     if chosen.seeds > 1:
         print(f"flagged: {flagged} of {len(rows)} reports on good posteriors ({flagged / len(rows):.1%})")
@@ -213,20 +234,13 @@ class Proof:
         return f"{mark} {self.label:5} {self.name:54} {self.text}"
 
 
-def moments_agree(errors: tuple[float, float, float], label: str) -> bool:
-    mean, narrowest, widest = errors
-    if label == "good":
-        return mean <= MEAN and narrowest >= 1 - WIDTH and widest <= 1 + WIDTH
-    return mean > OFF or narrowest < 1 - UNLIKE or widest > 1 + UNLIKE
-
-
 def proof(case: Case, seed: int) -> Proof:
     facts = case.name, case.label, seed
     try:
         fitted: Fitted = case.make(seed)
-        if (errors := fitted.errors()) is not None:
-            text = f"mean {errors[0]:.2f} sds off, sd {errors[1]:.2f} to {errors[2]:.2f} times"
-            return Proof(*facts, moments_agree(errors, case.label), text)
+        if (found := fitted.distances()) is not None:
+            text = f"mean {found[0]:.2f} sds off, sd {found[1]:.2f} to {found[2]:.2f} times"
+            return Proof(*facts, moments_agree(found, case.label), text)
         if fitted.nats is not None:
             nats: Nats = fitted.nats()
             text = f"{nats.lost:.2f} nats per row lost, {nats.gain:.2f} within reach"

@@ -76,7 +76,7 @@ def independent_draws(seed: int, kind: str) -> Fitted:
     return Fitted(posterior, fresh, train=train, truth={name: moments(x) for name, x in found.items()})
 
 
-@wrong("draws", "reference draws", "each chain holds one order of the parts of a mixture", swapped=(1, 2))
+@wrong("draws", "constructed", "each chain holds one order of the parts of a mixture", swapped=(1, 2))
 def chains_that_switched_labels(seed: int, swapped: int) -> Fitted:
     y, fresh = clusters(100, (-2.0, 2.0), seed, 159), clusters(100, (-2.0, 2.0), seed, 160)
     loc, share = mixture_draws(y, (0.0, 0.0), 3.0)

@@ -166,21 +166,3 @@ def scale_of_rows(seed: int, rows: int) -> Fitted:
 
     truth = grid_truth("log_sigma", joint, -6.0, 6.0)
     return Fitted(posterior, y, train=(y,), truth=truth, view=lambda draws: {"log_sigma": draws["sigma"].log()})
-
-
-@wrong("tails", "closed form", "a normal guide for the scale behind a single row", guide=("normal", "laplace"))
-def scale_of_one_row(seed: int, guide: str) -> Fitted:
-    def model(y: Tensor) -> None:
-        sigma = pyro.sample("sigma", dist.HalfCauchy(1.0))
-        with pyro.plate("rows", len(y)):
-            pyro.sample("y", dist.Normal(0.0, sigma), obs=y)
-
-    y = 0.1 + 0.01 * torch.randn(1, generator=noise(seed, 140))
-    posterior = fit(model, y, guide, steps=2000, seed=seed)
-
-    def joint(log_sigma: Tensor) -> Tensor:
-        sigma = log_sigma.exp()
-        return log_sigma - torch.log1p(sigma**2) + dist.Normal(0.0, sigma[:, None]).log_prob(y.double()).sum(1)
-
-    truth = grid_truth("log_sigma", joint, -8.0, 20.0)
-    return Fitted(posterior, y, train=(y,), truth=truth, view=lambda draws: {"log_sigma": draws["sigma"].log()})

@@ -131,7 +131,8 @@ def slcp(x: Tensor) -> None:
 
 def slcp_law(theta: Tensor) -> Any:
     """The law of one point, batch shape ``(*theta.shape[:-1], 1)``."""
-    first, second, rho = theta[..., 2] ** 2, theta[..., 3] ** 2, torch.tanh(theta[..., 4])
+    first, second = 1e-4 + theta[..., 2] ** 2, 1e-4 + theta[..., 3] ** 2
+    rho = torch.tanh(theta[..., 4])
     zero = torch.zeros_like(first)
     below = torch.stack([rho * second, second * (1 - rho**2).clamp(min=1e-8).sqrt()], -1)
     tril = torch.stack([torch.stack([first, zero], -1), below], -2)

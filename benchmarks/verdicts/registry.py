@@ -60,7 +60,7 @@ class Fitted:
     view: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
     nats: Callable[[], Nats] | None = None
 
-    def errors(self) -> tuple[float, float, float] | None:
+    def distances(self) -> tuple[float, float, float] | None:
         """The largest distance of a mean in sds, the smallest and the largest ratio of sds; None without a truth."""
         if self.truth is None:
             return None
