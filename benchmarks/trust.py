@@ -196,6 +196,8 @@ def verdicts(chosen: argparse.Namespace, cases: Sequence[Case]) -> None:
     if doubtful := sum(row.is_mislabelled for row in rows):
         print(f"\nlabels that do not hold under these seeds: {doubtful}")
     print(f"\nright: {right} of {len(rows)} ({right / len(rows):.0%})")
+    if silent := sum(row.label == "wrong" and row.is_right and row.only_unchecked for row in rows):
+        print(f"{silent} of the wrong ones are caught only because a check could not look")
     if chosen.seeds > 1:
         print(f"flagged: {flagged} of {len(rows)} reports on good posteriors ({flagged / len(rows):.1%})")
     if chosen.json:

@@ -137,7 +137,7 @@ def hidden_markov_model(seed: int, length: int) -> Fitted:
 
 
 @good(
-    "sequence", "reference draws", "a chain of enumerated states in a loop", length=(15,), steps=(1500,), start=(None,)
+    "sequence", "reference draws", "a chain of enumerated states in a loop", length=(15,), steps=(700,), start=(None,)
 )
 @wrong("sequence", "reference draws", "{steps} steps from a far start", length=(15,), steps=(40,), start=("far",))
 def enumerated_chain(seed: int, length: int, steps: int, start: str | None) -> Fitted:
@@ -185,7 +185,7 @@ def path_nats(posterior: Posterior, x: Tensor) -> Nats:
     return Nats(float(true - bound), float(true - plain))
 
 
-@good("sequence", "closed form", "a deep Markov model, trained to the end", rows=(2000,), steps=(2500,))
+@good("sequence", "closed form", "a deep Markov model, trained to the end", rows=(2000,), steps=(2000,))
 @wrong("sequence", "closed form", "a deep Markov model, trained for {steps} steps", rows=(400, 400), steps=(30, 120))
 def deep_markov_model(seed: int, rows: int, steps: int) -> Fitted:
     x, fresh = paths(rows, seed, 125), paths(300, seed, 126)
