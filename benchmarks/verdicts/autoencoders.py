@@ -77,7 +77,7 @@ def dead_encoder(seed: int, codes: int) -> Fitted:
     return Fitted(posterior, fresh, train=(x,), nats=lambda: pca_nats(posterior, fresh, codes))
 
 
-@wrong("vae", "closed form", "the KL weighs {weight} times: the codes collapse", weight=(30,))
+@wrong("vae", "constructed", "the KL weighs {weight} times: the codes collapse", weight=(30,))
 def heavy_kl(seed: int, weight: float) -> Fitted:
     encoder, decoder = nn.Linear(6, 4), nn.Linear(2, 6)
 

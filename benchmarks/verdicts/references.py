@@ -12,8 +12,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,6 @@ class Target:
     """A posterior with reference numbers, and with reference draws where there are some.
 
     Attributes:
-        name: The posterior.
         program: Builds the program.
         data: The program's arguments.
         numbers: From draws by site to draws by number.
@@ -56,7 +56,6 @@ class Target:
         draws: Reference draws by number; empty if there are only moments.
     """
 
-    name: str
     program: Callable[[], dp.Program]
     data: tuple[Any, ...]
     numbers: Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -78,23 +77,17 @@ def by_number(draws: dict[str, Tensor]) -> dict[str, Tensor]:
 # -- posteriordb ----------------------------------------------------------------------------------------------------
 
 
-def of_posteriordb() -> Iterator[Target]:
-    for name, problem in posteriordb.PROBLEMS.items():
-        folder = problem.folder.replace("eight_schools_centered", "eight_schools_noncentered")  # the same posterior
-        file = posteriordb.FOLDER / folder / "draws.npz"
-        draws: dict[str, np.ndarray] = {}
-        if file.exists():
-            with np.load(file) as found:
-                values = found["draws"].transpose(1, 0, 2)  # (P, chains, draws)
-                draws = dict(zip(map(str, found["names"]), values.reshape(len(values), -1), strict=True))
-        yield Target(
-            f"posteriordb {name}",
-            problem.program,
-            problem.data(),
-            lambda x, problem=problem: by_number(problem.quantities(x)),
-            problem.reference(),
-            draws,
-        )
+def of_posteriordb(name: str) -> Target:
+    problem = posteriordb.PROBLEMS[name]
+    folder = problem.folder.replace("eight_schools_centered", "eight_schools_noncentered")  # the same posterior
+    file = posteriordb.FOLDER / folder / "draws.npz"
+    draws: dict[str, np.ndarray] = {}
+    if file.exists():
+        with np.load(file) as found:
+            values = found["draws"].transpose(1, 0, 2)  # (P, chains, draws)
+            draws = dict(zip(map(str, found["names"]), values.reshape(len(values), -1), strict=True))
+    reference = problem.reference()
+    return Target(problem.program, problem.data(), lambda x: by_number(problem.quantities(x)), reference, draws)
 
 
 # -- sbibm ----------------------------------------------------------------------------------------------------------
@@ -162,7 +155,7 @@ def slcp_target() -> Target:
         signs = torch.ones_like(theta)
         signs[:, 2:4] = torch.randint(2, (len(theta), 2)).double() * 2 - 1
     draws = {name: value.numpy() for name, value in by_number({"theta": theta * signs}).items()}
-    return Target("slcp (own observation)", lambda: dp.Program.of(slcp), (x,), by_number, moments_of(draws), draws)
+    return Target(lambda: dp.Program.of(slcp), (x,), by_number, moments_of(draws), draws)
 
 
 def walked(z: Tensor, log_joint: Callable[[Tensor], Tensor], steps: int = 400) -> Tensor:
@@ -183,28 +176,27 @@ def moments_of(draws: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     return {name: (float(value.mean()), float(value.std())) for name, value in draws.items()}
 
 
-def of_sbibm() -> Iterator[Target]:
-    folder = Path(os.environ["DEEPPROB_DATA"]) / "sbibm"
-    for task in (gaussian_linear, gaussian_mixture, two_moons):
-        observations = json.loads((folder / task.__name__ / "observations.json").read_text())
-        for number in ("1", "2"):
-            x = torch.tensor(observations[number]["observation"])
-            if task is gaussian_linear:
-                generator = torch.Generator().manual_seed(int(number))
-                samples = x / 2 + 0.05**0.5 * torch.randn(10_000, 10, generator=generator)
-            else:
-                with np.load(folder / task.__name__ / f"reference_{int(number):02d}.npz") as found:
-                    samples = torch.tensor(found["samples"])
-            draws = {name: value.numpy() for name, value in by_number({"theta": samples}).items()}
-            yield Target(
-                f"sbibm {task.__name__} {number}",
-                lambda task=task: dp.Program.of(task),
-                (x,),
-                by_number,
-                moments_of(draws),
-                draws,
-            )
-    yield slcp_target()
+def of_sbibm(task: Callable[..., None], number: int) -> Target:
+    folder = Path(os.environ["DEEPPROB_DATA"]) / "sbibm" / task.__name__
+    x = torch.tensor(json.loads((folder / "observations.json").read_text())[str(number)]["observation"])
+    if task is gaussian_linear:  # its posterior has a closed form, and no file
+        samples = x / 2 + 0.05**0.5 * torch.randn(10_000, 10, generator=torch.Generator().manual_seed(number))
+    else:
+        with np.load(folder / f"reference_{number:02d}.npz") as found:
+            samples = torch.tensor(found["samples"])
+    draws = {name: value.numpy() for name, value in by_number({"theta": samples}).items()}
+    return Target(lambda: dp.Program.of(task), (x,), by_number, moments_of(draws), draws)
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    **{f"posteriordb {name}": partial(of_posteriordb, name) for name in posteriordb.PROBLEMS},
+    **{
+        f"sbibm {task.__name__} {number}": partial(of_sbibm, task, number)
+        for task in (gaussian_linear, gaussian_mixture, two_moons)
+        for number in (1, 2)
+    },
+    "slcp, own observation": slcp_target,
+}
 
 
 # -- the table ------------------------------------------------------------------------------------------------------
@@ -266,7 +258,7 @@ def c2st(own: np.ndarray, reference: np.ndarray) -> float:
     return float(found.mean())
 
 
-def one(target: Target, guide: str, steps: int | None) -> Row:
+def one(name: str, target: Target, guide: str, steps: int | None) -> Row:
     began = time.process_time()
     try:
         posterior = svi(target.program(), target.data, guide=guide, steps=steps, progress=False)
@@ -276,7 +268,7 @@ def one(target: Target, guide: str, steps: int | None) -> Row:
         own = target.numbers(posterior.sample(*target.data, draws=DRAWS, seed=1))
     except Exception as error:
         text = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return Row(target.name, guide, steps or 0, steps is None, error=text[:200])
+        return Row(name, guide, steps or 0, steps is None, error=text[:200])
     names = [name for name in target.moments if name in own]
     means = [abs(float(own[n].double().mean()) - target.moments[n][0]) / target.moments[n][1] for n in names]
     ratios = [float(own[n].double().std()) / target.moments[n][1] for n in names]
@@ -284,7 +276,7 @@ def one(target: Target, guide: str, steps: int | None) -> Row:
     if target.draws:
         score = c2st(np.stack([own[n].numpy() for n in names], 1), np.stack([target.draws[n] for n in names], 1))
     return Row(
-        *(target.name, guide, len(posterior.history.steps.get("elbo", ())) or (steps or 0), steps is None),
+        *(name, guide, len(posterior.history.steps.get("elbo", ())) or (steps or 0), steps is None),
         *(max(means), min(ratios), max(ratios), score, report.verdict),
         tuple(check.name for check in report.checks if check.verdict in ("caution", "fail")),
         tuple(check.name for check in report.checks if check.verdict == "unchecked"),
@@ -296,19 +288,23 @@ def compare(only: Sequence[str], out: Path | None, markdown: bool) -> None:
     """Fit, print a line for every fit and the table, and write the figures.
 
     Raises:
-        SystemExit: If the data are not there.
+        SystemExit: If the data are not there, or no posterior has the words.
     """
     if not posteriordb.IS_HERE:
         raise SystemExit(f"the table of references {posteriordb.WHY_NOT}.")
     rows = []
-    for target in [*of_posteriordb(), *of_sbibm()]:
-        if only and not any(words in target.name for words in only):
+    for name, make in TARGETS.items():
+        if only and not any(words in name for words in only):
             continue
+        target = make()
         for guide in GUIDES:
             for steps in LENGTHS:
-                rows.append(row := one(target, guide, steps))
+                rows.append(row := one(name, target, guide, steps))
                 mark = "MISS" if row.is_off and not row.is_flagged else "    "
-                print(mark, row.name, guide, row.steps, row.verdict, row.error, file=sys.stderr, flush=True)
+                found = f"{row.mean:.2f} sds, {row.narrowest:.2f} to {row.widest:.2f}, C2ST {row.c2st:.2f}"
+                print(mark, name, guide, row.steps, row.verdict, row.error or found, file=sys.stderr, flush=True)
+    if not rows:
+        raise SystemExit(f"no posterior has one of the words {list(only)}. Choose from: {', '.join(TARGETS)}.")
     lines = [["posterior", "guide", "steps", "mean, in sds", "sd, ratios", "C2ST", "off", "verdict", "checks"]]
     for r in rows:
         steps_said = f"{r.steps} (default)" if r.default else str(r.steps)
