@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,32 @@ def test_a_fit_keeps_no_copy_of_the_data() -> None:
     kept = {line[:60]: (float(line.split()[-2]), float(line.split()[-1])) for line in table}
     assert any("deepprob" in label for label in kept)
     assert all(per_row < of_data for per_row, of_data in kept.values()), kept
+
+
+def test_both_halves_of_the_labelled_set_hold_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from verdicts import CASES
+
+    kinds = Counter(case.label for case in CASES)
+    assert kinds["good"] >= 60
+    assert kinds["wrong"] >= 60
+    assert max(Counter((case.generator, case.label) for case in CASES).values()) <= 4
+    assert max(Counter((case.name, case.label) for case in CASES).values()) == 1
+    for half in "AB":
+        assert {(c.family, c.label) for c in CASES if c.half == half} == {(c.family, c.label) for c in CASES}
+
+
+def test_a_part_of_the_labelled_set_is_reported_and_its_labels_hold(tmp_path: Path) -> None:
+    only = ("--only", "amortized, rows 4", "--only", "few rows and a wrong width, rows 3", "--only", "faulty chains")
+    printed = run("trust.py", *only, "--json", str(tmp_path / "part.json"))
+    found = json.loads((tmp_path / "part.json").read_text())["result"]
+    assert len(found["rows"]) == 6
+    assert all(row["name"] in printed and row["verdict"] in ("pass", "caution", "fail") for row in found["rows"])
+    assert found["summary"]["wrong"]["cases"] == 5
+    proofs = run("trust.py", *only, "--labels")
+    assert "6 labels: 0 do not hold, 0 by construction" in proofs
+    several = run("trust.py", "--only", "few rows, rows 2", "--seeds", "2", "--jobs", "2")
+    assert "of 2 reports on good posteriors" in several
 
 
 def test_the_gpu_script_parses_and_needs_a_gpu() -> None:
