@@ -10,11 +10,13 @@ from torch import Tensor
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, number
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.programs.arguments import rows_of
+from deepprob.programs.minibatch import num_rows
 from deepprob.programs.tracing import LogDensity, log_density
 
 NAME = "amortization gap"
 NATS_PER_NUMBER = 0.05
-_DRAWS, _STEPS = 16, 20
+_DRAWS, _STEPS, _MOST_ROWS = 16, 20, 64
 _SHARE, _FACTOR = 0.7, 4.0  # of a Newton step; most change of a variance in one step
 
 
@@ -97,11 +99,12 @@ def _applies(case: Case) -> bool:
 
 
 def _run(case: Case, level: float) -> Check:
-    density = log_density(case.posterior.instance, case.sample_batch, chains=_DRAWS)
-    draws, weights = case.row_draws.values, torch.as_tensor(case.log_weights)
-    columns = torch.cat([draws[name].flatten(1) for name in density.shapes], 1)
+    rows = min(_MOST_ROWS, num_rows(case.sample_batch))
+    density = log_density(case.posterior.instance, rows_of(case.sample_batch, slice(rows)), chains=_DRAWS)
+    draws, weights = case.row_draws.values, torch.as_tensor(case.log_weights)[:, :rows]
+    columns = torch.cat([draws[name][:, :rows].flatten(1) for name in density.shapes], 1)
     own = bound_of_own_guides(density, columns.mean(0), columns.std(0), case.seed).double()
-    guides, rows = weights.sum(1), weights.shape[1]
+    guides = weights.sum(1)
     gap = float(own.mean() - guides.mean()) / rows
     se = float((own.var() / len(own) + guides.var() / len(guides)).sqrt()) / rows
     looseness = float((weights.logsumexp(0) - math.log(len(weights)) - weights.mean(0)).mean())
