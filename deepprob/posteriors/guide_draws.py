@@ -33,8 +33,8 @@ from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run, run_guide, run_program
-from deepprob.programs.sites import Site, drawn_sites, is_discrete
-from deepprob.programs.structure import Structure
+from deepprob.programs.sites import Site, drawn_sites
+from deepprob.programs.structure import Structure, is_discrete
 
 _CHUNK = 2**22  # numbers of one tensor of the data or the latents, times draws
 _NO_GRADIENT = (RuntimeError, NotImplementedError, ValueError, AttributeError, TypeError, IndexError, KeyError)

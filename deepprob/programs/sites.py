@@ -58,14 +58,6 @@ def is_data(site: Site) -> bool:
     return bool(site["is_observed"]) and not (is_deterministic(site) or is_factor(site) or _is_computed(site))
 
 
-def is_discrete(site: Site) -> bool:
-    """Whether a site's values are discrete; a distribution that names no support is taken for continuous."""
-    try:
-        return bool(site["fn"].support.is_discrete)
-    except (NotImplementedError, AttributeError):
-        return False
-
-
 def is_local(site: Site, plate: str) -> bool:
     """Whether a site lies inside a vectorized plate of this name."""
     return any(frame.name == plate and frame.vectorized for frame in site["cond_indep_stack"])

@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.errors import StorageError
 from deepprob.programs.program import Program
-from deepprob.programs.sites import Site, is_auxiliary, is_data, is_discrete, is_factor, is_local, sample_sites
+from deepprob.programs.sites import Site, is_auxiliary, is_data, is_factor, is_local, sample_sites
 
 Role = Literal["latent", "summed", "observed", "fixed", "auxiliary"]
 
@@ -355,3 +355,11 @@ def values_along(site: Site, frame: Any) -> int:
 def _rows(site: Site, frame: Any) -> int:
     """Number of rows of a plate, of which it may have drawn some; a plate without a size has those of the data."""
     return values_along(site, frame) if frame.size == -1 else int(frame.full_size or frame.size)
+
+
+def is_discrete(site: Site) -> bool:
+    """Whether a site's values are discrete; a distribution that names no support is taken for continuous."""
+    try:
+        return bool(site["fn"].support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return False

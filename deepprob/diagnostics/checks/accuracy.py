@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,9 +23,9 @@ from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
 _MEANS, _WIDTHS = "posterior means, global latents", "posterior widths, global latents"
 _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, local latents"
-SHIFT_CAUTION, SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
-WIDTH_CAUTION, WIDTH_FAIL = 1.3, 2.0  # as a factor
-ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
+_SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
+_WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
+_ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
 _EFFECTIVE, _EASY = 100, 0.3  # effective draws of reliable importance weights; k-hat of those that decide alone
 _ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
@@ -33,7 +33,7 @@ _ROW_ADVICE = "Train on, dp.extend(posterior, data); or try a larger encoder or 
 
 
 @dataclass(frozen=True)
-class Finding:
+class _Finding:
     """How far one number, or the numbers of one site, are off.
 
     Attributes:
@@ -59,15 +59,22 @@ def check_means(accuracy: GuideAccuracy) -> Check:
         The largest distance of a mean, in sds of the posterior; a caution if it is surely above 0.3, a fail above 1.
         For weights that are judged one by one, the root mean square over the weights of a site.
     """
-    found, method = findings(accuracy, 0)
+    found, method = _findings(accuracy, 0)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
-    verdict = _verdict(worst.surely, SHIFT_CAUTION, SHIFT_FAIL)
+    verdict = _verdict(worst.surely, _SHIFT_CAUTION, _SHIFT_FAIL)
     where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds "
     where += (
         "from the posterior's" if worst.name in accuracy.by_gradients else ("too high" if worst.size > 0 else "too low")
     )
     return _check(
-        _MEANS, abs(worst.size), worst.se, SHIFT_CAUTION, verdict, f"{where}, {_judged(accuracy, method)}.", "sd", found
+        _MEANS,
+        abs(worst.size),
+        worst.se,
+        _SHIFT_CAUTION,
+        verdict,
+        f"{where}, {_judged(accuracy, method)}.",
+        "sd",
+        found,
     )
 
 
@@ -86,15 +93,15 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
             name=_WIDTHS,
             value=float("inf"),
             se=None,
-            threshold=WIDTH_CAUTION,
+            threshold=_WIDTH_CAUTION,
             verdict="caution",
             reading=f"The guide is a point estimate of {', '.join(accuracy.points)}: it does not say how sure it is.",
             next_step="For a width, fit guide='normal' or guide='laplace'.",
             unit="times",
         )
-    found, method = findings(accuracy, 2)
+    found, method = _findings(accuracy, 2)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
-    verdict = _verdict(worst.surely, float(np.log(WIDTH_CAUTION)), float(np.log(WIDTH_FAIL)))
+    verdict = _verdict(worst.surely, float(np.log(_WIDTH_CAUTION)), float(np.log(_WIDTH_FAIL)))
     factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
     se = factor * worst.se
     reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {_judged(accuracy, method)}."
@@ -104,7 +111,7 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
             f"The guide's sd of {worst.name} is {number(ratio, ratio * worst.se)} times that of the posterior, the "
         )
         reading += f"furthest of all, {_judged(accuracy, method)}."
-    return _check(_WIDTHS, factor, se, WIDTH_CAUTION, verdict, reading, "times", found)
+    return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found)
 
 
 def check_row_means(values: ArrayLike, gradients: ArrayLike) -> Check:
@@ -127,12 +134,12 @@ def check_row_means(values: ArrayLike, gradients: ArrayLike) -> Check:
     squares = (np.square(shift) - np.exp(2 * width) / len(array(values))).mean(1)  # by row
     size = float(np.sqrt(max(squares.mean(), 0.0)))
     se = float(squares.std() / np.sqrt(len(squares)) / (2 * max(size, 0.05)))
-    verdict = _verdict(size - 1.645 * se, ROW_SHIFT_CAUTION, SHIFT_FAIL)
+    verdict = _verdict(size - 1.645 * se, _ROW_SHIFT_CAUTION, _SHIFT_FAIL)
     return Check(
         name=_ROW_MEANS,
         value=size,
         se=se,
-        threshold=ROW_SHIFT_CAUTION,
+        threshold=_ROW_SHIFT_CAUTION,
         verdict=verdict,
         reading=f"The guide's means of the latents of {len(shift)} rows are {number(size, se)} posterior sds from the "
         "posteriors' (root mean square), by the gradients at its draws.",
@@ -164,13 +171,13 @@ def check_row_widths(values: ArrayLike, gradients: ArrayLike) -> Check:
     at = int(surely.argmax())
     factor = float(np.exp(abs(means[at])))
     se = factor * float(errors[at])
-    verdict = _verdict(float(surely[at]), float(np.log(WIDTH_CAUTION)), float(np.log(WIDTH_FAIL)))
+    verdict = _verdict(float(surely[at]), float(np.log(_WIDTH_CAUTION)), float(np.log(_WIDTH_FAIL)))
     side = "wide" if means[at] > 0 else "narrow"
     return Check(
         name=_ROW_WIDTHS,
         value=factor,
         se=se,
-        threshold=WIDTH_CAUTION,
+        threshold=_WIDTH_CAUTION,
         verdict=verdict,
         reading=f"The guide's sds of the latents of {len(width)} rows are up to {number(factor, se)} times too {side} "
         f"(dimension {at}, a geometric mean over rows), by the gradients at its draws.",
@@ -184,7 +191,7 @@ def _of_rows(values: ArrayLike, gradients: ArrayLike) -> tuple[Array, Array]:
     return accuracy_of_rows(array(values).swapaxes(0, 1), array(gradients).swapaxes(0, 1))
 
 
-def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
+def _findings(accuracy: GuideAccuracy, row: int) -> tuple[list[_Finding], str]:
     """How far all numbers are off, and the methods: importance weights, gradients, or both.
 
     Importance weights hold for posteriors of any shape, and decide alone where they are nearly equal. Where they are
@@ -198,7 +205,7 @@ def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
         ValueError: If neither tells.
     """
     weights = accuracy.log_weights.cpu().numpy()
-    khat, effective = weight_quality(weights)
+    khat, effective = _weight_quality(weights)
     reliable = khat <= khat_limit(len(weights)) and effective >= _EFFECTIVE and bool(accuracy.by_weights)
     alone = reliable and khat <= _EASY and effective >= len(weights) / 2
     if not (reliable or accuracy.by_gradients):
@@ -220,21 +227,21 @@ def findings(accuracy: GuideAccuracy, row: int) -> tuple[list[Finding], str]:
     return found, " and the ".join(name for name, source in sources.items() if source)
 
 
-def _of_site(name: str, pair: Array, together: bool, reach: float) -> Iterator[Finding]:
+def _of_site(name: str, pair: Array, together: bool, reach: float) -> Iterator[_Finding]:
     sizes, errors = pair
     if together:
         for i, (size, se) in enumerate(zip(sizes, errors, strict=True)):
             label = name if len(sizes) == 1 else f"{name}[{i}]"
-            yield Finding(label, float(size), float(se), max(0.0, abs(float(size)) - reach * float(se)))
+            yield _Finding(label, float(size), float(se), max(0.0, abs(float(size)) - reach * float(se)))
         return
     squares = np.square(sizes) - np.square(errors)
     size = float(np.sqrt(max(squares.mean(), 0.0)))
     se = float(errors.mean() / np.sqrt(len(sizes)))
     sign = 1.0 if sizes.mean() >= 0 else -1.0
-    yield Finding(name, sign * size, se, max(0.0, size - 1.645 * se))
+    yield _Finding(name, sign * size, se, max(0.0, size - 1.645 * se))
 
 
-def weight_quality(log_weights: Array) -> tuple[float, float]:
+def _weight_quality(log_weights: Array) -> tuple[float, float]:
     """Pareto k-hat of log-weights, and their number of effective draws; nan and 0 if some are not finite."""
     if not np.isfinite(log_weights).all():
         return float("nan"), 0.0
@@ -251,7 +258,7 @@ def _judged(accuracy: GuideAccuracy, method: str) -> str:
 
 
 def _check(
-    name: str, value: float, se: float, limit: float, verdict: Verdict, reading: str, unit: str, found: list[Finding]
+    name: str, value: float, se: float, limit: float, verdict: Verdict, reading: str, unit: str, found: list[_Finding]
 ) -> Check:
     worst = sorted(found, key=lambda f: -abs(f.size))[:20]
     details: dict[str, Any] = {"numbers": {f.name: {"value": f.size, "se": f.se} for f in worst}}
@@ -266,8 +273,7 @@ def _applies(case: Case) -> bool:
 
 def _run(check: Callable[[GuideAccuracy], Check]) -> Callable[[Case, float], Check]:
     def run(case: Case, level: float) -> Check:
-        assert case.accuracy is not None
-        return check(case.accuracy)
+        return check(cast(GuideAccuracy, case.accuracy))  # a check that applies has one
 
     return run
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -9,6 +11,7 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
 # k-hat exceeds its limit in 35% (one dimension) to 70% (eight dimensions) of rows for a Gaussian guide with 0.7 times
 # the standard deviations of the posterior, and in 20 to 30% of rows for one with 0.8 times.
@@ -149,8 +152,7 @@ def _applies_global(case: Case) -> bool:
 
 
 def _run_global(case: Case, level: float) -> Check:
-    assert case.accuracy is not None
-    return check_global_khat(case.accuracy.log_weights)
+    return check_global_khat(cast(GuideAccuracy, case.accuracy).log_weights)  # a check that applies has one
 
 
 def _applies_local(case: Case) -> bool:

@@ -99,6 +99,7 @@ def checks(model: Callable[..., Any], data: Any, **options: Any) -> dict[str, Ch
 EVERY = {"weight of the likelihood", "posterior predictive check"}  # asked for every observed site
 RUN = {"finite steps", "ELBO convergence", "Pareto k-hat, global latents", *EVERY}
 TARGETS = {"interval coverage", "predictive skill"}
+PREDICTIONS = {*TARGETS, "calibration of probabilities"}  # of a target, asked for every observed site too
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ TARGETS = {"interval coverage", "predictive skill"}
 )
 def test_checks_of_every_form_of_arguments(model: Callable[..., Any], data: Any, more: set[str]) -> None:
     found = checks(model, data)
-    assert found.keys() == RUN | more
+    assert found.keys() >= RUN and found.keys() & PREDICTIONS == more
     assert all(check.verdict != "unchecked" for check in found.values())
 
 
@@ -157,20 +158,25 @@ def two_targets(x: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> 
         pyro.sample("z", dist.Normal(b * x, 0.5), obs=z)
 
 
+def sites_asked(found: dict[str, Check]) -> set[str]:
+    """The checks that are named by a site."""
+    return {name for name in found if name.endswith((" of y", " of z", " of counts"))}
+
+
 def test_predictions_are_checked_for_every_observed_site() -> None:
     found = checks(two_plates, (Y, COUNTS))
-    assert found.keys() - RUN == {f"{name} of {site}" for name in EVERY for site in ("y", "counts")}
+    assert sites_asked(found) == {f"{name} of {site}" for name in EVERY for site in ("y", "counts")}
     assert found["posterior predictive check of counts"].details["statistics"]["mean"]["observed"] == COUNTS.mean()
     found = checks(two_targets, (X, Y, Y + 20))
-    assert found.keys() - RUN == {f"{name} of {site}" for name in (*TARGETS, *EVERY) for site in "yz"}
-    assert found["posterior predictive check of z"].value == pytest.approx(1 / 301)  # five times the 60 draws
+    assert sites_asked(found) == {f"{name} of {site}" for name in (*TARGETS, *EVERY) for site in "yz"}
+    assert found["posterior predictive check of z"].value < 1 / 120  # more replicates than the 60 draws
     seen = [found[f"posterior predictive check of {site}"].details["statistics"]["mean"]["observed"] for site in "yz"]
     assert seen == pytest.approx([float(Y.mean()), 20 + float(Y.mean())])
 
 
 def test_one_site_is_chosen() -> None:
     found = checks(two_targets, (X, Y, Y.flip(0)), site="y")
-    assert found.keys() == RUN | TARGETS
+    assert found.keys() >= RUN | TARGETS and not sites_asked(found)
     with pytest.raises(ValueError, match=r"the program observes no site 'a'\. Choose from: y, z\."):
         dp.check(fitted(two_targets, (X, Y, Y)), (X, Y, Y), site="a")
 
@@ -182,7 +188,7 @@ def test_sites_of_a_loop_are_checked_together() -> None:
             pyro.sample(f"y_{i}", dist.Normal(b, 2.0), obs=y[i])
 
     found = checks(loop, Y)
-    assert found.keys() == RUN
+    assert found.keys() >= RUN and not found.keys() & PREDICTIONS
     shown = found["posterior predictive check"].details["statistics"]
     assert shown["max"]["observed"] == pytest.approx(float(Y.max()))
 
@@ -202,11 +208,12 @@ def test_masked_values_are_left_out() -> None:
 
 def test_a_check_that_cannot_look_says_so() -> None:
     posterior = fitted(one_dict, {"x": X, "y": Y}, data_plate="rows")
+    posterior.accuracy = None  # as of a fit that was interrupted
     report = dp.check(posterior, {"x": X + 0.1, "y": Y}, draws=60)
     unchecked = report["Pareto k-hat, global latents"]
     assert unchecked.verdict == "unchecked" and math.isnan(unchecked.value) and unchecked.measured == ""
-    assert "pass train=" in unchecked.reading
-    assert "1 could not look (Pareto k-hat, global latents)" in report.summary.replace("\n", " ")
+    assert "Pass train=" in unchecked.reading
+    assert "could not look" in report.summary and unchecked.name in report.summary.replace("\n", " ")
     assert "unchecked Pareto k-hat, global latents" in str(report)
     assert (
         dp.check(posterior, {"x": X, "y": Y}, train={"x": X, "y": Y}, draws=60)[unchecked.name].verdict != "unchecked"
@@ -258,7 +265,7 @@ class Spread(Program):
 def test_checks_of_a_program_of_any_arguments() -> None:
     posterior = svi(Spread(), (X, Y), epochs=300, progress=False, compile=False)
     names = {check.name for check in dp.check(posterior, (X, Y), draws=30).checks}
-    assert names == {"finite steps", "ELBO convergence", *EVERY, *TARGETS}
+    assert names >= {"finite steps", "ELBO convergence", *EVERY, *TARGETS}
 
 
 @pytest.mark.parametrize(
@@ -266,7 +273,6 @@ def test_checks_of_a_program_of_any_arguments() -> None:
     [
         (needs_its_target, (X, Y), "posterior predictive check", "The program cannot run in this way: object of type"),
         (factor, Y, "posterior predictive check", "The likelihood is a factor"),
-        (wide, Y, "Pareto k-hat, global latents", "The guide has 101 dimensions"),
         (process, (X, Y), "predictive skill", "The rows of y have one distribution together"),
         (pairs, (X, (X > 0).long().unsqueeze(1).expand(30, 2)), "posterior predictive check", "not one label a row"),
     ],
@@ -274,6 +280,10 @@ def test_checks_of_a_program_of_any_arguments() -> None:
 def test_reasons(model: Callable[..., Any], data: Any, name: str, reason: str) -> None:
     found = checks(model, data)[name]
     assert found.verdict == "unchecked" and reason in found.reading
+
+
+def test_khat_is_not_asked_in_many_dimensions() -> None:
+    assert RUN - checks(wide, Y).keys() == {"Pareto k-hat, global latents"}
 
 
 def test_codes_of_all_rows_have_no_bound_by_row_but_checks() -> None:
