@@ -18,7 +18,7 @@ from deepprob.diagnostics.checks.overfitting import overfitting
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.scores import predictive_skill
 from deepprob.diagnostics.checks.steps import finite_steps
-from deepprob.diagnostics.checks.tightness import bound_tightness
+from deepprob.diagnostics.checks.tightness import bound_tightness, global_tightness
 from deepprob.diagnostics.checks.weighting import likelihood_weight
 from deepprob.diagnostics.diagnostic import Diagnostic
 
@@ -32,6 +32,7 @@ CHECKS: dict[str, Diagnostic] = {
         effective_draws,
         likelihood_weight,
         bound_tightness,
+        global_tightness,
         posterior_means,
         posterior_widths,
         global_khat,

@@ -11,7 +11,10 @@ from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 
 NATS_PER_NUMBER, HARD_NATS_PER_NUMBER = 0.1, 0.5
-NAME = "tightness of the bound"
+GLOBAL_NATS, LEAST_NATS = 0.03, 0.1
+NAME, GLOBAL_NAME = "tightness of the bound", "tightness of the bound, global latents"
+_ROUNDS = 200  # of the bootstrap
+_ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
 
 def bounds(log_weights: ArrayLike) -> dict[int, Array]:
@@ -94,6 +97,52 @@ def check_tightness(log_weights: ArrayLike, *, numbers: int = 1) -> Check:
     )
 
 
+def check_global_tightness(log_weights: ArrayLike, *, numbers: int) -> Check:
+    """The gap between importance-weighted bound and ELBO of all rows together, where all rows share latents.
+
+    Args:
+        log_weights: ``log p(x, z_k) - log q(z_k)`` of the training data, shape ``(particles,)``.
+        numbers: How many numbers a draw has.
+
+    Returns:
+        The gap in nats, at most the KL from guide to posterior. It is a caution surely above 0.03 nats for every
+        number, at least 0.1 nats, and a fail above ten times that.
+
+    Examples:
+        >>> check_global_tightness(np.full(100, -3.0), numbers=2).verdict
+        'pass'
+    """
+    weights, generator = array(log_weights), np.random.default_rng(0)
+    again = weights[generator.integers(0, len(weights), (_ROUNDS, len(weights)))]
+    gap, others = (logsumexp(x, axis=-1) - np.log(len(weights)) - x.mean(-1) for x in (weights, again))
+    se, limit = float(others.std(ddof=1)), max(GLOBAL_NATS * numbers, LEAST_NATS)
+    surely = float(gap) - 1.645 * se
+    verdict: Verdict = "fail" if surely > 10 * limit else "caution" if surely > limit else "pass"
+    return Check(
+        name=GLOBAL_NAME,
+        value=float(gap),
+        se=se,
+        threshold=limit,
+        verdict=verdict,
+        reading=f"The KL divergence from the guide to the posterior of {numbers} numbers is at least "
+        f"{number(float(gap), se)} nats, by {len(weights)} draws on the training data.",
+        next_step="" if verdict == "pass" else _ADVICE,
+        details={"numbers": numbers, "particles": len(weights)},
+        unit="nats",
+    )
+
+
+def _applies_globally(case: Case) -> bool:
+    found = case.accuracy
+    return found is not None and bool(found.by_weights) and found.by_weights.keys() == set(found.by_gradients)
+
+
+def _run_globally(case: Case, level: float) -> Check:
+    found = case.accuracy
+    numbers = 0 if found is None else found.numbers
+    return check_global_tightness([] if found is None else found.log_weights, numbers=numbers)
+
+
 def _applies(case: Case) -> bool:
     return case.per_row and case.posterior.kind == "guide" and case.log_weights.ndim == 2
 
@@ -104,3 +153,10 @@ def _run(case: Case, level: float) -> Check:
 
 
 bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run, about="posterior")
+global_tightness = Diagnostic(
+    GLOBAL_NAME,
+    "How far is the guide from the posterior of all numbers together?",
+    _applies_globally,
+    _run_globally,
+    about="posterior",
+)
