@@ -331,8 +331,8 @@ class Case(CaseData):
             return None
         if posterior.accuracy is None and not self.knows_train:
             raise ValueError(
-                "The posterior holds no draws weighed on its training data: the fit was interrupted, made by hand, or "
-                "they take too long. Pass train=."
+                "The posterior holds no draws weighed on its training data: the fit was interrupted, made by hand, "
+                "shorter than 100 steps, or they take too long. Pass train=."
             )
         if posterior.accuracy is None:
             draws = guide_draws(posterior._fitted, self.train, GLOBAL_DRAWS, self.seed)

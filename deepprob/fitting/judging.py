@@ -6,7 +6,7 @@ from deepprob.posteriors.guide_accuracy import GuideAccuracy, guide_accuracy
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.minibatch import Batch
 
-_LEAST_SECONDS, _SHARE = 2.0, 0.1
+_FEWEST_STEPS, _LEAST_SECONDS, _SHARE = 100, 2.0, 0.1
 _REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
@@ -19,11 +19,12 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
         seconds: The time of the fit, of which this takes at most about a tenth, or two seconds.
 
     Returns:
-        None where all latents belong to rows, so that any rows can tell; or where the answer takes too long, or the
-        program does not give it: a later check then says why.
+        None where all latents belong to rows, so that any rows can tell; where the fit was so short that the answer
+        would take longer than its steps; or where the answer takes too long, or the program does not give it. A check
+        on the training data then looks for itself.
     """
-    fitted = posterior._fitted
-    if fitted.amortized or not fitted.structure.latent:
+    fitted, steps = posterior._fitted, len(posterior.history.steps["elbo"])
+    if fitted.amortized or not fitted.structure.latent or steps < _FEWEST_STEPS:
         return None
     most, long = max(_LEAST_SECONDS, _SHARE * seconds), bool(posterior.history.levels)
     try:

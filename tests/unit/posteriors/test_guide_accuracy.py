@@ -49,7 +49,7 @@ def off(width: float = 1.0, shift: float = 0.0) -> Callable[..., None]:
     return guide
 
 
-def fitted(model: Any, guide: Any, data: Any = (X, Y), steps: int = 3, **options: Any) -> Posterior:
+def fitted(model: Any, guide: Any, data: Any = (X, Y), steps: int = 100, **options: Any) -> Posterior:
     return svi(dp.Program.of(model, guide), data, steps=steps, progress=False, compile=False, **options)
 
 
@@ -95,7 +95,7 @@ def test_a_point_estimate_has_no_coordinates() -> None:
 
 def test_weights_of_a_network_with_hidden_units_are_judged_one_by_one() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-    found = kept(svi(BayesianNeuralNetwork(network), (X, Y[:, None]), steps=20, progress=False, compile=False))
+    found = kept(svi(BayesianNeuralNetwork(network), (X, Y[:, None]), steps=100, progress=False, compile=False))
     assert found.together == ("noise",)
     assert {"0.weight", "2.weight", "noise"} <= found.by_gradients.keys()
     assert found.by_weights.keys() == {"noise"}
@@ -145,6 +145,14 @@ def test_a_program_without_gradients_gives_the_reason() -> None:
 
     found = kept(fitted(model, guide, Y))
     assert not found.by_gradients and found.why
+
+
+def test_a_short_fit_is_judged_by_the_check_that_asks() -> None:
+    posterior = fitted(line, "normal", steps=99)
+    assert posterior.accuracy is None
+    assert dp.check(posterior, (X, Y), draws=20)["posterior means, global latents"].verdict != "unchecked"
+    with_other_rows = dp.check(posterior, (X[:9] + 1, Y[:9]), draws=20)["posterior means, global latents"]
+    assert "shorter than 100 steps" in with_other_rows.reading
 
 
 def test_an_interrupted_fit_is_not_judged() -> None:
