@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -22,6 +18,7 @@ from deepprob.diagnostics.case import REFUSALS, Case
 from deepprob.diagnostics.check import About, Check, Verdict, array, jsonable, worst
 from deepprob.diagnostics.checks import CHECKS
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.document import Document
 from deepprob.diagnostics.metrics import Score, scores, summaries
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.pictures import pictures
@@ -36,7 +33,7 @@ WIDTH = 100
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Document):
     """The checks of a posterior with their overall verdict, scores, pictures and the facts of the fit.
 
     The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that
@@ -169,41 +166,6 @@ class Report:
 
     def _repr_html_(self) -> str:
         return page.frame(self)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the report to a ``.html`` or ``.json`` file. A write that fails leaves an old file unchanged.
-
-        Args:
-            path: The file; missing folders are created.
-
-        Returns:
-            The path.
-
-        Raises:
-            ValueError: If the file name ends in neither ``.html`` nor ``.json``.
-        """
-        target = Path(path)
-        kind = target.suffix.lower()
-        if kind == ".html":
-            text = self.to_html()
-        elif kind == ".json":
-            text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        else:
-            raise ValueError(f"path must end in .html or .json; got {target.name!r}. Choose one of these endings.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, suffix=".part", delete=False) as part:
-            try:
-                part.write(text)
-                part.flush()
-                os.fsync(part.fileno())
-            except BaseException:
-                Path(part.name).unlink(missing_ok=True)
-                raise
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(part.name, 0o666 & ~umask)  # temporary files are private; a report gets the usual permissions
-        os.replace(part.name, target)
-        return target
 
 
 def check(
