@@ -81,7 +81,9 @@ def check_loo(found: LOO) -> Check:
 
 def _applies(case: Case) -> bool:
     found, rows = case.posterior.structure, case.posterior.instance.num_data
-    if not case.knows_train or not found.global_ or rows > _MOST_ROWS or (case.posterior.chains and found.local):
+    if not case.knows_train or not found.global_ or rows > _MOST_ROWS:
+        return False
+    if found.local and (case.posterior.chains or not found.by_row):  # a row alone determines its latents
         return False
     try:
         return len(_loo(case).pointwise) > 1
