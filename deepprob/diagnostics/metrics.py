@@ -56,7 +56,7 @@ def scores(case: Case) -> dict[str, tuple[Score, ...]]:
             if one_label(each):
                 found[each.site] = tuple(_of_classes(class_probs(each), each.target.reshape(-1)))
             elif each.supervised and each.prediction.kind in ("real", "count"):
-                mean = array(each.prediction.mean).reshape(each.target.shape)
+                mean = each.finite(each.prediction.mean, "prediction").reshape(each.target.shape)
                 found[each.site] = tuple(_of_numbers(mean, each.target, f"units of {each.site}"))
     return found
 

@@ -286,15 +286,8 @@ def test_report_of_an_image_model() -> None:
     data = Split({"x": x, "kind": x[:, 0, 0].long()})
     posterior = svi(VAE((4, 4), latent_dim=3), data, epochs=2, seed=0, progress=False)
     report = check(posterior, data, ood=1 - x, draws=30, particles=30)
-    names = [
-        "finite steps",
-        "ELBO convergence",
-        "weight of the likelihood",
-        "tightness of the bound",
-        "Pareto k-hat, local latents",
-        "active latent dimensions",
-    ]
-    assert [c.name for c in report.checks] == [*names, "posterior predictive check", "out-of-distribution detection"]
+    names = {"ELBO convergence", "tightness of the bound", "active latent dimensions", "out-of-distribution detection"}
+    assert names < {c.name for c in report.checks}
     assert picture_names(report) == ["reconstructions", "codes", "information", "training"]
     json.dumps(report.to_dict(), allow_nan=False)
     assert "simulations of data like these" in report.decision
@@ -348,7 +341,7 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     notes = Split({"notes": (torch.rand(12, 6, 5) < 0.4).float(), "lengths": torch.arange(1, 13).clamp(max=6)})
     sequences = svi(DeepMarkovModel(5, latent_dim=2), notes, epochs=2, seed=0, progress=False)
     report = check(sequences, notes, draws=30, particles=30)
-    assert report["posterior predictive check"].verdict == "unchecked"
+    assert report["posterior predictive check"].verdict != "unchecked"
     assert picture_names(report)[:2] == ["sequence", "forecast"]
 
     def schools(y: torch.Tensor | None = None) -> None:
@@ -360,6 +353,5 @@ def test_reports_of_sequences_and_of_programs_without_a_data_plate() -> None:
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     whole = svi(Program.of(schools, "normal"), y, epochs=60, seed=0, progress=False)
     report = check(whole, y, draws=60, particles=60)
-    names = ["finite steps", "ELBO convergence", "Pareto k-hat, global latents", "posterior predictive check"]
-    assert [c.name for c in report.checks] == names
+    assert {"posterior means, global latents", "posterior predictive check"} < {c.name for c in report.checks}
     assert picture_names(report) == ["replicates", "latents", "training"] and len(report.latents) == 9

@@ -180,9 +180,8 @@ def test_nan_is_a_fail_that_names_the_rows_and_the_site() -> None:
 
 def test_a_value_that_is_nan_never_passes(posterior: Posterior) -> None:
     passed = Check("a", math.nan, None, None, "pass", "Fine.")
-    answer = Diagnostic("a", "Is it?", lambda case: True, lambda case, level: passed).answer(
-        Case(posterior, TEST), 0.05
-    )
+    question = Diagnostic("a", "Is it?", lambda case: True, lambda case, level: passed, about="fit")
+    answer = question.answer(Case(posterior, TEST), 0.05)
     assert answer.verdict == "fail" and answer.reading.startswith("The value is not a number.")
 
 
