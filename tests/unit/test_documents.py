@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deepprob.diagnostics import CHECKS
+from deepprob.diagnostics.advice import QUESTIONS
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     path
@@ -39,6 +42,21 @@ def test_picture_names_existing_files() -> None:
     names = re.findall(r"[\w/]+\.py", (ROOT / "docs" / "images" / "how-a-fit-flows.svg").read_text())
     assert len(names) > 20
     assert missing(names) == []
+
+
+def test_a_page_has_the_questions_of_all_checks() -> None:
+    """One heading for each claim, one row for each check, in the order of a report."""
+    sections = (ROOT / "docs" / "what-the-checks-ask.md").read_text().split("\n## ")[1:]
+    written = {}
+    for section in sections:
+        heading, _, body = section.partition("\n")
+        rows = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in body.splitlines() if row[:1] == "|"]
+        assert all(len(row) == 5 and all(row) for row in rows[2:]), heading
+        written[heading] = [row[:2] for row in rows[2:]]
+    asked = {
+        heading: [[d.name, d.question] for d in CHECKS.values() if d.about == a] for a, heading in QUESTIONS.items()
+    }
+    assert written == asked
 
 
 def missing(names: list[str]) -> list[str]:
