@@ -148,7 +148,7 @@ def factor_codes(seed: int, full: bool) -> Fitted:
                 pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     x, fresh = factor_rows(400, seed, 77), factor_rows(300, seed, 78)
-    optimizer = dp.Optimizer(learning_rate=0.01)
+    optimizer = dp.Optimizer(learning_rate=0.05, average=0.998)
     posterior = fit(factors, x, guide, plate="data", steps=2500, optimizer=optimizer, seed=seed, weights="keep")
     cov = torch.linalg.inv(torch.eye(2) + LOADINGS.T @ LOADINGS / 0.25)
     truth = {"z": (x @ LOADINGS @ cov / 0.25, cov.diagonal().sqrt().expand(len(x), 2))}

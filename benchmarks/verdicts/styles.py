@@ -143,7 +143,7 @@ def frame(seed: int, rows: int) -> Fitted:
     return Fitted(posterior, table(182), train=(train,), truth={"w": exact[:]})
 
 
-@good("style", "closed form", "the program draws its own minibatches", size=(32, 100))
+@good("style", "closed form", "the program draws its own minibatches", size=(50, 150))
 def own_minibatches(seed: int, size: int) -> Fitted:
     def model(x: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 3.0).to_event(1))
@@ -156,7 +156,8 @@ def own_minibatches(seed: int, size: int) -> Fitted:
         return x, x.sum(1) + torch.randn(300, generator=g)
 
     train = rows(183)
-    posterior = fit(model, train, "multivariate_normal", steps=4000, seed=seed)
+    optimizer = dp.Optimizer(average=0.999)
+    posterior = fit(model, train, "multivariate_normal", steps=4000, seed=seed, optimizer=optimizer)
     return Fitted(posterior, rows(184), train=train, truth={"w": linear_posterior(*train, prior=3.0)[:]})
 
 

@@ -112,44 +112,29 @@ def moments(draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def around(**sites: Callable[[], Any]) -> Callable[..., None]:
-    """A guide with known distributions by site; its only parameter has no effect, so that a fit leaves it as it is."""
+    """A guide with known normals by site; its only parameter has no effect, so that a fit leaves it as it is."""
 
     def guide(*args: Any, **kwargs: Any) -> None:
         idle = 0.0 * pyro.param("idle", torch.tensor(0.0))
         for name, make in sites.items():
-            fn = make()
-            still = torch.distributions.AffineTransform(idle, 1.0, event_dim=fn.event_dim)
-            pyro.sample(name, moved(fn, still))
+            pyro.sample(name, moved(make(), idle))
 
     return guide
 
 
-def moved(fn: Any, by: Any) -> Any:
-    """A distribution whose location depends on the idle parameter; others are left as they are."""
-    if isinstance(fn, dist.MultivariateNormal):
-        return dist.MultivariateNormal(fn.loc + by.loc, scale_tril=fn.scale_tril)
-    if isinstance(fn, dist.LogNormal):
-        return dist.LogNormal(fn.loc + by.loc, fn.scale)
-    if isinstance(fn, dist.Normal):
-        return dist.Normal(fn.loc + by.loc, fn.scale)
+def moved(fn: Any, by: Tensor) -> Any:
+    """A normal or log-normal distribution at another location."""
     if isinstance(fn, dist.Independent):
         return dist.Independent(moved(fn.base_dist, by), fn.reinterpreted_batch_ndims)
-    return fn
+    if isinstance(fn, dist.MultivariateNormal):
+        return dist.MultivariateNormal(fn.loc + by, scale_tril=fn.scale_tril)
+    return type(fn)(fn.loc + by, fn.scale)
 
 
 def gaussian_guide(name: str, exact: Gaussian, width: float = 1.0, shift: float = 0.0) -> Callable[..., None]:
     """A guide of one site around its exact posterior: ``width`` times as wide, ``shift`` sds off in every number."""
     mean, tril = (exact.mean + shift * exact.sd).float(), width * exact.tril
     return around(**{name: lambda: dist.MultivariateNormal(mean, scale_tril=tril)})
-
-
-def mean_field_guide(width: float = 1.0, shift: float = 0.0, **sites: tuple[Tensor, Tensor]) -> Callable[..., None]:
-    """Independent normals around the exact means of unbounded sites."""
-    makers = {}
-    for name, (mean, sd) in sites.items():
-        loc, scale = (mean + shift * sd).float(), (width * sd).float()
-        makers[name] = lambda loc=loc, scale=scale: dist.Normal(loc, scale).to_event(loc.dim())
-    return around(**makers)
 
 
 def predictive_loss(posterior: Posterior, data: tuple[Any, ...], true: Tensor, baseline: Tensor) -> Nats:
