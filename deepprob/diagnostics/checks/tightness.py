@@ -10,9 +10,9 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 
-NATS_PER_NUMBER, HARD_NATS_PER_NUMBER = 0.1, 0.5
-GLOBAL_NATS, LEAST_NATS = 0.03, 0.1
-NAME, GLOBAL_NAME = "tightness of the bound", "tightness of the bound, global latents"
+_NATS_PER_NUMBER, _HARD_NATS_PER_NUMBER = 0.1, 0.5
+_GLOBAL_NATS, _LEAST_NATS = 0.03, 0.1
+NAME, _GLOBAL_NAME = "tightness of the bound", "tightness of the bound, global latents"
 _ROUNDS = 200  # of the bootstrap
 _ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
@@ -71,7 +71,7 @@ def check_tightness(log_weights: ArrayLike, *, numbers: int = 1) -> Check:
     gaps = sequence[most] - sequence[1]
     gap = float(gaps.mean())
     se = float(gaps.std(ddof=1) / np.sqrt(len(gaps))) if len(gaps) > 1 else None
-    limit, hard = NATS_PER_NUMBER * numbers, HARD_NATS_PER_NUMBER * numbers
+    limit, hard = _NATS_PER_NUMBER * numbers, _HARD_NATS_PER_NUMBER * numbers
     lower = gap - 1.645 * (se or 0.0)
     verdict: Verdict = "fail" if lower > hard else "caution" if lower > limit else "pass"
     means = {size: float(values.mean()) for size, values in sequence.items()}
@@ -115,11 +115,11 @@ def check_global_tightness(log_weights: ArrayLike, *, numbers: int) -> Check:
     weights, generator = array(log_weights), np.random.default_rng(0)
     again = weights[generator.integers(0, len(weights), (_ROUNDS, len(weights)))]
     gap, others = (logsumexp(x, axis=-1) - np.log(len(weights)) - x.mean(-1) for x in (weights, again))
-    se, limit = float(others.std(ddof=1)), max(GLOBAL_NATS * numbers, LEAST_NATS)
+    se, limit = float(others.std(ddof=1)), max(_GLOBAL_NATS * numbers, _LEAST_NATS)
     surely = float(gap) - 1.645 * se
     verdict: Verdict = "fail" if surely > 10 * limit else "caution" if surely > limit else "pass"
     return Check(
-        name=GLOBAL_NAME,
+        name=_GLOBAL_NAME,
         value=float(gap),
         se=se,
         threshold=limit,
@@ -154,7 +154,7 @@ def _run(case: Case, level: float) -> Check:
 
 bound_tightness = Diagnostic(NAME, "How far is the ELBO below the log evidence?", _applies, _run, about="posterior")
 global_tightness = Diagnostic(
-    GLOBAL_NAME,
+    _GLOBAL_NAME,
     "How far is the guide from the posterior of all numbers together?",
     _applies_globally,
     _run_globally,
