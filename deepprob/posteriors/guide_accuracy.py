@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, accuracy_by_number, accuracy_by_weights
-from deepprob.engine.subject import Untraceable
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
@@ -174,7 +173,7 @@ def _search(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -
     log_evidence = float(draws.log_weights.double().logsumexp(0)) - math.log(len(draws.log_weights))
     try:
         return True, other_mode(fitted, batch, draws.values, log_evidence, seed)
-    except (Untraceable, ValueError, RuntimeError):  # too large, or the model cannot run at many points at once
+    except Exception:  # too large, or the model cannot run at many points at once, or without its data
         return False, None
 
 
