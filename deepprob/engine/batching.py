@@ -25,7 +25,7 @@ def over_draws(function: Callable[..., Any], *arguments: Any) -> Any:
         >>> over_draws(lambda w, x: w @ x, torch.eye(3).expand(4, 3, 3), torch.ones(4, 3)).shape
         torch.Size([4, 3])
     """
-    with _quiet():
+    with quiet():
         return torch.vmap(function, randomness="different")(*arguments)
 
 
@@ -46,4 +46,4 @@ class _Quiet:
             _functorch._set_vmap_fallback_warning_enabled(self._depth == 0)
 
 
-_quiet = _Quiet()
+quiet = _Quiet()

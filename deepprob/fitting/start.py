@@ -23,6 +23,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from deepprob.engine.batching import quiet
 from deepprob.engine.noise import LiftedNoise
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
@@ -142,7 +143,7 @@ class _LogJoint:
         points = points.to(self.noise)
         with torch.set_grad_enabled(self.graph is None):
             if self.graph is not None and self.at_once and len(points) > 1:
-                with suppress(Exception):  # torch fails in many ways on a graph that works in place
+                with suppress(Exception), quiet():  # torch fails in many ways on a graph that works in place
                     found: tuple[Tensor, Tensor] = torch.func.vmap(self._traced, chunk_size=self.chunk)(points)
                     return found
                 self.at_once = False
