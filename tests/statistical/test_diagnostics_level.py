@@ -382,18 +382,27 @@ def test_noise_that_is_twice_as_large_fails_on_the_training_rows_too() -> None:
 
 
 def test_reports_run_the_checks_that_apply() -> None:
+    """The only list of all checks of a report, one for each kind of model."""
     names = [c.name for c in factors_report(0).checks]
     assert names == [
         "weight of the likelihood",
         "tightness of the bound",
+        "posterior means, local latents",
+        "posterior widths, local latents",
         "Pareto k-hat, local latents",
+        "amortization gap",
         "active latent dimensions",
         "posterior predictive check",
     ]
     names = [c.name for c in line_report(0).checks]
     assert names == [
         "weight of the likelihood",
+        "tightness of the bound, global latents",
+        "posterior means, global latents",
+        "posterior widths, global latents",
         "Pareto k-hat, global latents",
+        "label switching",
+        "other modes",
         "interval coverage",
         "predictive skill",
         "posterior predictive check",
