@@ -28,8 +28,10 @@ from deepprob.diagnostics.checks.overfitting import check_overfitting
 from deepprob.diagnostics.checks.predictive import check_replicates, statistics
 from deepprob.diagnostics.checks.scores import check_skill
 from deepprob.diagnostics.checks.tightness import check_tightness
+from deepprob.diagnostics.dependence import autocorrelation, of_columns, on_predictions
 from deepprob.diagnostics.overlap import overlap_of
 from deepprob.diagnostics.report import Report, check
+from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.training_rows import TrainingRows, columns_of
 from deepprob.programs.instance import ProgramInstance
@@ -118,6 +120,51 @@ def test_data_from_the_model_pass_the_posterior_predictive_check() -> None:
     assert (
         stats.binom.ppf(0.001, 300, 0.05) <= count <= most_alarms(0.05, 300)
     )  # the level is exact, not only an upper bound
+
+
+@pytest.mark.parametrize("rows", [4, 50])
+def test_dependence_of_data_from_the_model_passes_at_the_level(rows: int) -> None:
+    def run(rng: np.random.Generator) -> str:
+        values = rng.normal(size=(200, rows, 1)) + rng.normal(size=(200, rows, 3)) * (1 + rng.normal(size=(200, 1, 1)))
+        residual = values[..., 0]
+        found = of_columns(values) | autocorrelation(residual) | on_predictions(residual, np.arange(rows) ** 0.5)
+        seen, drawn = ({n: x[part] for n, x in found.items()} for part in (slice(1), slice(1, None)))
+        return check_replicates(seen, drawn, dict.fromkeys(seen, 1e-3), level=0.05).verdict
+
+    assert stats.binom.ppf(0.001, 200, 0.05) <= alarms(run, 200) <= most_alarms(0.05, 200)
+
+
+def line_through(y: Tensor, x: Tensor) -> Report:
+    """The report of a line with one noise scale, fitted to points."""
+
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        sigma = pyro.sample("sigma", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w[..., 0] + w[..., 1] * x, sigma), obs=y)
+
+    program = Program.of(model, "multivariate_normal", data_plate="data")
+    posterior = svi(program, (x, y), steps=1500, seed=0, progress=False, compile=False)
+    return check(posterior, (x, y), draws=100)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        (lambda x, noise: x + 0.3 * noise, ""),
+        (lambda x, noise: x + 0.4 * x**2 + 0.3 * noise, "correlation of residuals with squared predictions"),
+        (lambda x, noise: x + 0.3 * x.exp() * noise, "correlation of squared residuals with predictions"),
+        (lambda x, noise: x + 0.3 * noise + torch.arange(len(x)).sin(), "autocorrelation of residuals"),
+    ],
+)
+def test_a_line_for_other_points_is_found(shape: Callable[[Tensor, Tensor], Tensor], name: str) -> None:
+    g = torch.Generator().manual_seed(3)
+    x, noise = torch.randn(2, 200, generator=g)
+    found = line_through(shape(x, noise), x)["posterior predictive check"]
+    assert (found.verdict in ALARM) == bool(name)
+    if name:
+        shown = found.details["statistics"][name]
+        assert shown["p"] < 0.05 and shown["effect"] > 0.1
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 20, 200])

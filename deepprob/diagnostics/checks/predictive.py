@@ -10,10 +10,21 @@ from numpy.typing import ArrayLike, NDArray
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array
 from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
+from deepprob.diagnostics.dependence import (
+    AUTOCORRELATION,
+    BEND,
+    COMPONENT,
+    CORRELATION,
+    SPREAD,
+    autocorrelation,
+    of_columns,
+    on_predictions,
+)
 from deepprob.diagnostics.diagnostic import Diagnostic
 
 NAME = "posterior predictive check"
 CAUTION, FAIL = 0.1, 0.5
+_IN_UNITS_OF_DATA = ("mean", "sd", "min", "max", "sd of row means")
 
 
 def statistics(data: ArrayLike, centre: ArrayLike | None = None, spread: ArrayLike | None = None) -> dict[str, Array]:
@@ -107,7 +118,7 @@ def check_replicates(
         reading=f"p = {p_value:.2g} (level {level:.2g}) for {listed}; the most extreme is {names[at]}: {seen[at]:.3g} "
         f"in the data, {low:.3g} to {high:.3g} in 90% of replicates"
         + (", a difference too small to matter." if verdict == "pass" and p_value <= level else "."),
-        next_step="" if verdict == "pass" else _advice(names[at]),
+        next_step="" if verdict == "pass" else _ADVICE.get(names[at], _OTHER_ADVICE),
         details={
             "statistics": {
                 n: {
@@ -125,12 +136,18 @@ def check_replicates(
     )
 
 
-def _advice(statistic: str) -> str:
-    if statistic == "residual":
-        return "The noise scale is wrong: learn it, let it depend on the input, or use heavier tails."
-    if statistic in ("min", "max"):
-        return "The extremes do not match: try a likelihood with other tails or another support."
-    return "The likelihood or the prior does not fit these data: compare the pictures, then change one of them."
+_COLUMNS = "The model misses how columns depend on each other: add latent dimensions, or a covariance."
+_ADVICE = {
+    "residual": "The noise scale is wrong: learn it, let it depend on the input, or use heavier tails.",
+    **dict.fromkeys(("min", "max"), "The extremes do not match: try a likelihood with other tails or another support."),
+    AUTOCORRELATION: "Neighboring rows depend on each other in a way that the model does not know: add a season, a "
+    "trend, a random walk, or the group that neighbors share.",
+    SPREAD: "The noise changes with the prediction: let its scale depend on the inputs, or predict the log.",
+    BEND: "The predictions miss a curve: add squares or splines of the inputs, or use a network.",
+    CORRELATION: _COLUMNS,
+    **{f"{COMPONENT} {k}": _COLUMNS for k in (1, 2, 3)},
+}
+_OTHER_ADVICE = "The likelihood or the prior does not fit these data: compare the pictures, then change one of them."
 
 
 def _run(case: Case, level: float) -> Check:
@@ -149,10 +166,15 @@ def _check_targets(case: Case, level: float) -> Check:
     if not (np.isfinite(fitted[0]).all() and np.isfinite(fitted[1]).all()):  # tails so heavy that there are no moments
         low, centre, high = np.quantile(first, [0.16, 0.5, 0.84], axis=0)
         fitted = centre, (high - low) / 2
-    seen = statistics(target[None], *fitted)
-    again = _of_all(chunks, lambda drawn: statistics(case.finite(drawn, "prediction", axis=1), *fitted))
-    units = {**dict.fromkeys(seen, float(target.std())), "residual": 1.0}
-    return check_replicates(seen, again, units, level=level)
+
+    def found(data: Array) -> dict[str, Array]:
+        residual = (data - fitted[0]) / np.maximum(fitted[1], 1e-12)
+        in_order = {} if _is_sorted(target) else autocorrelation(residual)
+        return statistics(data, *fitted) | in_order | on_predictions(residual, fitted[0])
+
+    seen = found(target[None])
+    again = _of_all(chunks, lambda drawn: found(case.finite(drawn, "prediction", axis=1)))
+    return check_replicates(seen, again, _units(again, float(target.std())), level=level)
 
 
 def _of_all(chunks: Iterable[Array], statistic: Callable[[Array], dict[str, Array]]) -> dict[str, Array]:
@@ -172,9 +194,37 @@ def _check_rows(case: Case, level: float) -> Check:
     seen = np.broadcast_to(sample.target, replicated.shape[1:])
     known = np.broadcast_to(_known(sample), seen.shape)
     binary = bool(np.isin(replicated[:, known], (0.0, 1.0)).all())
-    observed, again = row_statistics(seen[None], binary, known), row_statistics(replicated, binary, known)
+    everything = np.concatenate([seen[None], replicated])
+    found = row_statistics(everything, binary, known) | _dependence(everything, known)
+    observed, again = ({name: x[part] for name, x in found.items()} for part in (slice(1), slice(1, None)))
     spread = float(seen[known].std() or replicated[:, known].std())
-    return check_replicates(observed, again, dict.fromkeys(observed, spread), level=level)
+    return check_replicates(observed, again, _units(again, spread), level=level)
+
+
+def _dependence(data: Array, known: NDArray[np.bool_]) -> dict[str, Array]:
+    """Statistics of the columns that are known in every row; of rows of one number, of neighboring rows."""
+    if data.ndim > 2:
+        columns = data.reshape(*data.shape[:2], -1)[:, :, known.reshape(len(known), -1).all(0)]
+        return of_columns(columns) if columns.shape[2] > 1 and len(known) > 2 else {}
+    values = data[:, known]
+    residual = (values - values.mean(0)) / np.maximum(values.std(0), 1e-12)
+    return {} if _is_sorted(values[0]) else autocorrelation(residual)
+
+
+def _is_sorted(values: Array) -> bool:
+    """Whether rows are in the order of their values, which is none in time."""
+    steps = np.diff(values.reshape(len(values), -1)[:, 0])
+    return bool((steps >= 0).all() or (steps <= 0).all())
+
+
+def _units(again: dict[str, Array], spread: float) -> dict[str, float]:
+    """The unit of each statistic: the sd of the data, or one for what has no unit.
+
+    The share of a small component matters if it is twice that of the replicates.
+    """
+    units = {name: spread if name in _IN_UNITS_OF_DATA else 1.0 for name in again}
+    small = {n: float(np.clip(x.mean() / CAUTION, CAUTION, 1.0)) for n, x in again.items() if n.startswith(COMPONENT)}
+    return units | small
 
 
 def _known(case: Case) -> NDArray[np.bool_]:

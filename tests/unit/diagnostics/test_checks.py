@@ -20,6 +20,16 @@ from deepprob.diagnostics.checks.predictive import check_replicates
 from deepprob.diagnostics.checks.scores import brier, check_skill, crps
 from deepprob.diagnostics.checks.steps import check_steps
 from deepprob.diagnostics.checks.tightness import bounds, check_tightness
+from deepprob.diagnostics.dependence import (
+    AUTOCORRELATION,
+    BEND,
+    COMPONENT,
+    CORRELATION,
+    SPREAD,
+    autocorrelation,
+    of_columns,
+    on_predictions,
+)
 from deepprob.posteriors.history import History
 
 
@@ -212,11 +222,48 @@ class TestPredictive:
         assert check.verdict == "pass" and check.value < 0.01 and "too small" in check.reading
         assert check_replicates({"mean": np.array([0.3])}, drawn, {"mean": 1.0}).verdict == "caution"
 
-    @pytest.mark.parametrize(("name", "word"), [("residual", "noise"), ("max", "extremes"), ("mean", "prior")])
+    @pytest.mark.parametrize(
+        ("name", "word"),
+        [
+            ("residual", "noise"),
+            ("max", "extremes"),
+            ("mean", "prior"),
+            (AUTOCORRELATION, "season"),
+            (SPREAD, "scale depend"),
+            (BEND, "splines"),
+            (CORRELATION, "covariance"),
+            (f"{COMPONENT} 2", "latent dimensions"),
+        ],
+    )
     def test_advice_depends_on_the_most_extreme_statistic(self, rng: np.random.Generator, name: str, word: str) -> None:
-        drawn = {n: rng.normal(size=200) for n in ("residual", "max", "mean")}
+        drawn = {n: rng.normal(size=200) for n in ("residual", "max", "mean", name)}
         seen = {n: np.array([20.0 * (n == name)]) for n in drawn}
         assert word in check_replicates(seen, drawn, dict.fromkeys(seen, 1.0)).next_step
+
+
+class TestDependence:
+    def test_a_missing_direction_shows_in_shares_and_correlations(self, rng: np.random.Generator) -> None:
+        code, noise = rng.normal(size=(1, 300, 1)), 0.3 * rng.normal(size=(41, 300, 4))
+        noise[:1, :, :2] += code
+        found = of_columns(noise)
+        for name in ("variance share of component 1", "largest correlation error"):
+            assert found[name][0] > found[name][1:].max() + 0.3
+
+    def test_constant_columns_and_few_rows_have_statistics(self) -> None:
+        assert all(np.isfinite(x).all() for x in of_columns(np.zeros((3, 2, 5))).values())
+        assert all(np.isfinite(x).all() for x in on_predictions(np.zeros((3, 2)), np.zeros(2)).values())
+        assert autocorrelation(np.zeros((3, 1)))[AUTOCORRELATION].tolist() == [0.0, 0.0, 0.0]
+
+    def test_outputs_of_a_row_do_not_count_as_neighbors(self) -> None:
+        twins = np.repeat(np.resize([1.0, -1.0], 40), 2).reshape(1, 40, 2)
+        assert autocorrelation(twins)[AUTOCORRELATION] == pytest.approx(-39 / 40)
+
+    def test_spread_and_bend_are_told_apart(self, rng: np.random.Generator) -> None:
+        m = rng.normal(size=2000)
+        grows = on_predictions((np.exp(0.5 * m) * rng.normal(size=2000))[None], m)
+        bends = on_predictions((m**2 + rng.normal(size=2000))[None], m)
+        assert grows[SPREAD][0] > 0.2 > abs(grows[BEND][0])
+        assert bends[BEND][0] > 0.5 > abs(bends[SPREAD][0])
 
 
 class TestOutOfDistribution:
