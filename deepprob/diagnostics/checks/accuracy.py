@@ -17,6 +17,7 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.khat import khat_limit
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
 from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
@@ -27,9 +28,9 @@ _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
 _EFFECTIVE, _EASY = 100, 0.3  # effective draws of reliable importance weights; k-hat of those that decide alone
-_ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
-_ROW_ADVICE = "Train on, dp.extend(posterior, data); or try a larger encoder or a richer guide (full covariance, flow)."
+    "Train on, dp.extend(posterior, data); or try a larger encoder or a richer guide (full covariance, flow)."
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def check_row_means(values: ArrayLike, gradients: ArrayLike) -> Check:
         verdict=verdict,
         reading=f"The guide's means of the latents of {len(shift)} rows are {number(size, se)} posterior sds from the "
         "posteriors' (root mean square), by the gradients at its draws.",
-        next_step="" if verdict == "pass" else _ROW_ADVICE,
+        next_step="" if verdict == "pass" else RICHER_ENCODER,
         details={"rms_by_dimension": np.sqrt(np.square(shift).mean(0)).tolist(), "rows": len(shift)},
         unit="sd",
     )
@@ -181,7 +182,7 @@ def check_row_widths(values: ArrayLike, gradients: ArrayLike) -> Check:
         verdict=verdict,
         reading=f"The guide's sds of the latents of {len(width)} rows are up to {number(factor, se)} times too {side} "
         f"(dimension {at}, a geometric mean over rows), by the gradients at its draws.",
-        next_step="" if verdict == "pass" else _ROW_ADVICE,
+        next_step="" if verdict == "pass" else RICHER_ENCODER,
         details={"ratio_by_dimension": np.exp(means).tolist(), "rows": len(width)},
         unit="times",
     )
@@ -262,7 +263,7 @@ def _check(
 ) -> Check:
     worst = sorted(found, key=lambda f: -abs(f.size))[:20]
     details: dict[str, Any] = {"numbers": {f.name: {"value": f.size, "se": f.se} for f in worst}}
-    next_step = "" if verdict == "pass" else _ADVICE
+    next_step = "" if verdict == "pass" else RICHER_GUIDE
     return Check(name, value, se, limit, verdict, reading, next_step, details, unit=unit)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
 from deepprob.posteriors.arviz_compat import psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
@@ -19,7 +20,6 @@ _ROW_SHARE = 0.3
 # In more dimensions k-hat is high for every inexact guide, even if its marginals are right (Yao et al. 2018).
 MAX_DIMENSIONS = 100
 _GLOBAL, _LOCAL = "Pareto k-hat, global latents", "Pareto k-hat, local latents"
-_ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer."
 _ROUNDS = 40  # of the bootstrap
 _LEVEL = 0.5  # nats, of the sd of log-weights
 
@@ -91,7 +91,7 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
         threshold=limit,
         verdict=verdict,
         reading=reading,
-        next_step="" if verdict == "pass" else _ADVICE,
+        next_step="" if verdict == "pass" else RICHER_GUIDE,
         details={"particles": len(weights), "effective_draws": size, "log_weights_sd": spread},
     )
 
@@ -130,7 +130,7 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
                 else "in too many rows the posterior reaches further than the guide."
             )
         ),
-        next_step="" if verdict == "pass" else _ADVICE,
+        next_step="" if verdict == "pass" else RICHER_ENCODER,
         details={
             "particles": particles,
             "rows": rows,

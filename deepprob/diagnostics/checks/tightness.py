@@ -9,12 +9,12 @@ from scipy.special import logsumexp
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
 
 _NATS_PER_NUMBER, _HARD_NATS_PER_NUMBER = 0.1, 0.5
 _GLOBAL_NATS, _LEAST_NATS = 0.03, 0.1
 NAME, _GLOBAL_NAME = "tightness of the bound", "tightness of the bound, global latents"
 _ROUNDS = 200  # of the bootstrap
-_ADVICE = "Try a richer guide (guide='multivariate_normal' or 'flow'), or fit for longer: dp.extend(posterior, data)."
 
 
 def bounds(log_weights: ArrayLike) -> dict[int, Array]:
@@ -85,9 +85,7 @@ def check_tightness(log_weights: ArrayLike, *, numbers: int = 1) -> Check:
             f"{most} particles raise the bound by {number(gap, se)} nats per row, from {number(means[1])} to "
             f"{number(means[most])}: the guide is at least this far from the exact posterior."
         ),
-        next_step=""
-        if verdict == "pass"
-        else "Report log_evidence instead of the ELBO; try a richer guide (full covariance, flow) or a larger encoder.",
+        next_step="" if verdict == "pass" else RICHER_ENCODER,
         details={
             "bounds": {str(k): v for k, v in means.items()},
             "rows": len(gaps),
@@ -126,7 +124,7 @@ def check_global_tightness(log_weights: ArrayLike, *, numbers: int) -> Check:
         verdict=verdict,
         reading=f"The KL divergence from the guide to the posterior of {numbers} numbers is at least "
         f"{number(float(gap), se)} nats, by {len(weights)} draws on the training data.",
-        next_step="" if verdict == "pass" else _ADVICE,
+        next_step="" if verdict == "pass" else RICHER_GUIDE,
         details={"numbers": numbers, "particles": len(weights)},
         unit="nats",
     )
