@@ -29,9 +29,6 @@ _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
 _EFFECTIVE, _EASY = 100, 0.3  # effective draws of reliable importance weights; k-hat of those that decide alone
 
-    "Train on, dp.extend(posterior, data); or try a larger encoder or a richer guide (full covariance, flow)."
-)
-
 
 @dataclass(frozen=True)
 class _Finding:
