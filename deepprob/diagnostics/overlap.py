@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,6 +38,7 @@ class Overlap:
         kept: Number of training rows that the data were compared with.
         twins: How many of these have a twin among them.
         p: The probability of at least as many shared rows if the data are new rows of the same population.
+        p_fewer: About the probability of at most as many.
     """
 
     relation: Relation
@@ -45,6 +47,7 @@ class Overlap:
     kept: int = 0
     twins: int = 0
     p: float = 1.0
+    p_fewer: float = 1.0
 
     @property
     def words(self) -> str:
@@ -90,6 +93,28 @@ def overlap_of(record: TrainingRows | None, batch: Sequence[Tensor] | None, rows
     worth = 1 / (1 + 2 * pairs * kept / (single * twins)) if single * twins else float(not twins)
     others, alike = round(worth * kept), round(worth * twins)
     p = float(stats.hypergeom.sf(count - 1, len(found) + others, count + alike, len(found)))
+    fewer = _few(count, len(found), single, pairs, kept)
     if p > LEVEL:
-        return Overlap("held-out", none, count, kept, twins, p)
+        return Overlap("held-out", none, count, kept, twins, p, fewer)
     return Overlap("part" if found.all() else "mixed", found, count, kept, twins, p)
+
+
+def _few(count: int, rows: int, single: int, pairs: int, kept: int) -> float:
+    """The probability that so few new rows have a twin, if the training rows are distinct measurements.
+
+    The share that would have one is that of training rows with a twin (Good and Turing); three standard errors less
+    are assumed.
+
+    Args:
+        count: How many new rows have a twin among the training rows.
+        rows: Number of new rows.
+        single: Number of training rows without a twin.
+        pairs: Number of training rows with one twin.
+        kept: Number of training rows.
+
+    References:
+        Esty (1983), A normal limit law for a nonparametric estimator of the coverage of a random sample.
+    """
+    share = 1 - single / kept
+    error = math.sqrt(single * share + pairs) / kept
+    return float(stats.binom.cdf(count, rows, max(share - 3 * error, 0.0)))

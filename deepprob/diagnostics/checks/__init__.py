@@ -16,6 +16,7 @@ from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switc
 from deepprob.diagnostics.checks.ood import ood_detection
 from deepprob.diagnostics.checks.overfitting import overfitting
 from deepprob.diagnostics.checks.predictive import posterior_predictive
+from deepprob.diagnostics.checks.repeats import repeated_rows
 from deepprob.diagnostics.checks.scores import predictive_skill
 from deepprob.diagnostics.checks.steps import finite_steps
 from deepprob.diagnostics.checks.tightness import bound_tightness, global_tightness
@@ -51,6 +52,7 @@ CHECKS: dict[str, Diagnostic] = {
         influential_rows,
         overfitting,
         data_leakage,
+        repeated_rows,
         input_drift,
         ood_detection,
     )
