@@ -107,6 +107,11 @@ class Case(CaseData):
             inputs = inputs or any(isinstance(x, PackedSequence) for x in self.batch.call.constants)
         return place is not None and inputs and self._is_predicted(place) and self.mask is None
 
+    @property
+    def splits(self) -> bool:
+        """Whether every row of the site has a distribution of its own, unlike those of a Gaussian process."""
+        return self.target.ndim > int(self._observed[self.sites[0]]["fn"].event_dim)
+
     def _is_predicted(self, place: int) -> bool:
         """Whether a tensor can be left out, or is part of an argument that no local latent depends on."""
         whole = set(self._names[place : place + 1]) & self.program._signature().parameters.keys()

@@ -70,7 +70,8 @@ class CaseData:
     @property
     def knows_train(self) -> bool:
         """Whether `train` holds the training data."""
-        unknown = self.overlap.relation == "unknown" and self.needs_all_rows
+        fits = self.rows == self.posterior.instance.num_data
+        unknown = self.overlap.relation == "unknown" and self.needs_all_rows and fits
         return self.given_train or self.overlap.relation == "training" or unknown
 
     def _check_train(self) -> None:

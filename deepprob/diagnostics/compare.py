@@ -240,7 +240,7 @@ def _contender(name: str, case: Case, data: Any, draws: int) -> Contender:
     posterior.structure.check_rows()
     batch = fitted.accept(() if data is None else given(case.program.accept(data)))
     method, unreliable = "held-out rows", 0
-    if case.knows_train and case.rows == posterior.instance.num_data:  # the rows of the fit
+    if case.knows_train:
         found = leave_one_out(fitted, batch, fitted.num_stored or draws, case.seed)
         pointwise, method, unreliable = found.pointwise, f"leave-one-out ({found.method})", len(found.influential)
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
-from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.loo import left_out_weights
 from deepprob.posteriors.prediction import Prediction
 
 
@@ -36,11 +36,7 @@ class LeftOut:
 
 
 def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], site: str) -> LeftOut | None:
-    r"""The weights that turn draws from the posterior into draws from the posterior without a row.
-
-    .. math:: w_{ik} \propto 1 / p(y_i \mid x_i, \theta_k)
-
-    They are smoothed by a Pareto distribution. Rows that were not in the fit have equal weights.
+    """The weights that leave each row of the fit out; rows that were not in the fit have equal weights.
 
     Args:
         prediction: The prediction of all rows.
@@ -49,11 +45,7 @@ def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], s
         site: The observed site.
 
     Returns:
-        The weights; None if no row was in the fit, or the rows have one distribution together.
-
-    References:
-        Vehtari, Gelman, Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and
-        WAIC.
+        The weights, see `left_out_weights`; None if no row was in the fit, or the rows have one distribution together.
     """
     if not in_fit.any():
         return None
@@ -63,6 +55,5 @@ def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], s
     by_row = terms.reshape(*terms.shape[:2], -1).sum(2)
     chosen = finite_rows(by_row[:, in_fit], f"log-likelihood of {site}", np.flatnonzero(in_fit), axis=1)
     weights = np.full(by_row.shape, -np.log(len(by_row)))
-    smoothed, khat = psis(-chosen.T)
-    weights[:, in_fit] = smoothed.T
+    weights[:, in_fit], khat = left_out_weights(chosen)
     return LeftOut(torch.from_numpy(weights), khat)

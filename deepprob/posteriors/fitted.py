@@ -193,8 +193,8 @@ class FittedProgram:
         """
         if names := self.structure.undrawable:
             raise ValueError(
-                f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one (give a "
-                "hidden Markov chain its duration=), or ask for sample, log_likelihood and log_evidence only."
+                f"site {names[0]!r} cannot be predicted: its distribution has no sample method. Write one, "
+                "or ask for sample, log_likelihood and log_evidence only."
             )
         guide_trace, model_trace = self.under_draws(_PREDICTED, run, values)
         return guide_trace, model_trace

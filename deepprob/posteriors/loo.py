@@ -130,13 +130,39 @@ def predictive_density(fitted: FittedProgram, batch: Batch, draws: int, seed: in
     return np.concatenate(found) - math.log(draws)
 
 
+def left_out_weights(logs: Array, weights: Array | None = None) -> tuple[Array, Array]:
+    r"""The weights that turn draws from the posterior into draws from the posterior without a row, smoothed by PSIS.
+
+    .. math:: w_{ik} \propto w_k / p(y_i \mid x_i, \theta_k)
+
+    Args:
+        logs: Log-likelihood of every row under every draw, ``(K, B)``.
+        weights: Log-weights of the draws themselves, ``(K,)``; None for equal ones.
+
+    Returns:
+        The log-weights, normalized over the draws, ``(K, B)``, and the Pareto k-hat of every row, ``(B,)``.
+
+    References:
+        Vehtari, Gelman, Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and
+        WAIC.
+
+    Examples:
+        The same density under all draws leaves them alike:
+
+        >>> set(left_out_weights(np.zeros((100, 1)))[0].ravel().round(2).tolist())
+        {-4.61}
+    """
+    smoothed, khat = psis((-logs if weights is None else weights[:, None] - logs).T)
+    return smoothed.T, np.asarray(khat)
+
+
 def _row(logs: Array, weights: Array, smoothed: Array) -> tuple[Array, Array, Array]:
     """Left-out density, k-hat and density within the sample, for a block of rows ``(K, B)``."""
     known = np.isfinite(logs).all(0) & bool(np.isfinite(smoothed).all())
     pointwise, khats, within = (np.full(logs.shape[1], x) for x in (np.nan, np.inf, np.nan))
     if known.any():
-        left_out, khats[known] = psis((weights[:, None] - logs[:, known]).T)  # (B, K)
-        pointwise[known] = np.logaddexp.reduce(left_out + logs[:, known].T, 1)
+        left_out, khats[known] = left_out_weights(logs[:, known], weights)
+        pointwise[known] = np.logaddexp.reduce(left_out + logs[:, known], 0)
         within[known] = np.logaddexp.reduce(smoothed + logs[:, known].T, 1)
     return pointwise, khats, within
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.hmm import IndependentHMM
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
@@ -22,18 +24,40 @@ from deepprob.programs.copying import forget_values
 from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
-from deepprob.programs.sites import is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
+from deepprob.programs.sites import Site, is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
 from deepprob.programs.structure import values_along
 
 DRAWS = "_draws"
 
 
 class _Unobserve(UnconditionMessenger):
-    """Draws data anew, except for factors and deterministic sites, which Pyro also stores as observed."""
+    """Draws data anew, except for factors and deterministic sites, which Pyro also stores as observed.
+
+    A hidden Markov chain of any length has the length of its data.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if not is_deterministic(msg) and not is_factor(msg):
+            if getattr(msg["fn"], "duration", 1) is None:
+                msg["fn"] = _of_length_of(msg)
             super()._pyro_sample(msg)
+
+
+def _of_length_of(site: Site) -> Any:
+    """A hidden Markov chain of any length, as long as the data that a site observes."""
+    if site["value"] is None:
+        raise ValueError(
+            f"site {site['name']!r} cannot be predicted: its hidden Markov chain has no length where its values are "
+            "left out. Give it its duration=."
+        )
+    chain, outer = copy(site["fn"]), site["fn"].event_shape[1:]
+    length = site["value"].shape[-chain.event_dim]
+    if isinstance(chain, IndependentHMM):
+        chain.base_dist = _of_length_of({**site, "fn": chain.base_dist, "value": site["value"].mT.unsqueeze(-1)})
+    else:
+        chain._duration = length
+    chain._event_shape = torch.Size((length, *outer))
+    return chain
 
 
 @dataclass(frozen=True)

@@ -258,8 +258,6 @@ def _numbers(site: Site, plate: str) -> int:
 
 def _can_sample(fn: Any) -> bool:
     kind, plain = type(fn), torch.distributions.Distribution
-    if getattr(fn, "duration", 1) is None:  # a hidden Markov chain of any length
-        return False
     return kind.sample is not plain.sample or kind.rsample is not plain.rsample
 
 

@@ -263,15 +263,11 @@ def row_statistics(data: ArrayLike, binary: bool = False, known: NDArray[np.bool
 
 
 def _applies(case: Case) -> bool:
+    """Where values are observed: a factor as likelihood has none, nor has a site whose values are all masked."""
     if not case.sites:
-        if case.posterior.structure.rows:
-            raise ValueError("The likelihood is a factor, so there are no values to replicate.")
         return False
-    if case.sample_case.mask is not None and not case.sample_case.mask.any():
-        raise ValueError(f"All values of {case.site} are masked.")
-    if case.supervised and case.kind == "classes" and case.target.size != len(case.target):
-        raise ValueError(f"The values of {case.site} are not one label a row.")
-    return True
+    mask = case.sample_case.mask
+    return mask is None or bool(mask.any())
 
 
 posterior_predictive = Diagnostic(

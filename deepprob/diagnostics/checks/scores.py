@@ -131,8 +131,6 @@ def _mean_se(values: Array) -> dict[str, float]:
 
 def _nll(case: Case, target: Array) -> Array:
     density = array(case.prediction.log_prob(torch.as_tensor(target)))
-    if density.shape[:1] != (len(target),):
-        raise ValueError(f"The rows of {case.site} have one distribution together, which does not split into rows.")
     return case.finite(-density.reshape(len(target), -1).sum(1), "log-likelihood")
 
 
@@ -182,7 +180,7 @@ def _summary(case: Case) -> Summary | None:
 predictive_skill = Diagnostic(
     NAME,
     "Do predictions score better than a baseline that ignores the inputs?",
-    lambda case: (case.supervised and case.kind == "real") or one_label(case),
+    lambda case: (case.supervised and case.kind == "real" and case.splits) or one_label(case),
     _run,
     about="predictions",
     tests=True,

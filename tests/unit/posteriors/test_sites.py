@@ -20,7 +20,7 @@ from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
-from deepprob.programs.run import Run
+from deepprob.programs.run import Run, run_prior
 
 Y = 1 + torch.randn(30, generator=torch.Generator().manual_seed(0))
 COUNTS = torch.poisson(torch.full((30,), 2.7), generator=torch.Generator().manual_seed(1))
@@ -180,8 +180,8 @@ class Unsampled(dist.TorchDistribution):
         return Unsampled(self.loc.expand(batch_shape))
 
 
-def test_hidden_markov_chain_of_any_length_is_asked_what_it_can_answer() -> None:
-    def model(y: Tensor) -> None:
+def test_hidden_markov_chain_of_any_length_has_replicates_as_long_as_its_data() -> None:
+    def model(y: Tensor | None = None) -> None:
         loc = pyro.sample("loc", dist.Normal(torch.zeros(2), 3.0).to_event(1))
         transition = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
         pyro.sample("y", dist.DiscreteHMM(torch.zeros(2), transition, dist.Normal(loc, 1.0)), obs=y)
@@ -189,9 +189,23 @@ def test_hidden_markov_chain_of_any_length_is_asked_what_it_can_answer() -> None
     posterior = fitted(model, Y)
     assert posterior.log_likelihood(Y, draws=4).shape == (4, 1)
     assert "log_likelihood" in posterior.to_arviz(Y, draws=4)
-    assert dp.check(posterior, Y, draws=20).verdict in ("pass", "caution", "fail")
-    with pytest.raises(ValueError, match=r"site 'y' cannot be predicted: .*give a hidden Markov chain its duration="):
-        posterior.predict(Y)
+    trace = posterior.trace(Y, draws=4, predict=True)[1]
+    assert trace.nodes["y"]["value"].shape[-1] == len(Y)
+    assert dp.check(posterior, Y, draws=20)["posterior predictive check"].verdict != "unchecked"
+    with pytest.raises(ValueError, match=r"site 'y' cannot be predicted: .*left out\. Give it its duration="):
+        posterior.predict()
+
+
+def test_independent_hidden_markov_chains_of_any_length_have_replicates() -> None:
+    def model(y: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        start = dist.Normal(torch.zeros(3, 1), 1.0).to_event(1)
+        one, step = torch.ones(3, 1, 1, 1), dist.Normal(torch.zeros(3, 1, 1), scale).to_event(1)
+        chains = dist.LinearHMM(start, one, step, one, step)
+        pyro.sample("y", dist.IndependentHMM(chains), obs=y)
+
+    run = Run(Program.of(model, "normal"), (torch.zeros(5, 3),), torch.arange(5), 5)
+    assert run_prior(run).nodes["y"]["value"].shape == (5, 3)
 
 
 def test_distribution_without_sample_is_asked_what_it_can_answer() -> None:
