@@ -227,7 +227,7 @@ class RestartedFit(RunningFit):
         origin, chunk, size = self._position(), self.stepper.capacity_from(self.step), len(self.starts)
         knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
         knobs[:, 0] = 0.0
-        rows, name = self.order.rows(self.step, self.step + count), self.settings.config["objective"].get("name")
+        rows = self.order.rows(self.step, self.step + count)
         found: list[list[float]] = []
         for group in (points[i : i + size] for i in range(0, len(points), size)):
             carries = [{**self.state.carry, **point} for point in [*group, *[group[0]] * (size - len(group))]]
@@ -238,7 +238,7 @@ class RestartedFit(RunningFit):
                     self._together, carries, noises, rows[steps], knobs[steps]
                 )
                 for column, record in zip(values, records, strict=True):
-                    column += record.get(name, record["elbo"])
+                    column += record.get(self._bound, record["elbo"])
             found += values[: len(group)]
         self._go_back(origin)
         return np.array(found)

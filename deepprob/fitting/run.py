@@ -235,6 +235,11 @@ class RunningFit:
         """The packed parameters whose bound is to level, or their average if one is kept."""
         return self.state.carry.get(name, self.state.carry["packed"])
 
+    @property
+    def _bound(self) -> str:
+        """The name of the objective in a record; a routine without objectives maximizes the ELBO."""
+        return str(self.settings.config.get("objective", {}).get("name", "elbo"))
+
     def _bounds(self, points: Sequence[Groups], count: int) -> FloatArray:
         """The bound at packed parameters, by the next ``count`` steps with a learning rate of zero."""
         return self._bounds_at([{"packed": point} for point in points], count)
@@ -244,7 +249,6 @@ class RunningFit:
         origin, chunk = self._position(), self.stepper.capacity_from(self.step)
         knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
         knobs[:, 0] = 0.0
-        name = self.settings.config["objective"].get("name")
         found: list[list[float]] = []
         for point in points:
             rows, values = self.order.rows(self.step, self.step + count), list[float]()
@@ -252,7 +256,7 @@ class RunningFit:
                 for start in range(0, count, chunk):
                     self.state.assign(point)
                     record = self._take_one(rows[start : start + chunk], knobs[start : start + chunk])
-                    values += record.get(name, record["elbo"])
+                    values += record.get(self._bound, record["elbo"])
             except (RuntimeError, ValueError):  # the program fails there, as for a matrix that is not positive definite
                 values = [math.nan] * count
             finally:
