@@ -91,7 +91,7 @@ def check_convergence(elbo: ArrayLike, *, margin: float = 0.01, level: float = 0
     )
 
 
-def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1.0) -> Check:
+def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1.0, steps: int = 0) -> Check:
     r"""Whether the bound had levelled at the end of a fit, or when a fit without a fixed length let its rate decay.
 
     The fit itself has made the test, by fresh evaluations of the bound; see `deepprob.fitting.levelling`. The check
@@ -101,6 +101,7 @@ def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1
         levels: The comparisons, ``history.levels``.
         num_data: Number of rows, N.
         rhat: R-hat of the ELBO over windows of the last half of the fit.
+        steps: Number of steps of the fit. Only a comparison at its end tells of the state that the posterior holds.
 
     Returns:
         The change of the bound between two windows, in nats of the whole posterior, or the rise ahead if it
@@ -117,7 +118,7 @@ def check_levels(levels: Mapping[str, ArrayLike], num_data: int, rhat: float = 1
     change = Change(abs(last["change"]), last["se"], _FREEDOM)
     ahead = Change(last["ahead"], last.get("ahead_se", 0.0), _FREEDOM)
     behind = Change(-last.get("held", 0.0), last.get("held_se", 0.0), _FREEDOM)
-    noisy = behind.value > 0 and behind.is_beyond(margin)
+    noisy = behind.value > 0 and behind.is_beyond(margin) and last["step"] >= steps
     shown = ahead if ahead.value > change.value and not level else change
     fails = change.is_beyond(10 * margin) or ahead.is_beyond(10 * margin)
     verdict: Verdict = "pass" if level and not noisy else "fail" if fails else "caution"
@@ -170,7 +171,9 @@ def _run(case: Case, level: float) -> Check:
     history, instance = case.posterior.history, case.posterior.instance
     elbo = settled(history)
     if history.levels:
-        return check_levels(history.levels, instance.num_data, iterate_rhat(elbo[len(elbo) // 2 :]))
+        return check_levels(
+            history.levels, instance.num_data, iterate_rhat(elbo[len(elbo) // 2 :]), len(history.steps["elbo"])
+        )
     return check_convergence(elbo * instance.num_data, margin=margin_of(instance))
 
 
