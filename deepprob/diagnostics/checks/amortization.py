@@ -86,8 +86,9 @@ def bound_of_own_guides(density: LogDensity, mean: Tensor, sd: Tensor, seed: int
         precision = precision.clamp(sd**-2 / _FACTOR, sd**-2 * _FACTOR)
         mean = mean + (share * gradient.mean(0) / precision).clamp(-2 * sd, 2 * sd)
         sd = ((1 - share) * sd.log() - share * precision.log() / 2).exp()
-    value, _ = density(mean + sd * noise())
-    return value + sd.log().sum() + len(mean) / 2 * (math.log(2 * math.pi) + 1)
+    eps = noise()
+    value, _ = density(mean + sd * eps)
+    return value + sd.log().sum() + (eps.square().sum(1) + len(mean) * math.log(2 * math.pi)) / 2
 
 
 def _applies(case: Case) -> bool:
