@@ -42,8 +42,9 @@ def khat_se(log_weights: ArrayLike) -> float:
         True
     """
     weights, generator = array(log_weights), np.random.default_rng(0)
-    again = weights[generator.integers(0, len(weights), (_ROUNDS, len(weights)))]
-    return float(psis(again)[1].std(ddof=1))
+    again = psis(weights[generator.integers(0, len(weights), (_ROUNDS, len(weights)))])[1]
+    again = again[np.isfinite(again)]  # of equal weights beyond the tail's start, k-hat is infinite
+    return float(again.std(ddof=1)) if len(again) > 1 else 0.0
 
 
 def check_global_khat(log_weights: ArrayLike) -> Check:
