@@ -60,10 +60,9 @@ def check_means(accuracy: GuideAccuracy) -> Check:
     found, method = _findings(accuracy, 0)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
     verdict = _verdict(worst.surely, _SHIFT_CAUTION, _SHIFT_FAIL)
-    where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds "
-    where += (
-        "from the posterior's" if worst.name in accuracy.by_gradients else ("too high" if worst.size > 0 else "too low")
-    )
+    alone = worst.name in accuracy.by_gradients and worst.name not in accuracy.together  # many numbers have no one sign
+    side = "from the posterior's (root mean square)" if alone else "too high" if worst.size > 0 else "too low"
+    where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds {side}"
     return _check(
         _MEANS,
         abs(worst.size),

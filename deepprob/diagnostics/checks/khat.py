@@ -57,7 +57,7 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
         log_weights: ``log p(x, z_k) - log q(z_k)`` of the whole training data, shape ``(particles,)``.
 
     Returns:
-        k-hat, its standard error and its limit: a caution if it is surely above the limit, a fail if it is surely above
+        k-hat, its standard error and its limit: a caution if it is above the limit, a fail if it is surely above
         one, where not even the mean of the weights is finite. A pass where the sd of the log-weights is at most 0.5
         nats: then the divergence from the guide to the posterior is about 0.1 nats, however heavy the tail.
 
@@ -75,7 +75,7 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
     se = khat_se(weights)
     level = spread <= _LEVEL  # k-hat is the shape of the tail, whatever its size: of no account where all are alike
     surely = khat - 1.645 * se
-    verdict: Verdict = "pass" if level or surely <= limit else "fail" if surely > 1 else "caution"
+    verdict: Verdict = "pass" if level or khat <= limit else "fail" if surely > 1 else "caution"
     size = 1 / float(np.square(np.exp(smoothed)).sum())
     reading = f"Pareto k-hat is {number(khat, se)}; importance weights are reliable up to {limit:.2f}. "
     reading += (

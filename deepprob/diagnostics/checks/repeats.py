@@ -18,7 +18,7 @@ def check_repeats(overlap: Overlap) -> Check:
     the fit are copies: the posterior counts each copy as a measurement of its own, and is too narrow.
 
     Args:
-        overlap: The rows that held-out data share with the training data.
+        overlap: The rows that held-out data share with the training data, some of which have a twin.
 
     Returns:
         The share of training rows with a twin; a caution if it is significantly above that of the held-out rows, at a
@@ -30,7 +30,7 @@ def check_repeats(overlap: Overlap) -> Check:
         'fail'
     """
     share, rows = overlap.twins / overlap.kept, len(overlap.shared)
-    verdict: Verdict = "pass" if overlap.p_fewer > LEVEL or not overlap.twins else "fail" if share > 0.5 else "caution"
+    verdict: Verdict = "pass" if overlap.p_fewer > LEVEL else "fail" if share > 0.5 else "caution"
     reading = (
         f"{share:.0%} of the rows of the fit have a twin among them, and {overlap.matches} of {rows} held-out rows"
     )
@@ -51,7 +51,7 @@ def check_repeats(overlap: Overlap) -> Check:
 repeated_rows = Diagnostic(
     NAME,
     "Are rows of the fit copies of others?",
-    lambda case: case.overlap.relation == "held-out" and case.overlap.kept > 0,
+    lambda case: case.overlap.relation == "held-out" and case.overlap.twins > 0,
     lambda case, level: check_repeats(case.overlap),
     about="data",
 )
