@@ -24,7 +24,7 @@ from deepprob.diagnostics.observed import places_of, reads, unmasked
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
-from deepprob.programs.arguments import Arguments
+from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
@@ -147,8 +147,22 @@ class Case(CaseData):
 
     @property
     def scale(self) -> Array:
-        """How often the values of the site count in the likelihood, in a run on all of the given rows: ``(n,)``."""
-        return np.concatenate([np.ravel(array(self._observed[name]["scale"])) for name in self.sites])
+        """How often the values of the site count in the likelihood, in a run on all of the given rows: ``(n,)``.
+
+        Where the program draws rows of its own, it is how often every row counts on average, of as many as in the fit.
+        """
+
+        def run(batch: Batch, seed: int) -> tuple[Array, Array]:
+            found = observed_sites(self.posterior.trace(*given(batch), draws=1, seed=seed)[1])
+            values, scales = ([np.ravel(array(found[n][key])) for n in self.sites] for key in ("value", "scale"))
+            return np.concatenate(values), np.concatenate(scales)
+
+        (values, scale), (again, _) = (run(self.batch, self.seed + i) for i in (0, 1))
+        if not self.batch or np.array_equal(values, again, equal_nan=True):
+            return scale
+        rows = self.posterior.instance.num_data
+        values, scale = run(rows_of(self.batch, torch.arange(rows) % num_rows(self.batch)), self.seed)
+        return scale * len(values) / rows
 
     @property
     def target(self) -> Array:

@@ -77,8 +77,17 @@ class Check:
 
     @property
     def limit(self) -> str:
-        """The threshold with its good side, such as ``"<= 0.08"``; empty if there is none."""
-        return "" if self.threshold is None else f"{self.good} {number(self.threshold)}"
+        """The threshold with its good side, such as ``"<= 0.08"``; empty if there is none.
+
+        Examples:
+            >>> Check("tightness", 0.34, 0.09, 0.3, "pass", "The gap is 0.34 nats.").limit
+            '<= 0.3; not surely beyond'
+        """
+        if self.threshold is None:
+            return ""
+        beyond = self.value > self.threshold if self.good == "<=" else self.value < self.threshold
+        unsure = "; not surely beyond" if beyond and self.se and self.verdict == "pass" else ""
+        return f"{self.good} {number(self.threshold)}{unsure}"
 
     @property
     def slug(self) -> str:

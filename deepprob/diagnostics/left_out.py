@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
+from deepprob.posteriors.arviz_compat import khat_limit
 from deepprob.posteriors.loo import left_out_weights
 from deepprob.posteriors.prediction import Prediction
 
@@ -21,7 +22,8 @@ class LeftOut:
 
     Attributes:
         log_weights: Log-weights by draw and row, normalized over the draws, ``(K, rows)``.
-        khat: Pareto k-hat of each row of the fit, shape ``(rows in the fit,)``; above 0.7 the row is too influential.
+        khat: Pareto k-hat of each row of the fit, shape ``(rows in the fit,)``; above `khat_limit` a row is too
+            influential.
     """
 
     log_weights: Tensor
@@ -30,8 +32,9 @@ class LeftOut:
     @property
     def words(self) -> str:
         """How the predictions were made, as a sentence."""
-        bad = int((self.khat > 0.7).sum())
-        unreliable = f"; those of {bad} row{'s' * (bad > 1)} are unreliable (k-hat above 0.7)" if bad else ""
+        limit = khat_limit(len(self.log_weights))
+        bad = int((self.khat > limit).sum())
+        unreliable = f"; those of {bad} row{'s' * (bad > 1)} are unreliable (k-hat above {limit:.2f})" if bad else ""
         return f"Rows of the fit have leave-one-out predictions{unreliable}."
 
 

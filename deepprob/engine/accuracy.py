@@ -73,12 +73,13 @@ def accuracy_of_rows(values: Array, gradients: Array) -> tuple[Array, Array]:
     return _fitted_line(values, gradients)
 
 
-def accuracy_by_weights(values: Array, weights: Array) -> Accuracy:
-    """The accuracy of a sample, from normalized importance weights.
+def accuracy_by_weights(values: Array, weights: Array, own: Array | None = None) -> Accuracy:
+    """The accuracy of a sample, from importance weights.
 
     Args:
         values: The sample, shape ``(K, D)``.
-        weights: Shape ``(K,)``; they sum to one.
+        weights: Those of the target, shape ``(K,)``, up to a factor.
+        own: Those of the approximation, if the sample is drawn from another density; by default they are equal.
 
     Examples:
         >>> u = np.random.default_rng(0).normal(size=(4000, 1))
@@ -86,7 +87,8 @@ def accuracy_by_weights(values: Array, weights: Array) -> Accuracy:
         >>> float(accuracy_by_weights(u, raw / raw.sum()).shift[0].round())
         -1.0
     """
-    return _with_errors(_reweighted, values, weights[:, None])
+    own = np.ones(len(values)) if own is None else own
+    return _with_errors(_reweighted, values, np.stack([own, weights], 1))
 
 
 def accuracy_by_number(values: Array, gradients: Array) -> Accuracy:
@@ -130,10 +132,14 @@ def _fitted_line(values: Array, gradients: Array) -> tuple[Array, Array]:
 
 
 def _reweighted(values: Array, weights: Array) -> tuple[Array, Array]:
-    share = weights / weights.sum()
+    (own, own_sd), (mean, sd) = (_moments(values, column) for column in weights.T)
+    return (own - mean) / sd, np.log(own_sd / sd)
+
+
+def _moments(values: Array, weights: Array) -> tuple[Array, Array]:
+    share = (weights / weights.sum())[:, None]
     mean = (share * values).sum(0)
-    sd = np.sqrt(np.maximum((share * np.square(values - mean)).sum(0), 1e-300))
-    return (values.mean(0) - mean) / sd, np.log(np.maximum(values.std(0), 1e-150) / sd)
+    return mean, np.sqrt(np.maximum((share * np.square(values - mean)).sum(0), 1e-300))
 
 
 def _with_errors(estimate: _Estimate, values: Array, others: Array) -> Accuracy:

@@ -154,6 +154,16 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     return smoothed.reshape(weights.shape), khat.reshape(weights.shape[:-1])
 
 
+def khat_limit(draws: int) -> float:
+    r"""The largest reliable k-hat of `psis` for S draws, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
+
+    Examples:
+        >>> khat_limit(100), khat_limit(100_000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / float(np.log10(draws)), 0.7)
+
+
 def from_dict(
     groups: Mapping[str, Mapping[str, ArrayLike]],
     *,

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, acc
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
-from deepprob.posteriors.other_modes import OtherMode, other_mode
+from deepprob.posteriors.other_modes import POINTS, OtherMode, density_to_search, other_mode
+from deepprob.posteriors.wide_draws import accuracy_by_wide_draws
 from deepprob.programs.minibatch import Batch
 
 DRAWS = 1000
@@ -37,6 +38,8 @@ class GuideAccuracy:
         by_gradients: By latent site, from the gradients of the log-density, an `Accuracy` of every number as an array
             ``(4, n)``, in unconstrained coordinates.
         by_weights: The same from importance weights, of the sites that are judged together.
+        by_wide_weights: The same from importance weights of draws that reach further than the guide; empty where they
+            tell nothing.
         together: The sites whose numbers are judged together. The others are judged number by number, given the rest:
             the weights of a network with hidden units, of which many values make the same function, and what would be
             more numbers than the draws can tell.
@@ -50,6 +53,7 @@ class GuideAccuracy:
     log_weights: Tensor
     by_gradients: Mapping[str, Tensor]
     by_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    by_wide_weights: Mapping[str, Tensor] = field(default_factory=dict)
     together: tuple[str, ...] = ()
     points: tuple[str, ...] = ()
     switching: Switching | None = None
@@ -64,7 +68,7 @@ class GuideAccuracy:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The arrays, to save."""
-        kinds = {"gradients": self.by_gradients, "weights": self.by_weights}
+        kinds = {"gradients": self.by_gradients, "weights": self.by_weights, "wide": self.by_wide_weights}
         named = {f"{kind}.{site}": x for kind, found in kinds.items() for site, x in found.items()}
         return {"log_weights": self.log_weights, **named}
 
@@ -83,7 +87,7 @@ class GuideAccuracy:
     @classmethod
     def restore(cls, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> GuideAccuracy:
         """The inverse of `to_tensors` and `facts`."""
-        kinds: dict[str, dict[str, Tensor]] = {"gradients": {}, "weights": {}}
+        kinds: dict[str, dict[str, Tensor]] = {"gradients": {}, "weights": {}, "wide": {}}
         for key, x in tensors.items():
             kind, _, site = key.partition(".")
             if site:
@@ -92,6 +96,7 @@ class GuideAccuracy:
             tensors["log_weights"],
             kinds["gradients"],
             kinds["weights"],
+            kinds["wide"],
             tuple(facts["together"]),
             tuple(facts["points"]),
             None if facts["switching"] is None else Switching(tuple(facts["switching"][0]), facts["switching"][1]),
@@ -151,8 +156,6 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *,
     weights = draws.log_weights.double()
     if not draws.values:
         return GuideAccuracy(weights, {}, points=points, why=draws.why)
-    switching = None if points else label_switching(fitted, batch, seed)
-    searched, other = _search(fitted, batch, draws, seed) if search and not points else (False, None)
     together = _together(draws.values)
     by_gradients: dict[str, Tensor] = {}
     by_weights: dict[str, Tensor] = {}
@@ -163,18 +166,26 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *,
     if together and bool(weights.isfinite().all()):
         shares = _truncated(weights.cpu().numpy())
         by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
-    return GuideAccuracy(
-        weights, by_gradients, by_weights, tuple(together), points, switching, searched, other, draws.why
-    )
+    found = GuideAccuracy(weights, by_gradients, by_weights, together=tuple(together), points=points, why=draws.why)
+    if points:
+        return found
+    found = replace(found, switching=label_switching(fitted, batch, seed))
+    return _searched(fitted, batch, draws, seed, found) if search else found
 
 
-def _search(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> tuple[bool, OtherMode | None]:
-    """Whether other modes could be searched for, and the one that was found."""
-    log_evidence = float(draws.log_weights.double().logsumexp(0)) - math.log(len(draws.log_weights))
+def _searched(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, found: GuideAccuracy) -> GuideAccuracy:
+    """An accuracy, with what lies beyond the guide's draws, where it can be searched for."""
+    log_evidence = float(found.log_weights.logsumexp(0)) - math.log(len(found.log_weights))
     try:
-        return True, other_mode(fitted, batch, draws.values, log_evidence, seed)
+        density = density_to_search(fitted, batch, draws.values)
+        other = other_mode(fitted, batch, density, draws.values, log_evidence, seed)
+        with fitted.querying(seed):
+            wide = accuracy_by_wide_draws(density, draws.values, POINTS)
     except Exception:  # too large, or the model cannot run at many points at once, or without its data
-        return False, None
+        return found
+    names = {n: shape.numel() for n, shape in density.shapes.items()}
+    by_wide_weights = {} if wide is None else _by_name(wide, names)
+    return replace(found, searched=True, other=other, by_wide_weights=by_wide_weights)
 
 
 def _together(values: Mapping[str, Tensor]) -> list[str]:
@@ -203,9 +214,14 @@ def _by_site(
     """The judgement of some sites, each as an array."""
     if not names:
         return {}
-    columns, sizes = (_joined(x, names) for x in (values, scores or values)), [values[n].shape[1] for n in names]
-    parts = torch.as_tensor(np.stack(judge(*columns)), dtype=torch.float32).split(sizes, 1)
-    return {name: part.clone() for name, part in zip(names, parts, strict=True)}
+    columns = (_joined(x, names) for x in (values, scores or values))
+    return _by_name(judge(*columns), {n: values[n].shape[1] for n in names})
+
+
+def _by_name(found: Accuracy, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """An accuracy of many coordinates, as an array for each site."""
+    parts = torch.as_tensor(np.stack(found), dtype=torch.float32).split([*sizes.values()], 1)
+    return {name: part.clone() for name, part in zip(sizes, parts, strict=True)}
 
 
 def _joined(columns: Mapping[str, Tensor], names: Sequence[str]) -> Array:

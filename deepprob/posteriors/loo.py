@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.densities import joint_weights, log_likelihood, row_weights
 from deepprob.posteriors.draw_chunks import DrawArray, draw_chunks, seed_of_part
 from deepprob.posteriors.fitted import FittedProgram
@@ -52,8 +52,8 @@ class LOO:
 
     @property
     def khat_limit(self) -> float:
-        r"""The largest reliable k-hat, :math:`\min(1 - 1 / \log_{10} K, 0.7)`."""
-        return min(1 - 1 / math.log10(self.draws), 0.7)
+        """The largest reliable k-hat; see `deepprob.posteriors.arviz_compat.khat_limit`."""
+        return khat_limit(self.draws)
 
     @property
     def influential(self) -> NDArray[np.int64]:

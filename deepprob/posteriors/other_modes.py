@@ -20,7 +20,8 @@ from deepprob.programs.minibatch import Batch
 from deepprob.programs.sites import sample_sites
 from deepprob.programs.tracing import LogDensity, log_density
 
-_STARTS, _STEPS, _MOST_NUMBERS, _MOST_WORK = 16, 150, 30, 2**22
+POINTS = 16
+_STEPS, _MOST_NUMBERS, _MOST_WORK = 150, 30, 2**22
 _SPEED = 0.1  # of the climb, in sds of the prior for each step
 _APART = 3.0  # sds of both between the guide's mean and another mode, in some coordinate
 
@@ -39,17 +40,13 @@ class OtherMode(NamedTuple):
     site: str
 
 
-def other_mode(
-    fitted: FittedProgram, batch: Batch, values: Mapping[str, Tensor], log_evidence: float, seed: int
-) -> OtherMode | None:
-    """Search for the mode with the most mass that a guide does not cover; None if none is found.
+def density_to_search(fitted: FittedProgram, batch: Batch, values: Mapping[str, Tensor]) -> LogDensity:
+    """The density of the posterior at any points, `POINTS` at once.
 
     Args:
         fitted: The program of a posterior that holds a guide.
         batch: The training data, accepted.
         values: The guide's draws, as coordinates by site, ``(K, n)`` each.
-        log_evidence: What the guide's draws say of the evidence, in nats.
-        seed: Random seed of the starts.
 
     Raises:
         ValueError: If the latent sites are not a few numbers that all rows share, or the data are large.
@@ -57,11 +54,31 @@ def other_mode(
     """
     found = fitted.structure
     numbers = sum(x.shape[1] for x in values.values())
-    work = _STARTS * max((x.numel() for x in batch), default=1)
+    work = POINTS * max((x.numel() for x in batch), default=1)
     searched = not (found.local or found.summed) and values.keys() == set(found.latent)
     if not searched or numbers > _MOST_NUMBERS or work > _MOST_WORK:
         raise ValueError(f"the search is for at most {_MOST_NUMBERS} numbers that all rows share, and for small data.")
-    density = log_density(fitted.instance, batch, chains=_STARTS)
+    return log_density(fitted.instance, batch, chains=POINTS)
+
+
+def other_mode(
+    fitted: FittedProgram,
+    batch: Batch,
+    density: LogDensity,
+    values: Mapping[str, Tensor],
+    log_evidence: float,
+    seed: int,
+) -> OtherMode | None:
+    """Search for the mode with the most mass that a guide does not cover; None if none is found.
+
+    Args:
+        fitted: The program of a posterior that holds a guide.
+        batch: The training data, accepted.
+        density: `density_to_search` of them.
+        values: The guide's draws, as coordinates by site, ``(K, n)`` each.
+        log_evidence: What the guide's draws say of the evidence, in nats.
+        seed: Random seed of the starts.
+    """
     starts = _prior_draws(fitted, batch, density, seed)
     ends = _climb(density, starts)
     centre, spread = (torch.cat([f(values[n]) for n in density.shapes]) for f in (_mean, _sd))
@@ -92,9 +109,9 @@ def _site_of(density: LogDensity, at: int) -> str:
 
 def _prior_draws(fitted: FittedProgram, batch: Batch, density: LogDensity, seed: int) -> Tensor:
     with fitted.querying(seed):
-        trace = fitted.run_prior(batch, len(batch[0]) if batch else 1, _STARTS)
+        trace = fitted.run_prior(batch, len(batch[0]) if batch else 1, POINTS)
     sites = dict(sample_sites(trace))
-    columns = [biject_to(sites[n]["fn"].support).inv(sites[n]["value"]).reshape(_STARTS, -1) for n in density.shapes]
+    columns = [biject_to(sites[n]["fn"].support).inv(sites[n]["value"]).reshape(POINTS, -1) for n in density.shapes]
     return torch.cat(columns, 1).nan_to_num(0.0)
 
 
@@ -122,11 +139,11 @@ def _laplace(density: LogDensity, mode: Tensor, spread: Tensor) -> tuple[float, 
     """
     size, step = len(mode), 0.05
     points = torch.cat([mode + step * torch.diag(spread), mode - step * torch.diag(spread)])
-    padded = torch.cat([points, mode.expand(-len(points) % _STARTS, size)])
-    gradients = torch.cat([density(part)[1] for part in padded.split(_STARTS)])[: len(points)]
+    padded = torch.cat([points, mode.expand(-len(points) % POINTS, size)])
+    gradients = torch.cat([density(part)[1] for part in padded.split(POINTS)])[: len(points)]
     scaled = (gradients[size:] - gradients[:size]) * spread / (2 * step)
     precision = ((scaled + scaled.T) / 2).double()
-    height = density(mode.expand(_STARTS, size))[0][0]
+    height = density(mode.expand(POINTS, size))[0][0]
     if not bool(precision.isfinite().all()) or float(torch.linalg.eigvalsh(precision).min()) <= 0:
         return math.nan, spread
     log_volume = size / 2 * math.log(2 * math.pi) - float(precision.logdet()) / 2 + float(spread.double().log().sum())

@@ -15,19 +15,19 @@ from scipy import stats
 
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.khat import khat_limit
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
 from deepprob.engine.accuracy import accuracy_of_rows
-from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
+from deepprob.posteriors.wide_draws import EFFECTIVE
 
 _MEANS, _WIDTHS = "posterior means, global latents", "posterior widths, global latents"
 _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, local latents"
 _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
-_EFFECTIVE, _EASY = 100, 0.3  # effective draws of reliable importance weights; k-hat of those that decide alone
+_EASY = 0.3  # k-hat of importance weights that decide without gradients
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,14 @@ class _Finding:
         size: How far, signed.
         se: The standard error.
         surely: The part of the absolute size that the standard error leaves.
+        source: What tells it.
     """
 
     name: str
     size: float
     se: float
     surely: float
+    source: str
 
 
 def check_means(accuracy: GuideAccuracy) -> Check:
@@ -57,7 +59,7 @@ def check_means(accuracy: GuideAccuracy) -> Check:
         The largest distance of a mean, in sds of the posterior; a caution if it is surely above 0.3, a fail above 1.
         For weights that are judged one by one, the root mean square over the weights of a site.
     """
-    found, method = _findings(accuracy, 0)
+    found = _findings(accuracy, 0)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
     verdict = _verdict(worst.surely, _SHIFT_CAUTION, _SHIFT_FAIL)
     alone = worst.name in accuracy.by_gradients and worst.name not in accuracy.together  # many numbers have no one sign
@@ -69,7 +71,7 @@ def check_means(accuracy: GuideAccuracy) -> Check:
         worst.se,
         _SHIFT_CAUTION,
         verdict,
-        f"{where}, {_judged(accuracy, method)}.",
+        f"{where}, by the {worst.source} on the training data.",
         "sd",
         found,
     )
@@ -96,18 +98,19 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
             next_step="For a width, fit guide='normal' or guide='laplace'.",
             unit="times",
         )
-    found, method = _findings(accuracy, 2)
+    found = _findings(accuracy, 2)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
     verdict = _verdict(worst.surely, float(np.log(_WIDTH_CAUTION)), float(np.log(_WIDTH_FAIL)))
     factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
     se = factor * worst.se
-    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {_judged(accuracy, method)}."
+    how = f"by the {worst.source} on the training data."
+    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {how}"
     if verdict == "pass":
         ratio = float(np.exp(worst.size))
         reading = (
             f"The guide's sd of {worst.name} is {number(ratio, ratio * worst.se)} times that of the posterior, the "
         )
-        reading += f"furthest of all, {_judged(accuracy, method)}."
+        reading += f"furthest of all, {how}"
     return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found)
 
 
@@ -188,11 +191,11 @@ def _of_rows(values: ArrayLike, gradients: ArrayLike) -> tuple[Array, Array]:
     return accuracy_of_rows(array(values).swapaxes(0, 1), array(gradients).swapaxes(0, 1))
 
 
-def _findings(accuracy: GuideAccuracy, row: int) -> tuple[list[_Finding], str]:
-    """How far all numbers are off, and the methods: importance weights, gradients, or both.
+def _findings(accuracy: GuideAccuracy, row: int) -> list[_Finding]:
+    """How far all numbers are off, by importance weights and by gradients.
 
-    Importance weights hold for posteriors of any shape, and decide alone where they are nearly equal. Where they are
-    reliable at all, the larger of two findings counts. Where they are not, gradients decide.
+    Importance weights hold for posteriors of any shape, and decide without the gradients where they are nearly equal.
+    Where they are reliable at all, the larger of two findings counts. Where they are not, gradients decide.
 
     Args:
         accuracy: How far the guide is from the posterior.
@@ -203,39 +206,42 @@ def _findings(accuracy: GuideAccuracy, row: int) -> tuple[list[_Finding], str]:
     """
     weights = accuracy.log_weights.cpu().numpy()
     khat, effective = _weight_quality(weights)
-    reliable = khat <= khat_limit(len(weights)) and effective >= _EFFECTIVE and bool(accuracy.by_weights)
+    reliable = khat <= khat_limit(len(weights)) and effective >= EFFECTIVE
     alone = reliable and khat <= _EASY and effective >= len(weights) / 2
-    if not (reliable or accuracy.by_gradients):
+    by_weights = accuracy.by_weights if reliable else {}
+    by_gradients = {n: x for n, x in accuracy.by_gradients.items() if not (alone and n in by_weights)}
+    if not (by_weights or by_gradients):
         raise ValueError(
             f"The program has no gradients ({accuracy.why or 'its latent sites are discrete'}), and the importance "
             f"weights of the guide are too unequal (k-hat {khat:.2f}, {effective:.0f} effective draws)."
         )
-    sources = {"importance weights": accuracy.by_weights if reliable else {}}
-    weighed = sources["importance weights"].keys()
-    sources["gradients"] = {n: x for n, x in accuracy.by_gradients.items() if not (alone and n in weighed)}
+    sources = {
+        f"importance weights of {len(weights)} draws": by_weights,
+        f"gradients at {len(weights)} draws": by_gradients,
+        "importance weights of draws that reach further than the guide": accuracy.by_wide_weights,
+    }
     count = sum(x.shape[1] for found in sources.values() for n, x in found.items() if n in accuracy.together)
     reach = float(stats.norm.ppf(1 - 0.05 / (2 * max(count, 1))))
-    found = [
+    return [
         finding
-        for source in sources.values()
-        for name, x in source.items()
-        for finding in _of_site(name, array(x[row : row + 2]), name in accuracy.together, reach)
+        for source, found in sources.items()
+        for name, x in found.items()
+        for finding in _of_site(name, array(x[row : row + 2]), name in accuracy.together, reach, source)
     ]
-    return found, " and the ".join(name for name, source in sources.items() if source)
 
 
-def _of_site(name: str, pair: Array, together: bool, reach: float) -> Iterator[_Finding]:
+def _of_site(name: str, pair: Array, together: bool, reach: float, source: str) -> Iterator[_Finding]:
     sizes, errors = pair
     if together:
         for i, (size, se) in enumerate(zip(sizes, errors, strict=True)):
             label = name if len(sizes) == 1 else f"{name}[{i}]"
-            yield _Finding(label, float(size), float(se), max(0.0, abs(float(size)) - reach * float(se)))
+            yield _Finding(label, float(size), float(se), max(0.0, abs(float(size)) - reach * float(se)), source)
         return
     squares = np.square(sizes) - np.square(errors)
     size = float(np.sqrt(max(squares.mean(), 0.0)))
     se = float(errors.mean() / np.sqrt(len(sizes)))
     sign = 1.0 if sizes.mean() >= 0 else -1.0
-    yield _Finding(name, sign * size, se, max(0.0, size - 1.645 * se))
+    yield _Finding(name, sign * size, se, max(0.0, size - 1.645 * se), source)
 
 
 def _weight_quality(log_weights: Array) -> tuple[float, float]:
@@ -248,10 +254,6 @@ def _weight_quality(log_weights: Array) -> tuple[float, float]:
 
 def _verdict(surely: float, caution: float, fail: float) -> Verdict:
     return "fail" if surely > fail else "caution" if surely > caution else "pass"
-
-
-def _judged(accuracy: GuideAccuracy, method: str) -> str:
-    return f"by the {method} of {len(accuracy.log_weights)} draws on the training data"
 
 
 def _check(

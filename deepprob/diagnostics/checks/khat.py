@@ -11,7 +11,7 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
-from deepprob.posteriors.arviz_compat import psis
+from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
 # k-hat exceeds its limit in 35% (one dimension) to 70% (eight dimensions) of rows for a Gaussian guide with 0.7 times
@@ -22,16 +22,6 @@ MAX_DIMENSIONS = 100
 _GLOBAL, _LOCAL = "Pareto k-hat, global latents", "Pareto k-hat, local latents"
 _ROUNDS = 40  # of the bootstrap
 _LEVEL = 0.5  # nats, of the sd of log-weights
-
-
-def khat_limit(particles: int) -> float:
-    r"""The largest reliable k-hat for a number of draws, :math:`\min(1 - 1 / \log_{10} S, 0.7)`.
-
-    Examples:
-        >>> khat_limit(100), khat_limit(100_000)
-        (0.5, 0.7)
-    """
-    return min(1 - 1 / float(np.log10(particles)), 0.7)
 
 
 def khat_se(log_weights: ArrayLike) -> float:
@@ -89,7 +79,7 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
         name=_GLOBAL,
         value=khat,
         se=se,
-        threshold=limit,
+        threshold=None if level else limit,
         verdict=verdict,
         reading=reading,
         next_step="" if verdict == "pass" else RICHER_GUIDE,

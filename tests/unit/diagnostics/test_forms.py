@@ -311,3 +311,18 @@ def test_bad_data_are_refused_and_not_unchecked() -> None:
     posterior = fitted(labels, {"x": X, "labels": LABELS})
     with pytest.raises(ValueError, match="obs must be 0 or 1 for a Bernoulli likelihood"):
         dp.check(posterior, {"x": X, "labels": LABELS + 0.5})
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(1.0, 0.05), (20.0, 1.0)])
+@pytest.mark.parametrize("given", [Y, Y[:7]])
+def test_rows_that_the_program_draws_itself_have_a_weight(scale: float, weight: float, given: Tensor) -> None:
+    rows = torch.cat([Y, Y])[:40]
+
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        chosen = y[torch.randint(len(y), (2,))]
+        with pyro.plate("chosen", 2), pyro.poutine.scale(scale=scale):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=chosen)
+
+    found = dp.check(fitted(model, rows), given)["weight of the likelihood"]
+    assert found.value == pytest.approx(weight)

@@ -17,7 +17,7 @@ from deepprob.diagnostics.overlap import Overlap, overlap_of
 from deepprob.inference import svi
 from deepprob.posteriors.guide_draws import guide_draws
 from deepprob.posteriors.label_switching import Switching
-from deepprob.posteriors.other_modes import OtherMode, other_mode
+from deepprob.posteriors.other_modes import OtherMode, density_to_search, other_mode
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.tracing import LogDensity
@@ -43,7 +43,9 @@ HEAPS = torch.tensor([-4.1, -4.0, -3.9, 3.8, 3.9, 4.0, 4.0, 4.1, 4.2])
 
 def found_from(posterior: Posterior, batch: tuple[Tensor, ...]) -> OtherMode | None:
     draws = guide_draws(posterior._fitted, batch, 200, 0)
-    return other_mode(posterior._fitted, batch, draws.values, float(draws.log_weights.logsumexp(0) - np.log(200)), 0)
+    evidence = float(draws.log_weights.logsumexp(0) - np.log(200))
+    density = density_to_search(posterior._fitted, batch, draws.values)
+    return other_mode(posterior._fitted, batch, density, draws.values, evidence, 0)
 
 
 def test_a_guide_at_the_smaller_mode_is_told_of_the_larger_one() -> None:

@@ -223,3 +223,33 @@ def test_groups_with_data_of_their_own_cannot_change_places() -> None:
 
     posterior = fitted(groups, "normal", torch.tensor([-6.0, -3.0, 0.0, 3.0, 6.0]), steps=800)
     assert kept(posterior).switching is None
+
+
+def location(prior: dist.Distribution) -> Callable[..., None]:
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", prior)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 300.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize(("prior", "narrow"), [(dist.StudentT(2.2, 0.0, 1.0), True), (dist.Normal(0.0, 1.0), False)])
+def test_tails_that_the_guide_does_not_reach_make_it_too_narrow(prior: dist.Distribution, narrow: bool) -> None:
+    """The data say almost nothing: the posterior is the prior."""
+    posterior = fitted(location(prior), "normal", torch.zeros(2), steps=1500)
+    wide = kept(posterior).by_wide_weights["mu"][2:, 0]
+    assert (wide[0] + 3 * wide[1] < -0.1) == narrow and abs(kept(posterior).by_gradients["mu"][2, 0]) < 0.1
+    assert dp.check(posterior, torch.zeros(2))["posterior widths, global latents"].verdict == (
+        "caution" if narrow else "pass"
+    )
+
+
+def test_more_numbers_than_wide_draws_tell_have_none() -> None:
+    def many(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(12), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(w.sum(-1), 5.0), obs=y)
+
+    found = kept(fitted(many, "normal", torch.zeros(5), steps=1000))
+    assert found.searched and not found.by_wide_weights
