@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from deepprob.data import DataSet, Split, list_data, load_data
     from deepprob.diagnostics import Check, Report
     from deepprob.diagnostics import plots as plots
-    from deepprob.diagnostics.compare import compare as compare
+    from deepprob.diagnostics.compare import compare
     from deepprob.diagnostics.plotting import plot
     from deepprob.diagnostics.report import check
     from deepprob.errors import StorageError
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
         ConvEncoder,
         Likelihood,
         Recurrent,
-        init_weights,
         pretrained,
     )
     from deepprob.posteriors import Posterior, Prediction, draws_posterior, sample_prior
@@ -71,9 +70,9 @@ __all__ = [
     "StorageError",
     "TensorBoard",
     "check",
+    "compare",
     "draws_posterior",
     "extend",
-    "init_weights",
     "list_data",
     "load_data",
     "plot",

@@ -84,3 +84,34 @@ def line_rise(means: Array) -> tuple[Change, float]:
     inflation = math.sqrt((1 + rho) / (1 - rho))
     se = inflation * math.sqrt(power / (n - 2) / float(time @ time))
     return Change(slope * (n - 1), se * (n - 1), n - 2.0), inflation
+
+
+def signal_to_noise(gradients: Array) -> tuple[float, float]:
+    r"""Signal-to-noise ratio of one gradient, and its standard error by the jackknife; nan without noise.
+
+    .. math:: \sqrt{\|E g\|^2 \, / \, \mathrm{tr} \, \mathrm{Var} \, g}
+
+    Args:
+        gradients: Independent estimates of a gradient, shape ``(n, D)``.
+
+    References:
+        Rainforth et al. (2018), Tighter variational bounds are not necessarily better.
+
+    Examples:
+        >>> noise = np.random.default_rng(0).normal(size=(200, 3))
+        >>> ratio, se = signal_to_noise(noise + 1.0)
+        >>> abs(ratio - 1.0) < 3 * se < 0.5
+        True
+    """
+    count, squares = len(gradients), np.square(gradients).sum(1)
+    total, square = gradients.sum(0), squares.sum()
+
+    def ratio(norm: Array, square: Array, n: int) -> Array:
+        noise = (square - norm / n) / (n - 1)
+        signal = np.maximum(norm - square, 0.0) / (n * (n - 1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(noise > 1e-9 * square / n, np.sqrt(signal / noise), np.nan)
+
+    whole = float(ratio(np.square(total).sum(), square, count))
+    without = ratio(np.square(total - gradients).sum(1), square - squares, count - 1)
+    return whole, float(np.sqrt((count - 1) * np.var(without)))

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
+import torch
+
+from deepprob.engine.random import RandomStream
+from deepprob.engine.statistics import signal_to_noise
+from deepprob.fitting.gradients import loss_and_gradients
+from deepprob.fitting.objectives import objective_named
+from deepprob.fitting.state import gather_rows
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, guide_accuracy
 from deepprob.posteriors.posterior import Posterior
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, num_rows
 
 _FEWEST_STEPS, _STEPS_OF_A_SEARCH, _LEAST_SECONDS, _SHARE = 100, 1000, 2.0, 0.1
+_GRADIENTS = 32  # that tell signal from noise
 
 
 def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAccuracy | None:
@@ -30,3 +41,46 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
         return guide_accuracy(fitted, data, seed=posterior.seed, seconds=most, search=long)
     except Exception:  # of the program, in runs that a fit does not need
         return None
+
+
+def gradient_signal(posterior: Posterior, data: Batch, batch_size: int, seconds: float) -> dict[str, list[float]]:
+    """How much of a step's gradient of the ELBO is signal, where the posterior is; by trained parameter.
+
+    Args:
+        posterior: The posterior of the fit.
+        data: The training data, accepted.
+        batch_size: Rows of a step.
+        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds.
+
+    Returns:
+        The signal-to-noise ratio of one gradient and its standard error. Parameters without noise are left out, and all
+        of them where the fit was too short to pay for it or maximized another objective than the ELBO.
+    """
+    instance, ends = posterior.instance, time.perf_counter() + max(_LEAST_SECONDS, _SHARE * seconds)
+    elbo = posterior.config.get("objective", {}).get("name") == "elbo"
+    if not elbo or len(posterior.history.steps["elbo"]) < 10 * _GRADIENTS:
+        return {}
+    params, before, rows = instance.parameters(), instance.snapshot(), num_rows(data)
+    shuffled = torch.Generator().manual_seed(posterior.seed)
+    found: list[list[torch.Tensor]] = []
+    training = instance.program.training
+    try:
+        instance.program.train()
+        with instance.running(), RandomStream(posterior.seed, instance.device).drawing():
+            while len(found) < _GRADIENTS and (time.perf_counter() < ends or not found):
+                chosen = torch.randperm(rows, generator=shuffled)[:batch_size].to(instance.device)
+                args = [*params.values()], gather_rows(data, chosen), chosen, 1.0
+                found.append(loss_and_gradients(instance, objective_named("elbo"), *args)[2])
+    except Exception:  # of the program, in runs that a fit does not need
+        return {}
+    finally:
+        instance.program.train(training)
+        instance.load(before)
+    if len(found) < _GRADIENTS:
+        return {}
+    columns = zip(instance.constrained(trained=True), zip(*found, strict=True), strict=True)  # in the same order
+    ratios = {
+        name: signal_to_noise(torch.stack(column).reshape(_GRADIENTS, -1).double().cpu().numpy())
+        for name, column in columns
+    }
+    return {name: [*ratio] for name, ratio in ratios.items() if np.isfinite(ratio).all()}

@@ -31,7 +31,7 @@ from deepprob.fitting.divergence import (
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.interruption import interruptible, warn_if_interrupted
-from deepprob.fitting.judging import accuracy_after
+from deepprob.fitting.judging import accuracy_after, gradient_signal
 from deepprob.fitting.levelling import Groups, Levelling, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
@@ -390,5 +390,7 @@ class RunningFit:
         rows = TrainingRows.of(self.data, instance)
         found = Posterior(instance, **record, training=training, training_rows=rows)
         if not (self.history.interrupted or self.bad_in_a_row):
-            found.accuracy = accuracy_after(found, self.data, sum(self.history.epochs.get("seconds", ())))
+            seconds = sum(self.history.epochs.get("seconds", ()))
+            found.accuracy = accuracy_after(found, self.data, seconds)
+            self.history.gradients = gradient_signal(found, self.data, self.settings.batch_size, seconds)
         return found

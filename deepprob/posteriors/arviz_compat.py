@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-ROUNDING = 64 * float(np.finfo(np.float32).eps)
+_ROUNDING = 64 * float(np.finfo(np.float32).eps)
 
 
 @functools.cache
@@ -147,7 +147,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     flat = weights.reshape(-1, weights.shape[-1])
     smoothed, khat = np.empty_like(flat), np.zeros(len(flat))
     for i, row in enumerate(flat):  # ArviZ itself loops over rows, so this costs no speed
-        if np.ptp(row) < max(1e-3, ROUNDING * float(np.abs(row).max())):
+        if np.ptp(row) < max(1e-3, _ROUNDING * float(np.abs(row).max())):
             smoothed[i] = -np.log(row.size)
         else:
             smoothed[i], khat[i] = _psis_row(row)

@@ -35,6 +35,8 @@ class History:
             the same rows and noise, and ``behind_se``; ``kept`` (1 for the kept start); the number of ``skipped``
             steps; ``distance.<site>`` for each global latent site, the root mean square distance of its guide's mean
             from the kept start's, in the sd of the kept start's guide (of a point estimate, in the site's units).
+        gradients: By trained parameter the signal-to-noise ratio of one step's gradient of the ELBO at the end of the
+            fit, and its standard error; see `deepprob.engine.statistics.signal_to_noise`.
         steps_per_epoch: Steps in one epoch.
         best_epoch: The epoch whose parameters the posterior holds.
         interrupted: Whether the fit was interrupted from outside.
@@ -48,6 +50,7 @@ class History:
     epochs: dict[str, list[float]] = field(default_factory=dict)
     levels: dict[str, list[float]] = field(default_factory=dict)
     restarts: dict[str, list[float]] = field(default_factory=dict)
+    gradients: dict[str, list[float]] = field(default_factory=dict)
     steps_per_epoch: int = 1
     best_epoch: int = 0
     interrupted: bool = False
@@ -83,8 +86,8 @@ class History:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The record as tensors to save, named ``steps.<name>``, ``epochs.<name>``, ``levels.<name>`` and so on."""
-        kinds = {"steps": self.steps, "epochs": self.epochs, "levels": self.levels, "restarts": self.restarts}
-        rows = {f"{kind}.{n}": v for kind, columns in kinds.items() for n, v in columns.items()}
+        kinds = ("steps", "epochs", "levels", "restarts", "gradients")
+        rows = {f"{kind}.{n}": v for kind in kinds for n, v in getattr(self, kind).items()}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
 
     def facts(self) -> dict[str, int | bool]:

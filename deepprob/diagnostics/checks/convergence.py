@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,11 @@ WINDOWS = 4
 NAME = "ELBO convergence"
 _FREEDOM = 30.0  # of the standard errors of a comparison, about
 _MORE = "Train on: dp.extend(posterior, data)."
+_NOISE = 0.1  # signal-to-noise ratio of one gradient, up to which a hundred steps are needed to see it
+_AVERAGE = (
+    "The gradient of a step is mostly noise: train on with more particles, "
+    "dp.extend(posterior, data, objective=dp.ELBO(particles=10)), or fit with larger batches."
+)
 _LOWER = "Lower the learning rate towards the end (Optimizer(schedule='cosine')), or average the parameters."
 
 
@@ -167,14 +173,39 @@ def _applies(case: Case) -> bool:
     return len(case.posterior.history.steps.get("elbo", ())) > 0
 
 
+def with_signal(check: Check, gradients: Mapping[str, Sequence[float]]) -> Check:
+    """A check of convergence, with the signal-to-noise ratio of one step's gradient at the end of the fit.
+
+    The ratio has no limit of its own: it is small where the fit has converged. Where it has not, a small one says that
+    the steps are noise rather than progress.
+
+    Args:
+        check: The check.
+        gradients: The ratio and its standard error by trained parameter, ``history.gradients``.
+
+    Examples:
+        >>> check = check_convergence(np.random.default_rng(0).normal(size=1000), margin=0.1)
+        >>> with_signal(check, {"scale": [0.02, 0.03]}).next_step.split(":")[0]
+        'The gradient of a step is mostly noise'
+    """
+    if not gradients:
+        return check
+    name, (ratio, se) = max(gradients.items(), key=lambda item: item[1][0])
+    reading = f"{check.reading} The signal-to-noise ratio of one gradient is at most {number(ratio, se)} ({name})."
+    noisy = check.verdict != "pass" and ratio < _NOISE and check.next_step == _MORE
+    details = {**check.details, "signal_to_noise": {n: [*x] for n, x in gradients.items()}}
+    return replace(check, reading=reading, details=details, next_step=_AVERAGE if noisy else check.next_step)
+
+
 def _run(case: Case, level: float) -> Check:
     history, instance = case.posterior.history, case.posterior.instance
     elbo = settled(history)
     if history.levels:
-        return check_levels(
-            history.levels, instance.num_data, iterate_rhat(elbo[len(elbo) // 2 :]), len(history.steps["elbo"])
-        )
-    return check_convergence(elbo * instance.num_data, margin=margin_of(instance))
+        rhat, steps = iterate_rhat(elbo[len(elbo) // 2 :]), len(history.steps["elbo"])
+        found = check_levels(history.levels, instance.num_data, rhat, steps)
+    else:
+        found = check_convergence(elbo * instance.num_data, margin=margin_of(instance))
+    return with_signal(found, history.gradients)
 
 
 def settled(history: History) -> Array:
