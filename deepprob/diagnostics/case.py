@@ -152,17 +152,18 @@ class Case(CaseData):
         Where the program draws rows of its own, it is how often every row counts on average, of as many as in the fit.
         """
 
-        def run(batch: Batch, seed: int) -> tuple[Array, Array]:
+        def run(batch: Batch, seed: int) -> tuple[list[Array], Array]:
             found = observed_sites(self.posterior.trace(*given(batch), draws=1, seed=seed)[1])
-            values, scales = ([np.ravel(array(found[n][key])) for n in self.sites] for key in ("value", "scale"))
-            return np.concatenate(values), np.concatenate(scales)
+            values = [np.atleast_1d(array(self._layout(1).draws_first(found[n])[0])) for n in self.sites]
+            return values, np.concatenate([np.ravel(array(found[n]["scale"])) for n in self.sites])
 
         (values, scale), (again, _) = (run(self.batch, self.seed + i) for i in (0, 1))
-        if not self.batch or np.array_equal(values, again, equal_nan=True):
+        same = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(values, again, strict=True))
+        if not self.batch or same or any(num_rows(self.batch) in x.shape for x in values):
             return scale
         rows = self.posterior.instance.num_data
         values, scale = run(rows_of(self.batch, torch.arange(rows) % num_rows(self.batch)), self.seed)
-        return scale * len(values) / rows
+        return scale * sum(map(len, values)) / rows
 
     @property
     def target(self) -> Array:

@@ -55,7 +55,6 @@ def check_label_switching(switching: Switching | None) -> Check:
         reading=reading,
         next_step=next_step,
         details={} if switching is None else {"sites": list(switching.sites), "labels": switching.labels},
-        unit="modes",
     )
 
 
