@@ -154,5 +154,7 @@ def _reasons(checks: Iterable[Check], found: Mapping[About, Verdict], uses: Uses
         elif verdict == "caution" and not any(c.verdict == "caution" for c in checks if c.about == about):
             reasons.append(f"{subject} could be examined only in part")
         elif verdict != "pass":
-            reasons.append(f"{subject} {_FINDINGS[about, verdict]}")
+            flagged = [c.name for c in checks if c.about == about and c.verdict == verdict]
+            named = about == "predictions" and len(flagged) < _MOST_NAMES
+            reasons.append(f"{subject} {_FINDINGS[about, verdict]}" + (f" ({', '.join(flagged)})" if named else ""))
     return f": {_joined(reasons)}" if reasons else ""

@@ -86,7 +86,7 @@ class Check:
         if self.threshold is None:
             return ""
         beyond = self.value > self.threshold if self.good == "<=" else self.value < self.threshold
-        unsure = "; not surely beyond" if beyond and self.se and self.verdict == "pass" else ""
+        unsure = "; not surely beyond" if beyond and self.verdict == "pass" else ""
         return f"{self.good} {number(self.threshold)}{unsure}"
 
     @property

@@ -12,10 +12,15 @@ from deepprob.diagnostics.check import number
 
 NOTE = (
     "The number after ± is the standard error; a value counts as beyond its limit only if it is so significantly. "
+    "A value beyond its limit is a caution; a fail is far beyond it, at a second limit of its own. "
     "Unchecked means that a check could not look. The checks that are statistical tests share a false-alarm rate of 5% "
     "(Bonferroni): if the posterior is exact and the model is correct, at most one report in twenty has another "
     "verdict than pass."
 )
+_WARY = {
+    "fail": "These numbers are the guide's; those of the posterior differ, as the checks say.",
+    "caution": "These numbers are the guide's; those of the posterior may differ, as the checks say.",
+}
 # Heights in a notebook of about 900 px, in px: of the page without its parts, and of one of each.
 _EMPTY, _STEP, _SCORE, _CHECK, _PICTURES = 430, 40, 60, 105, 430
 
@@ -41,6 +46,7 @@ def page(report: Any) -> str:
         details=[(name, text) for name, text in details if text],
         note=NOTE,
         number=number,
+        wary=_WARY.get(report.claims.get("posterior")),
     )
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.figures import legend_above
 from deepprob.diagnostics.metrics import shares_by_bin
 from deepprob.diagnostics.style import BLUE, GREY, INK, MIDDLE, ORANGE, new_axes, new_figure
 
@@ -63,7 +64,7 @@ def training_curve(
         axes.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
     axes.set_xlabel("epoch" if steps_per_epoch > 1 or len(held) else "step")
     axes.set_ylabel("ELBO, nats per datum")
-    axes.legend(frameon=False, loc="lower right")
+    legend_above(figure)
     return figure
 
 

@@ -185,9 +185,10 @@ def check(
     Args:
         posterior: The posterior to check.
         data: Held-out data, in any form that the program accepts; None for a program that holds its data.
-        train: The training data; needed for the Pareto k-hat of global latents (such as weights).
+        train: The training data; needed to judge global latents (such as weights) where the fit did not, because it had
+            fewer than 100 steps, was interrupted, or its draws took too long.
         ood: Out-of-distribution data, on which the posterior should be less certain.
-        draws: Number of posterior draws for predictions; the smallest possible p-value is about ``1 / draws``.
+        draws: Number of posterior draws for predictions; a p-value takes as many more as its level needs.
         particles: Number of importance samples per row.
         seed: Seed of all random numbers; the same seed gives the same report.
         site: The observed site whose predictions to check; None for all of them.
@@ -269,9 +270,9 @@ def _cached(make: Callable[[], Sequence[Picture]]) -> Callable[[], Sequence[Pict
 
 
 def _title(case: Case) -> str:
-    name = type(case.program).__name__
-    rows = case.rows
-    return f"{'Pyro program' if name == 'FunctionProgram' else name} on {rows} row{'s' * (rows != 1)}"
+    rows, named = case.rows, vars(case.program).get("_model", case.program)  # a function, or an object of a class
+    name = getattr(named, "__name__", type(named).__name__)
+    return f"{name if name.isidentifier() else 'Pyro program'} on {rows} row{'s' * (rows != 1)}"
 
 
 def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:

@@ -257,7 +257,7 @@ def _multinomial(noise: LiftedNoise, x: Tensor, count: int, *_: Any) -> Tensor:
     """Categories by the inverse of their cumulative probabilities; a category of probability zero is never drawn."""
     cumulative = x.cumsum(-1)
     u = noise.take("uniform", (*x.shape[:-1], count), x.dtype, x.device)
-    found = torch.searchsorted(cumulative / cumulative[..., -1:], u.contiguous(), right=True)
+    found = torch.searchsorted((cumulative / cumulative[..., -1:]).contiguous(), u.contiguous(), right=True)
     return found.clamp(max=x.shape[-1] - 1)  # where probabilities are nan
 
 

@@ -103,14 +103,8 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
     verdict = _verdict(worst.surely, float(np.log(_WIDTH_CAUTION)), float(np.log(_WIDTH_FAIL)))
     factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
     se = factor * worst.se
-    how = f"by the {worst.source} on the training data."
-    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {how}"
-    if verdict == "pass":
-        ratio = float(np.exp(worst.size))
-        reading = (
-            f"The guide's sd of {worst.name} is {number(ratio, ratio * worst.se)} times that of the posterior, the "
-        )
-        reading += f"furthest of all, {how}"
+    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, by the {worst.source} on the "
+    reading += "training data."
     return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found)
 
 

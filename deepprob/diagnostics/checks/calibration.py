@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
-from deepprob.diagnostics.checks.p_values import joint_p_value, limit
+from deepprob.diagnostics.checks.p_values import joint_p_value
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.prediction import Prediction
 
@@ -107,7 +107,7 @@ def check_calibration(
         name=_CALIBRATION,
         value=excess,
         se=se,
-        threshold=limit(excess, _ECE_CAUTION, significant=p_value <= level),
+        threshold=_ECE_CAUTION,
         verdict=verdict,
         reading=(
             f"The expected calibration error (ECE) is {observed:.3f}; perfect calibration would give {expected:.3f} "
@@ -188,7 +188,7 @@ def check_coverage(
         name=_COVERAGE,
         value=abs(gap),
         se=float(se[widest]),
-        threshold=limit(abs(gap), _COVERAGE_CAUTION, significant=p_value <= level),
+        threshold=_COVERAGE_CAUTION,
         verdict=verdict,
         reading=f"Coverage of the targets: {', '.join(shares)} (p = {p_value:.2g})."
         + ("" if verdict == "pass" else f" The intervals are too {'narrow' if gap < 0 else 'wide'}.")

@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array
-from deepprob.diagnostics.checks.p_values import limit
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.training_rows import Summary, columns_of
 
@@ -95,7 +94,7 @@ def check_drift(found: Sequence[Shift], *, level: float = 0.05) -> Check:
         name=NAME,
         value=worst.distance,
         se=None,
-        threshold=limit(worst.distance, _CAUTION, significant=bool(significant)),
+        threshold=_CAUTION,
         verdict=verdict,
         reading=f"The largest difference from the training inputs: {where} (p = {p:.2g} over {len(found)} "
         f"column{'s' * (len(found) > 1)}).",

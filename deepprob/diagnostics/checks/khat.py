@@ -112,6 +112,7 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
         value=share,
         se=se,
         threshold=_ROW_SHARE,
+        unit="of rows",
         verdict=verdict,
         reading=(
             f"{share:.0%} of {rows} rows have a Pareto k-hat above {limit:.2f} (median {np.median(khats):.2f}): "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from deepprob.diagnostics.check import Check, Verdict
-from deepprob.diagnostics.checks.p_values import limit
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.overlap import LEVEL, Overlap
 
@@ -40,7 +39,7 @@ def check_leakage(overlap: Overlap) -> Check:
         name=NAME,
         value=share,
         se=float(np.sqrt(share * (1 - share) / rows)) if count else None,
-        threshold=limit(share, twins, significant=verdict != "pass"),
+        threshold=twins,
         verdict=verdict,
         reading=leaked
         if verdict != "pass"

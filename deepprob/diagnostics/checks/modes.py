@@ -78,7 +78,7 @@ def check_other_modes(other: OtherMode | None) -> Check:
     else:
         reading = (
             f"Climbs from 16 draws of the prior found a mode {number(other.distance)} sds away (in {other.site}), with "
-            f"{share:.1%} of the mass of both."
+            f"{f'{share:.1%}' if share >= 1e-3 else 'less than 0.1%'} of the mass of both."
         )
     return Check(
         name=_OTHER,

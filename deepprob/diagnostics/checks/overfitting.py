@@ -10,7 +10,6 @@ from scipy import stats
 
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Check, Verdict, array, number
-from deepprob.diagnostics.checks.p_values import limit
 from deepprob.diagnostics.diagnostic import Diagnostic
 
 NAME = "overfitting"
@@ -54,7 +53,7 @@ def check_overfitting(
         name=NAME,
         value=gap,
         se=se,
-        threshold=limit(gap, _CAUTION * sd, significant=significant),
+        threshold=_CAUTION * sd,
         verdict=verdict,
         reading=f"The mean log-likelihood is {number(train)} nats per row of the fit, and {number(mean)} per given "
         f"row; beyond the uncertainty of the posterior the difference is {number(gap, se)}"

@@ -8,16 +8,6 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.check import Array, array
 
 
-def limit(value: float, largest: float, *, significant: bool) -> float | None:
-    """The limit of a value for a report; None if a larger value passes because it may be due to chance.
-
-    Examples:
-        >>> limit(0.2, 0.1, significant=True), limit(0.2, 0.1, significant=False)
-        (0.1, None)
-    """
-    return largest if significant or value <= largest else None
-
-
 def two_sided_p_values(observed: ArrayLike, replicated: ArrayLike) -> Array:
     r"""Two-sided Bayesian p-values: how often replicates are as extreme as the data.
 

@@ -13,7 +13,6 @@ from deepprob.diagnostics.baseline import class_baseline, normal_baseline
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
-from deepprob.diagnostics.checks.p_values import limit
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.training_rows import Summary
 
@@ -103,13 +102,13 @@ def check_skill(
         name=NAME,
         value=mean,
         se=se,
-        threshold=limit(mean, base, significant=verdict != "pass"),
+        threshold=base,
         verdict=verdict,
         reading=f"The negative log-likelihood (NLL) is {number(mean, se)} nats per row; a baseline without the inputs "
         f"has {number(base)} (gain {number(gain, paired)}){finding[verdict]} {how}".rstrip(),
         next_step={
-            "fail": "Check that inputs and targets belong together, fit longer, or simplify.",
-            "caution": "Check that inputs and targets belong together, fit longer, or look for inputs that tell more.",
+            "fail": "Check that inputs and targets belong together, or simplify.",
+            "caution": "Check that inputs and targets belong together, or look for inputs that tell more.",
             "pass": "",
         }[verdict],
         details={"nll": mean, "nll_se": se, "baseline": base, "gain": gain, "p": p_worse, **(details or {})},

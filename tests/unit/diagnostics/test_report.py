@@ -93,7 +93,7 @@ def decided(**verdicts: str) -> str:
         (
             {"posterior": "pass", "predictions": "fail"},
             "This model may be used with care for conclusions about w, but not for predictions of y: "
-            "its predictions do not match the data.",
+            "its predictions do not match the data (predictions).",
         ),
         (
             {"posterior": "caution", "predictions": "pass", "data": "caution"},
@@ -108,7 +108,7 @@ def decided(**verdicts: str) -> str:
         (
             {"fit": "caution", "posterior": "pass", "predictions": "fail"},
             "Do not use this model yet for predictions of y or conclusions about w: "
-            "its training may not be finished and its predictions do not match the data.",
+            "its training may not be finished and its predictions do not match the data (predictions).",
         ),
         ({}, ""),
     ],
