@@ -94,7 +94,8 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
         log_weights: ``log p(x, z_k) - log q(z_k | x)``, shape ``(particles, rows)``.
 
     Returns:
-        The share; a caution if it is significantly above 30%.
+        The share; a caution if it is significantly above 30%. Rows whose log-weights have an sd of at most 0.5 nats do
+        not count, see `check_global_khat`.
 
     Examples:
         >>> check_local_khat(np.zeros((100, 7))).value
@@ -104,7 +105,7 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
     particles, rows = weights.shape
     _, khats = psis(weights.T)
     limit = khat_limit(particles)
-    share = float((khats > limit).mean())
+    share = float(((khats > limit) & (weights.std(0) > _LEVEL)).mean())
     se = float(np.sqrt(share * (1 - share) / rows))
     verdict: Verdict = "caution" if share - 1.645 * se > _ROW_SHARE else "pass"
     return Check(
@@ -115,7 +116,8 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
         unit="of rows",
         verdict=verdict,
         reading=(
-            f"{share:.0%} of {rows} rows have a Pareto k-hat above {limit:.2f} (median {np.median(khats):.2f}): "
+            f"{share:.0%} of {rows} rows have unequal weights and a Pareto k-hat above {limit:.2f} (median of all "
+            f"{np.median(khats):.2f}): "
             + (
                 "in most rows the guide reaches as far as the posterior."
                 if verdict == "pass"

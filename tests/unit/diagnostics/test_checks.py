@@ -139,6 +139,11 @@ class TestKhat:
         small, large = check_global_khat(weights), check_global_khat(100 * weights)
         assert min(small.value, large.value) > 0.7
         assert small.verdict == "pass" and large.verdict in ("caution", "fail")
+        by_row = (
+            check_local_khat(np.repeat(weights[:, None], 30, 1)),
+            check_local_khat(np.repeat(weights[:, None], 30, 1) * 100),
+        )
+        assert [check.verdict for check in by_row] == ["pass", "caution"]
         assert "differ by" in small.reading
 
 
