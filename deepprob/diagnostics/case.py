@@ -20,7 +20,7 @@ from deepprob.diagnostics.case_data import given as given
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
 from deepprob.diagnostics.left_out import LeftOut, left_out
-from deepprob.diagnostics.observed import places_of, reads, unmasked
+from deepprob.diagnostics.observed import places_of, reads, rows_in, unmasked
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
@@ -152,17 +152,18 @@ class Case(CaseData):
         Where the program draws rows of its own, it is how often every row counts on average, of as many as in the fit.
         """
 
-        def run(batch: Batch, seed: int) -> tuple[Array, Array]:
+        def run(batch: Batch, seed: int) -> tuple[Array, Array, int]:
             found = observed_sites(self.posterior.trace(*given(batch), draws=1, seed=seed)[1])
             values, scales = ([np.ravel(array(found[n][key])) for n in self.sites] for key in ("value", "scale"))
-            return np.concatenate(values), np.concatenate(scales)
+            count = sum(rows_in(found[n], self._layout(1)) for n in self.sites)
+            return np.concatenate(values), np.concatenate(scales), count
 
-        (values, scale), (again, _) = (run(self.batch, self.seed + i) for i in (0, 1))
+        (values, scale, _), (again, *_) = (run(self.batch, self.seed + i) for i in (0, 1))
         if not self.batch or np.array_equal(values, again, equal_nan=True):
             return scale
         rows = self.posterior.instance.num_data
-        values, scale = run(rows_of(self.batch, torch.arange(rows) % num_rows(self.batch)), self.seed)
-        return scale * len(values) / rows
+        _, scale, count = run(rows_of(self.batch, torch.arange(rows) % num_rows(self.batch)), self.seed)
+        return scale * count / rows
 
     @property
     def target(self) -> Array:

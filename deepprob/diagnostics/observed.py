@@ -43,6 +43,12 @@ def reads(site: Site, x: Tensor) -> bool:
     return a.shape == b.shape and bool(torch.isclose(a.to(b), b, rtol=0, atol=0, equal_nan=True).all())
 
 
+def rows_in(site: Site, layout: Layout) -> int:
+    """How many rows a run has observed at a site: the size of the row plate, or of the first axis without one."""
+    shape, plates = layout.draws_first(site).shape[1:], layout.plates_of(site)
+    return shape[plates.index(layout.plate) if layout.plate in plates else 0] if shape else 1
+
+
 def unmasked(site: Site, layout: Layout) -> NDArray[np.bool_] | bool:
     """Which values of a site count in the likelihood, of the shape of its value."""
     known: NDArray[np.bool_] | bool = True
