@@ -27,7 +27,7 @@ _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, l
 _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
-_ALONE = ", each number given the others: correlations between them are not judged"
+_ALONE = ", each number given the others"
 _EASY = 0.3  # k-hat of importance weights that decide without gradients
 
 
