@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepprob.engine.accuracy import Accuracy, Array, accuracy_by_gradients, accuracy_by_number, accuracy_by_weights
+from deepprob.engine.accuracy import (
+    Accuracy,
+    Array,
+    accuracy_by_gradients,
+    accuracy_by_number,
+    accuracy_by_weights,
+    divergence_by_gradients,
+)
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
@@ -24,6 +31,7 @@ from deepprob.programs.minibatch import Batch
 DRAWS = 1000
 _DRAWS_PER_NUMBER = 3  # that tell their covariance
 _FEW = 40
+_MOST_TOGETHER = 1000  # numbers of a divergence, spread evenly over more
 _MOST_NUMBERS = 2**23  # coordinates times draws
 
 _Judge = Callable[[Array, Array], Accuracy]
@@ -43,6 +51,8 @@ class GuideAccuracy:
         together: The sites whose numbers are judged together. The others are judged number by number, given the rest:
             the weights of a network with hidden units, of which many values make the same function, and what would be
             more numbers than the draws can tell.
+        divergence: The divergence from guide to posterior in nats for every number, and its standard error, from the
+            gradients, of more numbers than the draws can tell together; None for fewer, and for a network.
         points: Latent sites of which the guide is a point estimate.
         switching: Entries that can change places without changing the posterior; None if there are none.
         searched: Whether other modes were searched for.
@@ -55,6 +65,7 @@ class GuideAccuracy:
     by_weights: Mapping[str, Tensor] = field(default_factory=dict)
     by_wide_weights: Mapping[str, Tensor] = field(default_factory=dict)
     together: tuple[str, ...] = ()
+    divergence: tuple[float, float] | None = None
     points: tuple[str, ...] = ()
     switching: Switching | None = None
     searched: bool = False
@@ -77,6 +88,7 @@ class GuideAccuracy:
         switching = None if self.switching is None else [list(self.switching.sites), self.switching.labels]
         return {
             "together": list(self.together),
+            "divergence": None if self.divergence is None else list(self.divergence),
             "points": list(self.points),
             "switching": switching,
             "searched": self.searched,
@@ -97,12 +109,13 @@ class GuideAccuracy:
             kinds["gradients"],
             kinds["weights"],
             kinds["wide"],
-            tuple(facts["together"]),
-            tuple(facts["points"]),
-            None if facts["switching"] is None else Switching(tuple(facts["switching"][0]), facts["switching"][1]),
-            facts["searched"],
-            None if facts["other"] is None else OtherMode(*facts["other"]),
-            facts["why"],
+            together=tuple(facts["together"]),
+            divergence=tuple(facts["divergence"]) if facts.get("divergence") else None,
+            points=tuple(facts["points"]),
+            switching=facts["switching"] and Switching(tuple(facts["switching"][0]), facts["switching"][1]),
+            searched=facts["searched"],
+            other=facts["other"] and OtherMode(*facts["other"]),
+            why=facts["why"],
         )
 
 
@@ -156,17 +169,24 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *,
     weights = draws.log_weights.double()
     if not draws.values:
         return GuideAccuracy(weights, {}, points=points, why=draws.why)
-    together = _together(draws.values)
+    names = _outside_networks(draws.values)
+    together = names if len(weights) >= _DRAWS_PER_NUMBER * sum(draws.values[n].shape[1] for n in names) else []
+    divergence: tuple[float, float] | None = None
     by_gradients: dict[str, Tensor] = {}
     by_weights: dict[str, Tensor] = {}
     if draws.scores:
         alone = [name for name in draws.values if name not in together]
         by_gradients |= _by_site(draws.values, together, accuracy_by_gradients, draws.scores)
         by_gradients |= _by_site(draws.values, alone, accuracy_by_number, draws.scores)
+        if names and not together:
+            columns = [_joined(x, names) for x in (draws.values, draws.scores)]
+            chosen = np.unique(np.linspace(0, columns[0].shape[1] - 1, _MOST_TOGETHER).astype(int))
+            divergence = divergence_by_gradients(*(x[:, chosen] for x in columns))
     if together and bool(weights.isfinite().all()):
         shares = _truncated(weights.cpu().numpy())
         by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
-    found = GuideAccuracy(weights, by_gradients, by_weights, together=tuple(together), points=points, why=draws.why)
+    facts: dict[str, Any] = {"together": tuple(together), "divergence": divergence, "points": points, "why": draws.why}
+    found = GuideAccuracy(weights, by_gradients, by_weights, **facts)
     if points:
         return found
     found = replace(found, switching=label_switching(fitted, batch, seed))
@@ -188,12 +208,10 @@ def _searched(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int,
     return replace(found, searched=True, other=other, by_wide_weights=by_wide_weights)
 
 
-def _together(values: Mapping[str, Tensor]) -> list[str]:
-    """The sites to judge together, see `GuideAccuracy`."""
+def _outside_networks(values: Mapping[str, Tensor]) -> list[str]:
+    """The sites that are no weights of a network with hidden units, see `GuideAccuracy`."""
     layers = {name.rpartition(".")[0] for name in values if "." in name}
-    names = [name for name in values if "." not in name or len(layers) < 2]
-    numbers = sum(values[name].shape[1] for name in names)
-    return names if len(next(iter(values.values()))) >= _DRAWS_PER_NUMBER * numbers else []
+    return [name for name in values if "." not in name or len(layers) < 2]
 
 
 def _truncated(log_weights: Array) -> Array:

@@ -27,6 +27,7 @@ _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, l
 _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
+_ALONE = ", each number given the others"
 _EASY = 0.3  # k-hat of importance weights that decide without gradients
 
 
@@ -62,7 +63,7 @@ def check_means(accuracy: GuideAccuracy) -> Check:
     found = _findings(accuracy, 0)
     worst = max(found, key=lambda f: (f.surely, abs(f.size)))
     verdict = _verdict(worst.surely, _SHIFT_CAUTION, _SHIFT_FAIL)
-    alone = worst.name in accuracy.by_gradients and worst.name not in accuracy.together  # many numbers have no one sign
+    alone = _is_alone(worst, accuracy)  # many numbers have no one sign
     side = "from the posterior's (root mean square)" if alone else "too high" if worst.size > 0 else "too low"
     where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds {side}"
     return _check(
@@ -71,7 +72,7 @@ def check_means(accuracy: GuideAccuracy) -> Check:
         worst.se,
         _SHIFT_CAUTION,
         verdict,
-        f"{where}, by the {worst.source} on the training data.",
+        f"{where}, by the {worst.source} on the training data{_ALONE if alone else ''}.",
         "sd",
         found,
     )
@@ -103,8 +104,8 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
     verdict = _verdict(worst.surely, float(np.log(_WIDTH_CAUTION)), float(np.log(_WIDTH_FAIL)))
     factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
     se = factor * worst.se
-    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, by the {worst.source} on the "
-    reading += "training data."
+    how = f"by the {worst.source} on the training data{_ALONE if _is_alone(worst, accuracy) else ''}."
+    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {how}"
     return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found)
 
 
@@ -236,6 +237,11 @@ def _of_site(name: str, pair: Array, together: bool, reach: float, source: str) 
     se = float(errors.mean() / np.sqrt(len(sizes)))
     sign = 1.0 if sizes.mean() >= 0 else -1.0
     yield _Finding(name, sign * size, se, max(0.0, size - 1.645 * se), source)
+
+
+def _is_alone(found: _Finding, accuracy: GuideAccuracy) -> bool:
+    """Whether a finding is about the numbers of a site that are judged one by one."""
+    return found.name in accuracy.by_gradients and found.name not in accuracy.together
 
 
 def _weight_quality(log_weights: Array) -> tuple[float, float]:

@@ -94,6 +94,8 @@ def bound_of_own_guides(density: LogDensity, mean: Tensor, sd: Tensor, seed: int
 def _applies(case: Case) -> bool:
     if case.posterior.kind != "guide" or not case.per_row or case.posterior.structure.plates != 1:
         return False
+    if not case.posterior._fitted.amortized:  # a guide of all rows together
+        return False
     draws = case.row_draws
     local = case.posterior.structure.local
     return bool(draws.scores) and draws.scores.keys() == set(local) and not case.posterior.structure.summed

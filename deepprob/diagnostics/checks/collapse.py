@@ -164,7 +164,7 @@ def code_draws(case: Case) -> tuple[Array, Array | None]:
 
 
 def _applies(case: Case) -> bool:
-    if not case.per_row or num_rows(case.sample_batch) < 2:
+    if not (case.per_row and case.posterior._fitted.amortized) or num_rows(case.sample_batch) < 2:
         return False
     nodes = case.traces[0].nodes
     return any(

@@ -22,6 +22,7 @@ MAX_DIMENSIONS = 100
 _GLOBAL, _LOCAL = "Pareto k-hat, global latents", "Pareto k-hat, local latents"
 _ROUNDS = 40  # of the bootstrap
 _LEVEL = 0.5  # nats, of the sd of log-weights
+_CAUSES = "the posterior reaches further than the guide, or the guide is so wide that few draws are near the posterior"
 
 
 def khat_se(log_weights: ArrayLike) -> float:
@@ -41,7 +42,8 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
     """Pareto k-hat of one set of importance weights, those of the global latents.
 
     The weights see only what the guide draws. A high k-hat says that the posterior reaches further than the guide, in
-    some direction. A low one does not say that the guide is right: it may be too wide, or miss a mode.
+    some direction, or that the guide is so wide that few of its draws are near the posterior. A low one does not say
+    that the guide is right: it may be too wide, or miss a mode.
 
     Args:
         log_weights: ``log p(x, z_k) - log q(z_k)`` of the whole training data, shape ``(particles,)``.
@@ -73,7 +75,7 @@ def check_global_khat(log_weights: ArrayLike) -> Check:
         if level
         else f"The weights are worth {size:.0f} equal draws of {len(weights)}."
         if verdict == "pass"
-        else "The posterior reaches further than the guide in some direction."
+        else f"A few draws have most of the weight: {_CAUSES}."
     )
     return Check(
         name=_GLOBAL,
@@ -121,7 +123,7 @@ def check_local_khat(log_weights: ArrayLike) -> Check:
             + (
                 "in most rows the guide reaches as far as the posterior."
                 if verdict == "pass"
-                else "in too many rows the posterior reaches further than the guide."
+                else f"in too many rows a few draws have most of the weight: {_CAUSES}."
             )
         ),
         next_step="" if verdict == "pass" else RICHER_ENCODER,
@@ -161,6 +163,6 @@ def _run_local(case: Case, level: float) -> Check:
     return check_local_khat(case.log_weights)
 
 
-_QUESTION = "Does the posterior reach further than the guide?"
+_QUESTION = "Do enough of the draws of the guide lie where the posterior is?"
 global_khat = Diagnostic(_GLOBAL, _QUESTION, _applies_global, _run_global, about="posterior")
 local_khat = Diagnostic(_LOCAL, _QUESTION, _applies_local, _run_local, about="posterior")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import logsumexp
@@ -10,6 +12,7 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
+from deepprob.posteriors.guide_accuracy import GuideAccuracy
 
 _NATS_PER_NUMBER, _HARD_NATS_PER_NUMBER = 0.1, 0.5
 _GLOBAL_NATS, _LEAST_NATS = 0.03, 0.1
@@ -130,15 +133,50 @@ def check_global_tightness(log_weights: ArrayLike, *, numbers: int) -> Check:
     )
 
 
+def check_divergence(gap: float, se: float, *, numbers: int) -> Check:
+    """The divergence from guide to posterior of many numbers that all rows share, by gradients at the guide's draws.
+
+    Args:
+        gap: The divergence, nats for every number.
+        se: The standard error.
+        numbers: How many numbers a draw has.
+
+    Returns:
+        The divergence; a caution if it is surely above 0.03 nats for every number. Never a fail: the second order
+        overrates a guide that is much too wide in a few directions.
+
+    Examples:
+        >>> check_divergence(0.01, 0.003, numbers=400).verdict, check_divergence(0.4, 0.01, numbers=400).verdict
+        ('pass', 'caution')
+    """
+    verdict: Verdict = "caution" if gap - 1.645 * se > _GLOBAL_NATS else "pass"
+    return Check(
+        name=_GLOBAL_NAME,
+        value=gap,
+        se=se,
+        threshold=_GLOBAL_NATS,
+        verdict=verdict,
+        reading=f"To second order, the KL divergence from the guide to the posterior is {number(gap, se)} nats for "
+        f"each of {numbers} numbers, by the gradients at draws of the guide on the training data, which tell widths "
+        "and correlations.",
+        next_step="" if verdict == "pass" else RICHER_GUIDE,
+        details={"numbers": numbers},
+        unit="nats per number",
+    )
+
+
 def _applies_globally(case: Case) -> bool:
     found = case.accuracy
-    return found is not None and bool(found.by_weights) and found.by_weights.keys() == set(found.by_gradients)
+    if found is None:
+        return False
+    return found.divergence is not None or (bool(found.by_weights) and {*found.by_weights} == {*found.by_gradients})
 
 
 def _run_globally(case: Case, level: float) -> Check:
-    found = case.accuracy
-    numbers = 0 if found is None else found.numbers
-    return check_global_tightness([] if found is None else found.log_weights, numbers=numbers)
+    found = cast(GuideAccuracy, case.accuracy)  # a check that applies has one
+    if found.divergence is not None:
+        return check_divergence(*found.divergence, numbers=found.numbers)
+    return check_global_tightness(found.log_weights, numbers=found.numbers)
 
 
 def _applies(case: Case) -> bool:

@@ -326,3 +326,36 @@ def test_rows_that_the_program_draws_itself_have_a_weight(scale: float, weight: 
 
     found = dp.check(fitted(model, rows), given)["weight of the likelihood"]
     assert found.value == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("plates", [1, 2])
+@pytest.mark.parametrize("given", [Y, Y[:7]])
+def test_values_that_the_program_draws_anew_have_a_weight_of_one(plates: int, given: Tensor) -> None:
+    """As where a VAE draws black and white pixels from grey ones."""
+
+    def model(y: Tensor) -> None:
+        logit = pyro.sample("logit", dist.Normal(torch.zeros(3), 3.0).to_event(1))
+        pixels = torch.bernoulli(y.sigmoid().unsqueeze(-1).expand(-1, 3))
+        if plates == 1:
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Bernoulli(logits=logit).to_event(1), obs=pixels)
+            return
+        with pyro.plate("pixels", 3, dim=-2), pyro.plate("rows", len(y), dim=-1):
+            pyro.sample("y", dist.Bernoulli(logits=logit.unsqueeze(-1)), obs=pixels.T)
+
+    found = dp.check(fitted(model, Y, data_plate="rows"), given, draws=30)["weight of the likelihood"]
+    assert (found.verdict, found.value) == ("pass", 1.0)
+
+
+@pytest.mark.parametrize("plate", [None, "rows"])
+@pytest.mark.parametrize("guide", ["multivariate_normal", "low_rank"])
+def test_a_guide_of_all_rows_together_is_asked_what_it_can_answer(guide: str, plate: str | None) -> None:
+    def codes(y: Tensor) -> None:
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 2.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    report = dp.check(fitted(codes, Y, guide, data_plate=plate), Y)
+    assert report.verdict in ("pass", "caution") and report.to_html()
+    assert {check.name for check in report.checks} >= {f"posterior {x}, global latents" for x in ("means", "widths")}
+    assert all(check.verdict != "unchecked" for check in report.checks)

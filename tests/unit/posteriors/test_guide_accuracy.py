@@ -175,6 +175,20 @@ def test_what_is_kept_is_saved(tmp_path: Path) -> None:
     assert (again.together, again.points, again.switching) == (("w",), (), None)
 
 
+def test_a_divergence_of_many_numbers_is_saved(tmp_path: Path) -> None:
+    def many(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(400), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(w.sum(-1), 100.0), obs=y)
+
+    program = dp.Program.of(many, "normal")
+    posterior = svi(program, torch.zeros(5), steps=400, progress=False, compile=False)
+    found = kept(posterior).divergence
+    assert found is not None and kept(posterior).together == () and found[0] < 0.05 and 0 < found[1] < 0.02
+    posterior.save(tmp_path / "p")
+    assert kept(Posterior.load(tmp_path / "p", program)).divergence == found
+
+
 MIXTURE_Y = torch.cat([torch.linspace(-5.0, -3.0, 20), torch.linspace(3.0, 5.0, 20)])
 
 
