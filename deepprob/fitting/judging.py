@@ -16,7 +16,7 @@ from deepprob.posteriors.guide_accuracy import GuideAccuracy, guide_accuracy
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.minibatch import Batch, num_rows
 
-_FEWEST_STEPS, _STEPS_OF_A_SEARCH, _LEAST_SECONDS, _SHARE = 100, 1000, 2.0, 0.1
+_FEWEST_STEPS, _LEAST_SECONDS, _SHARE = 100, 2.0, 0.1
 _GRADIENTS = 32  # that tell signal from noise
 
 
@@ -36,9 +36,8 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
     fitted, steps = posterior._fitted, len(posterior.history.steps["elbo"])
     if fitted.amortized or not fitted.structure.latent or steps < _FEWEST_STEPS:
         return None
-    most, long = max(_LEAST_SECONDS, _SHARE * seconds), steps >= _STEPS_OF_A_SEARCH
     try:
-        return guide_accuracy(fitted, data, seed=posterior.seed, seconds=most, search=long)
+        return guide_accuracy(fitted, data, seed=posterior.seed, seconds=max(_LEAST_SECONDS, _SHARE * seconds))
     except Exception:  # of the program, in runs that a fit does not need
         return None
 

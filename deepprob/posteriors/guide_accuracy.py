@@ -25,7 +25,7 @@ from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
 from deepprob.posteriors.other_modes import POINTS, OtherMode, density_to_search, other_mode
-from deepprob.posteriors.wide_draws import accuracy_by_wide_draws
+from deepprob.posteriors.wide_draws import wide_draws
 from deepprob.programs.minibatch import Batch
 
 DRAWS = 1000
@@ -46,8 +46,8 @@ class GuideAccuracy:
         by_gradients: By latent site, from the gradients of the log-density, an `Accuracy` of every number as an array
             ``(4, n)``, in unconstrained coordinates.
         by_weights: The same from importance weights, of the sites that are judged together.
-        by_wide_weights: The same from importance weights of draws that reach further than the guide; empty where they
-            tell nothing.
+        by_wide_weights: The same from importance weights of draws that reach further than the guide, of few numbers.
+        wide_log_weights: The log-weights of these draws, shape ``(S,)``.
         together: The sites whose numbers are judged together. The others are judged number by number, given the rest:
             the weights of a network with hidden units, of which many values make the same function, and what would be
             more numbers than the draws can tell.
@@ -64,6 +64,7 @@ class GuideAccuracy:
     by_gradients: Mapping[str, Tensor]
     by_weights: Mapping[str, Tensor] = field(default_factory=dict)
     by_wide_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    wide_log_weights: Tensor | None = None
     together: tuple[str, ...] = ()
     divergence: tuple[float, float] | None = None
     points: tuple[str, ...] = ()
@@ -81,7 +82,8 @@ class GuideAccuracy:
         """The arrays, to save."""
         kinds = {"gradients": self.by_gradients, "weights": self.by_weights, "wide": self.by_wide_weights}
         named = {f"{kind}.{site}": x for kind, found in kinds.items() for site, x in found.items()}
-        return {"log_weights": self.log_weights, **named}
+        wide = {} if self.wide_log_weights is None else {"wide_log_weights": self.wide_log_weights}
+        return {"log_weights": self.log_weights, **wide, **named}
 
     def facts(self) -> dict[str, Any]:
         """The rest, as JSON."""
@@ -109,6 +111,7 @@ class GuideAccuracy:
             kinds["gradients"],
             kinds["weights"],
             kinds["wide"],
+            tensors.get("wide_log_weights"),
             together=tuple(facts["together"]),
             divergence=tuple(facts["divergence"]) if facts.get("divergence") else None,
             points=tuple(facts["points"]),
@@ -119,9 +122,7 @@ class GuideAccuracy:
         )
 
 
-def guide_accuracy(
-    fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float, search: bool = True
-) -> GuideAccuracy | None:
+def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float) -> GuideAccuracy | None:
     """Judge a guide on the training data.
 
     Args:
@@ -129,7 +130,6 @@ def guide_accuracy(
         batch: The training data, accepted.
         seed: Random seed of the draws.
         seconds: About the most time to spend; it decides how many draws are taken, of 1000, 300, 100 and 40.
-        search: Whether to search for other modes.
 
     Returns:
         None if 40 draws would take longer.
@@ -146,7 +146,7 @@ def guide_accuracy(
             affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1))
             if affordable >= _FEW:
                 found = guide_draws(fitted, batch, _round(affordable), seed)
-        return None if found is None else judged(fitted, batch, found, seed, search=search)
+        return None if found is None else judged(fitted, batch, found, seed)
 
 
 def _round(draws: int) -> int:
@@ -154,7 +154,7 @@ def _round(draws: int) -> int:
     return max(k for k in (_FEW, 100, 300, DRAWS) if k <= draws)
 
 
-def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *, search: bool = True) -> GuideAccuracy:
+def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> GuideAccuracy:
     """The accuracy of a guide, from its draws given the training data.
 
     Args:
@@ -162,7 +162,6 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *,
         batch: The training data, accepted.
         draws: The draws.
         seed: Random seed.
-        search: Whether to search for other modes.
     """
     drawn = {n for n in fitted.structure.latent if not fitted.structure.sites[n].discrete}
     points = tuple(sorted(drawn - draws.values.keys()))
@@ -190,7 +189,7 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, *,
     if points:
         return found
     found = replace(found, switching=label_switching(fitted, batch, seed))
-    return _searched(fitted, batch, draws, seed, found) if search else found
+    return _searched(fitted, batch, draws, seed, found)
 
 
 def _searched(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, found: GuideAccuracy) -> GuideAccuracy:
@@ -199,13 +198,22 @@ def _searched(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int,
     try:
         density = density_to_search(fitted, batch, draws.values)
         other = other_mode(fitted, batch, density, draws.values, log_evidence, seed)
+        own = torch.cat([draws.values[name] for name in density.shapes], 1)
         with fitted.querying(seed):
-            wide = accuracy_by_wide_draws(density, draws.values, POINTS)
+            wide = wide_draws(density, own, POINTS)
     except Exception:  # too large, or the model cannot run at many points at once, or without its data
         return found
-    names = {n: shape.numel() for n, shape in density.shapes.items()}
-    by_wide_weights = {} if wide is None else _by_name(wide, names)
-    return replace(found, searched=True, other=other, by_wide_weights=by_wide_weights)
+    found = replace(found, searched=True, other=other)
+    if wide is None or not bool(wide[1].isfinite().any()):
+        return found
+    points, log_weights = (x.cpu() for x in wide)
+    log_weights = log_weights.nan_to_num(-math.inf).clamp_min(float(log_weights.max()) - 700)
+    everything = torch.cat([own.double().cpu(), points]).numpy()
+    guide, posterior = np.zeros(len(everything)), np.zeros(len(everything))
+    guide[: len(own)], posterior[len(own) :] = 1.0, _truncated(log_weights.numpy())
+    wide_accuracy = accuracy_by_weights(everything, posterior, guide)
+    sizes = {n: shape.numel() for n, shape in density.shapes.items()}
+    return replace(found, by_wide_weights=_by_name(wide_accuracy, sizes), wide_log_weights=log_weights)
 
 
 def _outside_networks(values: Mapping[str, Tensor]) -> list[str]:

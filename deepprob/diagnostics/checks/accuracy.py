@@ -20,7 +20,6 @@ from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
 from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
-from deepprob.posteriors.wide_draws import EFFECTIVE
 
 _MEANS, _WIDTHS = "posterior means, global latents", "posterior widths, global latents"
 _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, local latents"
@@ -28,7 +27,10 @@ _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
 _ALONE = ", each number given the others"
-_EASY = 0.3  # k-hat of importance weights that decide without gradients
+_EFFECTIVE, _EASY = (
+    100,
+    0.3,
+)  # effective draws of reliable importance weights; k-hat of importance weights that decide without gradients
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _findings(accuracy: GuideAccuracy, row: int) -> list[_Finding]:
     """
     weights = accuracy.log_weights.cpu().numpy()
     khat, effective = _weight_quality(weights)
-    reliable = khat <= khat_limit(len(weights)) and effective >= EFFECTIVE
+    reliable = _are_reliable(weights, khat, effective)
     alone = reliable and khat <= _EASY and effective >= len(weights) / 2
     by_weights = accuracy.by_weights if reliable else {}
     by_gradients = {n: x for n, x in accuracy.by_gradients.items() if not (alone and n in by_weights)}
@@ -213,8 +215,11 @@ def _findings(accuracy: GuideAccuracy, row: int) -> list[_Finding]:
     sources = {
         f"importance weights of {len(weights)} draws": by_weights,
         f"gradients at {len(weights)} draws": by_gradients,
-        "importance weights of draws that reach further than the guide": accuracy.by_wide_weights,
     }
+    if accuracy.wide_log_weights is not None:
+        wide = accuracy.wide_log_weights.cpu().numpy()
+        if _are_reliable(wide, *_weight_quality(wide)):
+            sources["importance weights of draws that reach further than the guide"] = accuracy.by_wide_weights
     count = sum(x.shape[1] for found in sources.values() for n, x in found.items() if n in accuracy.together)
     reach = float(stats.norm.ppf(1 - 0.05 / (2 * max(count, 1))))
     return [
@@ -250,6 +255,10 @@ def _weight_quality(log_weights: Array) -> tuple[float, float]:
         return float("nan"), 0.0
     smoothed, khat = psis(log_weights)
     return float(khat), 1 / float(np.square(np.exp(smoothed)).sum())
+
+
+def _are_reliable(log_weights: Array, khat: float, effective: float) -> bool:
+    return khat <= khat_limit(len(log_weights)) and effective >= _EFFECTIVE
 
 
 def _verdict(surely: float, caution: float, fail: float) -> Verdict:
