@@ -1,8 +1,9 @@
 r"""Draws that reach further than a guide.
 
-A guide sees nothing beyond its own draws: where the posterior has heavier tails, its importance weights and gradients
-look right. Draws of a multivariate Student distribution with the guide's mean, the guide's covariance as its scale
-matrix and three degrees of freedom lie there, too, and their importance weights tell the posterior's mean and width.
+A guide sees nothing beyond its own draws: where the posterior has heavier tails, or a wide part around a narrow one,
+its importance weights and gradients look right. Draws of a mixture of multivariate Student distributions, with three
+degrees of freedom, the guide's mean, and the guide's covariance times 1, 9 and 100 as scale matrices, lie there, too.
+Their importance weights tell the posterior's mean and width.
 
 References:
     Geweke (1989), Bayesian inference in econometric models using Monte Carlo integration.
@@ -10,13 +11,15 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pyro.distributions import MultivariateStudentT
 from torch import Tensor
 
 from deepprob.programs.tracing import LogDensity
 
-_FREEDOM, _DRAWS = 3.0, 2000
+_FREEDOM, _SCALES, _DRAWS = 3.0, (1.0, 3.0, 10.0), 3000
 _MOST_NUMBERS = 10  # in more, few of the draws have any weight
 
 
@@ -36,7 +39,9 @@ def wide_draws(density: LogDensity, own: Tensor, chunk: int) -> tuple[Tensor, Te
     factor, failed = torch.linalg.cholesky_ex(own.T.cov().reshape(size, size))
     if size > _MOST_NUMBERS or int(failed):
         return None
-    wide = MultivariateStudentT(torch.tensor(_FREEDOM).to(own), own.mean(0), factor)
-    points = wide.sample(torch.Size([_DRAWS + -_DRAWS % chunk]))
+    unit, mean = MultivariateStudentT(torch.tensor(_FREEDOM).to(own), torch.zeros_like(own[0]), factor), own.mean(0)
+    scales, count = torch.tensor(_SCALES).to(own), _DRAWS + -_DRAWS % chunk
+    points = mean + unit.sample(torch.Size([count])) * scales[torch.arange(count) % len(scales), None]
+    parts = unit.log_prob((points - mean) / scales[:, None, None]) - size * scales.log()[:, None]
     heights = torch.cat([density(part.to(torch.get_default_dtype()))[0] for part in points.split(chunk)])
-    return points, heights.double() - wide.log_prob(points)
+    return points, heights.double() - (parts.logsumexp(0) - math.log(len(scales)))

@@ -267,3 +267,17 @@ def test_more_numbers_than_wide_draws_tell_have_none() -> None:
 
     found = kept(fitted(many, "normal", torch.zeros(5), steps=1000))
     assert found.searched and not found.by_wide_weights
+
+
+def test_a_wide_part_around_a_narrow_one_is_seen() -> None:
+    """Half of the prior is ten times as wide as the other half, where the guide stays; the data say almost nothing."""
+
+    def model(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 100.0).mask(False))
+        parts = dist.Normal(torch.zeros(2), torch.tensor([0.1, 1.0]))
+        prior = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+        pyro.factor("prior", prior.log_prob(mu))
+        pyro.sample("y", dist.Normal(mu, 300.0), obs=y)
+
+    posterior = fitted(model, "normal", torch.tensor(0.0), steps=500)
+    assert dp.check(posterior, torch.tensor(0.0))["posterior widths, global latents"].verdict == "fail"
