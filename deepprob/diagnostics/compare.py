@@ -239,7 +239,12 @@ def _contender(name: str, case: Case, data: Any, draws: int) -> Contender:
     posterior, fitted = case.posterior, case.posterior._fitted
     posterior.structure.check_rows()
     batch = fitted.accept(() if data is None else given(case.program.accept(data)))
-    method, unreliable = "held-out rows", 0
+    overlap, method, unreliable = case.overlap, "held-out rows", 0
+    if overlap.relation in ("part", "mixed"):
+        raise ValueError(
+            f"{int(overlap.shared.sum())} of the {case.rows} rows of data are rows of the fit of {name}, but not all "
+            "of its rows. Give rows that are new to every posterior, or all rows of the fit."
+        )
     if case.knows_train:
         found = leave_one_out(fitted, batch, fitted.num_stored or draws, case.seed)
         pointwise, method, unreliable = found.pointwise, f"leave-one-out ({found.method})", len(found.influential)

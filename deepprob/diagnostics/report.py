@@ -22,6 +22,7 @@ from deepprob.diagnostics.document import Document
 from deepprob.diagnostics.metrics import Score, scores, summaries
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.pictures import pictures
+from deepprob.diagnostics.remedies import untried
 from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
@@ -230,7 +231,8 @@ class _Question:
         if not reason:
             try:
                 found = self.diagnostic.answer(self.case, level)
-                return replace(found, name=self.name, **self._asked)
+                step = untried(found.next_step, self.case.posterior.config.get("guide"))
+                return replace(found, name=self.name, next_step=step, **self._asked)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)
         return Check(self.name, math.nan, None, None, "unchecked", reason, **self._asked)
@@ -272,7 +274,8 @@ def _cached(make: Callable[[], Sequence[Picture]]) -> Callable[[], Sequence[Pict
 def _title(case: Case) -> str:
     rows, named = case.rows, vars(case.program).get("_model", case.program)  # a function, or an object of a class
     name = getattr(named, "__name__", type(named).__name__)
-    return f"{name if name.isidentifier() else 'Pyro program'} on {rows} row{'s' * (rows != 1)}"
+    kind = {"training": "training ", "part": "training ", "held-out": "held-out "}.get(case.overlap.relation, "")
+    return f"{name if name.isidentifier() else 'Pyro program'} on {rows} {kind}row{'s' * (rows != 1)}"
 
 
 def _facts(case: Case, level: float) -> dict[str, dict[str, Any]]:

@@ -236,7 +236,8 @@ def _chains(draws: ArrayLike) -> Array:
 
 def _psis_row(row: Array) -> tuple[Array, float]:
     if hasattr(arviz(), "psislw"):
-        smoothed, khat = arviz().psislw(row)
+        with np.errstate(over="ignore", invalid="ignore"):  # a tail of one weight overflows to an infinite k-hat
+            smoothed, khat = arviz().psislw(row)
     else:
         from arviz_stats.base import array_stats  # type: ignore[import-not-found,unused-ignore]
 

@@ -45,6 +45,7 @@ CHECKS: dict[str, Diagnostic] = {
         local_khat,
         amortization_gap,
         active_dimensions,
+        repeated_rows,
         probability_calibration,
         interval_coverage,
         predictive_skill,
@@ -52,7 +53,6 @@ CHECKS: dict[str, Diagnostic] = {
         influential_rows,
         overfitting,
         data_leakage,
-        repeated_rows,
         input_drift,
         ood_detection,
     )

@@ -276,7 +276,11 @@ def _check(
 
 def _applies(case: Case) -> bool:
     found = case.accuracy
-    return found is not None and bool(found.by_gradients or found.by_weights or found.why or found.points)
+    return found is not None and bool(found.by_gradients or found.by_weights or found.why)
+
+
+def _applies_to_widths(case: Case) -> bool:
+    return _applies(case) or bool(case.accuracy and case.accuracy.points)
 
 
 def _run(check: Callable[[GuideAccuracy], Check]) -> Callable[[Case, float], Check]:
@@ -314,7 +318,7 @@ posterior_means = Diagnostic(
 posterior_widths = Diagnostic(
     _WIDTHS,
     "Are the guide's standard deviations those of the posterior?",
-    _applies,
+    _applies_to_widths,
     _run(check_widths),
     about="posterior",
 )

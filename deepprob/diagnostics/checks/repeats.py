@@ -53,5 +53,5 @@ repeated_rows = Diagnostic(
     "Are rows of the fit copies of others?",
     lambda case: case.overlap.relation == "held-out" and case.overlap.twins > 0,
     lambda case, level: check_repeats(case.overlap),
-    about="data",
+    about="posterior",  # each copy makes it narrower
 )

@@ -11,6 +11,7 @@ from deepprob.diagnostics.diagnostic import Diagnostic
 
 NAME = "weight of the likelihood"
 _TOLERANCE = 1e-4
+_MOST = 4.0  # as a factor: a posterior with so many times the rows has half the width
 
 
 def check_weight(scale: ArrayLike, site: str, kl_weight: float = 1.0) -> Check:
@@ -25,33 +26,36 @@ def check_weight(scale: ArrayLike, site: str, kl_weight: float = 1.0) -> Check:
         kl_weight: The weight of the KL at the end of the fit.
 
     Returns:
-        The mean weight of the values that count; a caution if one of them is not 1, a fail if none counts.
+        The mean weight of the values that count; a caution if one of them is not 1, a fail if the mean is above 4 or
+        below a quarter, or none counts.
 
     Examples:
-        >>> check_weight(1.0, "y").verdict, check_weight(10.0, "y").verdict, check_weight(0.0, "y").verdict
-        ('pass', 'caution', 'fail')
+        >>> [check_weight(weight, "y").verdict for weight in (1.0, 2.0, 10.0, 0.0)]
+        ['pass', 'caution', 'fail', 'fail']
     """
     weights = np.atleast_1d(array(scale)) / max(kl_weight, 1e-12)
     counted = weights[~(weights == 0)]  # a weight of zero is a mask
     low, high = (float(counted.min()), float(counted.max())) if len(counted) else (0.0, 0.0)
     good = bool(len(counted) and (np.abs(counted - 1) <= _TOLERANCE).all())
-    verdict: Verdict = "pass" if good else "caution" if low > 0 and np.isfinite(high) else "fail"
     mean = float(counted.mean()) if len(counted) else 0.0
+    verdict: Verdict = "pass" if good else "caution" if 1 / _MOST <= mean <= _MOST else "fail"
     times = f"{mean:.3g} times" if high - low <= _TOLERANCE * high else f"from {low:.3g} to {high:.3g} times"
     effect = "narrow" if mean > 1 else "wide"
-    reading = {
-        "pass": f"Every row counts once in the likelihood of {site}.",
-        "caution": f"The rows count {times} in the likelihood of {site}: the posterior is as {effect} as with "
-        f"{mean:.3g} times as many rows.",
-        "fail": f"The likelihood of {site} has a weight of {mean:.3g}: the posterior does not learn from the data.",
-    }
+    if good:
+        reading = f"Every row counts once in the likelihood of {site}."
+    elif not 0 < mean < np.inf:
+        reading = f"The likelihood of {site} has a weight of {mean:.3g}: the posterior does not learn from the data."
+    else:
+        reading = f"The rows count {times} in the likelihood of {site}: the posterior is " + (
+            f"as {effect} as with {mean:.3g} times as many rows." if abs(mean - 1) > 0.01 else "that of weighted rows."
+        )
     return Check(
         name=NAME,
         value=mean,
         se=None,
         threshold=None,
         verdict=verdict,
-        reading=reading[verdict],
+        reading=reading,
         next_step=""
         if good
         else "Remove poutine.scale, make the size of the plate the number of rows, or let a KL warm-up end at 1. If "
@@ -72,6 +76,6 @@ likelihood_weight = Diagnostic(
     "Does every row count once in the likelihood?",
     lambda case: bool(case.sites),
     _run,
-    about="fit",
+    about="posterior",
     by_site=True,
 )

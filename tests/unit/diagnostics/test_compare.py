@@ -237,3 +237,12 @@ def test_other_rows_and_rows_without_a_density_are_refused() -> None:
     with pytest.raises(ValueError, match=r"row 7 has no finite density under narrow, and so 1 of 60 rows"):
         values = {"b": torch.randn(1, 100, generator=NOISE)}
         dp.compare(exact(), dp.draws_posterior(dp.Program.of(narrow), (X, Y), values), data=(X, Y))
+
+
+@pytest.mark.parametrize("data", [(X[:50], Y[:50]), (torch.cat([X, X + 9]), torch.cat([Y, Y]))])
+def test_rows_of_which_only_some_are_those_of_the_fit_are_refused(data: tuple[Tensor, Tensor]) -> None:
+    def fitted(model: object) -> Posterior:
+        return svi(dp.Program.of(model, "normal"), (X, Y), steps=20, progress=False, compile=False)
+
+    with pytest.raises(ValueError, match="rows of data are rows of the fit of line, but not all of its rows"):
+        dp.compare(fitted(line), fitted(flat), data=data)

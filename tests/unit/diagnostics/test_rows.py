@@ -285,7 +285,7 @@ def test_a_scale_of_the_likelihood_is_named() -> None:
     for weight, word in ((10.0, "narrow"), (0.1, "wide")):
         fit = svi(Program.of(line, "normal"), (*TRAIN, weight), steps=50, progress=False, compile=False)
         found = dp.check(fit, (*TEST, weight), draws=50)["weight of the likelihood"]
-        assert found.verdict == "caution" and found.value == pytest.approx(weight) and word in found.reading
+        assert found.verdict == "fail" and found.value == pytest.approx(weight) and word in found.reading
         assert "temper" in found.next_step
 
 
@@ -298,7 +298,10 @@ def test_a_plate_with_all_rows_has_a_weight_of_one(batch_size: int | None) -> No
 
 def test_weights_of_values() -> None:
     assert check_weight([1.0, 0.0, 1.0], "y").verdict == "pass"  # a mask
-    assert "from 0.5 to 2 times" in check_weight([0.5, 2.0], "y").reading
+    uneven = check_weight([0.5, 2.0], "y")
+    assert "from 0.5 to 2 times" in uneven.reading and uneven.verdict == "caution"
+    assert "that of weighted rows" in check_weight([0.5, 1.5], "y").reading
+    assert [check_weight(w, "y").verdict for w in (0.2, 0.3, 3.0, 5.0)] == ["fail", "caution", "caution", "fail"]
     assert check_weight(math.nan, "y").verdict == check_weight([0.0], "y").verdict == "fail"
     assert check_weight(1.0, "y", kl_weight=0.1).value == pytest.approx(10.0)
 
@@ -307,4 +310,4 @@ def test_a_warm_up_that_does_not_end_is_named() -> None:
     x = (torch.rand(60, 12, generator=NOISE) < 0.3).float()
     with pytest.warns(UserWarning, match="the KL never reaches its full weight"):
         fit = svi(VAE((12,), latent_dim=2), x, epochs=10, callbacks=[dp.KLWarmUp(epochs=100)], progress=False)
-    assert dp.check(fit, x, draws=30, particles=30)["weight of the likelihood"].verdict == "caution"
+    assert dp.check(fit, x, draws=30, particles=30)["weight of the likelihood"].verdict == "fail"
