@@ -31,7 +31,9 @@ def load(folder: Path, other: str | None, device: str) -> tuple[Posterior, DataS
     own = posterior.config.get("data") or {}
     name = other or own.get("name")
     if name is None:
-        raise StorageError(f"{folder} does not name its data set. Name one: deepprob check {folder} DATA")
+        raise StorageError(
+            f"{folder} does not name its data set. Name one: deepprob check {folder} DATA, or compare with --data DATA."
+        )
     same = name == own.get("name")
     return posterior, load_data(name, split=own.get("split", 0) if same else 0), same
 
@@ -75,10 +77,12 @@ def compare_on(
     """Compare saved posteriors on the test rows of their data set, or of another one.
 
     Raises:
-        ValueError: If they were fitted to different data sets.
+        ValueError: If they were fitted to different data sets, or a folder comes twice.
     """
     from deepprob.diagnostics.compare import compare
 
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("a folder is named twice. Name the folders of different posteriors.")
     posteriors, datasets, _ = zip(*(load(folder, other, device) for folder in folders), strict=True)
     fits = [posterior.config.get("data") or {} for posterior in posteriors]
     found = dict.fromkeys(f"{fit.get('name')} split {fit.get('split', 0)}" for fit in fits)

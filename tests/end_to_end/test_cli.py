@@ -157,6 +157,7 @@ def test_compare_refuses_runs_on_different_data(fitted: Path) -> None:
     posterior.config["data"] = {"name": "wine", "split": 0}
     posterior.save("wine")
     assert "compare needs at least two posteriors; got 1" in error_of(deepprob_("compare", str(fitted)))
+    assert "a folder is named twice" in error_of(deepprob_("compare", str(fitted), str(fitted)))
     message = error_of(deepprob_("compare", str(fitted), "wine"))
     assert "fitted to different data: digits split 0, wine split 0. Name the data to use: --data DATA" in message
 
