@@ -11,13 +11,22 @@ _FURTHER = {
 }
 
 
-def untried(step: str, guide: object) -> str:
-    """A next step, or another one if it names the guide that the fit has tried.
+def possible(step: str, guide: object, *, extends: bool) -> str:
+    """A next step, or another one if the fit has tried its guide, or cannot go on.
+
+    Args:
+        step: The next step.
+        guide: The guide of the fit, by name.
+        extends: Whether the fit can go on from where it ended.
 
     Examples:
-        >>> untried(RICHER_GUIDE, "normal") == RICHER_GUIDE
+        >>> possible(RICHER_GUIDE, "normal", extends=True) == RICHER_GUIDE
         True
-        >>> untried(RICHER_GUIDE, "flow").split(",")[0]
+        >>> possible(RICHER_GUIDE, "flow", extends=True).split(",")[0]
         'Reparameterize the model'
+        >>> possible("Train on: dp.extend(posterior, data).", "normal", extends=False)
+        'Fit again for longer: raise epochs= or steps=.'
     """
+    if "dp.extend(" in step and not extends:
+        return "Fit again for longer: raise epochs= or steps=."
     return _FURTHER.get(str(guide), step) if step == RICHER_GUIDE else step

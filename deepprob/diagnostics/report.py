@@ -22,7 +22,7 @@ from deepprob.diagnostics.document import Document
 from deepprob.diagnostics.metrics import Score, scores, summaries
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.pictures import pictures
-from deepprob.diagnostics.remedies import untried
+from deepprob.diagnostics.remedies import possible
 from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
@@ -231,7 +231,8 @@ class _Question:
         if not reason:
             try:
                 found = self.diagnostic.answer(self.case, level)
-                step = untried(found.next_step, self.case.posterior.config.get("guide"))
+                fit = self.case.posterior
+                step = possible(found.next_step, fit.config.get("guide"), extends=fit.training is not None)
                 return replace(found, name=self.name, next_step=step, **self._asked)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
@@ -311,3 +312,16 @@ def test_a_warm_up_that_does_not_end_is_named() -> None:
     with pytest.warns(UserWarning, match="the KL never reaches its full weight"):
         fit = svi(VAE((12,), latent_dim=2), x, epochs=10, callbacks=[dp.KLWarmUp(epochs=100)], progress=False)
     assert dp.check(fit, x, draws=30, particles=30)["weight of the likelihood"].verdict == "fail"
+
+
+def test_an_interrupted_fit_is_not_told_to_go_on() -> None:
+    def stop(fit: Any) -> None:
+        if fit.step >= 60:
+            raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"optimizer": dp.Optimizer(learning_rate=1e-4), "progress": False, "compile": False}
+    with pytest.warns(UserWarning, match="interrupted"):
+        cut = svi(Program.of(line, "normal"), (*TRAIN, 1.0), steps=300, callbacks=[stop], **options)
+    whole = svi(Program.of(line, "normal"), (*TRAIN, 1.0), steps=60, **options)
+    steps = [dp.check(fit, (*TRAIN, 1.0), draws=50)["ELBO convergence"].next_step for fit in (cut, whole)]
+    assert steps == ["Fit again for longer: raise epochs= or steps=.", "Train on: dp.extend(posterior, data)."]
