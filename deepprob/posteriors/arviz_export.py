@@ -17,7 +17,7 @@ from deepprob.posteriors.draw_chunks import DrawArray, draw_chunks
 from deepprob.posteriors.export_labels import Labels
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.arguments import Arguments
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.sites import Site, drawn_sites, is_factor, observed_sites, sample_sites
 from deepprob.programs.support import likelihood_sites
 
@@ -63,7 +63,7 @@ def to_arviz(
         export.add_prior(part, batch, count, own_seed)
     for name, value in _inputs(fitted, batch, export.observed):
         plate = fitted.structure.row_plate
-        has_rows = plate and value.ndim and len(value) == fitted.structure.rows
+        has_rows = plate and value.ndim and len(value) == num_rows(batch)
         columns = (f"{name}_column",) if value.ndim == 2 and name in labels.columns else ()
         export.data["constant_data", name] = value
         export.axes["constant_data", name] = (plate if has_rows else "", *columns)

@@ -240,3 +240,14 @@ def test_peak_memory_of_four_thousand_draws_of_a_hundred_thousand_rows() -> None
     """Each of three arrays has 1.5 GiB; together they take less than half a GiB of memory."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", _PEAK], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
+
+
+def test_inputs_of_new_rows_have_the_plate_of_rows() -> None:
+    def line(x: Tensor, y: Tensor | None = None) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", len(x)):
+            pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+    posterior = fitted(Program.of(line, "normal"), (torch.arange(9.0), torch.ones(9)))
+    idata = posterior.to_arviz(torch.arange(4.0), torch.ones(4), draws=6)
+    assert idata["constant_data"]["x"].dims == idata["observed_data"]["y"].dims == ("row",)
