@@ -132,3 +132,31 @@ def test_guides_fitted_to_each_row_find_independent_normals() -> None:
 def test_overlap_of_unknown_rows_asks_nothing() -> None:
     unknown = overlap_of(None, (HEAPS,), 9)
     assert unknown.relation == "unknown" and isinstance(unknown, Overlap)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_copies_are_seen_in_the_training_data_themselves(times: int) -> None:
+    def readings(y: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    y = torch.randn(40, generator=torch.Generator().manual_seed(0)).repeat(times)
+    posterior = svi(dp.Program.of(readings, "normal"), y, steps=400, progress=False, compile=False)
+    report = dp.check(posterior, y)
+    if times == 1:
+        assert "repeated rows" not in {check.name for check in report.checks}
+    else:
+        assert report["repeated rows"].verdict == "fail" and "not for conclusions about mu" in report.decision
+
+
+def test_values_of_few_levels_are_no_copies() -> None:
+    grades = torch.arange(60.0) % 5
+
+    def counts(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    posterior = svi(dp.Program.of(counts, "normal"), grades, steps=100, progress=False, compile=False)
+    assert "repeated rows" not in {check.name for check in dp.check(posterior, grades).checks}
