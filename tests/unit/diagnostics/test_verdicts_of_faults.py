@@ -423,4 +423,4 @@ def test_a_likelihood_that_counts_rows_too_often(weight: float, word: str) -> No
         pyro.sample("mu", dist.Normal(weight * y.sum() / precision + fixed(), precision**-0.5))
 
     report = dp.check(fitted(scaled, guide, Y[:100]), Y[:100])
-    assert report.verdict == "caution" and word in report["weight of the likelihood"].reading
+    assert report.verdict == "fail" and word in report["weight of the likelihood"].reading
