@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
-from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
-from deepprob.diagnostics.case_data import CaseData
 from deepprob.diagnostics.case_data import given as given
+from deepprob.diagnostics.case_sites import CaseSites
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
 from deepprob.diagnostics.left_out import LeftOut, left_out
-from deepprob.diagnostics.observed import places_of, reads, unmasked
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
-from deepprob.programs.arguments import Arguments, rows_of
-from deepprob.programs.layout import Layout
-from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.minibatch import num_rows
 from deepprob.programs.program import Program
-from deepprob.programs.sites import Site, observed_sites
-from deepprob.programs.support import check_data
 
 if TYPE_CHECKING:
     from deepprob.posteriors.prediction import Prediction
-    from deepprob.posteriors.training_rows import Summary
 
 # Errors that say that a question has no answer for a program whose data were checked.
 REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError)
@@ -42,7 +31,7 @@ _REPLICATES = 2
 _PARTICLES = 20  # of the bound of a row
 
 
-class Case(CaseData):
+class Case(CaseSites):
     """A posterior and data; quantities that several checks need are computed once.
 
     Args:
@@ -61,71 +50,7 @@ class Case(CaseData):
         sites: The observed sites in question.
     """
 
-    # -- observed sites ----------------------------------------------------------------------------------------------
-
-    def check_data(self) -> None:
-        """Refuse data that a query would refuse.
-
-        Raises:
-            ValueError: If nothing is observed, or the data do not fit the distributions that observe them.
-        """
-        found = self.posterior.structure
-        if found.observed or found.rows:
-            check_data(self._seen, found)
-
-    def by_site(self) -> list[Case]:
-        """The case of every observed site; sites of one number each, as of a loop over data, belong together."""
-        names = [n for n in self.sites if n in self._observed]
-        single = tuple(n for n in names if self._observed[n]["value"].numel() == 1)
-        groups = [(n,) for n in names if n not in single or len(single) == 1]
-        return [self._of(group) for group in (groups if len(single) < 2 else [*groups, single])] or [self._of(())]
-
-    def _of(self, sites: tuple[str, ...]) -> Case:
-        twin = copy(self)
-        twin.sites = sites
-        return twin
-
-    @property
-    def site(self) -> str:
-        """The site in question by name, or the first and the last of several."""
-        return self.sites[0] if len(self.sites) == 1 else f"{self.sites[0]} to {self.sites[-1]}"
-
-    @property
-    def inputs(self) -> Batch:
-        """The arguments from which the target is predicted."""
-        return self._inputs if self.supervised else self.batch
-
-    @property
-    def supervised(self) -> bool:
-        """Whether the site is predicted from other tensors with rows, and no prediction has seen its values."""
-        if len(self.sites) != 1 or self.ragged or self.sites[0] in self.posterior.structure.undrawable:
-            return False
-        place = self._places.get(self.sites[0])
-        read = {*self._places.values()}
-        inputs = any(i not in read and x.dtype != torch.bool for i, x in enumerate(self.batch))
-        if isinstance(self.batch, Arguments):
-            inputs = inputs or any(isinstance(x, PackedSequence) for x in self.batch.call.constants)
-        return place is not None and inputs and self._is_predicted(place) and self.mask is None
-
-    @property
-    def splits(self) -> bool:
-        """Whether every row of the site has a distribution of its own, unlike those of a Gaussian process."""
-        return self.target.ndim > int(self._observed[self.sites[0]]["fn"].event_dim)
-
-    def _is_predicted(self, place: int) -> bool:
-        """Whether a tensor can be left out, or is part of an argument that no local latent depends on."""
-        whole = set(self._names[place : place + 1]) & self.program._signature().parameters.keys()
-        return place in self._optional or not (whole or self.has_latents("local"))
-
-    @property
-    def inputs_of_fit(self) -> Iterator[tuple[str, Tensor, Summary]]:
-        """Name, values and summary of the training rows of every input; of the data if there are no inputs."""
-        record, targets = self.posterior.training_rows, {*self._places.values()}
-        summaries = () if record is None else record.summaries
-        inputs = {*range(len(self.batch))} - targets or targets
-        for i, (name, x, summary) in enumerate(zip(self._names, self.batch, summaries, strict=False)):
-            if i in inputs and summary is not None:
-                yield name, x, summary
+    # -- predictions -------------------------------------------------------------------------------------------------
 
     @cached_property
     def scores(self) -> tuple[Array, float] | None:
@@ -146,40 +71,6 @@ class Case(CaseData):
         return (found, rightly) if self.batch and len(found) == num_rows(self.batch) else None
 
     @property
-    def scale(self) -> Array:
-        """How often the values of the site count in the likelihood, in a run on all of the given rows: ``(n,)``.
-
-        Where the program draws rows of its own, it is how often every row counts on average, of as many as in the fit.
-        """
-
-        def run(batch: Batch, seed: int) -> tuple[list[Array], Array]:
-            found = observed_sites(self.posterior.trace(*given(batch), draws=1, seed=seed)[1])
-            values = [np.atleast_1d(array(self._layout(1).draws_first(found[n])[0])) for n in self.sites]
-            return values, np.concatenate([np.ravel(array(found[n]["scale"])) for n in self.sites])
-
-        (values, scale), (again, _) = (run(self.batch, self.seed + i) for i in (0, 1))
-        same = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(values, again, strict=True))
-        if not self.batch or same or any(num_rows(self.batch) in x.shape for x in values):
-            return scale
-        rows = self.posterior.instance.num_data
-        values, scale = run(rows_of(self.batch, torch.arange(rows) % num_rows(self.batch)), self.seed)
-        return scale * sum(map(len, values)) / rows
-
-    @property
-    def target(self) -> Array:
-        """The observed values, as the program prepared them: ``(rows, ...)``."""
-        values = [array(self._layout(1).draws_first(self._observed[name])[0]) for name in self.sites]
-        return np.atleast_1d(values[0]) if len(values) == 1 else np.concatenate([x.reshape(1) for x in values])
-
-    @property
-    def mask(self) -> Array | None:
-        """Which values of the target are known and not masked; None for all."""
-        known = np.isfinite(self.target)
-        if len(self.sites) == 1:
-            known = known & unmasked(self._observed[self.sites[0]], self._layout(1))
-        return None if known.all() else known
-
-    @property
     def kind(self) -> str:
         """The kind of the predicted site, as of `Prediction`."""
         return self.in_sample.kind
@@ -191,11 +82,16 @@ class Case(CaseData):
         return self.in_sample if found is None else self.in_sample.reweighted(found.log_weights, seed=self.seed)
 
     @property
+    def complete(self) -> Array:
+        """The target with predicted values in the place of those that do not count, which may be anything."""
+        return self.target if self.mask is None else np.where(self.mask, self.target, self.replicates[0])
+
+    @property
     def left_out(self) -> LeftOut | None:
         """The weights that leave each training row out of the posterior; None if no row has an effect on it."""
         name = f"left out of {self.sites[0]}"
         found: LeftOut | None = self._shared_by(
-            name, lambda: left_out(self.in_sample, self.target, self._in_fit, self.site)
+            name, lambda: left_out(self.in_sample, self.complete, self._in_fit, self.site, self.mask)
         )
         return found
 
@@ -212,7 +108,8 @@ class Case(CaseData):
     @property
     def _in_fit(self) -> NDArray[np.bool_]:
         """Whether each row of the batch was in the fit and has an effect on its own prediction."""
-        alone = not self.supervised or self.has_latents("local") or not self.has_latents("global")
+        own = self.has_latents("local") or bool(self.posterior.structure.summed)
+        alone = not self.supervised or own or not self.has_latents("global")
         shared = self.overlap.shared[self.row_numbers]
         return np.zeros_like(shared) if alone else shared
 
@@ -248,14 +145,6 @@ class Case(CaseData):
         """
         return finite_rows(values, f"{what} of {self.site}", self.row_numbers, axis)
 
-    @property
-    def training_summary(self) -> Summary | None:
-        """The summary of the site's training values; None if it is not known."""
-        record, place = self.posterior.training_rows, self._places.get(self.sites[0])
-        if record is None or place is None or place >= len(record.summaries):
-            return None
-        return record.summaries[place] if reads(self._observed[self.sites[0]], self.batch[place]) else None
-
     def prior_replicates_for(self, level: float) -> Array:
         """Rows of `sample_batch` drawn anew, ``(draws, rows, ...)``, as many as a test at this level needs.
 
@@ -289,53 +178,6 @@ class Case(CaseData):
         layout = self._layout(draws)
         values = [array(layout.draws_first(trace.nodes[name])) for name in self.sites]
         return values[0].reshape(draws, -1, *values[0].shape[2:]) if len(values) == 1 else np.stack(values, 1)
-
-    def _layout(self, draws: int) -> Layout:
-        found = self.posterior.structure
-        return Layout(found.row_plate, found.plates, draws)
-
-    @property
-    def _seen(self) -> Any:
-        """The model's trace on the data."""
-        return self._shared_by("seen", lambda: self.posterior.trace(*given(self.batch), draws=1, seed=self.seed)[1])
-
-    @property
-    def _observed(self) -> dict[str, Site]:
-        found: dict[str, Site] = self._shared_by("observed", lambda: observed_sites(self._seen))
-        return found
-
-    @property
-    def _predicted(self) -> Any:
-        def run() -> Any:
-            options = {"draws": self.draws, "seed": self.seed}
-            return self.posterior.trace(*given(self._inputs), predict=True, **options)[1]
-
-        return self._shared_by("predicted", run)
-
-    @property
-    def _places(self) -> dict[str, int]:
-        """The place in the batch of the tensor that every observed site reads."""
-        make = functools.partial(places_of, self._observed, self.batch, self._optional)
-        found: dict[str, int] = self._shared_by("places", make)
-        return found
-
-    @property
-    def _optional(self) -> list[int]:
-        """Places of arguments that may be left out to predict them."""
-        parameters = self.program._signature().parameters
-        names = self._names[: len(self.batch)]
-        return [i for i, n in enumerate(names) if n in parameters and parameters[n].default is None]
-
-    @property
-    def _inputs(self) -> Batch:
-        """The batch without the optional arguments that are observed."""
-        read = {i for i in self._places.values() if i in self._optional}
-        if isinstance(self.batch, Arguments):
-            return self.batch.without(read)
-        count = len(self.batch)
-        while count - 1 in read:
-            count -= 1
-        return self.batch[:count]
 
     # -- importance weights --------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
+from deepprob.diagnostics.observed import only_known
 from deepprob.posteriors.arviz_compat import khat_limit
 from deepprob.posteriors.loo import left_out_weights
 from deepprob.posteriors.prediction import Prediction
@@ -38,7 +39,13 @@ class LeftOut:
         return f"Rows of the fit have leave-one-out predictions{unreliable}."
 
 
-def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], site: str) -> LeftOut | None:
+def left_out(
+    prediction: Prediction,
+    target: Array,
+    in_fit: NDArray[np.bool_],
+    site: str,
+    known: NDArray[np.bool_] | None = None,
+) -> LeftOut | None:
     """The weights that leave each row of the fit out; rows that were not in the fit have equal weights.
 
     Args:
@@ -46,6 +53,7 @@ def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], s
         target: The observed values, shape ``(rows, ...)``.
         in_fit: Whether each row was in the fit.
         site: The observed site.
+        known: Which values count, of the target's shape; None for all.
 
     Returns:
         The weights, see `left_out_weights`; None if no row was in the fit, or the rows have one distribution together.
@@ -55,7 +63,7 @@ def left_out(prediction: Prediction, target: Array, in_fit: NDArray[np.bool_], s
     terms = array(prediction.log_prob_by_draw(torch.as_tensor(target)))  # (K, rows, ...)
     if terms.shape[1:2] != in_fit.shape:
         return None
-    by_row = terms.reshape(*terms.shape[:2], -1).sum(2)
+    by_row = only_known(terms, known, 1).reshape(*terms.shape[:2], -1).sum(2)
     chosen = finite_rows(by_row[:, in_fit], f"log-likelihood of {site}", np.flatnonzero(in_fit), axis=1)
     weights = np.full(by_row.shape, -np.log(len(by_row)))
     weights[:, in_fit], khat = left_out_weights(chosen)

@@ -53,11 +53,12 @@ def scores(case: Case) -> dict[str, tuple[Score, ...]]:
     found = {}
     for each in case.by_site():
         with suppress(*REFUSALS):  # the checks of the predictions tell the reason
+            target = each.judged(each.target)
             if one_label(each):
-                found[each.site] = tuple(_of_classes(class_probs(each), each.target.reshape(-1)))
+                found[each.site] = tuple(_of_classes(class_probs(each), target.reshape(-1)))
             elif each.supervised and each.prediction.kind in ("real", "count"):
                 mean = each.finite(each.prediction.mean, "prediction").reshape(each.target.shape)
-                found[each.site] = tuple(_of_numbers(mean, each.target, f"units of {each.site}"))
+                found[each.site] = tuple(_of_numbers(each.judged(mean), target, f"units of {each.site}"))
     return found
 
 

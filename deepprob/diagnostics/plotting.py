@@ -108,7 +108,8 @@ def plot(
     if data:
         target = Case(subject, data[0] if len(data) == 1 else data, draws=draws, seed=seed).by_site()[0]
         if target.supervised:
-            return _prediction(target.prediction, target.target, target.inputs[0] if len(target.inputs) == 1 else None)
+            seen = target.target if target.mask is None else np.where(target.mask, target.target, np.nan)
+            return _prediction(target.prediction, seen, target.predictors[0] if len(target.predictors) == 1 else None)
     return _globals(subject, site, draws, seed)
 
 

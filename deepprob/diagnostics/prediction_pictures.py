@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from deepprob.diagnostics import judging
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import array
-from deepprob.diagnostics.checks.calibration import class_probs, one_label
+from deepprob.diagnostics.checks.calibration import class_probs, interval_of, one_label
 from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.plots import predicted_against_observed, predictive_band, reliability
 
@@ -15,18 +15,18 @@ from deepprob.diagnostics.plots import predicted_against_observed, predictive_ba
 def _numbers(case: Case) -> Iterator[Picture]:
     if not case.supervised or case.prediction.kind not in ("real", "count"):
         return
-    mean = array(case.prediction.mean).reshape(case.target.shape)
-    low, high = (array(end) for end in case.prediction.interval(0.9))
-    inputs = array(case.inputs[0]) if len(case.inputs) == 1 else None
+    target, (low, high) = case.judged(case.target), interval_of(case, 0.9)
+    mean = case.judged(array(case.prediction.mean).reshape(case.target.shape))
+    inputs = array(case.predictors[0]) if len(case.predictors) == 1 else None
     if inputs is not None and inputs.size == len(inputs) == case.target.size:
-        half = case.prediction.interval(0.5)
-        figure = predictive_band(inputs, case.target, mean, half, (low, high))
+        x = case.judged(inputs.reshape(case.target.shape))
+        figure = predictive_band(x, target, mean, interval_of(case, 0.5), (low, high))
         figure.axes[0].set_ylabel(case.site)
         caption = "Nine of ten points should lie in the 90% band, half of them in the 50% band."
     else:
-        figure = predicted_against_observed(case.target, mean, low, high)
+        figure = predicted_against_observed(target, mean, low, high)
         caption = "Nine of ten intervals should cross the dashed line, on which prediction and observation agree."
-    rows, site = len(case.target), case.site
+    rows, site = len(target), case.site
     yield Picture(
         "predictions",
         "Predictions and observations",
@@ -39,21 +39,21 @@ def _numbers(case: Case) -> Iterator[Picture]:
         "Residuals against predictions",
         "The points should scatter around zero, equally wide everywhere and without a curve.",
         f"Scatter plot of observed minus predicted {site} of {rows} rows against the predicted values.",
-        drawn(judging.residuals(mean, case.target)),
+        drawn(judging.residuals(mean, target)),
     )
     yield Picture(
         "quantiles",
         "Calibration of quantiles (PIT)",
         "The line should stay inside the band. An S shape means intervals of the wrong width, a bow means a bias.",
         f"Share of {rows} observed values below each predicted quantile, with the range of perfect calibration.",
-        drawn(judging.quantile_calibration(case.replicates, case.target)),
+        drawn(judging.quantile_calibration(case.judged(case.replicates, 1), target)),
     )
 
 
 def _classes(case: Case) -> Iterator[Picture]:
     if not one_label(case):
         return
-    probs, labels = class_probs(case), case.target.reshape(-1)
+    probs, labels = class_probs(case), case.judged(case.target).reshape(-1)
     rows, of = len(labels), "of class 1" if probs.shape[1] == 2 else "of each class against the others"
     yield Picture(
         "confusion",

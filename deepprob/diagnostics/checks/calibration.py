@@ -208,7 +208,7 @@ def check_coverage(
 
 
 def class_probs(case: Case, prediction: Prediction | None = None) -> Array:
-    """Class probabilities of every row, shape ``(rows, classes)``; a binary target has two classes.
+    """Class probabilities of every row whose label counts, shape ``(rows, classes)``; a binary target has two classes.
 
     Args:
         case: The case.
@@ -217,8 +217,8 @@ def class_probs(case: Case, prediction: Prediction | None = None) -> Array:
     probs = case.finite(array((prediction or case.prediction).probs), "probability")
     if case.kind == "binary":
         probs = probs.reshape(len(case.target), -1)
-        return probs if probs.shape[1] == 2 else np.concatenate([1 - probs, probs], 1)
-    return probs
+        probs = probs if probs.shape[1] == 2 else np.concatenate([1 - probs, probs], 1)
+    return probs if case.mask is None else probs[case.mask.reshape(-1)]
 
 
 def one_label(case: Case) -> bool:
@@ -227,17 +227,22 @@ def one_label(case: Case) -> bool:
 
 
 def _run_classes(case: Case, level: float) -> Check:
-    rows = len(case.target)
-    probs, replicates = class_probs(case), case.new_targets(level).reshape(-1, rows)
+    probs, labels = class_probs(case), case.judged(case.target).reshape(-1)
+    replicates = case.judged(case.new_targets(level), 1).reshape(-1, len(labels))
     order = class_probs(case, case.in_sample)
-    return check_calibration(probs, case.target.reshape(rows), replicates, level=level, how=case.how, order=order)
+    return check_calibration(probs, labels, replicates, level=level, how=case.how, order=order)
 
 
-def _run_real(case: Case, level: float) -> Check:
-    masses = (0.5, 0.9)
-    replicates = case.new_targets(level)
-    ends = {m: tuple(array(end) for end in case.prediction.interval(m)) for m in masses}
-    return check_coverage(case.target, ends, replicates, level=level, how=case.how)  # type: ignore[arg-type]
+def _run_numbers(case: Case, level: float) -> Check:
+    target, replicates = case.judged(case.target), case.judged(case.new_targets(level), 1)
+    ends = {mass: interval_of(case, mass) for mass in (0.5, 0.9)}
+    return check_coverage(target, ends, replicates, level=level, how=case.how)
+
+
+def interval_of(case: Case, mass: float) -> tuple[Array, Array]:
+    """Both ends of the predictive intervals of the values that count."""
+    low, high = (case.judged(array(end).reshape(case.target.shape)) for end in case.prediction.interval(mass))
+    return low, high
 
 
 probability_calibration = Diagnostic(
@@ -252,8 +257,8 @@ probability_calibration = Diagnostic(
 interval_coverage = Diagnostic(
     _COVERAGE,
     "Do predictive intervals contain the target as often as their nominal probability?",
-    lambda case: case.supervised and case.kind == "real",
-    _run_real,
+    lambda case: case.supervised and case.kind in ("real", "count"),
+    _run_numbers,
     about="predictions",
     tests=True,
     by_site=True,

@@ -155,25 +155,28 @@ def _run(case: Case, level: float) -> Check:
 
 
 def _check_targets(case: Case, level: float) -> Check:
-    target, first = case.target, case.finite(case.replicates, "prediction", axis=1)
-    chunks = case.replicates_for(level)
+    target, first = case.judged(case.target), case.judged(case.finite(case.replicates, "prediction", axis=1), 1)
+    chunks = (case.judged(case.finite(drawn, "prediction", axis=1), 1) for drawn in case.replicates_for(level))
     if case.kind in ("classes", "binary"):
         count = 2 if case.kind == "binary" else case.prediction.probs.shape[-1]
         seen = class_shares(target[None], count)
         again = _of_all(chunks, lambda drawn: class_shares(drawn, count))
         return check_replicates(seen, again, dict.fromkeys(seen, 1.0), level=level)
-    fitted = array(case.prediction.mean), array(case.prediction.sd)
-    if not (np.isfinite(fitted[0]).all() and np.isfinite(fitted[1]).all()):  # tails so heavy that there are no moments
+    centre, spread = (
+        case.judged(array(x).reshape(case.target.shape)) for x in (case.prediction.mean, case.prediction.sd)
+    )
+    if not (np.isfinite(centre).all() and np.isfinite(spread).all()):  # tails so heavy that there are no moments
         low, centre, high = np.quantile(first, [0.16, 0.5, 0.84], axis=0)
-        fitted = centre, (high - low) / 2
+        spread = (high - low) / 2
+    gaps = case.mask is not None and case.target.size > len(case.target)  # neighbors may be columns
+    ordered = gaps or _is_sorted(target)
 
     def found(data: Array) -> dict[str, Array]:
-        residual = (data - fitted[0]) / np.maximum(fitted[1], 1e-12)
-        in_order = {} if _is_sorted(target) else autocorrelation(residual)
-        return statistics(data, *fitted) | in_order | on_predictions(residual, fitted[0])
+        residual = (data - centre) / np.maximum(spread, 1e-12)
+        in_order = {} if ordered else autocorrelation(residual)
+        return statistics(data, centre, spread) | in_order | on_predictions(residual, centre)
 
-    seen = found(target[None])
-    again = _of_all(chunks, lambda drawn: found(case.finite(drawn, "prediction", axis=1)))
+    seen, again = found(target[None]), _of_all(chunks, found)
     return check_replicates(seen, again, _units(again, float(target.std())), level=level)
 
 

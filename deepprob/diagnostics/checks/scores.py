@@ -9,11 +9,12 @@ import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from deepprob.diagnostics.baseline import class_baseline, normal_baseline
+from deepprob.diagnostics.baseline import FEWEST, class_baseline, count_baseline, normal_baseline
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.observed import only_known
 from deepprob.posteriors.training_rows import Summary
 
 NAME = "predictive skill"
@@ -129,40 +130,47 @@ def _mean_se(values: Array) -> dict[str, float]:
 
 
 def _nll(case: Case, target: Array) -> Array:
-    density = array(case.prediction.log_prob(torch.as_tensor(target)))
+    density = only_known(array(case.prediction.log_prob(torch.as_tensor(target))), case.mask)
     return case.finite(-density.reshape(len(target), -1).sum(1), "log-likelihood")
 
 
 def _run(case: Case, level: float) -> Check:
-    return _run_real(case, level) if case.kind == "real" else _run_classes(case, level)
+    return _run_classes(case, level) if one_label(case) else _run_numbers(case, level)
 
 
-def _run_real(case: Case, level: float) -> Check:
-    target, nll = case.target, _nll(case, case.target)
-    flat = normal_baseline(target, _summary(case))
-    base = flat(target)
+def _run_numbers(case: Case, level: float) -> Check:
+    make = count_baseline if case.kind == "count" else normal_baseline
+    flat = make(case.target, _summary(case), case.mask)
+    rows = flat.known.any(1)
+
+    def losses(target: Array) -> tuple[Array, Array]:
+        return _nll(case, target)[rows], flat(target)[rows]
+
+    nll, base = losses(case.complete)
     again: list[float] = []
-    if (nll - base).mean() > 0:  # otherwise there is nothing to test
-        again = [float((_nll(case, y) - flat(y)).mean()) for y in case.new_targets(level)]
-    residual = target - array(case.prediction.mean).reshape(target.shape)
-    around = target - flat.mean.reshape(-1, *target.shape[1:])
+    # Counts that leave each other out depend on each other more than new ones would: the t-test decides.
+    dependent = case.kind == "count" and case.left_out is not None
+    if (nll - base).mean() > 0 and not dependent:  # otherwise there is nothing to test
+        again = [float(np.subtract(*losses(y)).mean()) for y in case.new_targets(level)]
+    shape, target = case.target.shape, case.judged(case.target)
+    residual = target - case.judged(array(case.prediction.mean).reshape(shape))
+    around = target - case.judged(np.broadcast_to(flat.mean.reshape(-1, *shape[1:]), shape))
     details: dict[str, Any] = {
         "rmse": float(np.sqrt(np.square(residual).mean())),
         "mae": float(np.abs(residual).mean()),
         "r2": 1 - float(np.square(residual).sum() / max(np.square(around).sum(), 1e-300)),
-        "crps": _mean_se(crps(array(case.prediction.draws), target)),
+        "crps": _mean_se(crps(case.judged(array(case.prediction.draws), 1), target)),
     }
     return check_skill(nll, base, again, level=level, details=details, how=case.how)
 
 
 def _run_classes(case: Case, level: float) -> Check:
-    rows = len(case.target)
-    probs, labels = class_probs(case), case.target.reshape(rows).astype(np.int64)
+    probs, labels = class_probs(case), case.judged(case.target).reshape(-1).astype(np.int64)
     shares = class_baseline(labels, probs.shape[1], _summary(case))
     scores = -np.log(np.maximum(probs, 1e-300)) + np.log(shares)  # of every class against the baseline, (rows, classes)
-    each = np.arange(rows)
+    each = np.arange(len(labels))
     base, nll = -np.log(shares[each, labels]), -np.log(np.maximum(probs[each, labels], 1e-300))
-    again = case.new_targets(level).reshape(-1, rows).astype(np.int64)
+    again = case.judged(case.new_targets(level), 1).reshape(-1, len(labels)).astype(np.int64)
     details = {
         "accuracy": _mean_se((probs.argmax(1) == labels) * 1.0),
         "base_rate": float((shares.mean(0).argmax() == labels).mean()),
@@ -172,14 +180,27 @@ def _run_classes(case: Case, level: float) -> Check:
 
 
 def _summary(case: Case) -> Summary | None:
-    """The summary of the training targets; None if it is unknown, or if the data are they and leave each row out."""
-    return None if case.overlap.relation == "training" else case.training_summary
+    """The summary of the training targets; None if the rows predict each other.
+
+    They do if the data are the training data, and if some targets are masked, as the summary may hold any value there.
+    """
+    return None if case.overlap.relation == "training" or case.mask is not None else case.training_summary
+
+
+def _applies(case: Case) -> bool:
+    if one_label(case):
+        return True
+    if not (case.supervised and case.kind in ("real", "count") and case.splits):
+        return False
+    if case.kind == "count" and (case.judged(case.target) < 0).any():  # no baseline has such counts
+        return False
+    return case.mask is None or bool((case.mask.sum(0) >= FEWEST).all())  # rows of each column predict each other
 
 
 predictive_skill = Diagnostic(
     NAME,
     "Do predictions score better than a baseline that ignores the inputs?",
-    lambda case: (case.supervised and case.kind == "real" and case.splits) or one_label(case),
+    _applies,
     _run,
     about="predictions",
     tests=True,
