@@ -20,8 +20,8 @@ from deepprob.programs.minibatch import Batch
 from deepprob.programs.sites import sample_sites
 from deepprob.programs.tracing import LogDensity, log_density
 
-POINTS = 16
-_STEPS, _MOST_NUMBERS, _MOST_WORK = 150, 30, 2**22
+POINTS = 48
+_STEPS, _MOST_NUMBERS, _MOST_WORK = 150, 30, 2**23
 _SPEED = 0.1  # of the climb, in sds of the prior for each step
 _APART = 3.0  # sds of both between the guide's mean and another mode, in some coordinate
 

@@ -197,7 +197,7 @@ LIFTED = [
     ),
     Lifted("weight norm", lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 1))),
 ]
-SAMPLE = {"lstm", "gru cell", "transformer", "embedding", "ids and numbers", "branch", "writes to its input", "lazy"}
+SAMPLE = {"lstm", "transformer", "ids and numbers", "branch", "writes to its input"}
 
 
 def _cases(cases: list[Any], sample: set[str]) -> list[Any]:

@@ -115,11 +115,11 @@ def test_check_prints_the_report_of_the_fit(fitted: Path) -> None:
 def test_exit_code_of_check_follows_the_verdict(
     fitted: Path, monkeypatch: pytest.MonkeyPatch, verdict: Any, code: int
 ) -> None:
-    found = Report((Check("a check", 1.0, 0.1, 0.5, verdict, "The value is high.", "Look."),), "a fit")
+    found = Report((Check("a check", 0.4, 0.1, 0.5, verdict, "The value is high.", "Look."),), "a fit")
     monkeypatch.setattr(deepprob.diagnostics.report, "check", lambda *args, **named: found)
     result = deepprob_("check", str(fitted))
     assert result.exit_code == code
-    assert re.search(rf"^{verdict} +a check +1.00 ± 0.10 +<= 0.5$", result.stdout, re.M)
+    assert re.search(rf"^{verdict} +a check +0.40 ± 0.10 +<= 0.5$", result.stdout, re.M)
     assert ("Next: Look." in result.stdout) == (verdict != "pass")
 
 

@@ -13,7 +13,7 @@ from deepprob.diagnostics.check import Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.posteriors.label_switching import Switching
 from deepprob.posteriors.margin import margin_of
-from deepprob.posteriors.other_modes import OtherMode
+from deepprob.posteriors.other_modes import POINTS, OtherMode
 
 _LABELS, _STARTS, _OTHER = "label switching", "agreement of restarts", "other modes"
 _MASS_CAUTION, _MASS_FAIL = 0.05, 0.5
@@ -74,11 +74,11 @@ def check_other_modes(other: OtherMode | None) -> Check:
     share = 0.0 if other is None else 1 / (1 + math.exp(-min(max(other.log_mass, -700.0), 700.0)))
     verdict: Verdict = "fail" if share > _MASS_FAIL else "caution" if share > _MASS_CAUTION else "pass"
     if other is None:
-        reading = "Climbs from 16 draws of the prior found no mode that the guide does not cover."
+        reading = f"Climbs from {POINTS} draws of the prior found no mode that the guide does not cover."
     else:
         reading = (
-            f"Climbs from 16 draws of the prior found a mode {number(other.distance)} sds away (in {other.site}), with "
-            f"{f'{share:.1%}' if share >= 1e-3 else 'less than 0.1%'} of the mass of both."
+            f"Climbs from {POINTS} draws of the prior found a mode {number(other.distance)} sds away (in "
+            f"{other.site}), with {f'{share:.1%}' if share >= 1e-3 else 'less than 0.1%'} of the mass of both."
         )
     return Check(
         name=_OTHER,

@@ -224,7 +224,7 @@ def test_killed_fit_resumes_bit_for_bit(
     assert whole.history.steps == resumed.history.steps
 
 
-@pytest.mark.parametrize("at", [900, 1300])
+@pytest.mark.parametrize("at", [900, pytest.param(1300, marks=pytest.mark.slow)])
 def test_killed_fit_resumes_within_the_last_windows(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget's constant rate ends at step 1000, and windows of 125 steps follow."""
     monkeypatch.setattr(courses, "_LEAST", 1500)

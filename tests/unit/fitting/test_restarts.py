@@ -145,7 +145,7 @@ def test_point_estimates_at_two_modes_are_apart_in_the_units_of_the_site(guide: 
 
 @pytest.mark.filterwarnings("ignore:the starts take their steps in turn")  # "low_rank" does, once it is traced
 @pytest.mark.parametrize("compile", TIERS, indirect=True)
-@pytest.mark.parametrize("guide", ["normal", "multivariate_normal", "low_rank"])
+@pytest.mark.parametrize("guide", ["normal", "multivariate_normal", pytest.param("low_rank", marks=pytest.mark.slow)])
 def test_every_start_searches_its_own_mode(guide: str, compile: bool) -> None:
     """The search leads each start into a mode; the fit is that of the kept start alone."""
     program, begin = Program.of(two_modes_of_two, guide), Begin()
