@@ -72,7 +72,7 @@ def test_both_halves_of_the_labelled_set_hold_every_family(monkeypatch: pytest.M
 def test_a_part_of_the_labelled_set_is_reported_and_its_labels_hold(tmp_path: Path) -> None:
     only = (
         "--only",
-        "chains of a regression, chains 4",
+        "chains of a regression, chains 4, draws 500",
         "--only",
         "few rows and a wrong width, rows 3",
         "--only",
@@ -85,7 +85,7 @@ def test_a_part_of_the_labelled_set_is_reported_and_its_labels_hold(tmp_path: Pa
     assert found["summary"]["wrong"]["cases"] == 5
     proofs = run("trust.py", *only, "--labels")
     assert "6 labels: 0 do not hold, 0 by construction" in proofs
-    several = run("trust.py", "--only", "chains of a regression, chains 4", "--seeds", "2", "--jobs", "2")
+    several = run("trust.py", "--only", "chains of a regression, chains 4, draws 500", "--seeds", "2", "--jobs", "2")
     assert "of 2 reports on good posteriors" in several
 
 
