@@ -202,6 +202,11 @@ class Case(CaseSites):
         return posterior.accuracy
 
     @cached_property
+    def draws_accuracy(self) -> GuideAccuracy | None:
+        """How far stored draws are from the posterior given the data that they were made with."""
+        return self.posterior.accuracy if self.posterior.kind == "draws" else None
+
+    @cached_property
     def row_draws(self) -> GuideDraws:
         """Draws of the latents of each row of `sample_batch`, with the gradients of their log-density."""
         return guide_draws(self.posterior._fitted, self.sample_batch, self.particles, self.seed)

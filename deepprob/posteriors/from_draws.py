@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
 from deepprob.engine.random import RandomStream
+from deepprob.posteriors.guide_accuracy import guide_accuracy
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import with_prior_guide
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import num_rows
 from deepprob.programs.program import Program
+
+_SECONDS = 2.0
 
 
 def draws_posterior(
@@ -27,7 +31,8 @@ def draws_posterior(
 
     Args:
         program: The program whose latent sites were drawn; it is copied.
-        data: The data, or rows of the same shape.
+        data: The data that the draws are conditioned on. They are judged by the gradients of the log joint density at
+            these data, within about two seconds; see ``Posterior.accuracy``.
         chains: Values by latent site, shape ``(chains, draws, *site)``.
         config: The routine and its settings, as JSON.
         seed: The routine's seed.
@@ -55,4 +60,8 @@ def draws_posterior(
     batch = program.accept(data)
     with RandomStream(seed).drawing():
         instance = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
-    return Posterior(instance, config=dict(config or {}), seed=seed, chains=chains)
+    found = Posterior(instance, config=dict(config or {}), seed=seed, chains=chains)
+    if batch and not found._fitted.amortized:
+        with suppress(Exception):  # of the program, in runs that the user did not ask for
+            found.accuracy = guide_accuracy(found._fitted, batch, seed=seed, seconds=_SECONDS)
+    return found

@@ -1,4 +1,4 @@
-"""How far a guide is from the posterior given the training data, as a posterior keeps and saves it."""
+"""How far a guide, or draws, are from the posterior given the training data, as a posterior keeps and saves it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from deepprob.engine.accuracy import (
     accuracy_by_weights,
     divergence_by_gradients,
 )
+from deepprob.posteriors.arviz_compat import ess
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
 from deepprob.posteriors.label_switching import Switching, label_switching
@@ -31,6 +32,7 @@ from deepprob.programs.minibatch import Batch
 DRAWS = 1000
 _DRAWS_PER_NUMBER = 3  # that tell their covariance
 _FEW = 40
+_MOST_CHAINS = 20  # numbers of a site whose effective draws are counted
 _MOST_TOGETHER = 1000  # numbers of a divergence, spread evenly over more
 _MOST_NUMBERS = 2**23  # coordinates times draws
 
@@ -39,10 +41,10 @@ _Judge = Callable[[Array, Array], Accuracy]
 
 @dataclass(frozen=True, eq=False)
 class GuideAccuracy:
-    """How far a guide is from the posterior given the training data.
+    """How far a guide is from the posterior given the training data; or draws, which have equal weights.
 
     Attributes:
-        log_weights: ``log p(z, x) - log q(z)`` of all rows together, in nats, shape ``(K,)``.
+        log_weights: ``log p(z, x) - log q(z)`` of all rows together, in nats, shape ``(K,)``; zeros for stored draws.
         by_gradients: By latent site, from the gradients of the log-density, an `Accuracy` of every number as an array
             ``(4, n)``, in unconstrained coordinates.
         by_weights: The same from importance weights, of the sites that are judged together.
@@ -123,10 +125,10 @@ class GuideAccuracy:
 
 
 def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, seconds: float) -> GuideAccuracy | None:
-    """Judge a guide on the training data.
+    """Judge a guide, or stored draws, on the training data.
 
     Args:
-        fitted: The program of a posterior that holds a guide.
+        fitted: The program of a posterior.
         batch: The training data, accepted.
         seed: Random seed of the draws.
         seconds: About the most time to spend; it decides how many draws are taken, of 1000, 300, 100 and 40.
@@ -143,7 +145,7 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
             sample = guide_draws(fitted, batch, few, seed)
             each = (time.perf_counter() - began) / few
             numbers = sum(x.shape[-1] for x in sample.values.values())
-            affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1))
+            affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1), fitted.num_stored or draws)
             if affordable >= _FEW:
                 found = guide_draws(fitted, batch, _round(affordable), seed)
         return None if found is None else judged(fitted, batch, found, seed)
@@ -155,7 +157,7 @@ def _round(draws: int) -> int:
 
 
 def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) -> GuideAccuracy:
-    """The accuracy of a guide, from its draws given the training data.
+    """The accuracy of a guide, or of stored draws, from draws given the training data.
 
     Args:
         fitted: The program.
@@ -166,6 +168,8 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) ->
     drawn = {n for n in fitted.structure.latent if not fitted.structure.sites[n].discrete}
     points = tuple(sorted(drawn - draws.values.keys()))
     weights = draws.log_weights.double()
+    if fitted.chains is not None:
+        weights = torch.zeros_like(weights)
     if not draws.values:
         return GuideAccuracy(weights, {}, points=points, why=draws.why)
     names = _outside_networks(draws.values)
@@ -181,6 +185,9 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) ->
             columns = [_joined(x, names) for x in (draws.values, draws.scores)]
             chosen = np.unique(np.linspace(0, columns[0].shape[1] - 1, _MOST_TOGETHER).astype(int))
             divergence = divergence_by_gradients(*(x[:, chosen] for x in columns))
+    if fitted.chains is not None:
+        by_gradients = {n: _with_chain_error(x, fitted.chains[n], len(weights)) for n, x in by_gradients.items()}
+        return GuideAccuracy(weights, by_gradients, together=tuple(together), points=points, why=draws.why)
     if together and bool(weights.isfinite().all()):
         shares = _truncated(weights.cpu().numpy())
         by_weights = _by_site(draws.values, together, lambda values, _: accuracy_by_weights(values, shares))
@@ -190,6 +197,22 @@ def judged(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int) ->
         return found
     found = replace(found, switching=label_switching(fitted, batch, seed))
     return _searched(fitted, batch, draws, seed, found)
+
+
+def _with_chain_error(found: Tensor, chains: Tensor, draws: int) -> Tensor:
+    """The accuracy of a site's stored draws, with the Monte Carlo error of their own mean and sd.
+
+    Args:
+        found: Its `Accuracy`, ``(4, n)``.
+        chains: Its values, ``(chains, draws, *site)``.
+        draws: How many of them were judged.
+    """
+    values = chains.reshape(*chains.shape[:2], -1).double().cpu().numpy()
+    places = np.unique(np.linspace(0, values.shape[-1] - 1, _MOST_CHAINS).astype(int))
+    sizes = [ess(values[..., i]) for i in places if np.ptp(values[..., i]) > 0]
+    effective = float(np.clip(np.nanmin(sizes or [1.0]), 1.0, draws))
+    shift, shift_se, width, width_se = found
+    return torch.stack([shift, (shift_se**2 + 1 / effective) ** 0.5, width, (width_se**2 + 0.5 / effective) ** 0.5])
 
 
 def _searched(fitted: FittedProgram, batch: Batch, draws: GuideDraws, seed: int, found: GuideAccuracy) -> GuideAccuracy:

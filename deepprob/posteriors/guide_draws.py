@@ -117,8 +117,10 @@ def _weigh(structure: Structure, by_row: bool, scored: bool, run: Run) -> list[T
     layout = Layout(structure.row_plate, run.plates, run.draws or 1)
     with torch.no_grad():
         drawn = {n: s for n, s in drawn_sites(run_guide(run)).items() if _has_coordinates(s)}
+        stored = any(_is_stored(s) for s in drawn.values())  # only the model knows the supports of stored draws
+        supports = drawn if not stored else drawn_sites(run_program(run)[1])
     with torch.set_grad_enabled(scored):
-        maps = {n: biject_to(s["fn"].support) for n, s in drawn.items()}
+        maps = {n: biject_to(supports[n]["fn"].support) for n in drawn}
         points = {n: maps[n].inv(s["value"]).detach().clone().requires_grad_(scored) for n, s in drawn.items()}
         with Fixed({n: maps[n](u) for n, u in points.items()} if scored else {n: s["value"] for n, s in drawn.items()}):
             weights, guide_trace = _log_weights(structure, layout, by_row, run)
@@ -144,9 +146,9 @@ def _log_weights(structure: Structure, layout: Layout, by_row: bool, run: Run) -
 
 def _log_q(layout: Layout, site: Site, to_support: Transform | None) -> Tensor | float:
     """What to add to the log-weight for the density of the model's side, in the coordinates of a site of the guide."""
-    if isinstance(unwrapped(site["fn"]), Delta):
+    if isinstance(unwrapped(site["fn"]), Delta) and not _is_stored(site):
         return 0.0  # it maps coordinates to the model's values, and its density is that map's
-    log_q = layout.log_prob(site).sum()
+    log_q = 0.0 if _is_stored(site) else layout.log_prob(site).sum()
     if to_support is None:
         return log_q  # of a discrete site
     value = site["value"]
@@ -155,7 +157,14 @@ def _log_q(layout: Layout, site: Site, to_support: Transform | None) -> Tensor |
 
 def _has_coordinates(site: Site) -> bool:
     """Whether a site of a guide is drawn from a density, neither discrete nor computed from another site."""
-    return not (is_discrete(site) or isinstance(unwrapped(site["fn"]), Delta))
+    if is_discrete(site):
+        return False
+    return _is_stored(site) or not isinstance(unwrapped(site["fn"]), Delta)
+
+
+def _is_stored(site: Site) -> bool:
+    """Whether a site of a guide returns the draws that a posterior holds."""
+    return bool(site["infer"].get("replayed"))
 
 
 def _flat(layout: Layout, site: Site, by_row: bool) -> Tensor:

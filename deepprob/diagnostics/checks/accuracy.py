@@ -26,6 +26,8 @@ _ROW_MEANS, _ROW_WIDTHS = "posterior means, local latents", "posterior widths, l
 _SHIFT_CAUTION, _SHIFT_FAIL = 0.3, 1.0  # in sds of the posterior
 _WIDTH_CAUTION, _WIDTH_FAIL = 1.3, 2.0  # as a factor
 _ROW_SHIFT_CAUTION = 0.4  # a root mean square over rows
+_WHOSE = {"guide": "guide's", "draws": "draws'"}
+_OTHER_DRAWS = "Are these the data and the program that were drawn from? Else run longer chains from other starts."
 _ALONE = ", each number given the others"
 _EFFECTIVE, _EASY = (
     100,
@@ -52,11 +54,12 @@ class _Finding:
     source: str
 
 
-def check_means(accuracy: GuideAccuracy) -> Check:
-    """Whether the guide's means are those of the posterior.
+def check_means(accuracy: GuideAccuracy, of: str = "guide") -> Check:
+    """Whether the means of a guide, or of stored draws, are those of the posterior.
 
     Args:
-        accuracy: How far the guide is from the posterior.
+        accuracy: How far they are from the posterior.
+        of: ``"guide"`` or ``"draws"``.
 
     Returns:
         The largest distance of a mean, in sds of the posterior; a caution if it is surely above 0.3, a fail above 1.
@@ -67,7 +70,7 @@ def check_means(accuracy: GuideAccuracy) -> Check:
     verdict = _verdict(worst.surely, _SHIFT_CAUTION, _SHIFT_FAIL)
     alone = _is_alone(worst, accuracy)  # many numbers have no one sign
     side = "from the posterior's (root mean square)" if alone else "too high" if worst.size > 0 else "too low"
-    where = f"The guide's mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds {side}"
+    where = f"The {_WHOSE[of]} mean of {worst.name} is {number(abs(worst.size), worst.se)} posterior sds {side}"
     return _check(
         _MEANS,
         abs(worst.size),
@@ -77,20 +80,22 @@ def check_means(accuracy: GuideAccuracy) -> Check:
         f"{where}, by the {worst.source} on the training data{_ALONE if alone else ''}.",
         "sd",
         found,
+        of,
     )
 
 
-def check_widths(accuracy: GuideAccuracy) -> Check:
-    """Whether the guide's standard deviations are those of the posterior.
+def check_widths(accuracy: GuideAccuracy, of: str = "guide") -> Check:
+    """Whether the standard deviations of a guide, or of stored draws, are those of the posterior.
 
     Args:
-        accuracy: How far the guide is from the posterior.
+        accuracy: How far they are from the posterior.
+        of: ``"guide"`` or ``"draws"``.
 
     Returns:
-        The largest factor between the two; a caution if it is surely above 1.3, a fail above 2, whether the guide is
+        The largest factor between the two; a caution if it is surely above 1.3, a fail above 2, whether they are
         too wide or too narrow.
     """
-    if accuracy.points:
+    if accuracy.points and of == "guide":
         return Check(
             name=_WIDTHS,
             value=float("inf"),
@@ -107,8 +112,8 @@ def check_widths(accuracy: GuideAccuracy) -> Check:
     factor, side = float(np.exp(abs(worst.size))), "wide" if worst.size > 0 else "narrow"
     se = factor * worst.se
     how = f"by the {worst.source} on the training data{_ALONE if _is_alone(worst, accuracy) else ''}."
-    reading = f"The guide's sd of {worst.name} is {number(factor, se)} times too {side}, {how}"
-    return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found)
+    reading = f"The {_WHOSE[of]} sd of {worst.name} is {number(factor, se)} times too {side}, {how}"
+    return _check(_WIDTHS, factor, se, _WIDTH_CAUTION, verdict, reading, "times", found, of)
 
 
 def check_row_means(values: ArrayLike, gradients: ArrayLike) -> Check:
@@ -266,16 +271,24 @@ def _verdict(surely: float, caution: float, fail: float) -> Verdict:
 
 
 def _check(
-    name: str, value: float, se: float, limit: float, verdict: Verdict, reading: str, unit: str, found: list[_Finding]
+    name: str,
+    value: float,
+    se: float,
+    limit: float,
+    verdict: Verdict,
+    reading: str,
+    unit: str,
+    found: list[_Finding],
+    of: str,
 ) -> Check:
     worst = sorted(found, key=lambda f: -abs(f.size))[:20]
     details: dict[str, Any] = {"numbers": {f.name: {"value": f.size, "se": f.se} for f in worst}}
-    next_step = "" if verdict == "pass" else RICHER_GUIDE
+    next_step = "" if verdict == "pass" else RICHER_GUIDE if of == "guide" else _OTHER_DRAWS
     return Check(name, value, se, limit, verdict, reading, next_step, details, unit=unit)
 
 
 def _applies(case: Case) -> bool:
-    found = case.accuracy
+    found = case.draws_accuracy or case.accuracy
     return found is not None and bool(found.by_gradients or found.by_weights or found.why)
 
 
@@ -283,9 +296,10 @@ def _applies_to_widths(case: Case) -> bool:
     return _applies(case) or bool(case.accuracy and case.accuracy.points)
 
 
-def _run(check: Callable[[GuideAccuracy], Check]) -> Callable[[Case, float], Check]:
+def _run(check: Callable[[GuideAccuracy, str], Check]) -> Callable[[Case, float], Check]:
     def run(case: Case, level: float) -> Check:
-        return check(cast(GuideAccuracy, case.accuracy))  # a check that applies has one
+        found = case.draws_accuracy or case.accuracy
+        return check(cast(GuideAccuracy, found), case.posterior.kind)  # a check that applies has one
 
     return run
 
@@ -313,11 +327,11 @@ def _run_rows(check: Callable[[ArrayLike, ArrayLike], Check]) -> Callable[[Case,
 
 
 posterior_means = Diagnostic(
-    _MEANS, "Are the guide's means those of the posterior?", _applies, _run(check_means), about="posterior"
+    _MEANS, "Are the means those of the posterior?", _applies, _run(check_means), about="posterior"
 )
 posterior_widths = Diagnostic(
     _WIDTHS,
-    "Are the guide's standard deviations those of the posterior?",
+    "Are the standard deviations those of the posterior?",
     _applies_to_widths,
     _run(check_widths),
     about="posterior",

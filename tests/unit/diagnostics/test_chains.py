@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -46,6 +47,36 @@ def test_chains_that_agree_pass() -> None:
     report = report_of(0.15 + 0.5 * noise(2, 400))
     assert report["R-hat"].verdict == report["effective sample size"].verdict == "pass"
     assert report["effective sample size"].limit == ">= 50"
+
+
+@pytest.mark.parametrize("kind", ["posterior", "prior", "half as wide", "of another data set"])
+def test_draws_are_compared_with_the_density_that_they_should_come_from(kind: str) -> None:
+    """R-hat and ESS see chains that disagree, not chains that agree on the wrong distribution."""
+    mean, sd = float(Y.sum() / (4 + 1 / 25)), (4 + 1 / 25) ** -0.5
+    loc, scale = {
+        "posterior": (mean, sd),
+        "prior": (0.0, 5.0),
+        "half as wide": (mean, sd / 2),
+        "of another data set": (mean + 3 * sd, sd),
+    }[kind]
+    report = report_of(loc + scale * noise(4, 400))
+    assert report["R-hat"].verdict == report["effective sample size"].verdict == "pass"
+    means, widths = (report[f"posterior {name}, global latents"] for name in ("means", "widths"))
+    assert means.reading.startswith("The draws' mean of loc")
+    assert widths.reading.startswith("The draws' sd of loc")
+    assert means.verdict == ("fail" if kind == "of another data set" else "pass")
+    assert widths.verdict == {"prior": "fail", "half as wide": "caution"}.get(kind, "pass")
+    assert (report.verdict == "pass") == (kind == "posterior")
+    if kind == "of another data set":
+        assert means.next_step.startswith("Are these the data")
+
+
+def test_the_judgement_of_draws_is_saved(tmp_path: Path) -> None:
+    values = torch.as_tensor(5.0 * noise(4, 400), dtype=torch.get_default_dtype())
+    posterior = dp.draws_posterior(dp.Program.of(model, data_plate="data"), Y, {"loc": values})
+    posterior.save(tmp_path / "run")
+    again = dp.Posterior.load(tmp_path / "run", dp.Program.of(model, data_plate="data"))
+    assert dp.check(again, Y)["posterior widths, global latents"].verdict == "fail"
 
 
 def test_values_are_those_of_arviz_for_the_worst_number() -> None:
