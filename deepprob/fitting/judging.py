@@ -26,7 +26,8 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
     Args:
         posterior: The posterior of the fit.
         data: The training data, accepted.
-        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds.
+        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds
+            of processor time.
 
     Returns:
         None where all latents belong to rows, so that any rows can tell; where the fit was so short that the answer
@@ -49,13 +50,14 @@ def gradient_signal(posterior: Posterior, data: Batch, batch_size: int, seconds:
         posterior: The posterior of the fit.
         data: The training data, accepted.
         batch_size: Rows of a step.
-        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds.
+        seconds: The time of the fit, of which this takes at most about a tenth, or two seconds
+            of processor time.
 
     Returns:
         The signal-to-noise ratio of one gradient and its standard error. Parameters without noise are left out, and all
         of them where the fit was too short to pay for it or maximized another objective than the ELBO.
     """
-    instance, ends = posterior.instance, time.perf_counter() + max(_LEAST_SECONDS, _SHARE * seconds)
+    instance, ends = posterior.instance, time.thread_time() + max(_LEAST_SECONDS, _SHARE * seconds)
     elbo = posterior.config.get("objective", {}).get("name") == "elbo"
     if not elbo or len(posterior.history.steps["elbo"]) < 10 * _GRADIENTS:
         return {}
@@ -66,7 +68,7 @@ def gradient_signal(posterior: Posterior, data: Batch, batch_size: int, seconds:
     try:
         instance.program.train()
         with instance.running(), RandomStream(posterior.seed, instance.device).drawing():
-            while len(found) < _GRADIENTS and (time.perf_counter() < ends or not found):
+            while len(found) < _GRADIENTS and (time.thread_time() < ends or not found):
                 chosen = torch.randperm(rows, generator=shuffled)[:batch_size].to(instance.device)
                 args = [*params.values()], gather_rows(data, chosen), chosen, 1.0
                 found.append(loss_and_gradients(instance, objective_named("elbo"), *args)[2])

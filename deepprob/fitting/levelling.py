@@ -16,7 +16,8 @@ If the constant rate of the budget ends before the bound has levelled, four wind
 and the last one tells how the fit ended. The points ahead then lie on the way since the last window of the constant
 rate, since the steps themselves become small. The second half of a fit of a fixed length is divided in the same way.
 At its end, the last window is compared with the first of the four, by a tenth as many steps as the fit has: a schedule
-that falls hides from two windows near its end what longer steps would gain.
+that falls hides from two windows near its end what longer steps would gain. Half of a fit may change the bound by twice
+the margin: what is ahead is less than what this half has gained.
 
 The state that the fit holds is compared, too. It lies below the average of the last window if the last steps are large.
 
@@ -48,6 +49,7 @@ _MORE = 4  # times as many, if they cannot tell
 _GROUPS = "sum", "before", "origin"
 _STATE = "begins", "ends", "growth", "needed", "count", "in_a_row", "once"
 _LAST_WINDOWS = 4  # of a fit that follows its schedule before its bound has levelled
+_HALF = 2.0  # margins that half of a fit of a fixed length may change the bound by
 _SHORTEST, _SHARE, _FEWEST_ONCE = 100, 40, 8  # steps of a fixed length: to compare, for one at each point; the fewest
 
 Groups = list[Tensor]
@@ -125,7 +127,7 @@ class Levelling:
         """
         if end - first >= _SHORTEST:
             self.to_the_end(end - (end - first) // 2 // _LAST_WINDOWS * _LAST_WINDOWS, end)
-            self.once = end
+            self.once, self.margin = end, _HALF * self.margin
         else:
             self.begins = self.ends = end  # too short to tell
 

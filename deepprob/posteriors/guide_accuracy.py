@@ -131,7 +131,8 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
         fitted: The program of a posterior.
         batch: The training data, accepted.
         seed: Random seed of the draws.
-        seconds: About the most time to spend; it decides how many draws are taken, of 1000, 300, 100 and 40.
+        seconds: About the most processor time to spend, so that other work on the machine does not matter; it decides
+            how many draws are taken, of 1000, 300, 100 and 40.
 
     Returns:
         None if 40 draws would take longer.
@@ -141,9 +142,9 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
         guide_draws(fitted, batch, 2, seed)  # chooses how draws are run
         found = None
         for few, draws in ((2, _FEW), (_FEW, DRAWS)):
-            began = time.perf_counter()
+            began = time.thread_time()
             sample = guide_draws(fitted, batch, few, seed)
-            each = (time.perf_counter() - began) / few
+            each = (time.thread_time() - began) / few
             numbers = sum(x.shape[-1] for x in sample.values.values())
             affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1), fitted.num_stored or draws)
             if affordable >= _FEW:
