@@ -105,8 +105,9 @@ def replayed_density(fitted: FittedProgram, batch: Batch, values: Mapping[str, T
     draws = len(next(iter(values.values())))
     job = Job("density", partial(_weigh, fitted.structure, False, False))
     with fitted.querying(0):
-        (density,) = fitted.under_draws(job, fitted.prepared(batch, draws), values)
-    return torch.as_tensor(density.value).reshape(draws)
+        found = fitted.under_draws(job, fitted.prepared(batch, draws), values)
+    (density,) = (term.value for term in found if str(term.part) == _WEIGHTS)
+    return torch.as_tensor(density).reshape(draws)
 
 
 _WEIGHTS, _VALUE, _SCORE = "log-weights", "v", "s"
