@@ -177,7 +177,8 @@ def test_a_rise_that_has_not_ended(
     y, sd = Y[:rows], rows**-0.5
     report = dp.check(fitted(location, starting_at(start, sd), y, steps, plate, rate), y)
     assert report["ELBO convergence"].verdict != "pass" and words in report["ELBO convergence"].reading
-    assert report[MEANS].verdict == "fail" and report["ELBO convergence"].threshold == 0.1
+    margin = 0.1 if steps < 100 else 0.2  # half of a fit may change the bound by twice 0.1 nats, of all rows together
+    assert report[MEANS].verdict == "fail" and report["ELBO convergence"].threshold == margin
 
 
 def test_noise_that_hides_a_change_is_no_pass() -> None:
