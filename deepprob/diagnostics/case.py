@@ -203,8 +203,21 @@ class Case(CaseSites):
 
     @cached_property
     def draws_accuracy(self) -> GuideAccuracy | None:
-        """How far stored draws are from the posterior given the data that they were made with."""
-        return self.posterior.accuracy if self.posterior.kind == "draws" else None
+        """How far stored draws are from the posterior of the training data; None where every row has its own latents.
+
+        Raises:
+            ValueError: If they were not judged when they were stored, and the training data were not given.
+        """
+        posterior = self.posterior
+        if posterior.kind != "draws" or posterior._fitted.amortized or posterior.accuracy is not None:
+            return posterior.accuracy if posterior.kind == "draws" else None
+        if not self.knows_train:
+            raise ValueError(
+                "The draws were not compared with the density of their data: it failed, took too long, or an earlier "
+                "version saved them. Pass train=."
+            )
+        draws = guide_draws(posterior._fitted, self.train, min(posterior._fitted.num_stored, GLOBAL_DRAWS), self.seed)
+        return judged(posterior._fitted, self.train, draws, self.seed)
 
     @cached_property
     def row_draws(self) -> GuideDraws:

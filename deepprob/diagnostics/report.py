@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from deepprob.posteriors.posterior import Posterior
 
 
-ALPHA = 0.03  # of the tests together; with the checks that compare estimates, a report is to be right 19 times in 20
+ALPHA = 0.05  # of the tests together
 WIDTH = 100
 
 
@@ -38,8 +38,8 @@ class Report(Document):
     """The checks of a posterior with their overall verdict, scores, pictures and the facts of the fit.
 
     The verdict is that of the worst check; one that could not look counts as a caution. Each of the ``m`` checks that
-    are statistical tests has the level ``0.03 / m``, so that together they raise a false alarm at most three times in a
-    hundred. The other checks have thresholds that an exact posterior does not reach; a noisy estimate may.
+    are statistical tests has the level ``0.05 / m``, so that together they raise a false alarm at most one time in
+    twenty. The other checks have thresholds that an exact posterior does not reach; a noisy estimate may.
 
     Args:
         checks: The checks.

@@ -61,7 +61,7 @@ def draws_posterior(
     with RandomStream(seed).drawing():
         instance = ProgramInstance(with_prior_guide(program, chains), batch, num_rows(batch))
     found = Posterior(instance, config=dict(config or {}), seed=seed, chains=chains)
-    if batch and not found._fitted.amortized:
-        with suppress(Exception):  # of the program, in runs that the user did not ask for
+    if not found._fitted.amortized:
+        with suppress(Exception):  # of the program; a check says that it could not look
             found.accuracy = guide_accuracy(found._fitted, batch, seed=seed, seconds=_SECONDS)
     return found
