@@ -2,6 +2,7 @@
 # A machine needs Python 3.11 or 3.12 with venv, and make.
 #
 #   make demo                  fit, check and save a model on bundled data
+#   make docs                  the site, which opens and searches without a server or the internet
 #   make test                  format, lint, types, doctests and tests
 #   make demo TORCH_INDEX=     with the platform's default build of torch (CUDA on Linux)
 
@@ -9,18 +10,20 @@ PYTHON      ?= $(shell command -v python3.11 || command -v python3.12 || command
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS     ?= 2
 DEMO_OUT    ?= runs/demo
+SITE        ?= build/site
 DEMO        ?= vae digits --epochs 300
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+DOCS  := $(VENV)/.installed-docs
 
 # One thread for each worker: the workers share the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint format types doctest coverage hooks clean
+.PHONY: help install demo test slow lint format types doctest docs coverage hooks clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile | expand -t 18
@@ -67,6 +70,14 @@ types: $(STAMP)  ## mypy, strict
 
 doctest: $(STAMP)  ## the examples in the docstrings
 	$(PYTEST) deepprob
+
+docs: $(DOCS)  ## the site in build/site; with DEEPPROB_SMOKE=1 its notebooks take short fits
+	$(BIN)/python docs/site/build.py $(SITE)
+	@echo "open $(SITE)/index.html"
+
+$(DOCS): $(STAMP)
+	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
 
 coverage: $(STAMP)  ## which lines the tests reach
 	$(PYTEST) -n $(WORKERS) --cov --cov-report=term-missing:skip-covered

@@ -6,13 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepprob.data import DataSet, Split, list_data, load_data
+    from deepprob.data import DataSet, Split, list_data, load_data, table
+    from deepprob.data import Table as Table
+    from deepprob.data import images as images
     from deepprob.diagnostics import Check, Report
     from deepprob.diagnostics import plots as plots
     from deepprob.diagnostics.compare import compare
     from deepprob.diagnostics.plotting import plot
     from deepprob.diagnostics.report import check
-    from deepprob.errors import StorageError
+    from deepprob.errors import StorageError as StorageError
     from deepprob.fitting import (
         ELBO,
         IWAE,
@@ -67,7 +69,6 @@ __all__ = [
     "Recurrent",
     "Report",
     "Split",
-    "StorageError",
     "TensorBoard",
     "check",
     "compare",
@@ -78,10 +79,11 @@ __all__ = [
     "plot",
     "pretrained",
     "sample_prior",
+    "table",
 ]
 
 _HOMES = {
-    "deepprob.data": ("DataSet", "Split", "list_data", "load_data"),
+    "deepprob.data": ("DataSet", "Split", "Table", "images", "list_data", "load_data", "table"),
     "deepprob.diagnostics": ("Check", "Report"),
     "deepprob.diagnostics.compare": ("compare",),
     "deepprob.diagnostics.plotting": ("plot",),
@@ -93,13 +95,14 @@ _HOMES = {
     ),
     "deepprob.inference": ("extend",),
     "deepprob.networks": (
-        *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Likelihood", "Recurrent", "init_weights", "pretrained"),
+        *("MLP", "Conditional", "ConvDecoder", "ConvEncoder", "Likelihood", "MixedLikelihood", "Recurrent"),
+        *("init_weights", "pretrained"),
     ),
     "deepprob.posteriors": ("Posterior", "Prediction", "draws_posterior", "sample_prior"),
     "deepprob.programs": ("Program",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"plots": "deepprob.diagnostics.plots"}
+_MODULES = {"data": "deepprob.data", "plots": "deepprob.diagnostics.plots"}
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,21 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}" + (f" of shape {tuple(shape)}" if isinstance(shape, tuple) else "")
 
 
+def shown_number(value: SupportsFloat) -> str:
+    """Format a number with few digits, but never a fraction as a whole number.
+
+    Args:
+        value: The number.
+
+    Examples:
+        >>> shown_number(0.5), shown_number(2.0000001)
+        ('0.5', '2.0000001')
+    """
+    number = float(value)
+    text = f"{number:g}"
+    return repr(number) if math.isfinite(number) and float(text).is_integer() > number.is_integer() else text
+
+
 def counted(count: int, noun: str) -> str:
     """A number and its noun, singular or plural.
 

@@ -10,6 +10,7 @@ and reading it runs none. A folder may have one writer at a time and any number 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -242,7 +243,9 @@ def _sweep(folder: Path) -> None:
 
 def _read_header(folder: Path, kind: Kind) -> dict[str, Any]:
     if not folder.exists():
-        raise StorageError(f"no {kind} at {str(folder)!r}: there is no such folder. Check the path.")
+        near = nearest(folder)
+        hint = f"Did you mean {str(near)!r}?" if near else "Check the path."
+        raise StorageError(f"no {kind} at {str(folder)!r}: there is no such folder. {hint}")
     if not folder.is_dir():
         raise StorageError(f"a {kind} is saved as a folder, but {str(folder)!r} is a file. Give the folder's path.")
     header = _parse(folder)
@@ -353,3 +356,17 @@ def _decode(value: Any) -> Any:
             return _NON_FINITE[value[_FLOAT]]
         return {key: _decode(item) for key, item in value.items()}
     return value
+
+
+def nearest(path: Path) -> Path | None:
+    """The file or folder next to a missing one whose name is most similar; None if there is none.
+
+    Args:
+        path: The missing path.
+    """
+    parent = path.parent
+    if not parent.is_dir():
+        return nearest(parent)
+    names = {entry.name.lower(): entry.name for entry in parent.iterdir()}
+    near = difflib.get_close_matches(path.name.lower(), names, n=1)
+    return parent / names[near[0]] if near else None

@@ -13,6 +13,7 @@ if __name__ == "inference":
 from deepprob.inference.svi import extend, svi
 from deepprob.posteriors.posterior import Posterior
 
+#: The routines by their names in commands.
 ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
 
 __all__ = ["ROUTINES", "extend", "svi"]

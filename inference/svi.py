@@ -25,7 +25,6 @@ from deepprob.fitting.first_step import prepare_start
 from deepprob.fitting.gradient_step import gradient_step
 from deepprob.fitting.held_out import HeldOut
 from deepprob.fitting.intake import (
-    accepted,
     annealed_buffers,
     check_program,
     checked_held_out,
@@ -38,6 +37,7 @@ from deepprob.fitting.objectives import Objective, Terms, description, objective
 from deepprob.fitting.optimizers import Optimizer, optimizer_named
 from deepprob.fitting.restarts import RestartedFit
 from deepprob.fitting.row_order import RowOrder
+from deepprob.fitting.rows_of_fit import check_length, chunks_of, rows_of_fit
 from deepprob.fitting.run import RunningFit
 from deepprob.fitting.settings import FitSettings
 from deepprob.fitting.starts import Start, checked_restarts, other_starts
@@ -81,16 +81,19 @@ def init(
     check_program(program, weights)
     factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
     bound = objective_on(objective_named(objective), device)
-    described, batch = description(bound), accepted(program, data, batch_size, device)
+    described, rows = description(bound), rows_of_fit(program, data, batch_size, device, seed)
     noise = RandomStream(seed, device)
     with noise.drawing():
-        instance = instance_of(program, batch, guide, device, batch_size, weights)
-    size = rows_of_a_step(batch_size, instance.num_data, program)  # a program may hold its data itself
-    length = Length.of(epochs, steps, math.ceil(instance.num_data / size))
-    batch = tuple(x.to(device) for x in batch)
+        instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
+    chunks = chunks_of(rows.stream, instance, seed)
+    size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
+    length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))
+    check_length(rows.stream, length)
+    batch = tuple(x.to(device) for x in rows.batch)
     learning_rate = factory.learning_rate or program.learning_rate
-    prepare_start(instance, bound, batch, size, weights, length.expected)
+    prepare_start(instance, bound, batch, size, weights, length.expected, chunks.numbers if chunks else None)
     started = State.start(instance, factory, learning_rate)
+    started.numbered = chunks is not None
     config = {
         "routine": "svi",
         "batch_size": size,
@@ -103,13 +106,14 @@ def init(
     return LoopState(
         **vars(started),
         data=batch,
+        chunks=chunks,
         batch_size=size,
         length=length,
         objective=bound,
         factory=factory,
         learning_rate=learning_rate,
         noise=noise,
-        order=RowOrder(instance.num_data, size, None, seed),
+        order=chunks or RowOrder(instance.num_data, size, None, seed),
         seed=seed,
         config=config,
     )
@@ -144,15 +148,17 @@ def step(
     """
     instance = state.instance
     if rows is None:
-        rows = state.next_rows().to(instance.device)
+        places = state.next_rows().to(instance.device)
     else:
         rows = checked_rows(rows, instance.num_data, instance.device)
         rows_of_a_step(len(rows), instance.num_data, instance.program)
-    batch = tuple(x.index_select(0, rows) for x in state.data)
+        places = rows
+    data = state.rows_at(places, chosen=rows is not None)
+    places = torch.arange(len(places), device=instance.device) if state.numbered else places
     knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
     instance.program.train()
     with instance.running(), state.noise.drawing():
-        terms = gradient_step(state, batch, rows, knobs, state.objective, state.factory)
+        terms = gradient_step(state, data, places, knobs, state.objective, state.factory)
     return state, terms
 
 
@@ -184,8 +190,9 @@ def svi(
 
     Args:
         program: A `Program`; wrap an existing Pyro model and guide with `Program.of`.
-        data: The model's arguments: tensors, arrays, frames, a ``Dataset``, a split of a data set, or None for a
-            program that holds its data.
+        data: The model's arguments: tensors, arrays, frames, a split of a data set, or None for a program that holds
+            its data; or rows that are read while the fit runs: a ``DataLoader``, whose batches are kept, a ``Dataset``,
+            memory-mapped arrays, sparse matrices. See ``docs/loaders.md``.
         epochs: Passes over the data. Without ``epochs`` and ``steps`` the fit ends when its bound has levelled: when it
             changes by less than 0.01 nats for every latent number (at least 0.1 nats in all), at an error rate of 5 %.
             Its budget is 100 passes over the data, at least 10 000 and at most 100 000 steps. See
@@ -229,7 +236,9 @@ def svi(
 
     Raises:
         TypeError: If an argument has a wrong type.
-        ValueError: If data, program and settings do not fit together; raised before the first step.
+        ValueError: If data, program and settings do not fit together; raised before the first step, or before the
+            steps of rows that are read while the fit runs.
+        ReadingError: If a data set or a loader fails; it carries the posterior so far.
         DivergenceError: If too many steps in a row are skipped; it carries the last good posterior.
 
     References:
@@ -364,7 +373,7 @@ def _running_fit(
     def eager_step(state: State, data: Batch, rows: Tensor, knobs: Knobs) -> Terms:
         return gradient_step(state, data, rows, knobs, bound, factory)
 
-    buckets = length_buckets(compile, state, batch, batch_size=size, steps=length.expected)
+    buckets = state.chunks or length_buckets(compile, state, batch, batch_size=size, steps=length.expected)
     eager = EagerStepper(eager_step, buckets)
     task = CompileTask(state, bound, factory, buckets, size, announce=announce, starts=1 + len(others))
     with threads_for(state.multiplications(size)):  # compiled code is specific to the number of threads
@@ -378,7 +387,7 @@ def _running_fit(
         "epochs": length.epochs,
         "steps": length.total,
         "length": "fixed" if length.fixed else "level",
-        "lengths": buckets.lengths,
+        "lengths": list(buckets.lengths),
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
     parts = state, stepper, buckets, score, state.noise, settings

@@ -13,6 +13,7 @@ from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
 from deepprob.programs.program import Program
 
+#: The models by their names in commands and saved posteriors.
 MODELS: dict[str, type[Program]] = {"vae": VAE, "bnn": BayesianNeuralNetwork, "dmm": DeepMarkovModel}
 
 __all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "DeepMarkovModel"]

@@ -13,16 +13,17 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.data import DataSet
+from deepprob.data import Table, table
 from deepprob.errors import positive, unknown
-from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
+from deepprob.networks.for_data import network_for
 from deepprob.networks.inputs import as_accepted, has_lazy_parts, input_names, meet_rows, moments, signature_of
 from deepprob.networks.lifting import check_columns, fans, gains, lift, pretrained_names, run_with
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.registry import NETWORKS
 from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.origin import Origin
 from deepprob.programs.program import Program
 
 PRIORS = ("hierarchical", "normal")
@@ -136,33 +137,35 @@ class BayesianNeuralNetwork(Program):
 
     @classmethod
     def from_data(
-        cls, data: DataSet, hidden_dims: tuple[int, ...] = (50,), activation: str = "tanh", **options: Any
+        cls,
+        data: Any,
+        hidden_dims: tuple[int, ...] = (50,),
+        activation: str = "tanh",
+        *,
+        target: str | Sequence[str] | None = None,
+        **options: Any,
     ) -> BayesianNeuralNetwork:
         """Create a dense network for a table or a convolutional one for images; categorical if the targets are classes.
 
+        The program keeps the encoding of a frame, and so does its posterior: fits and queries take frames with the same
+        columns.
+
         Args:
-            data: The data set.
+            data: A data set, a frame with its ``target``, or a table that `deepprob.table` made.
             hidden_dims: Sizes of a dense network's hidden layers.
             activation: Activation of the hidden layers.
+            target: The target's name in a frame, or names of several numeric targets.
             options: Other arguments of the constructor.
 
         Raises:
-            ValueError: If the data set has no targets.
+            TypeError: If the data are neither a data set nor a table nor a frame with its target.
+            ValueError: If there are no targets.
         """
-        if len(data.train.names) < 2:
-            raise ValueError(
-                f"data set {data.name!r} has no targets to predict. Choose another data set or the model 'vae'."
-            )
-        classes = data.num_classes
-        outputs = classes or data.train.tensors[1][0].numel()
-        net: nn.Module = (
-            MLP(data.shape[0], outputs, hidden_dims, activation)
-            if len(data.shape) == 1
-            else ConvEncoder(data.shape, outputs, activation=activation)
-        )
-        if classes:
-            options = {"likelihood": "categorical", "num_classes": classes} | options
-        return cls(net, **options)
+        made = table(data, target) if target is not None else data
+        net, options = network_for(made, hidden_dims, activation, options)
+        program = cls(net, **options)
+        program.__dict__["origin"] = Origin(encoding=made.encoding if isinstance(made, Table) else None)
+        return program
 
     @classmethod
     def example(cls) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pyro
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, relu, softplus
 
-from deepprob.data import DataSet
+from deepprob.data import DataSet, as_split
+from deepprob.data.frames import is_frame
+from deepprob.data.padding import checked_lengths
 from deepprob.distributions import GaussianPath
-from deepprob.errors import unknown, whole
+from deepprob.errors import whole
 from deepprob.networks.dense import MLP
 from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.recurrent import Recurrent
@@ -20,7 +23,7 @@ from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
 _FLOOR = 1e-3  # of standard deviations: a deterministic transition has no finite gradient
-LIKELIHOODS = ("bernoulli", "negative_binomial", "normal", "poisson")
+_OVERDISPERSED = 1.5  # variance over mean of counts, above which a Poisson distribution is too narrow
 
 
 class DeepMarkovModel(Program):
@@ -35,9 +38,12 @@ class DeepMarkovModel(Program):
     The graph: ``z_0 -> z_1 -> ... -> z_T`` with ``z_t -> x_t``. The whole path is one site ``z`` of shape ``(T, Z)``.
     Transition, emission and log-probabilities are evaluated for all steps at once; only the small combiner of the
     guide runs step by step, because it needs the previous draw. Values beyond a sequence's end have no influence.
-    Features are binary (:math:`m` is their log-odds), counts or real. Each feature starts at its training mean and, if
-    the family has a dispersion :math:`\phi`, learns its own. The units of a row are its time steps: the bound per step
-    is ``elbo.sum() / lengths.sum()``.
+    Features are binary (:math:`m` is their log-odds), classes, counts or real. Each feature starts at its training mean
+    or base rates and, if the family has a dispersion :math:`\phi`, learns its own. The units of a row are its time
+    steps: the bound per step is ``elbo.sum() / lengths.sum()``.
+
+    Missing values (NaN) of all but classes do not count in the likelihood, and the guide sees the feature's training
+    mean in their place. Let a missing class be a class of its own.
 
     Args:
         observed_dim: Number of features D of a time step.
@@ -46,10 +52,12 @@ class DeepMarkovModel(Program):
         recurrent_dim: Width of the recurrent network and of the combiner.
         dropout: Fraction of features that the recurrent network does not see in training.
         cell: The recurrent network's cell: ``"lstm"``, ``"gru"`` or ``"rnn"`` (a quarter of an LSTM's work).
-        likelihood: ``"bernoulli"``, ``"poisson"``, ``"negative_binomial"`` or ``"normal"``.
+        likelihood: ``"bernoulli"``, ``"categorical"``, ``"poisson"``, ``"negative_binomial"`` or ``"normal"``.
+        num_classes: Number of classes C of each feature for ``"categorical"``.
 
     Raises:
-        ValueError: If a size is not a whole number of at least 1, a name is unknown, or dropout is not in [0, 1).
+        ValueError: If a size is not a whole number of at least 1, a name is unknown, dropout is not in [0, 1), or
+            ``num_classes`` is missing or belongs to another likelihood.
 
     References:
         Krishnan, Shalit, Sontag (2017), Structured Inference Networks for Nonlinear State Space Models.
@@ -68,7 +76,7 @@ class DeepMarkovModel(Program):
     learning_rate = 1e-2
     variable_length = True
 
-    base_logits: Tensor  # offset of outputs: log-odds, or a normal's mean (the name is part of saved fits)
+    base_logits: Tensor  # offset of outputs: log-odds, (D, C) logits, or a normal's mean (a name in saved fits)
     base_scale: Tensor | None  # scale of outputs, for a normal and for counts
     horizon: Tensor
 
@@ -81,10 +89,9 @@ class DeepMarkovModel(Program):
         dropout: float = 0.1,
         cell: str = "lstm",
         likelihood: str = "bernoulli",
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if likelihood not in LIKELIHOODS:
-            raise unknown("likelihood", likelihood, LIKELIHOODS)
         observed_dim, latent_dim = whole("observed_dim", observed_dim), whole("latent_dim", latent_dim)
         hidden_dim, recurrent_dim = whole("hidden_dim", hidden_dim), whole("recurrent_dim", recurrent_dim)
         if not 0 <= dropout < 1:
@@ -97,24 +104,62 @@ class DeepMarkovModel(Program):
             "dropout": dropout,
             "cell": cell,
             "likelihood": likelihood,
+            "num_classes": num_classes,
         }
         self.observed_dim, self.dropout, self.likelihood = observed_dim, dropout, likelihood
-        self.observation = Likelihood(likelihood, (None, observed_dim))  # (T, D)
-        self.emitter = MLP(latent_dim, observed_dim, (hidden_dim, hidden_dim))
+        self.observation = Likelihood(likelihood, (None, observed_dim), num_classes=num_classes)  # (T, D)
+        self.missing = "refuse" if num_classes else "allow"
+        self.explains_missing = False
+        values = (observed_dim, num_classes) if num_classes else (observed_dim,)
+        self.emitter = MLP(latent_dim, math.prod(values), (hidden_dim, hidden_dim))
         self.transition = GatedTransition(latent_dim, hidden_dim)
-        self.recurrent = Recurrent(observed_dim, recurrent_dim, cell, reverse=True)
+        self.recurrent = Recurrent(math.prod(values), recurrent_dim, cell, reverse=True)
         self.combiner = Combiner(latent_dim, recurrent_dim)
         self.built = [self.emitter, self.transition, self.recurrent, self.combiner]
-        self.register_buffer("base_logits", torch.zeros(observed_dim))
+        self.register_buffer("base_logits", torch.zeros(values))
         self.register_buffer("horizon", torch.ones((), dtype=torch.long))
-        self.register_buffer("base_scale", None if likelihood == "bernoulli" else torch.ones(observed_dim))
+        self.register_buffer("base_scale", torch.ones(observed_dim) if self._has_scale else None)
         if self.observation.dispersion:
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion((observed_dim,)))
 
     @classmethod
-    def from_data(cls, data: DataSet, **options: Any) -> DeepMarkovModel:
-        """Create a deep Markov model for a data set's sequences."""
-        return cls(data.shape[-1], **options)
+    def from_data(cls, data: Any, **options: Any) -> DeepMarkovModel:
+        """Create a deep Markov model for sequences, with sizes and a likelihood that fit them.
+
+        Values that are 0 or 1 are ``"bernoulli"``. Other whole numbers of at least 0 are counts: ``"poisson"``, or
+        ``"negative_binomial"`` if some feature has a variance above 1.5 means. All else is ``"normal"``. Give
+        ``num_classes`` for classes. Few features get a small model; an option that is given is kept.
+
+        Args:
+            data: A data set, of which the training rows are read; or a list of ``(T_i,)`` series or ``(T_i, D)``
+                arrays, a tensor ``(N, T, D)``, alone or with lengths, or the result of `deepprob.data.sequences`.
+            options: Arguments of the constructor.
+
+        Raises:
+            ValueError: If the data are not sequences.
+
+        Examples:
+            >>> DeepMarkovModel.from_data([[3.0, 0.0, 1.0], [2.0, 7.0]]).likelihood
+            'negative_binomial'
+        """
+        if is_frame(data):
+            raise ValueError(
+                "a frame does not tell which lines are one sequence. Write "
+                "deepprob.data.sequences(frame, id=..., time=...)."
+            )
+        split = data.train if isinstance(data, DataSet) else as_split(data, missing=True, sequences=True)
+        x = split.tensors[0]
+        if x.dim() != 3:
+            raise ValueError(
+                f"data must be sequences of shape (rows, steps, features); got {tuple(x.shape)}. Write x[..., None] "
+                "for series of one feature, x[None] for one sequence of several, or give a list of series."
+            )
+        lengths = checked_lengths(split["lengths"], x) if "lengths" in split else _full(x)
+        latent = min(32, max(4, 2 * x.shape[2]))
+        width = min(100, 4 * latent)
+        chosen = {"latent_dim": latent, "hidden_dim": width, "recurrent_dim": width}
+        family = "categorical" if options.get("num_classes") else _likelihood_for(x, _inside(x, lengths))
+        return cls(x.shape[2], **(chosen | {"likelihood": family} | options))
 
     @classmethod
     def example(cls) -> Example:
@@ -132,24 +177,42 @@ class DeepMarkovModel(Program):
         with self.data_plate(x):
             prior = GaussianPath(self.transition, self.transition.start.value, lengths, steps)
             z = pyro.sample("z", prior)  # (*draws, B, T, Z)
-            value: Tensor = pyro.sample("x", self.emission(z, prior.inside), obs=x)
+            present, seen = self._present(x), x
+            if present is not None and x is not None:
+                seen = torch.where(present, x, 0.0)
+            value: Tensor = pyro.sample("x", self.emission(z, prior.inside, present), obs=seen)
         return value
 
-    def emission(self, z: Tensor, inside: Tensor) -> Any:
+    def emission(self, z: Tensor, inside: Tensor | None = None, present: Tensor | None = None) -> Any:
         """Distribution of features given a path, event shape ``(T, D)``.
 
         Args:
             z: Paths, ``(*batch, T, Z)``.
-            inside: Mask of real steps, ``(*batch, T, 1)``; at other steps all features are zero.
+            inside: Mask of real steps, ``(*batch, T, 1)``, at other steps all features are zero; None for all.
+            present: Mask of the values that count, ``(*batch, T, D)``; None for all.
         """
         has_dispersion = self.observation.dispersion is not None
         return self.observation.distribution(
-            self.emitter(z),  # (*batch, T, D)
+            self.emitter(z).reshape(*z.shape[:-1], *self.base_logits.shape),  # (*batch, T, D) or (*batch, T, D, C)
             loc=self.base_logits,
             scale=self.base_scale,
             dispersion=self.observation.bounded(self.raw_noise, self.base_scale) if has_dispersion else None,
             inside=inside,
+            present=present,
         )
+
+    def forecast(self, steps: int, *batch: Any) -> Tensor:
+        """Move each path ahead from its last real state and draw features there; returns the features."""
+        x, lengths = batch
+        with self.data_plate(x):
+            path = GaussianPath(self.transition, self.transition.start.value, lengths, x.shape[1])
+            z = pyro.sample("z", path)  # the guide's, (*draws, B, T, Z)
+            ends = (lengths - 1)[:, None, None].expand(*z.shape[:-2], 1, z.shape[-1])
+            last = z.gather(-2, ends).squeeze(-2)  # (*draws, B, Z)
+            full = torch.full(last.shape[:-1], steps, device=x.device)
+            ahead = pyro.sample("z_ahead", GaussianPath(self.transition, last, full, steps))
+            value: Tensor = pyro.sample("x", self.emission(ahead))
+        return value
 
     def guide(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """Read each sequence from its end, then draw a path forward in time; returns the path."""
@@ -164,15 +227,23 @@ class DeepMarkovModel(Program):
     def adapt(self, *batch: Any) -> None:
         """Take the features' training means, and the greatest length for draws from the prior."""
         x, lengths = batch
-        total, steps = x.sum((0, 1)), lengths.sum()  # padding is zero
-        if self.base_scale is None:
-            self.base_logits.copy_((total + 0.5).log() - (steps - total + 0.5).log())
+        present = _inside(x, lengths) & ~x.isnan()  # (B, T, D)
+        count = present.sum((0, 1)).clamp(min=1)
+        self.explains_missing = bool(x.isnan().any())
+        x = torch.where(present, x, 0)
+        if self.observation.num_classes:
+            each = (self._one_hot(x) * present.unsqueeze(-1)).sum((0, 1))  # (D, C)
+            self.base_logits.copy_((each + 0.5).log() - (count + 0.5 * each.shape[-1]).log().unsqueeze(-1))
+        elif self.likelihood == "bernoulli":
+            total = x.sum((0, 1))
+            self.base_logits.copy_((total + 0.5).log() - (count - total + 0.5).log())
         else:
-            mean = total / steps
-            sd = (torch.where(_inside(x, lengths), x - mean, 0.0).square().sum((0, 1)) / steps).sqrt()
+            mean = x.sum((0, 1)) / count
+            sd = (torch.where(present, x - mean, 0.0).square().sum((0, 1)) / count).sqrt()
             units = self.observation.around(mean, torch.where(sd > 1e-6 * mean.abs(), sd, 1.0))
             self.base_logits.copy_(units.get("loc", torch.zeros_like(mean)))
-            self.base_scale.copy_(units["scale"])
+            if self.base_scale is not None:
+                self.base_scale.copy_(units["scale"])
         self.horizon.copy_(lengths.max())
 
     def lengths(self, *batch: Any) -> Tensor:
@@ -193,15 +264,46 @@ class DeepMarkovModel(Program):
             raise ValueError(
                 f"x must be sequences of shape (rows, steps, {self.observed_dim}); got {tuple(x.shape)}. {remedy}"
             )
-        lengths = _full(x) if lengths is None else _whole_lengths(lengths, x)
+        lengths = _full(x) if lengths is None else checked_lengths(lengths, x)
         x = torch.where(_inside(x, lengths), x, torch.zeros_like(x))
-        return self.observation.validate("x", x).to(self.base_logits.dtype), lengths
+        if self.observation.num_classes:
+            return self.observation.validate("x", x), lengths
+        known = self.observation.validate("x", torch.where(x.isnan(), 0, x)).to(self.base_logits.dtype)
+        return torch.where(x.isnan(), torch.nan, known), lengths
+
+    @property
+    def explains_gaps(self) -> bool:
+        return self.explains_missing
+
+    @property
+    def _has_scale(self) -> bool:
+        return self.likelihood not in ("bernoulli", "categorical")
+
+    def _present(self, x: Tensor | None) -> Tensor | None:
+        """Mask of the values that are not missing; None if a fit has none."""
+        complete = self.missing == "refuse" or (self.training and not self.explains_missing)
+        return None if x is None or complete else ~x.isnan()
 
     def _features(self, x: Tensor) -> Tensor:
         """Sequences as the recurrent network's input."""
+        if self.observation.num_classes:
+            return self._one_hot(x).flatten(-2)
+        present = self._present(x)
         if self.likelihood == "normal" and self.base_scale is not None:
-            return (x - self.base_logits) / self.base_scale
-        return self.observation.features(x)
+            found, typical = (x - self.base_logits) / self.base_scale, torch.zeros_like(self.base_scale)
+        else:
+            found, typical = self.observation.features(x), self.observation.features(self._typical)
+        return found if present is None else torch.where(present, found, typical)
+
+    @property
+    def _typical(self) -> Tensor:
+        """The training means of counts and of binary features, ``(D,)``."""
+        return torch.sigmoid(self.base_logits) if self.base_scale is None else self.base_scale * math.log(2)
+
+    def _one_hot(self, x: Tensor) -> Tensor:
+        """Classes as indicators, ``(*batch, D, C)``."""
+        classes = torch.arange(self.base_logits.shape[-1], device=x.device)
+        return (x.unsqueeze(-1) == classes).to(self.base_logits.dtype)
 
 
 class GatedTransition(nn.Module):
@@ -280,27 +382,19 @@ def _inside(x: Tensor, lengths: Tensor) -> Tensor:
     return (torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)).unsqueeze(-1)
 
 
+def _likelihood_for(x: Tensor, inside: Tensor) -> str:
+    """The family for the values of sequences, by their support and dispersion."""
+    present = inside & ~x.isnan()
+    values = x[present].to(torch.get_default_dtype())
+    if bool(((values == 0) | (values == 1)).all()):
+        return "bernoulli"
+    if not bool(((values >= 0) & (values == values.round())).all()):
+        return "normal"
+    count = present.sum((0, 1)).clamp(min=1)  # (D,)
+    mean = torch.where(present, x, 0).sum((0, 1)) / count
+    variance = torch.where(present, x - mean, 0.0).square().sum((0, 1)) / count
+    return "negative_binomial" if bool((variance > _OVERDISPERSED * mean).any()) else "poisson"
+
+
 def _full(x: Tensor) -> Tensor:
     return torch.full((len(x),), x.shape[1], device=x.device)
-
-
-def _whole_lengths(lengths: Tensor, x: Tensor) -> Tensor:
-    """Lengths as whole numbers that fit the sequences."""
-    if tuple(lengths.shape) != (len(x),):
-        raise ValueError(
-            f"lengths must hold one number per row of x, shape ({len(x)},); got {tuple(lengths.shape)}. "
-            "Give the number of steps of each sequence."
-        )
-    if bool((lengths != lengths.round()).any()) if lengths.is_floating_point() else False:
-        row = int((lengths != lengths.round()).nonzero()[0])
-        raise ValueError(
-            f"lengths must be whole numbers; got {float(lengths[row]):g} in row {row}. Round or correct them."
-        )
-    wrong = (lengths < 1) | (lengths > x.shape[1])
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"lengths must be from 1 to the {x.shape[1]} steps of x; got {int(lengths[row])} in row {row}. "
-            "Drop empty sequences, pad x, or correct the lengths."
-        )
-    return lengths.long()

@@ -12,15 +12,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from deepprob.data import DataSet
-from deepprob.errors import unknown, whole
+from deepprob.data import Table, column_kinds
+from deepprob.errors import counted, unknown, whole
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
-from deepprob.networks.inputs import as_accepted, check_outputs, run_by_row
+from deepprob.networks.inputs import as_accepted, check_outputs, moments, run_by_row
 from deepprob.networks.likelihood import Likelihood
+from deepprob.networks.mixed import MixedLikelihood
 from deepprob.networks.network import whole_sizes
+from deepprob.networks.values import encoded, first_field, likelihood_of
 from deepprob.programs.example import Example
+from deepprob.programs.fields import Fill
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.origin import Origin
 from deepprob.programs.program import Program
 
 POSTERIORS = ("normal", "multivariate_normal", "low_rank")
@@ -41,16 +45,22 @@ class VAE(Program):
     are whole numbers below ``num_classes``. Counts are ``"poisson"`` or, if they are overdispersed,
     ``"negative_binomial"`` with one learned dispersion per column.
 
+    A table whose columns are of different kinds has a list of them as likelihood; see `MixedLikelihood`. Its values may
+    be missing (NaN): they do not count in the likelihood, and the encoder reads zeros and an indicator in their place.
+    `Posterior.impute` draws them. If the rows of the fit are complete, later ones must be, except for `impute`.
+
     Args:
         shape: Shape of one row, (28, 28) for an image.
         latent_dim: Size of the code, Z.
         hidden_dims: Sizes of the encoder's hidden layers, reversed in the decoder; ``()`` makes both affine.
-        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"`` or ``"negative_binomial"``.
+        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"``, ``"negative_binomial"``, or the
+            kinds of the columns: ``[("real", "age"), ("binary", "smoker"), ("categories", "island", 3)]``.
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"`` or ``"low_rank"``.
         num_classes: Number of values for ``"categorical"``.
         activation: Activation of the hidden layers.
         encoder: A custom network from rows ``(rows, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
             outputs. Whole numbers reach an encoder that can run on them; other rows are centered on the training mean.
+            Of a table it reads ``MixedLikelihood.features``, two numbers for every column.
         decoder: A custom network from codes ``(rows, latent_dim)``, whatever the number of draws, to
             ``Likelihood(likelihood, shape).size`` outputs per row, in any shape.
 
@@ -72,7 +82,7 @@ class VAE(Program):
     """
 
     registry_name = "vae"
-    tasks = ("images", "binary", "classification", "regression")
+    tasks = ("images", "binary", "classification", "regression", "table")
     learning_rate = 1e-3
 
     def __init__(
@@ -80,7 +90,7 @@ class VAE(Program):
         shape: Sequence[int],
         latent_dim: int = 8,
         hidden_dims: Sequence[int] = (400,),
-        likelihood: str = "bernoulli",
+        likelihood: str | Sequence[Sequence[Any]] = "bernoulli",
         posterior: str = "normal",
         num_classes: int | None = None,
         activation: str = "relu",
@@ -95,14 +105,17 @@ class VAE(Program):
             raise ValueError("shape must have at least one axis; got (). Write shape=(1,) and give x.reshape(-1, 1).")
         hidden_dims = whole_sizes("hidden_dims", hidden_dims)
         self.latent_dim = whole("latent_dim", latent_dim)
-        self.likelihood = likelihood
-        self.observation = Likelihood(likelihood, self.shape, num_classes=num_classes, grey=likelihood == "bernoulli")
-        self.num_classes = self.observation.num_classes
+        self.observation = _observation(likelihood, self.shape, num_classes)
+        table = self.table
+        self.likelihood = likelihood if table is None else table.kinds
+        self.missing = "refuse" if table is None else "allow"
+        self.num_classes = self.observation.num_classes if isinstance(self.observation, Likelihood) else None
         code = (self.latent_dim,)
+        in_size = math.prod(self.shape) if table is None else table.in_size
         given = [network for network in (encoder, decoder) if network is not None]
         encoder = encoder or nn.Sequential(
             nn.Flatten(-len(self.shape)),
-            MLP(math.prod(self.shape), Conditional.size(posterior, code), hidden_dims, activation),
+            MLP(in_size, Conditional.size(posterior, code), hidden_dims, activation),
         )
         decoder = decoder or MLP(self.latent_dim, self.observation.size, tuple(reversed(hidden_dims)), activation)
         if isinstance(found := getattr(encoder, "out_features", None), int):
@@ -113,7 +126,7 @@ class VAE(Program):
         self.built = [network for network in (encoder, decoder) if network not in given]
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
-        if self.observation.dispersion:
+        if isinstance(self.observation, Likelihood) and self.observation.dispersion:
             # All columns share one noise, as in probabilistic PCA; each column of counts has its own dispersion.
             columns = () if likelihood == "normal" else self.shape
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
@@ -122,19 +135,38 @@ class VAE(Program):
                 "shape": list(self.shape),
                 "latent_dim": self.latent_dim,
                 "hidden_dims": hidden_dims,
-                "likelihood": likelihood,
+                "likelihood": self.likelihood,
                 "posterior": posterior,
                 "num_classes": self.num_classes,
                 "activation": activation,
             }
 
     @classmethod
-    def from_data(cls, data: DataSet, **options: Any) -> VAE:
-        """Create an autoencoder for a data set's rows, by default normal if a value lies outside [0, 1]."""
-        x = data.train.tensors[0]
-        if not 0 <= float(x.min()) <= float(x.max()) <= 1:
-            options = {"likelihood": "normal"} | options
-        return cls(data.shape, **options)
+    def from_data(cls, data: Any, **options: Any) -> VAE:
+        """Create an autoencoder for rows of any kind; their values choose the likelihood.
+
+        Values in [0, 1] are ``"bernoulli"`` (binary, or grey pixels), whole numbers of at least 0 are ``"poisson"``,
+        other numbers are ``"normal"``. A frame is encoded as by `deepprob.table`, unless all of its values are binary
+        or counts; the likelihood of a table has the kinds of its columns, see `deepprob.data.column_kinds`. The program
+        keeps the encoding, so that fits and queries take frames with the same columns.
+
+        Args:
+            data: A data set, a split, a table, an array, a tensor, a frame, or a tuple or dict of arrays, whose first
+                field holds the rows.
+            options: Arguments of the constructor; they go before those that the data ask for.
+
+        Raises:
+            TypeError: If the data are not numbers.
+            ValueError: If whole numbers may be pixels or counts.
+        """
+        data = encoded(data)
+        x = first_field(data)
+        encoding = data.encoding if isinstance(data, Table) else None
+        if "likelihood" not in options:
+            options["likelihood"] = likelihood_of(x) if encoding is None else column_kinds(encoding.columns)
+        program = cls(x.shape[1:], **options)
+        program.__dict__["origin"] = Origin(encoding=encoding)
+        return program
 
     @classmethod
     def example(cls) -> Example:
@@ -156,10 +188,23 @@ class VAE(Program):
             z: Tensor = pyro.sample("z", self.encode(x))
         return z
 
+    @property
+    def table(self) -> MixedLikelihood | None:
+        """The likelihood of a table whose columns are of different kinds; None for another one."""
+        return self.observation if isinstance(self.observation, MixedLikelihood) else None
+
+    @property
+    def reads_missing(self) -> bool:  # type: ignore[override]
+        """Whether the encoder has learned to read rows with missing values."""
+        return self.table is not None and not self.table.complete
+
     def encode(self, x: Tensor) -> Any:
         """Distribution of the code given a row, event shape ``(latent_dim,)``."""
-        if not self.encoder_takes_whole_numbers:
-            x = self.observation.features(x) - self.observation.features(self.centre)
+        observation = self.observation
+        if isinstance(observation, MixedLikelihood):
+            x = observation.features(x)
+        elif not self.encoder_takes_whole_numbers:
+            x = observation.features(x) - observation.features(self.centre)
         plan = self.encoder.in_size, _needed_by_code(self.encoder.family, self.encoder.event_shape)
         return self.encoder.distribution(run_by_row("encoder", self.encoder.network, x, len(self.shape), *plan))
 
@@ -167,20 +212,39 @@ class VAE(Program):
         """Distribution of a row given its code, event shape ``shape``."""
         needed_by = f"likelihood={self.likelihood!r} over rows of shape {self.shape}"
         out = run_by_row("decoder", self.decoder, z, 1, self.observation.size, needed_by)  # (*draws, B, outputs)
-        dispersion = self.observation.bounded(self.raw_noise) if self.observation.dispersion else None
-        return self.observation.distribution(out, dispersion=dispersion, **self.observation.around(self.centre))
+        observation = self.observation
+        if isinstance(observation, MixedLikelihood):
+            return observation(out)
+        dispersion = observation.bounded(self.raw_noise) if observation.dispersion else None
+        return observation.distribution(out, dispersion=dispersion, **observation.around(self.centre))
 
     def adapt(self, *batch: Any) -> None:
         """Center the encoder's input, and the mean of a normal or of counts, on the training mean."""
         (x,) = batch
-        self.centre.copy_(x.to(self.centre.dtype).mean(0))
+        if self.table is not None:
+            self.table.adapt(x)
+            return
+        self.centre.copy_(moments(x, 0)[0])
         if not x.is_floating_point():  # a copy, because a run may change the statistics of a batch norm
             (tried,) = as_accepted(copy.deepcopy(self.encoder.network).eval(), [x])
             self.encoder_takes_whole_numbers = not tried.is_floating_point()
 
     def prepare(self, *batch: Any) -> Batch:
         """Draw binary pixels from grey ones; binary pixels stay unchanged."""
-        return (self.observation.prepare(batch[0]),) if batch else batch
+        if not batch or not isinstance(self.observation, Likelihood):
+            return batch
+        return (self.observation.prepare(batch[0]),)
+
+    def accept(self, data: Any, *, what: str = "data", fill: Fill | None = None) -> Batch:
+        """Read rows; see `Program.accept`.
+
+        Raises:
+            ValueError: If values are missing, but all rows of the fit were complete.
+        """
+        batch = super().accept(data, what=what, fill=fill)
+        if fill is None and self.table is not None and self.table.complete and batch:
+            self.table.check_complete(*batch)
+        return batch
 
     def validate(self, *batch: Any) -> Batch:
         """Check shape and support.
@@ -191,6 +255,8 @@ class VAE(Program):
         if not batch:
             return batch
         x = batch[0]
+        if isinstance(self.observation, MixedLikelihood):
+            return (self.observation.validate("x", x),)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
                 f"rows must have shape {self.shape}, as in VAE({self.shape}); got {tuple(x.shape[1:])}. "
@@ -201,6 +267,21 @@ class VAE(Program):
     def units(self, *batch: Any) -> Tensor:
         """Number of values in each row."""
         return self.observation.units(batch[0])
+
+
+def _observation(likelihood: Any, shape: tuple[int, ...], num_classes: int | None) -> Likelihood | MixedLikelihood:
+    """The likelihood of a name, or of the kinds of columns."""
+    if isinstance(likelihood, str):
+        return Likelihood(likelihood, shape, num_classes=num_classes, grey=likelihood == "bernoulli")
+    found = MixedLikelihood(likelihood)
+    if num_classes is not None:
+        raise ValueError("num_classes is not for columns of different kinds. Write ('categories', name, 3) among them.")
+    if found.event_shape != shape:
+        raise ValueError(
+            f"likelihood has {counted(found.size, 'column')} ({', '.join(found.names)}); got shape={shape}. "
+            f"Write shape=({found.size},)."
+        )
+    return found
 
 
 def _needed_by_code(posterior: str, code: Sequence[int]) -> str:

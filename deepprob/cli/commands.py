@@ -1,18 +1,18 @@
-"""The commands: ``fit``, ``check``, ``report``, ``compare``, ``sample``, ``list``."""
+"""The commands: ``fit``, ``check``, ``report``, ``compare``, ``predict``, ``sample``, ``list``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from deepprob.cli.exit_codes import Command
-from deepprob.cli.options import Table, data_sets, models, options_of, routines
+from deepprob.cli.exit_codes import Command, Subcommand
+from deepprob.cli.files import checked_ending, write, write_samples
+from deepprob.cli.options import data_sets, model_named, models, names_of, options_of, routines
 from deepprob.cli.screen import Screen
-from deepprob.cli.work import check_on, compare_on, exit_code, image_grid, load, samples, write
+from deepprob.cli.work import check_on, compare_on, exit_code, load, opened, predict_on, samples
 from deepprob.errors import unknown
 
 app = typer.Typer(
@@ -25,14 +25,33 @@ app = typer.Typer(
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a saved posterior.", show_default=False)]
 _Data = Annotated[
-    str | None, typer.Argument(metavar="[DATA]", help="Other data to check on; by default the data of the fit.")
+    str | None,
+    typer.Argument(metavar="[DATA]", help="Other data: a name, a file or a folder; by default the fit's test rows."),
 ]
 _Ood = Annotated[str | None, typer.Option(metavar="DATA", help="Out-of-distribution data to compare with.")]
 _Seed = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 _Draws = Annotated[int, typer.Option(min=25, help="Number of posterior draws, and of importance samples per row.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda.")]
+_Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; messages go to standard error.")]
+# Of `fit` only; named here so that its signature fits a screen.
+_Target = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column to predict, of a file.")]
+_Drop = Annotated[list[str] | None, typer.Option(metavar="COLUMNS", help="Columns to leave out, such as id,name.")]
+_Weights = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of row weights.")]
+_Size = Annotated[int | None, typer.Option(help="Height and width to which images of a folder are scaled and cropped.")]
+_Split = Annotated[int, typer.Option(help="Number of the standard split; of your own data, seed of the random split.")]
+_Out = Annotated[Path | None, typer.Option(help="Output folder; by default runs/MODEL-DATA.")]
+_Epochs = Annotated[int | None, typer.Option(help="Passes over the data; by default until the bound has levelled.")]
+_Batch = Annotated[int | None, typer.Option(help="Rows per step; by default 128.")]
+_Rate = Annotated[float | None, typer.Option(help="Learning rate; by default the model's own.")]
+_WarmUp = Annotated[float | None, typer.Option(help="Epochs of KL warm-up.")]
+_Guide = Annotated[str | None, typer.Option(help="Guide, such as normal or low_rank; by default the model's own.")]
+_Latent = Annotated[int | None, typer.Option(help="Size of the latent code or state.")]
+_Hidden = Annotated[str | None, typer.Option(help="Sizes of hidden layers, such as 200,100.")]
+_Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")]
 _Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV file for the scores of every epoch.")]
 _Board = Annotated[Path | None, typer.Option(metavar="DIR", help="TensorBoard folder for the scores of every epoch.")]
+_Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")]
 
 
 def _version(requested: bool) -> None:
@@ -51,62 +70,59 @@ def options(
     """Fit probabilistic deep models and check whether the fit can be trusted.
 
     Start with: deepprob fit vae digits
+
+    Your own table: deepprob fit bnn my.csv --target COLUMN
     """
 
 
-@app.command()
+@app.command(cls=Subcommand)
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="See: deepprob list models", show_default=False)],
-    data: Annotated[str, typer.Argument(metavar="DATA", help="See: deepprob list data", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default runs/MODEL-DATA.")] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data; by default until the bound has levelled.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step; by default 128.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Learning rate; by default the model's own.")] = None,
-    warm_up: Annotated[float | None, typer.Option(help="Epochs of KL warm-up.")] = None,
-    guide: Annotated[
-        str | None, typer.Option(help="Guide, such as normal or low_rank; by default the model's own.")
-    ] = None,
-    latent_dim: Annotated[int | None, typer.Option(help="Size of the latent code or state.")] = None,
-    hidden: Annotated[str | None, typer.Option(help="Sizes of hidden layers, such as 200,100.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")
-    ] = None,
-    split: Annotated[int, typer.Option(help="Number of the standard split of the data.")] = 0,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A name (see: deepprob list data), a file (.csv, .tsv, .parquet, .npy, .npz), or a folder of images.",
+            show_default=False,
+        ),
+    ],
+    target: _Target = None,
+    drop: _Drop = None,
+    weights: _Weights = None,
+    size: _Size = None,
+    split: _Split = 0,
+    out: _Out = None,
+    epochs: _Epochs = None,
+    batch_size: _Batch = None,
+    learning_rate: _Rate = None,
+    warm_up: _WarmUp = None,
+    guide: _Guide = None,
+    latent_dim: _Latent = None,
+    hidden: _Hidden = None,
+    settings: _Set = None,
     seed: _Seed = 0,
     device: _Device = "auto",
     csv: _Csv = None,
     tensorboard: _Board = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")] = False,
+    resume: _Resume = False,
+    quiet: _Quiet = False,
+    json: _Json = False,
 ) -> None:
     """Fit MODEL to DATA; save the posterior and a report on the test rows."""
     # Heavy modules are imported on use, so that help and errors appear at once.
     from deepprob.cli.fit import loggers_to, plan_fit, report_fit, report_interruption, run_fit
 
-    screen = Screen()
-    plan = plan_fit(
-        model,
-        data,
-        lambda kind: options_of(kind, latent_dim, hidden, settings or []),
-        split=split,
-        out=out,
-        epochs=epochs,
-        batch_size=batch_size,
-    )
+    screen = Screen(quiet=quiet, json=json)
+    kind = model_named(model)
+    given = options_of(kind, latent_dim, hidden, settings or [])
+    own = {"target": target, "drop": names_of(drop), "weights": weights, "size": size}
+    dataset = opened(screen, data, split=split, needs_target="table" not in kind.tasks, **own)
+    plan = plan_fit(model, kind, dataset, given, out=out, epochs=epochs, batch_size=batch_size)
     if resume and not plan.can_resume:
         screen.note(f"there is no interrupted fit in {plan.folder}; the fit starts from the beginning.")
-    posterior = run_fit(
-        screen,
-        plan,
-        guide=guide,
-        learning_rate=learning_rate,
-        warm_up=warm_up,
-        device=device,
-        seed=seed,
-        resume=resume,
-        loggers=loggers_to(csv, tensorboard),
-    )
+    steps: dict[str, Any] = {"guide": guide, "learning_rate": learning_rate, "warm_up": warm_up}
+    loggers = loggers_to(csv, tensorboard)
+    posterior = run_fit(screen, plan, device=device, seed=seed, resume=resume, loggers=loggers, **steps)
     if posterior.history.interrupted:
         report_interruption(screen, plan, posterior)
         raise typer.Exit(130)
@@ -118,7 +134,7 @@ def fit(
     raise typer.Exit(exit_code(report))
 
 
-@app.command()
+@app.command(cls=Subcommand)
 def check(
     folder: _Folder,
     data: _Data = None,
@@ -126,16 +142,18 @@ def check(
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",
+    quiet: _Quiet = False,
+    json: _Json = False,
 ) -> None:
     """Check a saved posterior and print the report; exit code 1 if the verdict is fail."""
-    screen = Screen()
-    posterior, dataset, same = load(folder, data, device)
-    report = check_on(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
-    screen.report(report)
-    raise typer.Exit(exit_code(report))
+    screen = Screen(quiet=quiet, json=json)
+    found = check_on(screen, load(screen, folder, data, device), ood=ood, draws=draws, seed=seed)
+    screen.report(found)
+    screen.result(found.to_dict() | {"paths": {"posterior": str(folder)}})
+    raise typer.Exit(exit_code(found))
 
 
-@app.command()
+@app.command(cls=Subcommand)
 def report(
     folder: _Folder,
     data: _Data = None,
@@ -146,28 +164,28 @@ def report(
     draws: _Draws = 200,
     seed: _Seed = 0,
     device: _Device = "cpu",
+    quiet: _Quiet = False,
+    json: _Json = False,
 ) -> None:
     """Check a saved posterior and write the report: an HTML page with pictures, and JSON."""
-    screen = Screen()
-    if out is not None and out.suffix != ".html":
-        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON file is written next to it.")
-    posterior, dataset, same = load(folder, data, device)
-    result = check_on(screen, posterior, dataset, train=same, ood=ood, draws=draws, seed=seed)
-    page = write(result, out or folder / "report.html")
-    screen.report(result, full=False)
+    screen = Screen(quiet=quiet, json=json)
+    file = checked_ending(out or folder / "report.html", (".html",))
+    found = check_on(screen, load(screen, folder, data, device), ood=ood, draws=draws, seed=seed)
+    paths = write(found, file)
+    screen.report(found, full=False)
     screen.say()
-    screen.say(("report  ", "dim"), str(page))
-    screen.say(("json    ", "dim"), str(page.with_suffix(".json")))
-    raise typer.Exit(exit_code(result))
+    screen.paths(paths)
+    screen.result(found.to_dict() | {"paths": paths})
+    raise typer.Exit(exit_code(found))
 
 
-@app.command()
+@app.command(cls=Subcommand)
 def compare(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="Folders of saved posteriors.", show_default=False)
     ],
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Other data to compare on; by default the data of the fits.")
+        str | None, typer.Option(metavar="DATA", help="Other data to compare on; by default the fits' test rows.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write a page with all checks, and JSON next to it.")
@@ -175,63 +193,99 @@ def compare(
     draws: Annotated[int, typer.Option(min=25, help="Number of draws from each posterior.")] = 1000,
     seed: _Seed = 0,
     device: _Device = "cpu",
+    quiet: _Quiet = False,
+    json: _Json = False,
 ) -> None:
     """Rank saved posteriors by their predictions of the test rows; exit code 1 if the best one's verdict is fail."""
-    screen = Screen()
-    if out is not None and out.suffix != ".html":
-        raise ValueError(f"--out must end in .html; got {str(out)!r}. The JSON file is written next to it.")
-    result = compare_on(screen, folders, data, device, draws=draws, seed=seed)
-    screen.paragraph(result.summary, style="bold")
-    screen.say()
-    header, *rows = result.table
-    screen.table(header, rows)
+    screen = Screen(quiet=quiet, json=json)
     if out is not None:
-        page = write(result, out)
+        checked_ending(out, (".html",))
+    found = compare_on(screen, folders, data, device, draws=draws, seed=seed)
+    screen.paragraph(found.summary, style="bold")
+    screen.say()
+    header, *rows = found.table
+    screen.table(header, rows)
+    paths = {} if out is None else write(found, out)
+    if paths:
         screen.say()
-        screen.say(("page     ", "dim"), str(page))
-        screen.say(("json     ", "dim"), str(page.with_suffix(".json")))
-    raise typer.Exit(exit_code(result.best.report))
+        screen.paths(paths)
+    screen.result(found.to_dict() | {"paths": paths})
+    raise typer.Exit(exit_code(found.best.report))
 
 
-@app.command()
+@app.command(cls=Subcommand)
+def predict(
+    folder: _Folder,
+    data: _Data = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Output file; by default predictions.csv in DIR.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=2, help="Number of posterior draws.")] = 200,
+    mass: Annotated[float, typer.Option(min=0.01, max=0.99, help="Probability inside the interval.")] = 0.9,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    quiet: _Quiet = False,
+    json: _Json = False,
+) -> None:
+    """Predict every row of DATA and write a table: mean, sd and interval, or class and probabilities."""
+    screen = Screen(quiet=quiet, json=json)
+    file = checked_ending(out or folder / "predictions.csv", (".csv", ".tsv"))
+    subject = load(screen, folder, data, device, to_predict=True)
+    frame = predict_on(screen, subject, draws=draws, mass=mass, seed=seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(file, sep="\t" if file.suffix == ".tsv" else ",")
+    screen.frame(frame)
+    screen.say()
+    paths = {"predictions": str(file)}
+    screen.paths(paths)
+    screen.result({"rows": len(frame), "columns": [*frame.columns], "paths": paths})
+
+
+@app.command(cls=Subcommand)
 def sample(
     folder: _Folder,
     draws: Annotated[int, typer.Option(min=1, help="Number of draws.")] = 100,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.npz", help="Output file; by default samples.npz in DIR.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Output file: .npz, .csv or .png; by default samples.npz in DIR."),
     ] = None,
     seed: _Seed = 0,
     device: _Device = "cpu",
+    quiet: _Quiet = False,
+    json: _Json = False,
 ) -> None:
     """Draw rows from the fitted model, or targets of the test rows if it has inputs; images also as a PNG grid."""
-    import numpy as np
-
-    screen = Screen()
-    file = out or folder / "samples.npz"
-    if file.suffix != ".npz":
-        raise ValueError(f"--out must end in .npz; got {str(file)!r}. A grid of images is written next to it.")
-    posterior, dataset, _ = load(folder, None, device)
-    values = samples(posterior, dataset, draws, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as stream:
-        np.savez_compressed(stream, **values)
+    screen = Screen(quiet=quiet, json=json)
+    file = checked_ending(out or folder / "samples.npz", (".npz", ".csv", ".png"))
+    subject = load(screen, folder, None, device)
+    values = samples(subject, draws, seed)
+    paths = write_samples(subject, values, file)
     for name, value in values.items():
         screen.say((f"{name:<8}", "bold"), f"{value.shape!s:<18}", (f"mean {value.mean():.4g}", "dim"))
-    screen.say(("samples  ", "dim"), str(file))
-    if (image := image_grid(dataset, values)) is not None:
-        file.with_suffix(".png").write_bytes(image)
-        screen.say(("picture  ", "dim"), str(file.with_suffix(".png")))
+    screen.paths(paths)
+    screen.result({"shapes": {name: list(value.shape) for name, value in values.items()}, "paths": paths})
 
 
-@app.command(name="list")
+@app.command(name="list", cls=Subcommand)
 def list_(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="models, data or routines.", show_default=False)],
+    what: Annotated[
+        str | None, typer.Argument(metavar="[WHAT]", help="models, data or routines; by default all.")
+    ] = None,
+    json: _Json = False,
 ) -> None:
-    """List the available models, data sets or routines."""
-    tables: dict[str, Callable[[], Table]] = {"models": models, "data": data_sets, "routines": routines}
-    if what not in tables:
+    """List the available models, data sets and routines."""
+    screen = Screen(json=json)
+    tables = {"models": models, "data": data_sets, "routines": routines}
+    if what is not None and what not in tables:
         raise unknown("list", what, tables)
-    Screen().table(*tables[what]())
+    result: dict[str, Any] = {}
+    for name in tables if what is None else [what]:
+        header, rows = tables[name]()
+        if result:
+            screen.say()
+        screen.table(header, rows)
+        result[name] = [dict(zip(header, row, strict=True)) for row in rows]
+    screen.result(result)
 
 
 def main() -> None:

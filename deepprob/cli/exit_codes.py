@@ -12,13 +12,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from deepprob.cli.screen import Screen
 
 
+class Subcommand(TyperCommand):
+    """A command whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
 class Command(TyperGroup):
     """The command group; it turns every error into one line and an exit code."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *rest: Any, **extra: Any) -> Any:
         given = list(sys.argv[1:] if args is None else args)
@@ -34,6 +44,13 @@ class Command(TyperGroup):
             if debug:
                 traceback.print_exc()
             sys.exit(_explain(error, screen))
+
+
+def _without_types_of_flags(params: list[Any]) -> list[Any]:
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""  # typer would show <bool>, as if a value could follow
+    return params
 
 
 def _explain(error: Exception, screen: Screen) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepprob.cli.options import describe_rows, model_named, program_for
+from deepprob.cli.files import check_writable, write
+from deepprob.cli.options import describe_rows, program_for
 from deepprob.cli.screen import Screen
-from deepprob.cli.work import check_on, warnings_as_notes, write
-from deepprob.data import DataSet, load_data
+from deepprob.cli.work import Subject, check_on, warnings_as_notes
+from deepprob.data import DataSet
 from deepprob.diagnostics.report import Report
 from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
 from deepprob.fitting.course import Length
@@ -37,7 +38,6 @@ class FitPlan:
     Attributes:
         program: The program to fit.
         data: The data set.
-        split: Number of the standard split of the data.
         folder: Folder for the posterior.
         length: The number of steps, or the budget of a fit that ends when its bound has levelled.
         batch_size: Rows per step; None for the routine's choice.
@@ -45,7 +45,6 @@ class FitPlan:
 
     program: Program
     data: DataSet
-    split: int
     folder: Path
     length: Length
     batch_size: int | None
@@ -77,10 +76,10 @@ class Heading(Callback):
 
 def plan_fit(
     model: str,
-    data: str,
-    options: Callable[[type[Program]], dict[str, Any]],
+    kind: type[Program],
+    data: DataSet,
+    options: dict[str, Any],
     *,
-    split: int,
     out: Path | None,
     epochs: int | None,
     batch_size: int | None,
@@ -89,20 +88,19 @@ def plan_fit(
 
     Args:
         model: Name of the model.
-        data: Name of the data set.
-        options: Returns the model's arguments, given its class.
-        split: Number of the standard split of the data.
+        kind: The model's class.
+        data: The data set.
+        options: The model's arguments.
         out: Output folder; None for ``runs/MODEL-DATA``.
         epochs: Passes over the data; None to fit until the bound has levelled.
         batch_size: Rows per step; None for the routine's choice.
     """
-    kind = model_named(model)
-    dataset = load_data(data, split=split)
-    program = program_for(model, kind, dataset, options(kind))
-    folder = out or Path("runs", f"{model}-{data.replace('/', '-')}")
+    program = program_for(model, kind, data, options)
+    folder = out or Path("runs", f"{model}-{data.name.replace('/', '-').partition('.')[0]}")
     check_free(folder, kind="posterior")
-    steps = math.ceil(len(dataset.train) / max(batch_size or 128, 1))
-    return FitPlan(program, dataset, split, folder, Length.of(epochs, None, steps), batch_size)
+    check_writable(folder)
+    steps = math.ceil(len(data.train) / max(batch_size or 128, 1))
+    return FitPlan(program, data, folder, Length.of(epochs, None, steps), batch_size)
 
 
 def loggers_to(csv: Path | None, tensorboard: Path | None) -> list[Callback]:
@@ -130,7 +128,9 @@ def run_fit(
 
     def print_heading() -> None:
         name, data = type(plan.program).__name__, plan.data
-        screen.say((f"{name} on {data.name}", "bold"), f": rows of shape {describe_rows(data)}")
+        screen.say((f"{name} on {data.name}", "bold"), f": {describe_rows(data)}")
+        if "digest" in data.recipe:
+            screen.say((data.origin, "dim"))
         screen.say((f"{_planned(plan.length)}, seed {seed}", "dim"))
 
     began = time.perf_counter()
@@ -150,6 +150,7 @@ def run_fit(
                 held_out=plan.data.valid,
                 device=device,
                 seed=seed,
+                progress=not screen.quiet and "auto",
                 callbacks=[*warming, checkpoint, *loggers, Heading(print_heading)],
             )
         except DivergenceError as error:
@@ -173,19 +174,20 @@ def report_interruption(screen: Screen, plan: FitPlan, posterior: Posterior) -> 
 def report_fit(screen: Screen, plan: FitPlan, posterior: Posterior) -> Report:
     """Check a finished fit on the test rows; write and print the report."""
     shutil.rmtree(plan.checkpoint, ignore_errors=True)  # the posterior is saved, so nothing is left to resume
-    report = check_on(screen, posterior, plan.data, train=True)
-    page = write(report, plan.folder / "report.html")
+    data = plan.data
+    report = check_on(screen, Subject(posterior, data.name, data.test, data.train, data.task))
+    paths = {"posterior": str(plan.folder)} | write(report, plan.folder / "report.html")
     screen.say()
     screen.report(report, full=False)
     screen.say()
-    screen.say(("posterior  ", "dim"), str(plan.folder))
-    screen.say(("report     ", "dim"), str(page))
+    screen.paths({name: path for name, path in paths.items() if name != "json"})
     screen.say(("next       ", "dim"), f"deepprob check {plan.folder}   deepprob sample {plan.folder}")
+    screen.result(report.to_dict() | {"paths": paths})
     return report
 
 
 def _save(posterior: Posterior, plan: FitPlan) -> None:
-    posterior.config["data"] = {"name": plan.data.name, "split": plan.split}
+    posterior.config["data"] = dict(plan.data.recipe)
     posterior.save(plan.folder)
 
 

@@ -104,6 +104,11 @@ def _argument_names(kind: type[Program]) -> list[str]:
     return names
 
 
+def names_of(options: Sequence[str] | None) -> list[str]:
+    """Names that an option lists: separated by commas, or by several uses of the option."""
+    return [name.strip() for option in options or () for name in option.split(",") if name.strip()]
+
+
 def _whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
@@ -122,4 +127,4 @@ def describe_rows(dataset: DataSet) -> str:
     """Shape of a row, and number of rows of each part."""
     parts = {"train": dataset.train, "valid": dataset.valid, "test": dataset.test}
     counts = " / ".join(f"{len(part)} {name}" for name, part in parts.items() if part is not None)
-    return f"{tuple(dataset.shape)}, {counts}"
+    return f"rows of shape {tuple(dataset.shape)}, {counts}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.style import Style
@@ -26,10 +28,15 @@ class Screen:
 
     Colors appear only in a terminal and only if ``NO_COLOR`` is not set. Long lines are not wrapped, so that paths
     can be copied and pipes get whole lines.
+
+    Args:
+        quiet: Whether only errors are printed.
+        json: Whether standard output gets one JSON object, from `result`, and everything else standard error.
     """
 
-    def __init__(self) -> None:
-        self.out, self.err = Console(highlight=False), Console(stderr=True, highlight=False)
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self.quiet, self.json = quiet, json
+        self.out, self.err = Console(highlight=False, stderr=json, quiet=quiet), Console(stderr=True, highlight=False)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without "±" shows "?" instead of an error
@@ -50,11 +57,38 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Print a note to standard error."""
+        if self.quiet:
+            return
         self.err.print(Text.assemble(("note: ", "yellow"), " ".join(text.split())), soft_wrap=True)
 
     def error(self, text: str) -> None:
         """Print an error to standard error, in one line."""
         self.err.print(Text.assemble(("error: ", "bold red"), " ".join(text.split())), soft_wrap=True)
+
+    def status(self, text: str) -> AbstractContextManager[object]:
+        """Show in a terminal that something is running."""
+        return nullcontext() if self.quiet else self.err.status(text)
+
+    def result(self, value: Mapping[str, Any]) -> None:
+        """Print a JSON object to standard output, if JSON is wanted."""
+        if self.json:
+            print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str))
+
+    def paths(self, paths: Mapping[str, str]) -> None:
+        """Print the paths of files, by what they hold."""
+        width = max(map(len, paths), default=0)
+        for name, path in paths.items():
+            self.say((f"{name:<{width}}  ", "dim"), path)
+
+    def frame(self, frame: Any, rows: int = 5) -> None:
+        """Print the first rows of a frame of pandas."""
+        shown = frame.head(rows).to_string(float_format="{:.4g}".format, max_cols=8)
+        header, *lines = shown.splitlines()
+        self.say((header, "dim"))
+        for line in lines:
+            self.say(line)
+        if len(frame) > rows:
+            self.say((f"... {len(frame) - rows} more rows", "dim"))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print aligned columns; a terminal cuts off long lines."""

@@ -40,11 +40,12 @@ def _table(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(torch.float32)
 
 
-def stratified(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split the rows of each stratum into 60, 20 and 20 %; the parts are always the same, their rows in order.
+def stratified(strata: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split the rows of each stratum into 60, 20 and 20 %; a seed always gives the same parts, their rows in order.
 
     Args:
         strata: The class of each row; all equal for a plain random split.
+        seed: Random seed of the parts.
 
     Returns:
         The row numbers of train, valid and test.
@@ -54,7 +55,7 @@ def stratified(strata: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         [60, 20, 20]
     """
     # NumPy guarantees the stream of RandomState; that of Generator may change between versions.
-    random = np.random.RandomState(0)
+    random = np.random.RandomState(seed)
     parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for stratum in np.unique(strata):
         rows = random.permutation(np.flatnonzero(strata == stratum))

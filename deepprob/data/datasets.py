@@ -5,43 +5,44 @@ from __future__ import annotations
 import html
 import os
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 from deepprob.data.download import cache_folder, fetch
 from deepprob.data.parsers import Parts
-from deepprob.data.sources import SOURCES, Source, Task
+from deepprob.data.sources import SOURCES, UNSTATED, Source, Task
 from deepprob.data.split import Split
 from deepprob.errors import StorageError, unknown, whole
 
 
 @dataclass(frozen=True, repr=False)
 class DataSet:
-    """A named data set in its standard parts.
+    """A data set in its parts: training, validation and test rows.
 
     Args:
-        source: Its entry in the registry.
-        parts: Its rows and extras.
+        name: The name, for messages and reports.
+        task: The task: images, classification, regression, sequences, binary, bags, or table for rows without a target.
+        parts: The rows and extras.
+        num_classes: Number of classes; None if there are no labels.
+        licence: The license of the data; ``"not stated"`` if it is unknown.
+        origin: The origin of the data.
+        recipe: The arguments with which `open_data` gives the same parts again.
 
     Examples:
         >>> load_data("iris")
         DataSet 'iris' (classification, 3 classes): row (4,), 90 train / 30 valid / 30 test
     """
 
-    source: Source
+    name: str
+    task: Task
     parts: Parts
-
-    @property
-    def name(self) -> str:
-        """The name that `load_data` takes."""
-        return self.source.name
-
-    @property
-    def task(self) -> Task:
-        """The task: images, classification, regression, sequences, binary or bags."""
-        return self.source.task
+    num_classes: int | None = None
+    licence: str = UNSTATED
+    origin: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def train(self) -> Split:
@@ -76,21 +77,6 @@ class DataSet:
     def shape(self) -> tuple[int, ...]:
         """The shape of one row of the first field; sequences have the length of the longest."""
         return tuple((self.parts.train or self.test).shape)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes; None if there are no labels."""
-        return self.source.num_classes
-
-    @property
-    def licence(self) -> str:
-        """The license of the data; ``"not stated"`` if it is unknown."""
-        return self.source.licence
-
-    @property
-    def origin(self) -> str:
-        """The origin of the data."""
-        return self.source.origin
 
     def __repr__(self) -> str:
         classes = f", {self.num_classes} classes" if self.num_classes else ""
@@ -145,12 +131,14 @@ def load_data(name: str, *, split: int = 0, folder: str | os.PathLike[str] | Non
         )
     place = _find(source, _local(folder)) or _fetch(source)
     try:
-        return DataSet(source, source.parse(place, split))
+        parts = source.parse(place, split)
     except (OSError, EOFError, KeyError, IndexError, ValueError, zlib.error, BadZipFile) as error:
         raise StorageError(
             f"data set {name!r} in {place} cannot be read: {error}. A file is damaged or of another origin; "
             "replace it, or remove it to download the set again."
         ) from error
+    recipe = {"name": name, "split": split}
+    return DataSet(name, source.task, parts, source.num_classes, source.licence, source.origin, recipe)
 
 
 def _local(folder: str | os.PathLike[str] | None) -> Path | None:

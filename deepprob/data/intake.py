@@ -12,27 +12,34 @@ from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
+    IterableDataset,
     RandomSampler,
     SequentialSampler,
     TensorDataset,
     default_collate,
 )
 
+from deepprob.data.frames import array_of, column_names, frame_of, is_frame
+from deepprob.data.padding import padded_sequences
+from deepprob.data.precision import in_precision
+from deepprob.data.sparse import dense, is_sparse
 from deepprob.data.split import Split
+from deepprob.data.streams import bounded, collated
 
 
-def as_split(data: Any, *, what: str = "data", missing: bool = False) -> Split:
+def as_split(data: Any, *, what: str = "data", missing: bool = False, sequences: bool = False) -> Split:
     """Convert any table, array or data set to a :class:`Split` and check its values.
 
     Floats and bools are converted to torch's default dtype, whole numbers to int64. A tuple holds fields. A list of
-    ``(T_i, D)`` arrays of unequal length holds sequences: they are padded with zeros to ``(N, T_max, D)``, and their
-    lengths become the field ``lengths``.
+    ``(T_i,)`` series or ``(T_i, D)`` arrays of unequal length holds sequences: they are padded with zeros to
+    ``(N, T_max, D)``, and their lengths become the field ``lengths``; so does a ``PackedSequence``.
 
     Args:
         data: A split, tensor, array, pandas frame or series, nested list of numbers, a tuple,
             list or dict of these, a list of sequences, a torch ``Dataset`` or ``DataLoader``.
         what: Name of the data in error messages.
         missing: Whether values may be missing (NaN).
+        sequences: Whether a list holds sequences even if all have one length.
 
     Returns:
         The fields, named by the dict's keys or the series' names, else x, y, data_2, data_3, ...
@@ -50,7 +57,7 @@ def as_split(data: Any, *, what: str = "data", missing: bool = False) -> Split:
         >>> as_split({"notes": [[True], [False]]})["notes"].tolist()
         [[1.0], [0.0]]
     """
-    fields = _fields(data, what)
+    fields = fields_of(data, what, missing=missing, sequences=sequences)
     tensors = {name: _checked(value, f"{name!r} of {what}", missing) for name, value in fields.items()}
     try:
         return Split(tensors)
@@ -58,20 +65,28 @@ def as_split(data: Any, *, what: str = "data", missing: bool = False) -> Split:
         raise type(error)(f"{what}: {error}") from None
 
 
-def _fields(data: Any, what: str) -> Mapping[str, Any]:
-    """The fields of a container, in the user's types."""
+def fields_of(data: Any, what: str, *, missing: bool = False, sequences: bool = False) -> Mapping[str, Any]:
+    """The fields of a container by name, in the user's types; lists of series are padded.
+
+    Args:
+        data: The container, as for `as_split`.
+        what: Its name in error messages.
+        missing: Whether values of series may be missing (NaN).
+        sequences: Whether a list holds sequences even if all have one length.
+    """
+    data = padded_sequences(data, lambda series, label: _checked(series, label, missing), certain=sequences)
     if isinstance(data, Split):
         return dict(zip(data.names, data.tensors, strict=True))
     if isinstance(data, Mapping):
         return data
     if isinstance(data, DataLoader):
-        return _fields(_from_loader(data, what), what)
+        return fields_of(_from_loader(data, what), what)
     if isinstance(data, Dataset):
-        return _fields(_from_dataset(data, what), what)
+        return fields_of(_from_dataset(data, what), what)
     if isinstance(data, tuple):
         return _named(data, getattr(data, "_fields", None))
-    if isinstance(data, list) and data and all(_is_array(item) and item.ndim for item in data):
-        return _from_list(data)
+    if isinstance(data, list) and data and all(_is_array(item) and len(item.shape) for item in data):
+        return _named(data)
     return _named((data,))
 
 
@@ -84,41 +99,15 @@ def _named(values: Sequence[Any], names: Sequence[str] | None = None) -> dict[st
 
 
 def _is_array(value: object) -> bool:
-    return hasattr(value, "__array__") and hasattr(value, "ndim") and hasattr(value, "shape")
-
-
-def _from_list(items: list[Any]) -> dict[str, Any]:
-    """A list of arrays holds sequences if these are matrices of unequal length, otherwise fields."""
-    shapes = [tuple(item.shape) for item in items]
-    matrices = all(len(shape) == 2 for shape in shapes) and len({s[1:] for s in shapes}) == 1
-    if not matrices or len(items) == 1:
-        return _named(items)
-    if len({*shapes}) == 1:
-        raise ValueError(
-            f"a list of {len(items)} arrays of one shape {shapes[0]} may be {len(items)} sequences "
-            f"or {len(items)} fields. Stack them for sequences, or pass a tuple for fields."
-        )
-    tensors = [_checked(item, f"sequence {i}") for i, item in enumerate(items)]
-    if any(tensor.is_floating_point() for tensor in tensors):
-        tensors = [tensor.to(torch.get_default_dtype()) for tensor in tensors]
-    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (N, T_max, D)
-    return {"x": padded, "lengths": torch.tensor([len(item) for item in tensors])}
+    return hasattr(value, "__array__") and hasattr(value, "shape")
 
 
 def _from_dataset(data: Dataset[Any], what: str) -> Any:
     if isinstance(data, TensorDataset):
         return data.tensors
-    rows = [data[i] for i in range(len(data))] if isinstance(data, Sized) else [*iter(data)]
-    if not rows:
-        raise ValueError(f"{what} is empty; expected at least one row. Pass a Dataset with rows.")
-    try:
-        batch = default_collate(rows)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"the rows of {what} must be numbers of one shape each ({error}). "
-            "Pass sequences of unequal length as a list of arrays, images as tensors."
-        ) from None
-    return tuple(batch) if isinstance(batch, list) else batch
+    if isinstance(data, IterableDataset):
+        return collated(bounded(data, what), what)
+    return collated([data[i] for i in range(len(data))] if isinstance(data, Sized) else [*iter(data)], what)
 
 
 def _from_loader(loader: DataLoader[Any], what: str) -> Any:
@@ -128,7 +117,10 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
     if loader.collate_fn is default_collate and plain and not replaced:
         return _from_dataset(loader.dataset, what)
     with torch.random.fork_rng(devices=[]):  # starting a loader draws from the global generator
-        batches = [_fields(tuple(b) if isinstance(b, list) else b, what) for b in loader]
+        given = loader if isinstance(loader.dataset, IterableDataset) else list(loader)
+        given = bounded(given, what)
+        named = bool(given) and isinstance(given[0], Mapping)
+        batches = [fields_of(tuple(b) if isinstance(b, list) else b, what) for b in given]
     if not batches:
         raise ValueError(f"{what} is empty; expected at least one batch. Pass a loader with rows.")
     parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in batches[0]}
@@ -137,20 +129,24 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
             f"the batches of {what} differ in shape, so they are not rows of one field. "
             "Pad them to one length, or pass the data set itself."
         )
-    return {name: torch.cat(field) for name, field in parts.items()}
+    joined = {name: torch.cat(field) for name, field in parts.items()}
+    return joined if named else tuple(joined.values())
+
+
+def container_of(data: Any, what: str) -> Any:
+    """The rows of a data set or a loader, in a tuple, a dict or a tensor as it gives them; other data as they are."""
+    if isinstance(data, DataLoader):
+        return _from_loader(data, what)
+    return _from_dataset(data, what) if isinstance(data, Dataset) else data
 
 
 def is_table(value: object) -> bool:
     """Whether a value is a tensor, an array, a frame, a series or a list of numbers."""
     if isinstance(value, list):
         return _holds_numbers(value)
-    return _is_array(value) or type(value).__module__.partition(".")[0] == "pandas"
-
-
-def is_frame(value: object) -> bool:
-    """Whether a value is a pandas frame."""
-    pandas = sys.modules.get("pandas")  # a frame exists only if pandas is imported
-    return pandas is not None and isinstance(value, pandas.DataFrame)
+    return (
+        _is_array(value) or is_frame(value) or is_sparse(value) or type(value).__module__.partition(".")[0] == "pandas"
+    )
 
 
 def _holds_numbers(value: list[Any]) -> bool:
@@ -173,11 +169,13 @@ def tensor_of(value: Any, label: str, missing: bool = False) -> Tensor:
         ValueError: If it is empty, not finite or has no rows.
     """
     tensor = _tensor(value, label)
-    return tensor.contiguous() if tensor.dtype == torch.bool and tensor.dim() else _checked(tensor, label, missing)
+    if tensor.dtype == torch.bool and tensor.dim():
+        return tensor.contiguous()
+    return _checked(value if is_frame(value) else tensor, label, missing)
 
 
 def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
-    """A dense, finite tensor with rows, in int64 or torch's default dtype."""
+    """A dense, finite tensor with rows, in int64 or the precision of the context."""
     tensor = _tensor(value, label)
     if tensor.dim() == 0:
         raise ValueError(f"{label} is one number, not rows. Give it a leading axis of rows.")
@@ -186,7 +184,8 @@ def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
         raise ValueError(f"{label} is empty: shape {shape}. Pass at least one row of numbers.")
     if not tensor.is_floating_point() and tensor.dtype != torch.bool:
         return tensor.to(torch.int64).contiguous()
-    tensor = tensor.to(torch.get_default_dtype()).contiguous()
+    names = column_names(value) if is_frame(value) else ()
+    tensor = in_precision(tensor, label, names).contiguous()
     # A finite sum has finite terms; only otherwise is the element-wise test worth its memory.
     if not torch.isfinite(tensor.sum()):
         for kind, bad in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):
@@ -206,11 +205,13 @@ def _tensor(value: Any, label: str) -> Tensor:
         if value.is_complex():
             raise TypeError(f"{label} is complex; expected real numbers. Use torch.view_as_real.")
         return value.detach()
-    pandas = sys.modules.get("pandas")  # a frame exists only if pandas is imported
-    if pandas is not None and isinstance(value, pandas.DataFrame):
-        array = _from_frame(value, label)
+    pandas = sys.modules.get("pandas")  # a series exists only if pandas is imported
+    if is_sparse(value):
+        value = dense(value, label)
+    if is_frame(value):
+        array = array_of(frame_of(value), label)
     elif pandas is not None and isinstance(value, pandas.Series):
-        array = _from_frame(value.to_frame(), label)[:, 0]
+        array = array_of(value.to_frame(), label)[:, 0]
     elif isinstance(value, list | tuple) or _is_array(value) or isinstance(value, int | float):
         if isinstance(value, np.ma.MaskedArray) and value.mask.any():
             value = np.where(value.mask, np.nan, value.data)  # a masked value is missing
@@ -219,7 +220,7 @@ def _tensor(value: Any, label: str) -> Tensor:
         except (ValueError, TypeError):
             raise ValueError(
                 f"the items of {label} must have one shape; got a list of items of unequal shape. "
-                "Pass sequences of unequal length as a list of (T, D) arrays."
+                "Pass sequences of unequal length as a list of arrays."
             ) from None
     else:
         parts = hasattr(value, "train") and hasattr(value, "test")
@@ -236,23 +237,3 @@ def _tensor(value: Any, label: str) -> Tensor:
     dtype = np.dtype(np.int64) if array.dtype.kind in "ui" else array.dtype.newbyteorder("=")
     wide = dtype.itemsize > 8
     return torch.from_numpy(array.astype(np.float64 if wide else dtype, order="C", copy=True))
-
-
-def _from_frame(frame: Any, label: str) -> np.ndarray:
-    kinds = {name: getattr(dtype, "kind", "O") for name, dtype in frame.dtypes.items()}
-    wrong = [str(name) for name, kind in kinds.items() if kind not in "biuf"]
-    if wrong:
-        raise TypeError(
-            f"{label} has columns that are not numbers: {', '.join(wrong)}. Encode them as numbers or drop them."
-        )
-    complete = bool(kinds) and not frame.isna().any(axis=None)
-    dtype, fill = next(
-        (
-            (dtype, 0)
-            for dtype, known in ((np.int64, "iu"), (np.bool_, "b"))
-            if complete and {*kinds.values()} <= {*known}
-        ),
-        (np.float64, np.nan),
-    )
-    columns = [frame.iloc[:, i].to_numpy(dtype, na_value=fill) for i in range(len(kinds))]
-    return np.stack(columns, axis=1) if columns else np.empty((len(frame), 0))

@@ -51,9 +51,9 @@ class Shuffle:
         device = self.generator.device
         if self.batch_size == self.num_data:
             return torch.arange(self.num_data, device=device).unsqueeze(0)  # (1, N)
-        order = torch.randperm(self.num_data, generator=self.generator, device=device)
-        missing = self.steps_per_epoch * self.batch_size - self.num_data
-        order = torch.cat([order, order[:missing]])
+        order = torch.empty(self.steps_per_epoch * self.batch_size, dtype=torch.long, device=device)
+        torch.randperm(self.num_data, generator=self.generator, device=device, out=order[: self.num_data])
+        order[self.num_data :] = order[: len(order) - self.num_data]
         if self.groups is None:
             return order.view(self.steps_per_epoch, self.batch_size)
         # Sorting comes after the choice of the repeated rows, so that every row is equally likely to be repeated.

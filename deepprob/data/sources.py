@@ -17,7 +17,7 @@ from deepprob.data import convert, parsers
 from deepprob.data.bundled import bundled
 from deepprob.data.parsers import Parts
 
-Task = Literal["images", "classification", "regression", "sequences", "binary", "bags"]
+Task = Literal["images", "classification", "regression", "sequences", "binary", "bags", "table"]
 Counts = tuple[int, int, int]  # rows of train, valid and test; 0 where a part is missing
 
 UNSTATED = "not stated"

@@ -18,6 +18,7 @@ from deepprob.diagnostics.left_out import LeftOut, left_out
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
+from deepprob.posteriors.variables import variable_of
 from deepprob.programs.minibatch import num_rows
 from deepprob.programs.program import Program
 
@@ -89,6 +90,8 @@ class Case(CaseSites):
     @property
     def left_out(self) -> LeftOut | None:
         """The weights that leave each training row out of the posterior; None if no row has an effect on it."""
+        if self.variable is not None:
+            return self._of(self.sites).left_out  # a row has an effect by all of its columns
         name = f"left out of {self.sites[0]}"
         found: LeftOut | None = self._shared_by(
             name, lambda: left_out(self.in_sample, self.complete, self._in_fit, self.site, self.mask)
@@ -103,7 +106,8 @@ class Case(CaseSites):
     @property
     def in_sample(self) -> Prediction:
         """The prediction by the posterior as it is, which rows of the fit have an effect on."""
-        return self.posterior._fitted.prediction(self._predicted, self.sites[0], self.draws)
+        found = self.posterior._fitted.prediction(self._predicted, self.sites[0], self.draws)
+        return found if self.variable is None else variable_of(found, self.variable)
 
     @property
     def _in_fit(self) -> NDArray[np.bool_]:
@@ -176,7 +180,7 @@ class Case(CaseSites):
 
     def _drawn(self, trace: Any, draws: int) -> Array:
         layout = self._layout(draws)
-        values = [array(layout.draws_first(trace.nodes[name])) for name in self.sites]
+        values = [self._part(array(layout.draws_first(trace.nodes[name]))) for name in self.sites]
         return values[0].reshape(draws, -1, *values[0].shape[2:]) if len(values) == 1 else np.stack(values, 1)
 
     # -- importance weights --------------------------------------------------------------------------------------

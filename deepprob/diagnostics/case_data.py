@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deepprob.data.streams import looked_at
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.observed import labels_of
 from deepprob.diagnostics.overlap import Overlap, overlap_of
@@ -44,8 +45,10 @@ class CaseData:
         self.draws, self.particles, self.seed = draws, particles, seed
         self.max_sample = max_sample
         self.sites = _chosen(posterior, site)
+        data, train, ood = looked_at(data), looked_at(train, "train"), looked_at(ood, "ood")
         # Without a named data plate rows cannot be selected: every step of the fit saw all of the data.
         self.needs_all_rows = not self.program.data_name
+        data = self.program.origin.read(data)
         accepted = () if data is None else self.program.accept(data)
         self.rows = num_rows(accepted) if accepted else posterior.instance.num_data
         chosen = self._random_rows(accepted, max_rows)

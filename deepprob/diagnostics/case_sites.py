@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 from deepprob.diagnostics.case_data import CaseData, given
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.observed import places_of, reads, unmasked
+from deepprob.distributions.columns import Columns, Variable
+from deepprob.distributions.per_draw import unwrapped
+from deepprob.posteriors.variables import value_of
 from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows
@@ -27,7 +30,13 @@ if TYPE_CHECKING:
 
 
 class CaseSites(CaseData):
-    """The observed sites of a case; see `deepprob.diagnostics.case.Case`."""
+    """The observed sites of a case; see `deepprob.diagnostics.case.Case`.
+
+    Attributes:
+        variable: The variable in question of a site whose columns are of different kinds; None for whole sites.
+    """
+
+    variable: Variable | None = None
 
     def check_data(self) -> None:
         """Refuse data that a query would refuse.
@@ -40,21 +49,46 @@ class CaseSites(CaseData):
             check_data(self._seen, found)
 
     def by_site(self) -> list[Self]:
-        """The case of every observed site; sites of one number each, as of a loop over data, belong together."""
+        """The case of every observed site; sites of one number each, as of a loop over data, belong together.
+
+        A site that is predicted, and whose columns are of different kinds, has a case for every variable.
+        """
         names = [n for n in self.sites if n in self._observed]
         single = tuple(n for n in names if self._observed[n]["value"].numel() == 1)
         groups = [(n,) for n in names if n not in single or len(single) == 1]
-        return [self._of(group) for group in (groups if len(single) < 2 else [*groups, single])] or [self._of(())]
+        cases = [self._of(group) for group in (groups if len(single) < 2 else [*groups, single])] or [self._of(())]
+        return [part for each in cases for part in each._by_variable()]
 
-    def _of(self, sites: tuple[str, ...]) -> Self:
+    def _by_variable(self) -> list[Self]:
+        columns = self.columns
+        if columns is None or not self.supervised:
+            return [self]
+        return [self._of(self.sites, variable) for variable in columns.variables]
+
+    def _of(self, sites: tuple[str, ...], variable: Variable | None = None) -> Self:
         twin = copy(self)
-        twin.sites = sites
+        twin.sites, twin.variable = sites, variable
         return twin
+
+    def _part(self, values: Array) -> Array:
+        """Values of the site, or of the variable in question alone."""
+        return values if self.variable is None else array(value_of(torch.as_tensor(values), self.variable))
 
     @property
     def site(self) -> str:
-        """The site in question by name, or the first and the last of several."""
+        """The site in question by name, with its variable, or the first and the last of several."""
+        if self.variable is not None:
+            return f"{self.sites[0]}[{self.variable.name}]"
         return self.sites[0] if len(self.sites) == 1 else f"{self.sites[0]} to {self.sites[-1]}"
+
+    @property
+    def columns(self) -> Columns | None:
+        """The distribution of rows whose columns are of different kinds; None for other sites."""
+        if len(self.sites) != 1:
+            return None
+        fn = unwrapped(self._observed[self.sites[0]]["fn"])
+        base = unwrapped(getattr(fn, "first", fn))
+        return base if isinstance(base, Columns) else None
 
     @property
     def inputs(self) -> Batch:
@@ -85,7 +119,8 @@ class CaseSites(CaseData):
     @property
     def splits(self) -> bool:
         """Whether every row of the site has a distribution of its own, unlike those of a Gaussian process."""
-        return self.target.ndim > int(self._observed[self.sites[0]]["fn"].event_dim)
+        event_dim = 0 if self.variable is not None else int(self._observed[self.sites[0]]["fn"].event_dim)
+        return self.target.ndim > event_dim
 
     def _is_predicted(self, place: int) -> bool:
         """Whether the site's tensor is left out to predict it, or the prediction does not depend on it."""
@@ -146,7 +181,7 @@ class CaseSites(CaseData):
     @property
     def target(self) -> Array:
         """The observed values, as the program prepared them: ``(rows, ...)``."""
-        values = [array(self._layout(1).draws_first(self._observed[name])[0]) for name in self.sites]
+        values = [self._part(array(self._layout(1).draws_first(self._observed[name])[0])) for name in self.sites]
         return np.atleast_1d(values[0]) if len(values) == 1 else np.concatenate([x.reshape(1) for x in values])
 
     @property
@@ -156,10 +191,13 @@ class CaseSites(CaseData):
         def run() -> NDArray[np.bool_] | None:
             known = np.isfinite(self.target)
             if len(self.sites) == 1:
-                known = known & unmasked(self._observed[self.sites[0]], self._layout(1))
+                counts = unmasked(self._observed[self.sites[0]], self._layout(1))
+                if self.variable is not None and not isinstance(counts, bool):
+                    counts = counts[..., self.variable.places[0]]
+                known = known & counts
             return None if known.all() else known
 
-        found: NDArray[np.bool_] | None = self._shared_by(f"mask of {self.sites}", run)
+        found: NDArray[np.bool_] | None = self._shared_by(f"mask of {self.sites}, {self.variable}", run)
         return found
 
     def judged(self, values: ArrayLike, axis: int = 0) -> Array:
@@ -171,7 +209,7 @@ class CaseSites(CaseData):
     def training_summary(self) -> Summary | None:
         """The summary of the site's training values; None if it is not known."""
         record, place = self.posterior.training_rows, self._places.get(self.sites[0])
-        if record is None or place is None or place >= len(record.summaries):
+        if record is None or place is None or place >= len(record.summaries) or self.variable is not None:
             return None
         same = reads(self._observed[self.sites[0]], self.batch[place], self._layout(1))
         return record.summaries[place] if same else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,12 +64,13 @@ def quantile_calibration(draws: ArrayLike, target: ArrayLike) -> Figure:
     return _legend(axes)
 
 
-def confusion(probs: ArrayLike, labels: ArrayLike) -> Figure:
+def confusion(probs: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()) -> Figure:
     """Confusion matrix: numbers of rows by true and by most likely class, colored by share of the true class.
 
     Args:
         probs: Class probabilities, shape ``(rows, classes)``.
         labels: True classes, shape ``(rows,)``.
+        names: The names of the classes; by default their numbers.
     """
     p, y = array(probs), array(labels).astype(int)
     size = p.shape[1]
@@ -82,8 +83,8 @@ def confusion(probs: ArrayLike, labels: ArrayLike) -> Figure:
         for i, j in np.ndindex(size, size):
             color = "white" if share[i, j] > 0.55 else INK
             axes.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", color=color)
-        axes.set_xticks(range(size))
-        axes.set_yticks(range(size))
+        axes.set_xticks(range(size), names or None, rotation=45 if names else 0)
+        axes.set_yticks(range(size), names or None)
     axes.set_xlabel("most likely class")
     axes.set_ylabel("true class")
     return axes.figure  # type: ignore[no-any-return]
@@ -188,13 +189,14 @@ def rolls(grids: Mapping[str, ArrayLike]) -> Figure:
         grids: Sequences by title, each of shape ``(T, D)``.
     """
     tables = {name: array(grid) for name, grid in grids.items()}
-    used = np.flatnonzero(np.abs(next(iter(tables.values()))).sum(0))  # by the first sequence, the data
+    used = np.flatnonzero(np.nansum(np.abs(next(iter(tables.values()))), 0))  # by the first sequence, the data
     low, high = (used.min(), used.max()) if len(used) else (0, 0)
-    most = max(float(grid.max()) for grid in tables.values())
+    shown = np.concatenate(list(tables.values()))
+    least, most = min(0.0, float(np.nanmin(shown))), float(np.nanmax(shown))
     figure, axes = panels(len(tables), columns=1, width=4.2, height=1.5)
     for place, (name, grid) in zip(axes, tables.items(), strict=True):
         place.imshow(
-            grid.T, aspect="auto", origin="lower", cmap="Greys", vmin=0, vmax=most or 1, interpolation="nearest"
+            grid.T, aspect="auto", origin="lower", cmap="Greys", vmin=least, vmax=most or 1, interpolation="nearest"
         )
         place.set_ylim(low - 0.5, high + 0.5)
         place.set_title(name, loc="left", fontsize=9)

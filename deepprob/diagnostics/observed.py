@@ -88,7 +88,7 @@ def labels_of(data: Any, batch: Batch, rows: Tensor | None) -> tuple[str, Tensor
     """Name and values of a field of one number a row that the program does not take, for some rows."""
     if data is None or (isinstance(batch, Arguments) and not isinstance(data, Split)):
         return None
-    split = as_split(data)
+    split = as_split(data, missing=True)
     for name in split.names[len(batch) :]:
         if split[name].dim() == 1:
             return name, split[name] if rows is None else split[name][rows]

@@ -219,7 +219,7 @@ def _prediction(p: Prediction, observed: Any, inputs: Any) -> Figure:
         return figures.densities({p.site: array(p.draws)})
     shape = p.draws.shape[2:]
     if len(shape) in (2, 3):
-        rows = {"mean": array(p.mean if p.kind != "classes" else p.classes)}
+        rows = {"mean": array(p.mean if p.kind != "classes" else p.probs.argmax(-1))}
         return plots.image_rows(rows if truth is None else {"observed": truth, **rows})
     if p.kind in ("classes", "binary"):
         return _classes(p, truth)
@@ -255,7 +255,7 @@ def _classes(p: Prediction, truth: Any) -> Figure:
     if p.kind == "binary" and p.mean.dim() > 1 and p.mean.shape[1] > 1:
         return _first_rows(figures.heat(probs[:_ROWS], f"probability that {p.site} is 1", 1.0), "y", len(probs))
     if p.kind == "classes" and probs.ndim > 2:
-        figure = figures.heat(array(p.classes)[:_ROWS], f"most likely class of {p.site}", probs.shape[-1] - 1)
+        figure = figures.heat(array(p.probs.argmax(-1))[:_ROWS], f"most likely class of {p.site}", probs.shape[-1] - 1)
         return _first_rows(figure, "y", len(probs))
     shares = probs if p.kind == "classes" else np.stack([1 - probs.reshape(-1), probs.reshape(-1)], 1)
     return _first_rows(figures.class_bars(shares[:_ROWS], None if truth is None else truth[:_ROWS]), "x", len(shares))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from deepprob.diagnostics import judging
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import array
 from deepprob.diagnostics.checks.calibration import class_probs, interval_of, one_label
+from deepprob.diagnostics.column_plots import table_columns
 from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.plots import predicted_against_observed, predictive_band, reliability
+
+_PANELS = 6  # columns of a table in one picture
 
 
 def _numbers(case: Case) -> Iterator[Picture]:
@@ -54,13 +59,17 @@ def _classes(case: Case) -> Iterator[Picture]:
     if not one_label(case):
         return
     probs, labels = class_probs(case), case.judged(case.target).reshape(-1)
-    rows, of = len(labels), "of class 1" if probs.shape[1] == 2 else "of each class against the others"
+    names = case.prediction.class_names
+    rows, of = (
+        len(labels),
+        f"of class {names[1] if names else 1}" if probs.shape[1] == 2 else "of each class against the others",
+    )
     yield Picture(
         "confusion",
         "Confusion matrix",
         "Rows on the diagonal are right; a dark cell off it names two classes that the model confuses.",
         f"Confusion matrix of {rows} rows and {probs.shape[1]} classes.",
-        drawn(judging.confusion(probs, labels)),
+        drawn(judging.confusion(probs, labels, names)),
     )
     yield Picture(
         "roc",
@@ -94,7 +103,12 @@ def _classes(case: Case) -> Iterator[Picture]:
 
 
 def _replicates(case: Case) -> Iterator[Picture]:
-    if case.supervised or case.ragged or case.sample_case.mask is not None:
+    if case.supervised or case.ragged:
+        return
+    if case.sample_case.columns is not None:
+        yield from _columns(case)
+        return
+    if case.sample_case.mask is not None:
         return
     drawn_again, seen = case.prior_replicates_for(0.05), case.sample_case.target
     if set(drawn_again.ravel()[:1000]) <= {0.0, 1.0} or seen.size < 2:
@@ -106,6 +120,26 @@ def _replicates(case: Case) -> Iterator[Picture]:
         f"The data, {seen.size} values, over data sets that are drawn from the model.",
         drawn(judging.replicated(seen, drawn_again)),
     )
+
+
+def _columns(case: Case) -> Iterator[Picture]:
+    """The columns of a table whose columns are of different kinds, a panel each."""
+    sample, columns = case.sample_case, case.sample_case.columns
+    if columns is None:
+        return
+    again, mask = case.prior_replicates_for(0.05), sample.mask
+    seen = sample.target if mask is None else np.where(mask, sample.target, np.nan)
+    for number, start in enumerate(range(0, len(columns.variables), _PANELS)):
+        variables = columns.variables[start : start + _PANELS]
+        names = [variable.name for variable in variables]
+        yield Picture(
+            f"columns-{number + 1}" if number else "columns",
+            f"Columns of data and replicated data: {names[0]} to {names[-1]}" if len(names) > 1 else names[0],
+            "Numbers: the data should look like one of the replicates. Shares: a diamond, the data, should lie on its "
+            "line, the 90% range of replicates.",
+            f"The columns {', '.join(names)} of {len(seen)} rows over tables that are drawn from the model.",
+            drawn(table_columns(seen, again, variables, columns.names)),
+        )
 
 
 MAKERS = (_numbers, _classes, _replicates)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from deepprob.diagnostics import judging
@@ -59,13 +59,14 @@ def _sequences(case: Case) -> Iterator[Picture]:
     if not case.ragged or not case.has_latents("local") or case.target.ndim != 3:
         return
     row, steps = _typical(case)
-    batch = _start_of(rows_of(case.batch, slice(row, row + 1)), steps)
+    batch = _start_of(case, rows_of(case.batch, slice(row, row + 1)), steps)
     again = case.posterior.reconstruct(*given(batch), seed=case.seed)
-    seen = case.target[row, :steps]
+    known = np.True_ if case.mask is None else case.mask[row, :steps]
+    seen = np.where(known, case.target[row, :steps], np.nan)
     yield Picture(
         "sequence",
         "A sequence and its reconstruction",
-        "The reconstruction is the mean given the latent path of the sequence; it should resemble the data.",
+        f"The reconstruction is the {_middle(again)} given the sequence's latent path; it should resemble the data.",
         f"{steps} steps of a sequence of {seen.shape[1]} features, and their reconstruction.",
         drawn(_sequence(seen, again, "reconstruction")),
     )
@@ -75,41 +76,54 @@ def _sequences(case: Case) -> Iterator[Picture]:
 def _forecast(case: Case, batch: Batch, seen: Array, share: float = 0.25) -> Iterator[Picture]:
     """The end of a sequence, drawn given its beginning."""
     start = len(seen) - max(1, int(share * len(seen)))
-    if isinstance(batch, Arguments) or start < 2:
+    if not case.program.has_forecast or start < 2:
         return
-    x = batch[0].to(torch.get_default_dtype()).clone()
-    x[:, start:] = torch.nan
-    future = case.posterior.impute(x, *batch[1:], draws=50, sweeps=10, seed=case.seed)
+    begun, ahead = _start_of(case, batch, start), len(seen) - start
+    future = case.posterior.forecast(*given(begun), steps=ahead, draws=200, seed=case.seed)
+    band = "" if future.kind == "classes" or seen.shape[1] > _FEW else "; nine of ten values should lie in the band"
     yield Picture(
         "forecast",
         "A forecast",
-        f"The steps from {start} on are drawn given the earlier ones (by Gibbs sampling, which is approximate).",
-        f"The last {len(seen) - start} of {len(seen)} steps of a sequence as forecast from the first {start}.",
+        f"The steps from {start} on are drawn given the earlier ones alone{band}.",
+        f"The last {ahead} of {len(seen)} steps of a sequence as forecast from the first {start}.",
         drawn(_sequence(seen, future, f"forecast from step {start} on", start)),
     )
 
 
 def _sequence(seen: Array, predicted: Prediction, name: str, start: int = 0) -> Figure:
-    """A sequence and its prediction: as two grids if it has many features, else as lines."""
-    mean = array(predicted.mean)[0]
+    """A sequence and its prediction from a step on: as two grids for classes and many features, else as lines."""
+
+    def with_start(values: Any) -> Array:
+        found = array(values)[0]
+        return found if not start else np.concatenate([seen[:start].astype(found.dtype), found])
+
+    if predicted.kind == "classes":
+        return judging.rolls({"data": seen, name: with_start(predicted.classes)})
+    mean = with_start(predicted.mean)
     if seen.shape[1] > _FEW:
         return judging.rolls({"data": seen, name: mean})
-    low, high = (array(end)[0] for end in predicted.interval(0.9))
+    low, high = (with_start(end) for end in predicted.interval(0.9))
     return judging.fan(seen, mean, low, high, start=start)
+
+
+def _middle(predicted: Prediction) -> str:
+    return "most likely class" if predicted.kind == "classes" else "mean"
 
 
 def _typical(case: Case) -> tuple[int, int]:
     """The row of median length, and how many of its steps to show."""
-    lengths = array(case.batch[[*case._names].index("lengths")])
+    lengths = case.lengths
+    if lengths is None:
+        return 0, min(case.target.shape[1], _STEPS)
     row = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
     return row, min(int(lengths[row]), _STEPS)
 
 
-def _start_of(batch: Batch, steps: int) -> Batch:
+def _start_of(case: Case, batch: Batch, steps: int) -> Batch:
     """The first steps of the sequences of a batch."""
-    if isinstance(batch, Arguments):
-        return batch
-    return tuple(x[:, :steps] if x.dim() > 1 else x.clamp(max=steps) for x in batch)
+    lengths, parts = case.program.lengths(*batch), zip(batch, case.program.sequences_in(batch), strict=True)
+    cut = [x[:, :steps] if found else x.clamp(max=steps) if id(x) == id(lengths) else x for x, found in parts]
+    return Arguments(cut, batch.call) if isinstance(batch, Arguments) else tuple(cut)
 
 
 MAKERS = (_images, _sequences)

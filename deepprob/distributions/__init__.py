@@ -1,9 +1,10 @@
-"""Distributions over structures: each evaluates and draws a whole structure, such as a path, at once."""
+"""Distributions over structures: each evaluates and draws a whole structure, such as a path or a row, at once."""
 
 from pyro.distributions import TorchDistribution
 
+from deepprob.distributions.columns import Columns
 from deepprob.distributions.gaussian_path import GaussianPath
 
-DISTRIBUTIONS: dict[str, type[TorchDistribution]] = {"gaussian_path": GaussianPath}
+DISTRIBUTIONS: dict[str, type[TorchDistribution]] = {"columns": Columns, "gaussian_path": GaussianPath}
 
-__all__ = ["DISTRIBUTIONS", "GaussianPath"]
+__all__ = ["DISTRIBUTIONS", "Columns", "GaussianPath"]

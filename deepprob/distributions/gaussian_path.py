@@ -34,7 +34,7 @@ class GaussianPath(TorchDistribution):
     Args:
         kernel: Maps the previous state, ``(*batch, Z)``, and one slice of each context, ``(*batch, C)``, to a mean and
             a standard deviation, each ``(*batch, Z)``, for any number of batch axes.
-        initial: The state before the first step, :math:`z_0`, shape ``(Z,)``.
+        initial: The state before the first step, :math:`z_0`, shape ``(Z,)``, or ``(*batch, Z)`` for one of each path.
         lengths: Number of real steps of each path, shape ``batch``.
         steps: Number of steps T, including padding.
         context: Other inputs of the kernel, each ``(*batch, T, C)``.
@@ -103,7 +103,7 @@ class GaussianPath(TorchDistribution):
         """Mean and standard deviation of every step given the previous step of a path, each ``(*batch, T, Z)``."""
         if self._drawn is not None and path is self._drawn[0]:
             return self._drawn[1:]
-        start = self.initial.expand(*path.shape[:-2], 1, path.shape[-1])
+        start = self.initial.unsqueeze(-2).expand(*path.shape[:-2], 1, path.shape[-1])
         return self.kernel(torch.cat([start, path[..., :-1, :]], -2), *self.context)
 
     def log_prob(self, value: Tensor) -> Tensor:

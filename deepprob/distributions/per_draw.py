@@ -103,6 +103,16 @@ class PerDraw(TorchDistribution):
 
         return _each_draw(one, self._draws, self._tensors, list(values))
 
+    def replaced(self, op: Callable[[Any], Any]) -> PerDraw:
+        """The same runs with other distributions, such as a marginal of each, without their event dimensions.
+
+        Args:
+            op: A function from the distribution of one draw to another one, of the same form for all draws.
+        """
+        made = [take_apart(op(self._of([x[k] for x in self._tensors]))) for k in range(self._draws)]
+        tensors = [torch.stack(parts) for parts in zip(*(found for _, found in made), strict=True)]
+        return PerDraw(made[0][0], tensors, draws=self._draws, plates=len(self.batch_shape) - 1)
+
     def _of(self, tensors: Sequence[Tensor]) -> Any:
         """The distribution of one draw, with the batch shape of all."""
         fn, batch = put_together(self._template, tensors), self.batch_shape[1:]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from deepprob.engine.scan.recur import UNROLLED
+from deepprob.fitting.digest import digest
+from deepprob.fitting.row_order import RowOrder
+from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.inputs import is_sequence
+from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch, num_rows
 from deepprob.programs.program import Program
 
@@ -36,12 +40,15 @@ class LengthBuckets:
         pad_one_step: Whether to pad sequences by one extra step, so that the longest bucket is also a strided view and
             one compiled graph can serve all buckets.
         num_data: Number of rows, if the program holds the data itself.
+        sequences: Whether each tensor of the data holds sequences; None for those of shape ``(N, T, ...)``.
 
     Attributes:
         data: All rows, uncut.
         lengths: The length of each bucket, ascending; empty for data without sequences of unequal length.
         data_by_bucket: For each bucket all rows, cut to its length.
         bucket_of_row: The bucket of each row, shape ``(N,)``, on the CPU; None if there is only one bucket.
+        numbers: The rows' numbers in the data; None for all rows.
+        is_usual: Whether loops can take the next step.
 
     Examples:
         Half of the sequences are short:
@@ -52,6 +59,9 @@ class LengthBuckets:
         ([(4, 12, 2), (4, 32, 2)], [0, 1, 0, 1])
     """
 
+    numbers: Tensor | None = None
+    is_usual = True
+
     def __init__(
         self,
         data: Batch,
@@ -60,6 +70,7 @@ class LengthBuckets:
         least_saving: float = 0.0,
         pad_one_step: bool = False,
         num_data: int = 1,
+        sequences: Sequence[bool] | None = None,
     ) -> None:
         data = _without_shared_memory(data)
         self.data, self.data_by_bucket, self.num_data = data, [data], num_rows(data) if data else num_data
@@ -71,8 +82,9 @@ class LengthBuckets:
         # Up to UNROLLED steps a recurrence is unrolled, and its graph would differ from that of longer sequences.
         lengths = lengths.clamp(min=min(UNROLLED + 1, int(lengths.max())))
         self.lengths = best_lengths(longest_of_batches(lengths, batch_size), least_saving)
-        steps = next(x.shape[1] for x in data if is_sequence(x.shape[1:]))
-        is_cut = [is_sequence(x.shape[1:]) and x.shape[1] == steps for x in data]
+        sequences = sequences or [is_sequence(x.shape[1:]) for x in data]
+        steps = next(x.shape[1] for x, found in zip(data, sequences, strict=True) if found)
+        is_cut = [found and x.shape[1] == steps for x, found in zip(data, sequences, strict=True)]
         if pad_one_step and len(self.lengths) > 1:
             data = tuple(_padded_by_one_step(x) if cut else x for x, cut in zip(data, is_cut, strict=True))
         self.data_by_bucket = [
@@ -80,6 +92,28 @@ class LengthBuckets:
         ]
         if len(self.lengths) > 1:
             self.bucket_of_row = torch.bucketize(lengths, torch.tensor(self.lengths))
+
+    def data_of(self, bucket: int) -> Batch:
+        """What the next step of a bucket reads."""
+        return self.data_by_bucket[bucket]
+
+    def order(self, batch_size: int, seed: int) -> RowOrder:
+        """The order of the rows of a fit.
+
+        Args:
+            batch_size: Rows of a batch, B.
+            seed: The fit's seed.
+        """
+        return RowOrder(self.num_data, batch_size, self.bucket_of_row, seed)
+
+    @property
+    def digest(self) -> str:
+        """What identifies the data: a hash of their content."""
+        return digest(self.data)
+
+    def training_rows(self, instance: ProgramInstance) -> TrainingRows | None:
+        """What a posterior keeps of the rows; see `TrainingRows`."""
+        return TrainingRows.of(self.data, instance)
 
     def rows_within(self, bucket: int) -> Tensor:
         """Indices of the rows that are no longer than a bucket."""
@@ -135,7 +169,7 @@ def sequence_lengths(program: Program, data: Batch) -> Tensor | None:
     if lengths is None:
         return None
     name = type(program).__name__
-    if not any(is_sequence(x.shape[1:]) for x in data):
+    if not any(program.sequences_in(data)):
         raise ValueError(
             f"{name}.lengths needs an argument that is a sequence, shape (rows, steps, ...); got none. "
             "Return None for data without sequences."

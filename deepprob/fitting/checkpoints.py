@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from deepprob.fitting.snapshots import Snapshot, from_parts, parts
-from deepprob.programs.minibatch import Batch
 from deepprob.storage import read, write
 
 
@@ -46,11 +42,3 @@ def check_same(now: Mapping[str, Any], was: Mapping[str, Any], path: Path) -> No
 def read_plan(path: Path) -> dict[str, Any]:
     """How the fit of a checkpoint takes its steps, as JSON; empty if there is no checkpoint."""
     return read(path, kind="checkpoint")[1].get("plan", {}) if (path / "manifest.json").exists() else {}
-
-
-def digest(batch: Batch) -> str:
-    """A hash of the content of some tensors."""
-    found = hashlib.sha256()
-    for x in batch:
-        found.update(x.detach().cpu().contiguous().view(torch.uint8).numpy() if x.numel() else b"")
-    return found.hexdigest()[:16]

@@ -23,6 +23,7 @@ from deepprob.engine.noise import NoiseSize
 from deepprob.engine.random import RandomStream
 from deepprob.engine.subject import Untraceable
 from deepprob.fitting.buckets import LengthBuckets
+from deepprob.fitting.chunks import Chunks
 from deepprob.fitting.comparison import TOLERANCE, Reading, Trial, difference
 from deepprob.fitting.cost_model import capacity_of
 from deepprob.fitting.gradients import GradientProgram, trace_gradients
@@ -30,7 +31,7 @@ from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.plan import Work, compile_seconds
 from deepprob.fitting.stacked import StackedStepper, in_turn, stack, unstack
-from deepprob.fitting.state import GRADIENTS, State, gather_rows, loop_carry, repeat_rows
+from deepprob.fitting.state import GRADIENTS, State, batch_at, loop_carry, repeat_rows
 from deepprob.fitting.step_loop import eager_step, step_loop
 from deepprob.fitting.steppers import LoopStepper
 from deepprob.fitting.update_rules import Carry
@@ -71,7 +72,7 @@ class CompileTask:
         state: State,
         objective: Objective,
         optimizer: Optimizer,
-        buckets: LengthBuckets,
+        buckets: LengthBuckets | Chunks,
         batch_size: int,
         *,
         announce: bool = True,
@@ -188,7 +189,7 @@ class CompileTask:
     def example(self, bucket: int) -> tuple[Batch, Tensor]:
         """A batch of a bucket, and the indices of its rows."""
         rows = repeat_rows(self.buckets.rows_within(bucket), self.batch_size).to(self.state.instance.device)
-        return gather_rows(self.buckets.data_by_bucket[bucket], rows), rows
+        return batch_at(self.buckets.data_by_bucket[bucket], rows, self.state.numbered)
 
     def _trace(self, bucket: int) -> _TracedLoop:
         """Trace the loop of one bucket.
@@ -263,7 +264,7 @@ class CompileTask:
         generators = [torch.Generator(device).manual_seed(seed) for seed in (11, 12)]
         shifts = [torch.randn(p.shape, generator=generators[0], dtype=p.dtype, device=device) for p in packed]
         data, rows = self.buckets.data_by_bucket[bucket], self.buckets.rows_within(bucket)
-        if self.batch_size < state.instance.num_data:
+        if state.numbered or self.batch_size < state.instance.num_data:
             order = torch.randperm(len(rows), generator=generators[1], device=device).cpu()
             rows = repeat_rows(rows[order], self.batch_size)
         fixed = (list(data), traced.fixed)

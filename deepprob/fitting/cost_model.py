@@ -36,7 +36,8 @@ def length_buckets(compile: bool | str, state: State, data: Batch, *, batch_size
     weigh_cost = may_compile and compile == "auto"
     least_saving = _MULTIPLICATIONS_PER_BUCKET / (state.multiplications(batch_size) * steps) if weigh_cost else 0.0
     pad_one_step = may_compile and instance.device.type == "cpu"
-    return LengthBuckets(data, lengths, batch_size, least_saving, pad_one_step, state.instance.num_data)
+    sequences, num_data = instance.program.sequences_in(data), instance.num_data
+    return LengthBuckets(data, lengths, batch_size, least_saving, pad_one_step, num_data, sequences)
 
 
 def capacity_of(state: State, batch_size: int, numbers: int) -> int:

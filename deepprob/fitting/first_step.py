@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.divergence import description_at_start
@@ -19,17 +20,24 @@ _MOST_ROWS = 10_000  # at which a fit on minibatches looks to find its start
 
 
 def prepare_start(
-    instance: ProgramInstance, objective: Objective, batch: Batch, size: int, weights: str, steps: int
+    instance: ProgramInstance,
+    objective: Objective,
+    batch: Batch,
+    size: int,
+    weights: str,
+    steps: int,
+    numbers: Tensor | None = None,
 ) -> None:
     """Check that a first step can be taken, and let a guide by name start near the posterior.
 
     Args:
         instance: The program before its first step.
         objective: The objective.
-        batch: All rows, on the device.
+        batch: All rows, on the device, or a sample of them.
         size: Rows of a step.
         weights: The choice of weights; ``"keep"`` keeps the guide's start, too.
         steps: Planned steps.
+        numbers: The numbers of a sample's rows in the data; None for all rows.
 
     Raises:
         ValueError: If the bound is not finite at the start, or the objective cannot be used.
@@ -39,15 +47,19 @@ def prepare_start(
     check_objective(objective, instance, first)
     if getattr(objective, "particles", 1) > 1:
         try_particles(instance, first)
-    search_start(instance, batch, size, weights, steps)
+    search_start(instance, batch, size, weights, steps, numbers)
 
 
-def search_start(instance: ProgramInstance, batch: Batch, size: int, weights: str, steps: int) -> None:
+def search_start(
+    instance: ProgramInstance, batch: Batch, size: int, weights: str, steps: int, numbers: Tensor | None = None
+) -> None:
     """Let a guide by name start near the posterior, if the search pays; the arguments are those of `prepare_start`."""
     if weights == "keep" or (size < instance.num_data and instance.structure.local):
         return
     rows = torch.arange(instance.num_data)
-    if size < instance.num_data > _MOST_ROWS:
+    if numbers is not None:
+        batch, rows = tuple(x[-_MOST_ROWS:] for x in batch), numbers[-_MOST_ROWS:]
+    elif size < instance.num_data > _MOST_ROWS:
         rows = torch.randperm(instance.num_data, generator=torch.Generator().manual_seed(0))[:_MOST_ROWS]
         batch = tuple(x[rows.to(x.device)] for x in batch)
     start_near_posterior(instance, batch, rows.to(instance.device), steps)

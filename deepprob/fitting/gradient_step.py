@@ -10,7 +10,7 @@ from deepprob.engine.trace import restore
 from deepprob.fitting.gradients import loss_and_gradients
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
-from deepprob.fitting.state import Knobs, State, gather_rows
+from deepprob.fitting.state import Knobs, State, batch_at
 from deepprob.fitting.update_rules import chosen
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.parameters import warn_of_late
@@ -23,8 +23,8 @@ def gradient_step(
 
     Args:
         state: The state before the step; it is updated in place.
-        data: All rows.
-        rows: Indices of the batch's rows.
+        data: All rows, or a chunk of them.
+        rows: Places of the batch's rows in ``data``.
         knobs: Learning rate, weight of the KL and annealed values.
         objective: The objective.
         optimizer: The optimizer.
@@ -33,7 +33,7 @@ def gradient_step(
         The detached terms.
     """
     state.anneal(knobs.annealed)
-    batch = gather_rows(data, rows)
+    batch, rows = batch_at(data, rows, state.numbered)
     before = [buffer.clone() for buffer in state.carry["buffers"]]
 
     def run() -> tuple[Tensor, Terms, list[Tensor]]:

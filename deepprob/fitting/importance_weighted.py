@@ -115,20 +115,26 @@ class IWAE:
                 f"site {outside!r} is not inside the data plate, so the importance-weighted bound needs all "
                 f"{run.num_data} rows; got a batch of {len(run.rows)}. Use batch_size=None, or objective='elbo'."
             )
-        scale = 1.0 if outside else _row_scale(run, model_trace)
+        scale: Any = 1.0 if outside else _row_scale(run, model_trace)
         found = [_parts(layout, *pair, bool(outside)) for pair in pairs]
-        parts = {part: torch.cat([x[part] for x in found]) / scale for part in PARTS}  # (K, R), R = B or 1 for all data
+        _check_weights(run, outside, guide_trace)
+        if run.row_weights is not None and not outside:
+            scale = scale * run.row_weights.values  # (B,); every row's own bound is weighted, not what is inside of it
+        divisor = torch.where(scale == 0, 1.0, scale) if isinstance(scale, Tensor) else scale
+        parts = {
+            part: torch.cat([x[part] for x in found]) / divisor for part in PARTS
+        }  # (K, R), R = B or 1 for all data
         norm = scale / run.num_data
         weights = _log_weights(parts, kl_weight)
         bound = _log_mean(weights)
-        loss = -norm * bound.sum()
+        loss = -(norm * bound).sum()
         if any(is_rough(site) for _, site in sample_sites(guide_trace)):
             log_q = torch.cat([_rough_log_q(layout, guide, bool(outside)) for guide, _ in pairs])
-            scores = (_signals(weights, bound) * log_q).sum() * norm
+            scores = (norm * _signals(weights, bound) * log_q).sum()
             loss = loss - (scores - scores.detach())  # changes the gradient only, not the value
-        averages: dict[str, Tensor] = {part: norm * value.mean(0).sum().detach() for part, value in parts.items()}
+        averages: dict[str, Tensor] = {part: (norm * value.mean(0)).sum().detach() for part, value in parts.items()}
         elbo = averages["likelihood"] - averages["kl_local"] - averages["kl_global"]
-        tight = norm * _log_mean(_log_weights(parts, 1.0).detach()).sum()
+        tight = (norm * _log_mean(_log_weights(parts, 1.0).detach())).sum()
         return loss, {"elbo": elbo, "iwae": tight, **averages}
 
     def describe(self) -> dict[str, Any]:
@@ -143,6 +149,16 @@ def _check_guide(traces: list[tuple[Trace, Trace]]) -> None:
                 f"site {name!r} is marked for enumeration in the guide, but importance weights need draws. Leave the "
                 "site out of the guide to sum it out of the model exactly, or remove the mark there to draw it."
             )
+
+
+def _check_weights(run: Run, outside: str, guide_trace: Trace) -> None:
+    """Refuse weights of rows inside of one importance weight of all data, if rows have latents of their own."""
+    local = [n for n, s in drawn_sites(guide_trace).items() if is_local(s, run.program.row_plate)]
+    if run.row_weights is not None and outside and local:
+        raise ValueError(
+            f"weights of rows do not fit one importance-weighted bound of all data: {local[0]!r} belongs to rows and "
+            f"{outside!r} does not. Use objective='elbo'."
+        )
 
 
 def _outside(plate: str, guide_trace: Trace, model_trace: Trace) -> str:

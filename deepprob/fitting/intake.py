@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepprob.data.streams import looked_at
 from deepprob.errors import counted, shown, whole
 from deepprob.fitting.callbacks import Anneal, Callback
 from deepprob.programs.arguments import Arguments
@@ -45,10 +46,22 @@ def instance_of(
     batch_size: int | str | None,
     weights: str,
     *,
+    num_data: int | None = None,
     spread: bool = False,
 ) -> ProgramInstance:
-    """The routine's own copy of the program, checked against the data; a named guide may start at random."""
-    num_data = num_rows(batch)
+    """The routine's own copy of the program, checked against the data.
+
+    Args:
+        program: The program.
+        batch: All rows, or a sample of them.
+        guide: The guide, as the routine got it.
+        device: The device to run on.
+        batch_size: Rows of a step, as the routine got them.
+        weights: The choice of weights.
+        num_data: Number of rows of the whole data, of which the batch is a sample; None for all rows.
+        spread: Whether a named guide starts at random.
+    """
+    is_sample, num_data = num_data is not None, num_data or num_rows(batch)
     full = not batch or rows_of_a_step(batch_size, num_data, program) == num_data
     instance = ProgramInstance(
         program, batch, num_data, guide=guide, device=device, full_batch=full, weights=weights, spread=spread
@@ -61,7 +74,7 @@ def instance_of(
             "the observed sites into one, with pyro.plate('data', N) as rows: ... obs=data[rows], and name it: "
             "Program.of(..., data_plate='data'), or use batch_size=None."
         )
-    if size < instance.num_data and (not batch or type(program).validate is Program.validate):
+    if not is_sample and size < instance.num_data and (not batch or type(program).validate is Program.validate):
         instance.check_data(batch, size)
     return instance
 
@@ -109,7 +122,7 @@ def checked_rows(rows: Any, num_data: int, device: torch.device) -> Tensor:
 
 def checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
     """Held-out data on the device, checked against the shapes of the data."""
-    program = instance.program
+    program, data = instance.program, looked_at(data, "held_out")
     held_out = _checked_arguments(program, program.accept(data, what="held_out"), "held_out")
     if isinstance(held_out, Arguments) and {*held_out.call.names} == {spec.name for spec in instance.inputs}:
         by_name = dict(zip(held_out.call.names, held_out, strict=True))
@@ -121,7 +134,8 @@ def checked_held_out(instance: ProgramInstance, data: Any) -> Batch:
             f"got {len(held_out)}. Include the observed values, which the score needs."
         )
     pairs = zip(instance.inputs, held_out, strict=True)
-    return tuple(spec.conform(x, instance.program.variable_length).to(instance.device) for spec, x in pairs)
+    free = program.is_sequence
+    return tuple(spec.conform(x, free(spec.name, spec.shape)).to(instance.device) for spec, x in pairs)
 
 
 def annealed_buffers(instance: ProgramInstance, callbacks: Sequence[Callback]) -> list[Tensor]:

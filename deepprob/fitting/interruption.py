@@ -7,8 +7,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
+from deepprob.data.streams import ReadingError
 from deepprob.posteriors.history import History
 
 
@@ -37,6 +38,36 @@ def interruptible() -> Iterator[list[bool]]:
         yield seen
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class _Fit(Protocol):
+    history: History
+
+    @property
+    def order(self) -> Any: ...
+
+    def _posterior(self) -> Any: ...
+
+
+@contextmanager
+def reading(fit: _Fit, interrupted: list[bool]) -> Iterator[None]:
+    """Let the reading of rows end with a fit.
+
+    An error of a loader carries the posterior so far; after Ctrl-C, which ends its worker processes, there is none.
+
+    Args:
+        fit: The fit.
+        interrupted: Not empty after Ctrl-C.
+    """
+    try:
+        yield
+    except ReadingError as error:
+        fit.history.interrupted = True
+        if not interrupted:
+            error.posterior = fit._posterior() if fit.history.steps else None
+            raise
+    finally:
+        fit.order.close()
 
 
 def warn_if_interrupted(history: History, planned: int) -> None:

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deepprob.engine.random import RandomStream
 from deepprob.engine.statistics import signal_to_noise
@@ -43,15 +44,18 @@ def accuracy_after(posterior: Posterior, data: Batch, seconds: float) -> GuideAc
         return None
 
 
-def gradient_signal(posterior: Posterior, data: Batch, batch_size: int, seconds: float) -> dict[str, list[float]]:
+def gradient_signal(
+    posterior: Posterior, data: Batch, batch_size: int, seconds: float, numbers: Tensor | None = None
+) -> dict[str, list[float]]:
     """How much of a step's gradient of the ELBO is signal, where the posterior is; by trained parameter.
 
     Args:
         posterior: The posterior of the fit.
-        data: The training data, accepted.
+        data: The training data, accepted, or a sample of them.
         batch_size: Rows of a step.
         seconds: The time of the fit, of which this takes at most about a tenth, or two seconds
             of processor time.
+        numbers: The numbers of a sample's rows in the data; None for all rows.
 
     Returns:
         The signal-to-noise ratio of one gradient and its standard error. Parameters without noise are left out, and all
@@ -70,7 +74,8 @@ def gradient_signal(posterior: Posterior, data: Batch, batch_size: int, seconds:
         with instance.running(), RandomStream(posterior.seed, instance.device).drawing():
             while len(found) < _GRADIENTS and (time.thread_time() < ends or not found):
                 chosen = torch.randperm(rows, generator=shuffled)[:batch_size].to(instance.device)
-                args = [*params.values()], gather_rows(data, chosen), chosen, 1.0
+                own = chosen if numbers is None else numbers[chosen]
+                args = [*params.values()], gather_rows(data, chosen), own, 1.0
                 found.append(loss_and_gradients(instance, objective_named("elbo"), *args)[2])
     except Exception:  # of the program, in runs that a fit does not need
         return {}

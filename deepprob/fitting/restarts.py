@@ -34,6 +34,7 @@ from deepprob.engine.statistics import paired_change
 from deepprob.fitting.divergence import MOST_SKIPPED, runs_of_skipped
 from deepprob.fitting.levelling import Groups
 from deepprob.fitting.optimizers import FloatArray
+from deepprob.fitting.row_order import in_calls
 from deepprob.fitting.run import RunningFit
 from deepprob.fitting.snapshots import Position, entries_of, memory_of
 from deepprob.fitting.stacked import StackedStepper
@@ -227,20 +228,18 @@ class RestartedFit(RunningFit):
         origin, chunk, size = self._position(), self.stepper.capacity_from(self.step), len(self.starts)
         knobs = np.repeat(self._knobs(self.step, self.step + 1), count, 0)
         knobs[:, 0] = 0.0
-        rows = self.order.rows(self.step, self.step + count)
         found: list[list[float]] = []
         for group in (points[i : i + size] for i in range(0, len(points), size)):
             carries = [{**self.state.carry, **point} for point in [*group, *[group[0]] * (size - len(group))]]
             noises, values = [origin.noise] * size, [list[float]() for _ in carries]
-            for start in range(0, count, chunk):
-                steps = slice(start, start + chunk)
+            for rows in in_calls(self.order, self.step, self.step + count, chunk):
                 carries, noises, records = self._take_together(
-                    self._together, carries, noises, rows[steps], knobs[steps]
+                    self._together, carries, noises, rows, knobs[: len(rows)]
                 )
                 for column, record in zip(values, records, strict=True):
                     column += record.get(self._bound, record["elbo"])
             found += values[: len(group)]
-        self._go_back(origin)
+            self._go_back(origin)
         return np.array(found)
 
     def _end_bounds(self) -> FloatArray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,27 @@ from torch import Tensor
 from deepprob.data import Shuffle
 
 _SALT = 0x5EED  # added to the fit's seed, so that the order of the rows does not depend on the noise
+
+
+class _Order(Protocol):
+    def reach(self, first: int, end: int) -> int: ...
+
+    def rows(self, first: int, end: int) -> Tensor: ...
+
+
+def in_calls(order: _Order, first: int, end: int, most: int) -> Iterator[Tensor]:
+    """The rows of the steps from ``first`` to before ``end``, call by call.
+
+    Args:
+        order: The order of the rows.
+        first: The first step.
+        end: The step after the last one.
+        most: Most steps in a call.
+    """
+    while first < end:
+        stop = order.reach(first, min(first + most, end))
+        yield order.rows(first, stop)
+        first = stop
 
 
 class RowOrder:
@@ -35,6 +57,13 @@ class RowOrder:
         self._epoch = self._generator.get_state()
         self._rows: Tensor | None = None  # of the current epoch
         self.steps_per_epoch = self._shuffle.steps_per_epoch
+
+    def reach(self, first: int, end: int) -> int:
+        """The last of some steps that one call can take: of rows in memory, the last one."""
+        return end
+
+    def close(self) -> None:
+        """End the reading of rows; those in memory are read already."""
 
     def rows(self, first: int, end: int) -> Tensor:
         """The rows of each batch from step ``first`` to before step ``end``, shape ``(n, B)``.

@@ -19,7 +19,9 @@ from deepprob.engine.served_calls import replaced_calls
 from deepprob.fitting.best import BestState
 from deepprob.fitting.buckets import LengthBuckets
 from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint
-from deepprob.fitting.checkpoints import check_same, digest, read_checkpoint, write_checkpoint
+from deepprob.fitting.checkpoints import check_same, read_checkpoint, write_checkpoint
+from deepprob.fitting.chunks import Chunks
+from deepprob.fitting.digest import digest
 from deepprob.fitting.divergence import (
     MOST_SKIPPED,
     DivergenceError,
@@ -30,12 +32,12 @@ from deepprob.fitting.divergence import (
 )
 from deepprob.fitting.extending import continue_from, training_after
 from deepprob.fitting.held_out import HeldOut
-from deepprob.fitting.interruption import interruptible, warn_if_interrupted
+from deepprob.fitting.interruption import interruptible, reading, warn_if_interrupted
 from deepprob.fitting.judging import accuracy_after, gradient_signal
 from deepprob.fitting.levelling import Groups, Levelling, warn_if_not_level
 from deepprob.fitting.optimizers import FloatArray
 from deepprob.fitting.progress import ProgressBar
-from deepprob.fitting.row_order import RowOrder
+from deepprob.fitting.row_order import in_calls
 from deepprob.fitting.settings import FitSettings
 from deepprob.fitting.snapshots import Position, restore, snapshot
 from deepprob.fitting.state import State
@@ -45,7 +47,6 @@ from deepprob.posteriors.history import History
 from deepprob.posteriors.margin import margin_of
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.saving import Training
-from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.laplace import finish_guide
 
 
@@ -55,7 +56,7 @@ class RunningFit:
     Args:
         state: The state before the first step.
         stepper: Takes the steps.
-        buckets: All rows, on the device.
+        buckets: The rows, on the device.
         held_out: The score to compute after every epoch, or None.
         noise: The fit's random numbers.
         settings: The settings of the fit.
@@ -65,7 +66,7 @@ class RunningFit:
         self,
         state: State,
         stepper: Stepper,
-        buckets: LengthBuckets,
+        buckets: LengthBuckets | Chunks,
         held_out: HeldOut | None,
         noise: RandomStream,
         settings: FitSettings,
@@ -73,7 +74,7 @@ class RunningFit:
         self.state, self.stepper, self.noise, self.settings = state, stepper, noise, settings
         self.first_shapes = {n: list(p.shape) for n, p in state.params.items()}  # others may join
         self.data, self.held_out, self.callbacks = buckets.data, held_out, list(settings.callbacks)
-        self.order = RowOrder(state.instance.num_data, settings.batch_size, buckets.bucket_of_row, settings.seed)
+        self.buckets, self.order = buckets, buckets.order(settings.batch_size, settings.seed)
         self.steps_per_epoch, self.course = self.order.steps_per_epoch, settings.course
         self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
@@ -138,7 +139,7 @@ class RunningFit:
         try:
             keep_freed_memory()
             threads = threads_for(self.state.multiplications(self.settings.batch_size))
-            with bar, threads, replaced_calls(), interruptible() as interrupted:
+            with bar, threads, replaced_calls(), interruptible() as interrupted, reading(self, interrupted):
                 while self.step < self.total_steps and not self.stop and not interrupted:
                     self._advance(bar)
                 if self.step > self.epoch * self.steps_per_epoch and not interrupted:
@@ -172,7 +173,8 @@ class RunningFit:
             "num_data": self.state.instance.num_data,
             "parameters": self.first_shapes,
             "callbacks": [c.described for c in self.callbacks if c.steers],
-            "data": digest(self.data),
+            "data": self.buckets.digest,
+            "row_weights": digest(tuple(self.state.instance.program.bound_rows.tensors)),
             "held_out": None if self.held_out is None else digest(self.held_out.batch),
         }
 
@@ -251,11 +253,11 @@ class RunningFit:
         knobs[:, 0] = 0.0
         found: list[list[float]] = []
         for point in points:
-            rows, values = self.order.rows(self.step, self.step + count), list[float]()
+            values = list[float]()
             try:
-                for start in range(0, count, chunk):
+                for rows in in_calls(self.order, self.step, self.step + count, chunk):
                     self.state.assign(point)
-                    record = self._take_one(rows[start : start + chunk], knobs[start : start + chunk])
+                    record = self._take_one(rows, knobs[: len(rows)])
                     values += record.get(self._bound, record["elbo"])
             except (RuntimeError, ValueError):  # the program fails there, as for a matrix that is not positive definite
                 values = [math.nan] * count
@@ -292,6 +294,7 @@ class RunningFit:
         """The next step at which a callback or the end of an epoch needs control."""
         size = self.steps_per_epoch
         end = min(self.total_steps, self.step + self.stepper.capacity_from(self.step))
+        end = self.order.reach(self.step, end)
         if self.course.waits or self.levelling.once:
             end = min(end, self.levelling.next_stop(self.step))
         if self.course.holds:
@@ -387,10 +390,11 @@ class RunningFit:
         self.history.compiled_graphs = self.stepper.compiled_graphs + scores
         config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
         record: dict[str, Any] = {"history": self.history, "config": config, "seed": self.settings.seed}
-        rows = TrainingRows.of(self.data, instance)
+        rows = self.buckets.training_rows(instance)
         found = Posterior(instance, **record, training=training, training_rows=rows)
         if not (self.history.interrupted or self.bad_in_a_row):
             seconds = sum(self.history.epochs.get("seconds", ()))
-            found.accuracy = accuracy_after(found, self.data, seconds)
-            self.history.gradients = gradient_signal(found, self.data, self.settings.batch_size, seconds)
+            if (numbers := self.buckets.numbers) is None:  # a sample of rows has another posterior
+                found.accuracy = accuracy_after(found, self.data, seconds)
+            self.history.gradients = gradient_signal(found, self.data, self.settings.batch_size, seconds, numbers)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from deepprob.fitting.first_step import search_start
 from deepprob.fitting.intake import instance_of
 from deepprob.fitting.loop_state import LoopState
 from deepprob.networks.initialisation import can_draw_weights
+from deepprob.programs.arguments import rejoined
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
@@ -71,13 +72,17 @@ def other_starts(
         batch_size: Rows of a step, as `svi` got them.
         weights: The choice of weights.
     """
+    fitted = state.instance.program
+    batch = rejoined(state.data, fitted.call, replace(fitted.origin, weights=fitted.bound_rows.weights))
     found, device = list[tuple[ProgramInstance, RandomStream]](), state.instance.device
     for k in range(1, count):
         stream = RandomStream(_seed_of(state.seed, k), device)
         with stream.drawing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first start gave them
-            instance = instance_of(program, state.data, guide, device, batch_size, weights, spread=True)
-            search_start(instance, state.data, state.batch_size, weights, state.length.expected)
+            known = {"num_data": None if state.chunks is None else state.instance.num_data}
+            instance = instance_of(program, batch, guide, device, batch_size, weights, spread=True, **known)
+            numbers = None if state.chunks is None else state.chunks.numbers
+            search_start(instance, state.data, state.batch_size, weights, state.length.expected, numbers)
         found.append((instance, stream))
     guides = [instance.program.current_guide for instance in (state.instance, *(x for x, _ in found))]
     relative = [guide for guide in guides if isinstance(guide, RelativeGuide)]

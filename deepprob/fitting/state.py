@@ -35,6 +35,7 @@ class State:
         step: Steps done.
         annealed: Buffers of the program that are set before every step.
         varied: Buffers of the program that every start of a fit with restarts has for itself.
+        numbered: Whether the last tensor of the data numbers their rows, see `deepprob.fitting.chunks`.
     """
 
     instance: ProgramInstance
@@ -45,6 +46,7 @@ class State:
     step: int = 0
     annealed: list[Tensor] = field(default_factory=list)
     varied: list[Tensor] = field(default_factory=list)
+    numbered: bool = False
 
     @classmethod
     def start(cls, instance: ProgramInstance, optimizer: Optimizer, learning_rate: float) -> State:
@@ -226,6 +228,18 @@ def repeat_rows(rows: Tensor, count: int) -> Tensor:
 def gather_rows(data: Batch, rows: Tensor) -> Batch:
     """Select the rows of a batch; a full batch is returned without a copy."""
     return data if len(rows) == num_rows(data) else tuple(x.index_select(0, rows) for x in data)
+
+
+def batch_at(data: Batch, places: Tensor, numbered: bool) -> tuple[Batch, Tensor]:
+    """The rows of a batch, and their numbers for the data plate.
+
+    Args:
+        data: All rows, or a chunk of them.
+        places: Where the rows of the batch are.
+        numbered: Whether the last tensor numbers the rows; otherwise the places are their numbers.
+    """
+    batch = gather_rows(data, places)
+    return (batch[:-1], batch[-1]) if numbered else (batch, places)
 
 
 def _assign(target: dict[str, Tensor], values: dict[str, Tensor]) -> None:

@@ -24,7 +24,7 @@ from deepprob.fitting.gradients import GradientGraph, GradientProgram
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.stacked import stack, stacked_size, stacked_step
-from deepprob.fitting.state import GRADIENTS, State, gather_rows, loop_carry
+from deepprob.fitting.state import GRADIENTS, State, batch_at, loop_carry
 from deepprob.fitting.update_rules import Carry, chosen
 from deepprob.programs.minibatch import Batch, num_rows
 
@@ -62,6 +62,8 @@ def step_loop(
     def step(carry: Carry, inputs: StepData, noise: Noise, knobs: Tensor) -> tuple[Carry, Terms]:
         rows, (whole, fixed) = inputs.rows, inputs.fixed
         batch = tuple(whole if full_batch else [x.index_select(0, rows) for x in whole])
+        if state.numbered:
+            batch, rows = batch[:-1], batch[-1]
         rate, weight, *values = knobs.unbind(0)
         fixed = list(fixed)
         for i, value in zip(annealed, values, strict=True):
@@ -99,7 +101,7 @@ def without_writes(
     """
     device = state.carry["packed"][0].device
     rows = torch.arange(batch_size, device=device)
-    batch = gather_rows(data, rows % num_rows(data)) if data else data
+    batch, rows = batch_at(data, rows % num_rows(data), state.numbered) if data else (data, rows)
     noise = gradients.noise.draw_once([torch.Generator(device) for _ in range(2)], device)
     weight = torch.ones((), dtype=gradients.noise.dtype, device=device)
     params = [p.detach() for p in state.packing.unpack(state.carry["packed"])]
@@ -124,10 +126,10 @@ def eager_step(state: State, program: GradientProgram, optimizer: Optimizer, str
         try:
             state.assign({name: carry[name] for name in ("packed", "buffers")})
             state.anneal(knobs[2:].tolist())
-            batch = gather_rows(tuple(inputs.fixed[0]), inputs.rows)
+            batch, rows = batch_at(tuple(inputs.fixed[0]), inputs.rows, state.numbered)
             stream.state = position
             with state.instance.running(), stream.drawing(), LiftedNoise(*noise):
-                loss, terms, found = program(batch, inputs.rows, knobs[1])
+                loss, terms, found = program(batch, rows, knobs[1])
             with torch.no_grad():
                 buffers = [x.clone() for x in state.carry["buffers"]]
                 flat = state.packing.pack(found)

@@ -15,6 +15,7 @@ from deepprob.engine.noise import LiftedNoise, NoiseSize
 from deepprob.engine.random import RandomStream
 from deepprob.engine.served_calls import served
 from deepprob.fitting.buckets import LengthBuckets
+from deepprob.fitting.chunks import Chunks
 from deepprob.fitting.objectives import Terms
 from deepprob.fitting.optimizers import FloatArray, Optimizer
 from deepprob.fitting.state import GRADIENTS, Knobs, State, loop_carry
@@ -52,7 +53,7 @@ class EagerStepper:
 
     Args:
         step: Takes one step, given the state, all rows, the rows of the batch and the knobs, and returns its terms.
-        buckets: All rows, on the device.
+        buckets: The rows, on the device.
         noise: The fit's random numbers; None if steps draw from torch's generator.
         sizes: For each bucket, how much noise a step takes. A step that takes more draws the rest from torch's
             generator.
@@ -63,7 +64,7 @@ class EagerStepper:
     def __init__(
         self,
         step: Callable[[State, Batch, Tensor, Knobs], Terms],
-        buckets: LengthBuckets,
+        buckets: LengthBuckets | Chunks,
         noise: RandomStream | None = None,
         sizes: Sequence[NoiseSize] = (),
     ) -> None:
@@ -78,7 +79,7 @@ class EagerStepper:
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
         records, on_device = [], rows.to(state.instance.device)
         for bucket, first, end in self.buckets.consecutive(rows):
-            data = self.buckets.data_by_bucket[bucket]
+            data = self.buckets.data_of(bucket)
             for i in range(first, end):
                 with self._served(bucket, state.instance.device):
                     records.append(self.step(state, data, on_device[i], Knobs.of(knobs[i])))
@@ -96,7 +97,7 @@ class LoopStepper:
 
     Args:
         loops: The loop of each bucket, see `step_loop`; buckets may share one.
-        buckets: All rows, on the device.
+        buckets: The rows, on the device.
         fixed: For each bucket, the program's tensors that steps only read.
         optimizer: The fit's optimizer.
         noise: The fit's random numbers.
@@ -105,7 +106,7 @@ class LoopStepper:
     def __init__(
         self,
         loops: Sequence[Loop],
-        buckets: LengthBuckets,
+        buckets: LengthBuckets | Chunks,
         fixed: Sequence[list[Tensor]],
         optimizer: Optimizer,
         noise: RandomStream,

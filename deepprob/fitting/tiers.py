@@ -30,7 +30,8 @@ class PlannedStepper:
     """Takes the steps of a fit by the tiers of its plan.
 
     A tier is compared with an eager step before it takes over. If a graph differs from it, the steps stay eager; if
-    only the compiler fails, the faster tier without it goes on. In both cases a warning gives the reason.
+    only the compiler fails, the faster tier without it goes on. In both cases a warning gives the reason. A batch of
+    another size or shape than the others, such as the last one of a loader, is taken by an eager step.
 
     Args:
         plan: The plan.
@@ -59,7 +60,8 @@ class PlannedStepper:
         return min([self.now.capacity_from(step), *(first - step for first in later)])
 
     def run(self, state: State, rows: Tensor, knobs: FloatArray) -> Terms:
-        return self.now.run(state, rows, knobs)
+        usual = rows.shape[1] == self.task.batch_size and self.task.buckets.is_usual
+        return (self.now if usual else self.eager).run(state, rows, knobs)
 
     def facts(self) -> dict[str, Any]:
         return {"compiled": self.compiled_graphs > 0, "plan": self.plan.to_json()}

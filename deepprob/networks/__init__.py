@@ -11,6 +11,7 @@ from deepprob.networks.convolutional import ConvDecoder, ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.initialisation import ACTIVATIONS, init_weights, pretrained
 from deepprob.networks.likelihood import LIKELIHOODS, Likelihood
+from deepprob.networks.mixed import MixedLikelihood
 from deepprob.networks.network import Network
 from deepprob.networks.recurrent import Recurrent
 from deepprob.networks.registry import NETWORKS, network_from_config
@@ -25,6 +26,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Likelihood",
+    "MixedLikelihood",
     "Network",
     "Recurrent",
     "init_weights",

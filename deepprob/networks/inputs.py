@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deepprob.engine.moments import Moments
+
 
 def input_names(net: nn.Module) -> list[str]:
     """Names of the inputs of a network: the required arguments of ``forward``; a single input is called ``x``.
@@ -114,9 +116,15 @@ def as_accepted(net: nn.Module, inputs: Sequence[Tensor], rows: int = 2) -> list
 
 
 def moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over an axis (None: over everything); constant values get standard deviation 1."""
-    value = value.to(torch.get_default_dtype())
-    loc, sd = (value.mean(), value.std(unbiased=False)) if axis is None else (value.mean(axis), value.std(axis, False))
+    """Mean and standard deviation over the rows or over everything; constant values get standard deviation 1.
+
+    Args:
+        value: The rows; of a sample that knows the moments of all rows (`Moments.mark`), these are returned.
+        axis: 0 for every entry of a row, None for one number over everything.
+    """
+    found = Moments.of(value)
+    dtype = torch.get_default_dtype()
+    loc, sd = (x.to(value.device, dtype) for x in (found.over_all() if axis is None else (found.mean, found.sd())))
     # Rounding errors give a constant column a small standard deviation.
     return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))
 

@@ -13,7 +13,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from deepprob.distributions.per_draw import UNCHECKED
-from deepprob.errors import shown, unknown, whole
+from deepprob.errors import shown, shown_number, unknown, whole
 from deepprob.networks.conditional import positive_link
 
 _FLOOR = 1e-4  # of noise, rates and inverse total counts; the default floor of Conditional
@@ -30,16 +30,16 @@ class Likelihood:
     with the network's output :math:`o`, a location :math:`l` and a scale :math:`s` of the data, and a dispersion
     :math:`\phi` that all observations share:
 
-    ======================= ============================================= ===============================
-    family                  :math:`m`                                     :math:`\phi`
-    ======================= ============================================= ===============================
+    ======================= ================================================= =============================
+    family                  :math:`m`                                         :math:`\phi`
+    ======================= ================================================= =============================
     ``"bernoulli"``         logits :math:`l + o`
-    ``"categorical"``       logits :math:`o`, one for every class
-    ``"normal"``            mean :math:`l + s\,o`                         noise, the standard deviation
+    ``"categorical"``       logits :math:`l + o`, one for every class
+    ``"normal"``            mean :math:`l + s\,o`                             noise, the standard deviation
     ``"poisson"``           mean :math:`s\,(\epsilon + \mathrm{softplus}(o))`
     ``"negative_binomial"`` mean :math:`s\,(\epsilon + \mathrm{softplus}(o))` total_count: the variance is
-                                                                          :math:`m + m^2 / \phi`
-    ======================= ============================================= ===============================
+                                                                              :math:`m + m^2 / \phi`
+    ======================= ================================================= =============================
 
     The network does not output the dispersion, because the noise of a single observation could shrink without bound.
     Counts have the softplus link of `Conditional`: it grows linearly, so a large output does not overflow as it would
@@ -160,7 +160,7 @@ class Likelihood:
         family = _FAMILIES[self.family]
         if family.allows is not None and (wrong := _first(~family.allows(x))) is not None:
             raise ValueError(
-                f"{name} must be {family.expected} for likelihood={self.family!r}; got {_shown(x[wrong])} in row "
+                f"{name} must be {family.expected} for likelihood={self.family!r}; got {shown_number(x[wrong])} in row "
                 f"{wrong[0]}. {family.remedy.format(name=name)}"
             )
         return x
@@ -223,33 +223,34 @@ class Likelihood:
         scale: Tensor | None = None,
         dispersion: Tensor | None = None,
         inside: Tensor | None = None,
+        present: Tensor | None = None,
     ) -> TorchDistributionMixin:
         """The distribution of an observation.
 
         Args:
             out: The network's output: flat, ``(*batch, size)``; if the event has an axis of open size,
                 ``(*batch, *event)``, followed by an axis of classes for ``"categorical"``.
-            loc: Offset of the outputs, for ``"normal"`` and ``"bernoulli"``; None for 0.
+            loc: Offset of the outputs, for ``"normal"``, ``"bernoulli"`` and ``"categorical"``; None for 0.
             scale: Scale of the outputs, for ``"normal"`` and counts; None for 1.
             dispersion: Dispersion in the units of the data, for a family that has one.
-            inside: Mask of observed values, broadcast to the event (not for ``"categorical"``). Other values must be
-                zero: they are drawn as zero and have no influence on the log-probability.
+            inside: Mask of the values before a sequence's end, broadcast to the event. Other values must be zero: they
+                are drawn as zero and have no influence on the log-probability.
+            present: Mask of the values that are not missing, broadcast to the event. Other values have no influence on
+                the log-probability, whatever they are; they are drawn like all.
 
         Returns:
             A Pyro distribution whose event shape is that of the observation.
 
         Raises:
-            ValueError: If the output has the wrong size, a family with a dispersion has none, or a categorical has
-                ``inside``.
+            ValueError: If the output has the wrong size, or a family with a dispersion has none.
         """
         if self.dispersion and dispersion is None:
             raise ValueError(f"likelihood={self.family!r} needs dispersion, its {self.dispersion}; got None.")
-        if inside is not None and self.family == "categorical":
-            raise ValueError("inside is not for likelihood='categorical'. Mask the distribution: .mask(inside).")
         if None not in self.event_shape:
             self._check_size(out.shape[-1] if out.dim() else 0)
             out = out.reshape(out.shape[:-1] + self._sizes)
         per_value = _FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
+        per_value = per_value if present is None else per_value.mask(present)
         events: TorchDistributionMixin = per_value.to_event(len(self.event_shape))
         return events
 
@@ -281,8 +282,12 @@ def _bernoulli(out: Tensor, loc: Tensor | None, scale: object, dispersion: objec
     return dist.Bernoulli(logits=logits, validate_args=UNCHECKED)
 
 
-def _categorical(out: Tensor, loc: object, scale: object, dispersion: object, inside: object) -> Any:
-    return dist.Categorical(logits=out)
+def _categorical(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
+    logits = out if loc is None else loc + out
+    if inside is not None:  # beyond the end, class 0 is certain
+        certain = _PADDING_LOGIT * (torch.arange(logits.shape[-1], device=logits.device) > 0)
+        logits = torch.where(inside.unsqueeze(-1), logits, certain.to(logits.dtype))
+    return dist.Categorical(logits=logits)
 
 
 def _normal(out: Tensor, loc: Tensor | None, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None) -> Any:
@@ -367,12 +372,12 @@ def _classes(name: str, x: Tensor, num_classes: int) -> Tensor:
     labels = numbers.round()
     if (wrong := _first(numbers != labels)) is not None:
         raise ValueError(
-            f"{name} must be whole numbers; got {_shown(x[wrong])} in row {wrong[0]}. Number the classes from 0."
+            f"{name} must be whole numbers; got {shown_number(x[wrong])} in row {wrong[0]}. Number the classes from 0."
         )
     if (wrong := _first((labels < 0) | (labels >= num_classes))) is not None:
         raise ValueError(
-            f"{name} must be in 0..{num_classes - 1} for num_classes={num_classes}; got {_shown(x[wrong])} in row "
-            f"{wrong[0]}. Number the classes from 0, or raise num_classes."
+            f"{name} must be in 0..{num_classes - 1} for num_classes={num_classes}; got {shown_number(x[wrong])} in "
+            f"row {wrong[0]}. Number the classes from 0, or raise num_classes."
         )
     return labels.long()
 
@@ -391,10 +396,3 @@ def _check_grey(name: str, x: Tensor) -> None:
 def _first(wrong: Tensor) -> tuple[int, ...] | None:
     """Index of the first wrong value, row first; None if there is none."""
     return tuple(wrong.nonzero()[0].tolist()) if bool(wrong.any()) else None
-
-
-def _shown(value: Tensor) -> str:
-    """Format a number with few digits, but never a fraction as a whole number."""
-    number = float(value)
-    text = f"{number:g}"
-    return repr(number) if math.isfinite(number) and float(text).is_integer() > number.is_integer() else text

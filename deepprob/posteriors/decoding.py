@@ -99,10 +99,14 @@ def _without_guide(fitted: FittedProgram, batch: Batch, rows: int) -> Run:
 
 def reconstructed(fitted: FittedProgram, batch: Batch, draws: int) -> Trace:
     """The model's trace with its observed sites drawn, under draws of the latent sites given the rows."""
-    structure, layout = fitted.structure, fitted.layout(draws)
-    if not structure.summed:
+    if not fitted.structure.summed:
         return fitted.run(batch, draws, predict=True)[1]
+    return fitted.predicted(fitted.prepared(batch, draws, predict=True), explaining(fitted, batch, draws))[1]
+
+
+def explaining(fitted: FittedProgram, batch: Batch, draws: int) -> dict[str, Tensor]:
+    """Draws of all latent sites given the rows, those summed out of the bound included, each ``(K, *site)``."""
+    structure, layout = fitted.structure, fitted.layout(draws)
     guide_trace, model_trace = fitted.run(batch, draws)
     values = {name: layout.draws_first(guide_trace.nodes[name]) for name in structure.latent}
-    values |= {name: layout.draws_first(model_trace.nodes[name]) for name in structure.summed}
-    return fitted.predicted(fitted.prepared(batch, draws, predict=True), values)[1]
+    return values | {name: layout.draws_first(model_trace.nodes[name]) for name in structure.summed}

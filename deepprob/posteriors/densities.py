@@ -94,8 +94,8 @@ def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     """``log p(x, z) - log q(z)`` of all rows together, by draw: ``(K,)``."""
     layout = fitted.layout(draws)
     if fitted.structure.summed:
-        return weight_of_terms(layout, fitted.terms(batch, draws))
-    guide_trace, model_trace = fitted.run(batch, draws)
+        return weight_of_terms(layout, fitted.terms(batch, draws, weighted=True))
+    guide_trace, model_trace = fitted.run(batch, draws, weighted=True)
     if fitted.structure.observed or fitted.structure.rows:  # else the guide was fitted to a prior
         check_data(model_trace, fitted.structure)
     return weight_of_traces(layout, guide_trace, model_trace)

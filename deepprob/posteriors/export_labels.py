@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deepprob.data.intake import is_frame
+from deepprob.data.frames import is_frame
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Labels:
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def labels_of(data: Sequence[Any], names: Sequence[str]) -> Labels:
+def labels_of(data: Sequence[Any], names: Sequence[str], read: Mapping[str, Sequence[str]] | None = None) -> Labels:
     """The labels of frames and series among the arguments of a query.
 
     Args:
         data: The arguments, as the user gave them.
         names: Names of the program's arguments, in their order.
+        read: The columns of frames in the order in which they were read, by argument.
 
     Examples:
         The index of a frame names the rows, unless it only counts them:
@@ -38,7 +39,11 @@ def labels_of(data: Sequence[Any], names: Sequence[str]) -> Labels:
         Labels(rows=['Ann', 'Bob'], columns={'x': ['age', 'height']})
     """
     found = dict(_arguments(data, names))
-    columns = {name: [str(c) for c in value.columns] for name, value in found.items() if is_frame(value)}
+    columns = {
+        name: list((read or {}).get(name) or map(str, value.columns))
+        for name, value in found.items()
+        if is_frame(value)
+    }
     indices = [value.index for value in found.values() if _is_indexed(value)]
     return Labels(next(([*index] for index in indices if not _only_counts(index)), []), columns)
 

@@ -17,16 +17,19 @@ from torch import Tensor
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
 from deepprob.posteriors.prediction import Prediction
+from deepprob.posteriors.prediction_names import PredictionNames
 from deepprob.posteriors.stored_draws import choose, replay
 from deepprob.programs.arguments import Arguments, Call, rows_of
 from deepprob.programs.elimination import Term, terms
 from deepprob.programs.enumeration import draw_summed, run_enumerated
 from deepprob.programs.explaining import explaining_left_out
 from deepprob.programs.fields import Fill
+from deepprob.programs.inputs import InputSpec
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch, num_rows, unknown_rows_message
+from deepprob.programs.origin import Fields, origin_of
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.prototypes import has_new_guide
 from deepprob.programs.run import Run, run_guide, run_prior, run_program
@@ -117,14 +120,18 @@ class FittedProgram:
     def _conforming(self, data: tuple[Any, ...], fill: Fill | None) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data), fill=fill)
-        free, device = self.program.variable_length, self.instance.device
+        device = self.instance.device
+
+        def conform(spec: InputSpec, x: Tensor) -> Tensor:
+            return spec.conform(x, self.program.is_sequence(spec.name, spec.shape))
+
         if isinstance(batch, Arguments):
             specs = {spec.name: spec for spec in self.instance.inputs}
             pairs = zip(batch.call.names, batch, strict=True)
-            known = [specs[name].conform(x, free) if name in specs else x for name, x in pairs]
+            known = [conform(specs[name], x) if name in specs else x for name, x in pairs]
             return Arguments([x.to(device) for x in known], batch.call.to(device))
-        known = [spec.conform(x, free) for spec, x in zip(self.instance.inputs, batch, strict=False)]
-        return tuple(x.to(device) for x in (*known, *batch[len(known) :]))
+        known = [conform(spec, x) for spec, x in zip(self.instance.inputs, batch, strict=False)]
+        return Fields([x.to(device) for x in (*known, *batch[len(known) :])], origin_of(batch))
 
     def _meet(self, batch: Batch) -> None:
         """Let a loaded program run once for itself, on data."""
@@ -176,9 +183,9 @@ class FittedProgram:
 
     # -- runs ----------------------------------------------------------------------------------------------------
 
-    def run(self, batch: Batch, draws: int, *, predict: bool = False) -> tuple[Trace, Trace]:
+    def run(self, batch: Batch, draws: int, *, predict: bool = False, weighted: bool = False) -> tuple[Trace, Trace]:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
-        run = self.prepared(batch, draws, predict=predict)
+        run = self.prepared(batch, draws, predict=predict, weighted=weighted)
         if predict:
             return self.predicted(run)
         guide_trace, model_trace = self.under_draws(_SUMMED if self.structure.summed else _TRACES, run)
@@ -220,15 +227,16 @@ class FittedProgram:
         (trace,) = self.under_draws(_PRIOR, run)
         return trace
 
-    def terms(self, batch: Batch, draws: int, *, bound: bool = False) -> list[Term]:
+    def terms(self, batch: Batch, draws: int, *, bound: bool = False, weighted: bool = False) -> list[Term]:
         """The terms of the bound under draws; enumerated sites are summed out.
 
         Args:
             batch: The program's arguments.
             draws: How many draws of the guide's other sites.
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
+            weighted: Whether rows have their weights of the fit.
         """
-        run = self.prepared(batch, draws)
+        run = self.prepared(batch, draws, weighted=weighted)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             guide = None if self.chains is None else self.replayed()
             _, look = run_program(replace(run, draws=None, guide=guide))
@@ -261,11 +269,25 @@ class FittedProgram:
             site = observed[0]
         elif site not in (*observed, *self.structure.computed):
             raise ValueError(f"the program observes no site {site!r}. Choose from: {', '.join(observed)}.")
-        node, layout = model_trace.nodes[site], self.layout(draws)
+        return self.prediction_of(model_trace, site, draws)
+
+    def prediction_of(self, trace: Trace, name: str, draws: int) -> Prediction:
+        """The prediction of any site of a trace, by its name."""
+        node, layout = trace.nodes[name], self.layout(draws)
         value = layout.draws_first(node)
-        if site in self.structure.computed:
-            return Prediction(Delta(value), value, site)
-        return Prediction(node["fn"], value, site, unused=layout.unused(node))
+        if name in self.structure.computed:
+            return Prediction(Delta(value), value, name)
+        words = self._names(value, len(self.structure.observed))
+        return Prediction(node["fn"], value, name, unused=layout.unused(node), names=words)
+
+    def _names(self, value: Tensor, sites: int) -> PredictionNames:
+        """The words of the fit's table for the values of its target, if the program observes nothing else."""
+        encoding = self.program.origin.encoding
+        if encoding is None or encoding.target is None or sites != 1:
+            return PredictionNames()
+        several = len(encoding.targets) > 1
+        named = not several or value.shape[-1] == len(encoding.targets)
+        return PredictionNames(encoding.classes, encoding.targets if named else ())
 
     def under_draws(self, job: Job, run: Run, values: Mapping[str, Tensor] | None = None) -> Any:
         """The result of a job under a run's draws, which come from the guide, are stored, or are given values."""
@@ -275,14 +297,23 @@ class FittedProgram:
         with explaining_left_out(run):
             return self._draws(job, run, stored)
 
-    def prepared(self, batch: Batch, draws: int, *, predict: bool = False) -> Run:
-        """The run of a query."""
+    def prepared(self, batch: Batch, draws: int, *, predict: bool = False, weighted: bool = False) -> Run:
+        """The run of a query; the rows have their weights of the fit only if this is asked for."""
+        weighted = weighted and self._weigh(batch)
         call = batch.call if isinstance(batch, Arguments) else None
         fitted, size = self.instance.num_data, self._size(batch)
         batch = self.program.pad(self.program.prepare(*batch))
         if self.chains is None and self.keeps_rows and size != fitted:
             raise ValueError(unknown_rows_message(self.structure.row_plate, fitted, size))
-        return self._run(batch, size, draws, predict=predict, call=call)
+        return replace(self._run(batch, size, draws, predict=predict, call=call), weighted=weighted)
+
+    def _weigh(self, batch: Batch) -> bool:
+        """Whether rows have weights, those that they bring along or those of the fit, which they then take on."""
+        bound, own = self.program.bound_rows, origin_of(batch).weights
+        if own is not None and (bound.weights is None or not torch.equal(own, bound.weights.cpu())):
+            bound.weights = own.to(self.instance.device)
+            self.instance.graphs.clear()  # they hold the earlier weights
+        return bound.weights is not None and len(bound.weights) == self._size(batch)
 
     def _size(self, batch: Batch) -> int:
         """Number of rows; without arguments, the program holds its data."""

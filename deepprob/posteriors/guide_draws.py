@@ -84,7 +84,7 @@ def _drawn(fitted: FittedProgram, batch: Batch, draws: int, seed: int, *, scored
     parts: dict[str, list[Tensor]] = {}
     with fitted.querying(seed):
         for start in range(0, draws, size):
-            run = fitted.prepared(batch, min(size, draws - start))
+            run = fitted.prepared(batch, min(size, draws - start), weighted=not fitted.amortized)
             for term in fitted.under_draws(job, run):
                 parts.setdefault(str(term.part), []).append(term.value.reshape(run.draws or 1, *term.value.shape[1:]))
     joined = {name: torch.cat(pieces) for name, pieces in parts.items()}
@@ -105,7 +105,7 @@ def replayed_density(fitted: FittedProgram, batch: Batch, values: Mapping[str, T
     draws = len(next(iter(values.values())))
     job = Job("density", partial(_weigh, fitted.structure, False, False))
     with fitted.querying(0):
-        found = fitted.under_draws(job, fitted.prepared(batch, draws), values)
+        found = fitted.under_draws(job, fitted.prepared(batch, draws, weighted=True), values)
     (density,) = (term.value for term in found if str(term.part) == _WEIGHTS)
     return torch.as_tensor(density).reshape(draws)
 

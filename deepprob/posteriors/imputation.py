@@ -10,6 +10,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from deepprob.distributions.columns import Columns
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.errors import unknown
 from deepprob.posteriors.decoding import reconstructed
@@ -21,7 +22,6 @@ from deepprob.posteriors.stored_draws import replay
 from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.enumeration import draw_summed
 from deepprob.programs.minibatch import Batch, num_rows
-from deepprob.programs.program import FunctionProgram
 from deepprob.programs.run import Known, Run, run_program
 from deepprob.programs.sites import Site, observed_sites, sample_sites
 
@@ -36,7 +36,8 @@ def imputed(
     """The distribution of rows whose missing values are drawn; see `Posterior.impute`."""
     gaps, structure = Gaps(fitted, missing), fitted.structure
     batch = fitted.accept(data, gaps.fill)
-    masks = [mask.to(x.device).reshape(x.shape) for mask, x in zip(gaps.masks, batch, strict=False)]
+    # A program may itself mark more values as missing, such as all columns of a category.
+    masks = [mask.to(x.device).reshape(x.shape) | x.isnan() for mask, x in zip(gaps.masks, batch, strict=False)]
     chained = bool(structure.local or local_summed(structure)) and not gaps.allowed
     if chained and structure.local and (fitted.keeps_rows or fitted.chains is not None):
         raise ValueError(
@@ -47,6 +48,7 @@ def imputed(
     shared = {name: shared[name] for name in structure.global_ if name in shared}
     with fitted.querying(seed):
         places = _places(fitted, batch, masks, gaps.names)
+        masks = [_whole(places[i], mask) if i in places else mask for i, mask in enumerate(masks)]
         chosen = _chosen(places, masks, site)
         if chained:
             filled = _chained(fitted, batch, masks, places, shared, draws, sweeps)[chosen]
@@ -66,28 +68,28 @@ class Gaps:
     Attributes:
         masks: Where the values of every argument are missing.
         names: Names of the arguments.
-        allowed: Whether the program itself takes all of the missing values, as NaN.
+        allowed: Whether the program itself takes all of the missing values, as NaN, and its guide can read them.
     """
 
     def __init__(self, fitted: FittedProgram, missing: Any) -> None:
         self._fitted, self._missing = fitted, missing
         self.masks: list[Tensor] = []
         self.names: Sequence[str] = ()
-        program = fitted.program
-        self.allowed = isinstance(program, FunctionProgram) and program.missing == "allow"
+        self.allowed = fitted.program.explains_gaps and fitted.program.reads_missing
 
     def fill(self, rows: Batch) -> Batch:
-        """The arguments with values of the fit in the place of missing ones, or NaN if the program takes these."""
+        """The arguments with NaN in the place of missing values, or values of the fit if the program refuses NaN."""
         program = self._fitted.program
         self.names = rows.call.names if isinstance(rows, Arguments) else program.argument_names
         self.masks = [x.isnan() if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool) for x in rows]
         for i, mask in self._given(rows):
             self.masks[i] = self.masks[i] | mask.to(self.masks[i].device)
         incomplete = [x for x, mask in zip(rows, self.masks, strict=True) if bool(mask.any())]
-        self.allowed = self.allowed and all(x.is_floating_point() for x in incomplete)
+        as_nan = program.missing == "allow" and all(x.is_floating_point() for x in incomplete)
+        self.allowed = self.allowed and as_nan
         values = {spec.name: spec.fill for spec in self._fitted.instance.inputs}
         found = [
-            torch.where(mask, torch.nan if self.allowed else values.get(name, 0.0), x).to(x.dtype) if mask.any() else x
+            torch.where(mask, torch.nan if as_nan else values.get(name, 0.0), x).to(x.dtype) if mask.any() else x
             for name, mask, x in zip(self.names, self.masks, rows, strict=False)
         ]
         return Arguments(found, rows.call) if isinstance(rows, Arguments) else tuple(found)
@@ -147,8 +149,8 @@ def _holds(value: Tensor, x: Tensor, missing: Tensor) -> bool:
 
 def _check_independent(name: str, site: Site, missing: Tensor) -> None:
     """Refuse to draw a part of values that depend on each other given the latent sites."""
-    base = unwrapped(site["fn"])
-    if not base.event_dim:
+    base = _base(site)
+    if not base.event_dim or isinstance(base, Columns):
         return
     events = missing.reshape(site["value"].shape).flatten(-base.event_dim)
     if bool((events.any(-1) & ~events.all(-1)).any()):
@@ -156,6 +158,21 @@ def _check_independent(name: str, site: Site, missing: Tensor) -> None:
             f"site {name!r} has one {type(base).__name__} over values of which some are missing, and these cannot be "
             "drawn given the others. Mark all values of such an event missing, or write a site of independent values."
         )
+
+
+def _whole(site: Site, missing: Tensor) -> Tensor:
+    """The missing values of a site, with all columns of a block of categories if one of them is missing."""
+    base = _base(site)
+    return (
+        base.with_whole_blocks(missing.reshape(site["value"].shape)).reshape(missing.shape)
+        if isinstance(base, Columns)
+        else missing
+    )
+
+
+def _base(site: Site) -> Any:
+    fn = unwrapped(site["fn"])
+    return unwrapped(getattr(fn, "first", fn))
 
 
 def _chosen(places: Mapping[int, Site], masks: Sequence[Tensor], site: str | None) -> int:

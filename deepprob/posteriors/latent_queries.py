@@ -1,4 +1,4 @@
-"""The queries of a posterior about the local latent sites: encode, decode, reconstruct, impute."""
+"""The queries of a posterior about the local latent sites: encode, decode, reconstruct, forecast, impute."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from deepprob.errors import whole
 from deepprob.posteriors.decoding import decoded, reconstructed
 from deepprob.posteriors.encoding import Encoding, encode
 from deepprob.posteriors.fitted import FittedProgram
+from deepprob.posteriors.forecasting import forecasted
 from deepprob.posteriors.imputation import imputed
 from deepprob.posteriors.latent_draws import latent_draws
 from deepprob.posteriors.prediction import Prediction
@@ -142,6 +143,53 @@ class LatentQueries(Content):
         batch = self._fitted.accept(data)
         with self._fitted.querying(seed):
             return self._fitted.prediction(reconstructed(self._fitted, batch, draws), site, draws)
+
+    def forecast(self, *data: Any, steps: int, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
+        r"""The distribution of the steps after the end of each row, given the row.
+
+        .. math:: p(x_{T_i+1 : T_i+H} \mid x_{1:T_i}) = \frac1K \sum_k p(x_{T_i+1 : T_i+H} \mid z_{ik}, \theta_k),
+            \qquad z_{ik} \sim q(z_{1:T_i} \mid x_{1:T_i})
+
+        Each draw takes the latent sites that explain the row, moves them H steps ahead from the row's own end, whatever
+        the lengths of the others, and draws the values there. The steps of a draw belong together: ``draws`` are
+        paths, of which ``draws.sum(2)`` is a forecast of the total.
+
+        A program has a forecast if it has a method, or was made with a function, ``forecast(steps, *arguments)``: a
+        Pyro program in which latent sites of the model have the values that explain the row, and which samples the
+        next values last.
+
+        Args:
+            data: The program's arguments, as in the fit.
+            steps: Number of steps ahead, H.
+            draws: Number of draws, K.
+            seed: Random seed of the draws.
+            site: The site that the forecast samples; None for the last one.
+
+        Returns:
+            A `Prediction` with ``draws`` of shape ``(K, B, H, D)``, and ``mean`` of shape ``(B, H, D)``.
+
+        Raises:
+            TypeError: If the program has no forecast.
+            ValueError: If the data do not match those of the fit, or the forecast samples no such site.
+
+        Examples:
+            Each of two rows, of 3 and 5 steps, is continued from its own end:
+
+            >>> import torch
+            >>> from deepprob.inference import svi
+            >>> from deepprob.models import DeepMarkovModel
+            >>> program = DeepMarkovModel(2, latent_dim=2, hidden_dim=8, recurrent_dim=8, likelihood="normal")
+            >>> x, lengths = torch.randn(2, 5, 2), torch.tensor([3, 5])
+            >>> posterior = svi(program, (x, lengths), steps=2, progress=False)
+            >>> ahead = posterior.forecast(x, lengths, steps=4, draws=20)
+            >>> alone = posterior.forecast(x[:1, :3], lengths[:1], steps=4, draws=20)
+            >>> ahead.draws.shape, alone.mean.shape
+            (torch.Size([20, 2, 4, 2]), torch.Size([1, 4, 2]))
+        """
+        steps, draws = whole("steps", steps), whole("draws", draws)
+        batch = self._fitted.accept(data)
+        with self._fitted.querying(seed):
+            return forecasted(self._fitted, batch, steps, draws, site)
 
     def impute(
         self,

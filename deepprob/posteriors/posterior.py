@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from deepprob.posteriors.densities import joint_weights, local_elbo, log_likelih
 from deepprob.posteriors.export_labels import labels_of
 from deepprob.posteriors.latent_draws import latent_draws
 from deepprob.posteriors.prediction import Prediction
+from deepprob.posteriors.prediction_names import index_of
 from deepprob.posteriors.saving import read_posterior, write_posterior
 from deepprob.posteriors.scoring import Scoring
 from deepprob.posteriors.table import table
 from deepprob.programs.guides import GuideSpec
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, num_rows
+from deepprob.programs.origin import origin_of
 from deepprob.programs.program import Program
 from deepprob.programs.structure import Structure
 
@@ -43,8 +46,7 @@ class Posterior(Scoring):
         exact: Whether `log_evidence` is a closed form.
         versions: Versions of Python and of the packages used in the fit.
 
-    Attributes:
-        history, config, seed, versions, exact: As given.
+    ``history``, ``config``, ``seed``, ``versions`` and ``exact`` are attributes.
     """
 
     def __post_init__(self) -> None:
@@ -167,7 +169,9 @@ class Posterior(Scoring):
         batch = self._fitted.accept(data)
         with self._fitted.querying(seed):
             trace = predicted_trace(self._fitted, batch, draws, site, given or {}, do or {})
-            return self._fitted.prediction(trace, site, draws)
+            found = self._fitted.prediction(trace, site, draws)
+        found.names = replace(found.names, index=index_of(data, num_rows(batch)))
+        return found
 
     def predict_prior(
         self, rows: int = 16, *data: Any, draws: int = 1, seed: int = 0, site: str | None = None
@@ -342,7 +346,9 @@ class Posterior(Scoring):
         if not data and not holds_data:
             return latents_to_arviz(fitted, self.sample(draws=draws, seed=seed), attrs)
         batch = fitted.accept(data)
-        return to_arviz(fitted, batch, draws, seed, labels_of(data, argument_names(fitted, batch)), attrs)
+        return to_arviz(
+            fitted, batch, draws, seed, labels_of(data, argument_names(fitted, batch), origin_of(batch).columns), attrs
+        )
 
     def summary(self, draws: int = 1000, seed: int = 0) -> str:
         """A table of the global sites: mean, sd and central 90 % interval of every entry (large sites: the norm)."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from deepprob.distributions.per_draw import PerDraw, unwrapped
 from deepprob.errors import shown
+from deepprob.posteriors.prediction_names import PredictionNames, frame_of_prediction
 
 _DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
 _CIRCULAR = ("VonMises",)  # their variance is that of a direction, at most 1
@@ -30,6 +30,7 @@ class Prediction:
         site: The site's name.
         unused: Dimensions of the batch shape, counted from the right, that ``draws`` does not have.
         log_weights: Log-weights of the components by row, ``(K, B)``; None if all are equal.
+        names: The names of classes, targets and rows.
 
     Attributes:
         kind: ``"classes"``, ``"binary"``, ``"count"`` or ``"real"``.
@@ -52,7 +53,9 @@ class Prediction:
         *,
         unused: tuple[int, ...] = (),
         log_weights: Tensor | None = None,
+        names: PredictionNames | None = None,
     ) -> None:
+        self.names = names or PredictionNames()
         self.distribution, self.draws, self.site = distribution, draws, site
         self._log_weights = log_weights
         # Counted from the left, because events and classes add dimensions on the right.
@@ -166,15 +169,28 @@ class Prediction:
         return low, high
 
     @property
-    def classes(self) -> Tensor:
+    def classes(self) -> Any:
         """The most likely class of every row, shape ``(B,)``; of a binary site 0 or 1, shape as `mean`.
+
+        It is an array of names if the classes have names (`class_names`), as those of a `deepprob.table`.
 
         Raises:
             ValueError: If the predicted site is neither categorical nor binary.
         """
         if self.kind not in ("classes", "binary"):
             raise ValueError(f"classes needs a categorical or binary site, but {self.site!r} is {self.kind}. Use mean.")
-        return self.probs.argmax(-1) if self.kind == "classes" else (self.probs > 0.5).long()
+        numbers = self.probs.argmax(-1) if self.kind == "classes" else (self.probs > 0.5).long()
+        return np.array(self.names.classes)[numbers.cpu().numpy()] if self.names.classes else numbers
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, by number; empty if they have none."""
+        return self.names.classes
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the targets; empty if they have none."""
+        return self.names.columns
 
     def to_frame(self, mass: float = 0.9) -> Any:
         """The prediction as a pandas frame, one line a row.
@@ -183,6 +199,8 @@ class Prediction:
         their quantiles (``5%``, ``95%``). For classes they are ``class``, the most likely one, and ``prob[c]`` for
         every class c; for a binary site ``class`` and ``prob``, the probability of a one. If a row has several values,
         each name has the place of the value as suffix: ``mean[0]``, ``mean[1]``, or ``mean[2, 3]``.
+        Classes and targets of a `deepprob.table` have names, ``prob[cat]`` and ``mean[height]``; rows have the index of
+        the given frame.
 
         Args:
             mass: Probability inside the interval, between 0 and 1.
@@ -199,12 +217,8 @@ class Prediction:
             0        1     0.25     0.75
             1        0     1.00     0.00
         """
-        import pandas as pd
-
         _check_mass("to_frame", mass)
-        count = self.draws.shape[1] if self.draws.dim() > 1 else 1
-        columns = {name: values.reshape(count).cpu().numpy() for name, values in self._columns(mass)}
-        return pd.DataFrame(columns, index=pd.RangeIndex(count, name="row"))
+        return frame_of_prediction(self, mass)
 
     def summary(self, rows: int = 10) -> str:
         """The first rows of `to_frame` as text.
@@ -215,25 +229,6 @@ class Prediction:
         frame = self.to_frame()
         more = f"\n{len(frame) - rows} more rows" if len(frame) > rows else ""
         return f"{self!r}\n{frame.head(rows).to_string(float_format='{:.4g}'.format)}{more}"
-
-    def _columns(self, mass: float) -> Iterator[tuple[str, Tensor]]:
-        """Names and values of the columns of the frame."""
-        if self.kind in ("classes", "binary"):
-            values = {"class": self.classes}
-            values |= {"prob": self.probs} if self.kind == "binary" else {}
-        else:
-            tail = 100 * (1 - mass) / 2
-            low, high = self.interval(mass)
-            values = {"mean": self.mean, "sd": self.sd, f"{tail:.3g}%": low, f"{100 - tail:.3g}%": high}
-        shape = tuple(next(iter(values.values())).shape[1:])
-        places: Iterable[Any] = itertools.product(*map(range, shape))
-        for index in places:
-            place = f"[{', '.join(map(str, index))}]" if math.prod(shape) > 1 else ""
-            for name, value in values.items():
-                yield name + place, value[(..., *index)]
-            if self.kind == "classes":
-                for label, probs in enumerate(self.probs.unbind(-1)):
-                    yield f"prob{place}[{label}]", probs[(..., *index)]
 
     @torch.no_grad()
     def log_prob(self, y: Any) -> Tensor:
@@ -312,7 +307,7 @@ class Prediction:
         index = chosen.reshape(*chosen.shape, *[1] * (self.draws.dim() - 2)).expand(-1, -1, *self.draws.shape[2:])
         unused = tuple(place - len(self.distribution.batch_shape) for place in self._unused)
         drawn = self.draws.gather(0, index)
-        return Prediction(self.distribution, drawn, self.site, unused=unused, log_weights=weights)
+        return Prediction(self.distribution, drawn, self.site, unused=unused, log_weights=weights, names=self.names)
 
     def __len__(self) -> int:
         if self.draws.dim() < 2:

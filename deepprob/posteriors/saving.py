@@ -19,9 +19,10 @@ from deepprob.posteriors.history import History
 from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.arguments import Arguments, call_from_json, call_to_json
 from deepprob.programs.guides import GuideSpec, with_prior_guide
-from deepprob.programs.inputs import specs_from_json, specs_to_json
+from deepprob.programs.inputs import columns_of, specs_from_json, specs_to_json
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.late import check_saved
+from deepprob.programs.origin import origin_from_json, origin_to_json
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.registry import program_named
 from deepprob.storage import read, versions, write
@@ -108,6 +109,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "guide": instance.guide_name,
         "num_data": instance.num_data,
         "inputs": specs_to_json(instance.inputs),
+        "origin": origin_to_json(program.origin),
         "call": call_to_json(program.call),
         "setup": instance.setup(),
         "history": content.history.facts(),
@@ -198,6 +200,7 @@ def _instance(
         saved=None if setup is None else (setup, state),
     )
     instance.inputs = specs
+    instance.program.__dict__["origin"] = origin_from_json(manifest.get("origin"), columns_of(specs))
     if setup is None:
         instance.load(state)
     return instance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepprob.programs.inputs import is_sequence
 from deepprob.programs.instance import ProgramInstance
 
 Array = NDArray[np.float64]
@@ -84,9 +83,31 @@ class TrainingRows:
             return cls(1, digests_of([x.reshape(1, -1) for x in batch]))
         chosen = _chosen(rows, MOST_DIGESTS)
         digests = digests_of([x if chosen is None else x[chosen.to(x.device)] for x in batch])
-        ragged = instance is not None and instance.program.variable_length
-        summaries = tuple(None if ragged and is_sequence(x.shape[1:]) else _summary(x) for x in batch)
-        return cls(rows, digests.sort().values, summaries)
+        return cls(rows, digests.sort().values, _summaries(batch, instance))
+
+    @classmethod
+    def read(
+        cls,
+        count: int,
+        read: Callable[[Tensor], Sequence[Tensor]],
+        most: int,
+        sample: Sequence[Tensor],
+        instance: ProgramInstance | None = None,
+    ) -> TrainingRows:
+        """The record of rows that do not fit in memory.
+
+        Args:
+            count: Number of rows, N.
+            read: Reads rows by their numbers, accepted.
+            most: Most rows to read at once.
+            sample: A sample of the rows, which the summaries describe.
+            instance: The program.
+        """
+        chosen = _chosen(count, MOST_DIGESTS)
+        numbers = torch.arange(count) if chosen is None else chosen
+        digests = torch.cat([digests_of(read(piece)) for piece in numbers.split(most)])
+        summaries = _summaries(sample, instance)
+        return cls(count, digests.sort().values, summaries)
 
     @property
     def repeats(self) -> Tensor:
@@ -172,6 +193,11 @@ def columns_of(x: Tensor) -> Array:
     """
     flat = np.asarray(x.detach().reshape(len(x), math.prod(x.shape[1:])).to(torch.float64).cpu().numpy())
     return flat if flat.shape[1] <= MOST_COLUMNS else np.stack([flat.mean(1), flat.std(1)], 1)
+
+
+def _summaries(batch: Sequence[Tensor], instance: ProgramInstance | None) -> tuple[Summary | None, ...]:
+    skipped = [False] * len(batch) if instance is None else instance.program.sequences_in(batch)
+    return tuple(None if skip else _summary(x) for x, skip in zip(batch, skipped, strict=True))
 
 
 def _in_first_dimension(instance: ProgramInstance, rows: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -10,12 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from deepprob.data import Split, as_split
-from deepprob.data.intake import is_frame, is_table, tensor_of
+from deepprob.data.frames import Columns, frame_of, is_frame
+from deepprob.data.intake import container_of, is_table, tensor_of
 from deepprob.errors import counted
+from deepprob.programs.origin import Fields, Origin
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Call:
         kwargs: The keyword arguments, likewise.
         names: A name for every tensor with rows: its argument, or its place inside of it.
         lengths: The lengths of all tensors by name, if they differ.
+        origin: Facts that the data brought along.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: tuple[str, ...]
     lengths: Mapping[str, int] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
 
     def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for some rows; without rows, None stands in the place of every tensor that has them."""
@@ -129,14 +135,14 @@ def _from_json(saved: Mapping[str, Any]) -> Any:
     return value
 
 
-class Arguments(tuple[Any, ...]):
+class Arguments(Fields):
     """Tensors that share their rows, in the order of a call, and the `Call` that they belong to."""
 
     call: Call
 
     def __new__(cls, rows: Sequence[Any], call: Call) -> Arguments:
-        made = super().__new__(cls, rows)
-        made.call = call
+        made = tuple.__new__(cls, rows)
+        made.call, made.origin = call, call.origin
         return made
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Arguments:
@@ -158,8 +164,19 @@ def rows_of(batch: tuple[Any, ...], rows: slice | Tensor) -> tuple[Any, ...]:
     return batch.map(lambda x: x[rows]) if isinstance(batch, Arguments) else tuple(x[rows] for x in batch)
 
 
+def rejoined(rows: tuple[Any, ...], call: Call | None, origin: Origin) -> tuple[Any, ...]:
+    """Tensors with the call and the origin that they had when they were accepted."""
+    return Fields(rows, origin) if call is None else Arguments(rows, replace(call, origin=origin))
+
+
 def read_arguments(
-    data: Any, signature: inspect.Signature, *, what: str = "data", fitted: Sequence[str] = (), missing: bool = False
+    data: Any,
+    signature: inspect.Signature,
+    *,
+    what: str = "data",
+    fitted: Sequence[str] = (),
+    missing: bool = False,
+    origin: Origin | None = None,
 ) -> Arguments:
     """Read a user's data as the arguments of a call.
 
@@ -175,12 +192,14 @@ def read_arguments(
         fitted: The names of the tensors with rows in the fit. Without them, tensors have rows if they have the length
             that most tensors have, and the first one's if that is not clear.
         missing: Whether values may be missing (NaN).
+        origin: Facts that the data of the fit brought along.
 
     Raises:
         TypeError: If the model cannot be called in this way.
         ValueError: If a value is not valid data.
     """
-    args, kwargs = _split_up(data, signature, what, missing)
+    frames = Columns((origin or Origin()).columns)
+    args, kwargs = _split_up(data, signature, what, missing, frames)
     arguments = [*zip(_positional_names(signature, len(args)), args, strict=False), *kwargs.items()]
     leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
@@ -201,7 +220,11 @@ def read_arguments(
 
     lengths = {name: len(x) for name, x in tensors.items()}
     call = Call(
-        _mapped(args, leaf), _mapped(kwargs, leaf), tuple(chosen), lengths if len({*lengths.values()}) > 1 else {}
+        _mapped(args, leaf),
+        _mapped(kwargs, leaf),
+        tuple(chosen),
+        lengths if len({*lengths.values()}) > 1 else {},
+        Origin(frames.found).of(data, chosen),
     )
     return Arguments([tensors[name] for name in chosen], call)
 
@@ -226,17 +249,18 @@ def _common_length(tensors: Sequence[Tensor]) -> int:
 
 
 def _split_up(
-    data: Any, signature: inspect.Signature, what: str, missing: bool
+    data: Any, signature: inspect.Signature, what: str, missing: bool, frames: Columns
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that data stand for, with tensors in the place of arrays."""
     if data is None:
         return (), {}
+    data = container_of(data, what)
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if is_frame(data):
-        data = _by_column(data, named, _required(signature))
+        data = _by_column(frame_of(data), named, _required(signature))
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
-        return (), {name: _converted(value, f"{name!r} of {what}", missing) for name, value in _in_order(data, named)}
+        return (), {n: _converted(value, n, what, missing, frames) for n, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:
         raise ValueError(
             f"the model takes {', '.join(named)}; {what} has the fields {', '.join(map(str, data))}. "
@@ -244,9 +268,9 @@ def _split_up(
         )
     if type(data) is tuple:
         names = _positional_names(signature, len(data))
-        args = tuple(_converted(x, f"{name!r} of {what}", missing) for name, x in zip(names, data, strict=True))
+        args = tuple(_converted(x, name, what, missing, frames) for name, x in zip(names, data, strict=True))
     elif isinstance(data, Mapping) or is_table(data) or isinstance(data, PackedSequence):
-        args = (_converted(data, f"{_positional_names(signature, 1)[0]!r} of {what}", missing),)
+        args = (_converted(data, _positional_names(signature, 1)[0], what, missing, frames),)
     else:  # splits, data sets, loaders, lists
         split = data if isinstance(data, Split) else as_split(data, what=what, missing=missing)
         if {*split.names} & {*named}:
@@ -298,6 +322,13 @@ def _takes_keywords(signature: inspect.Signature) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
 
 
+def signature_of(model: Callable[..., Any]) -> inspect.Signature:
+    """The signature of a model; Pyro's handlers wrap a model so that it is lost."""
+    while isinstance(model, functools.partial) and model.args and isinstance(model.args[0], Messenger):
+        model = model.args[1]
+    return inspect.signature(model)
+
+
 def missing(args: Sequence[Any], kwargs: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
     """Names of the parameters without a default that a call does not give."""
     positional = _positional_names(signature, 0)
@@ -310,14 +341,21 @@ def _required(signature: inspect.Signature) -> list[str]:
     return [p.name for p in signature.parameters.values() if p.default is p.empty and p.kind not in kinds]
 
 
-def _converted(value: Any, label: str, missing: bool) -> Any:
-    """A value with tensors in the place of arrays, frames and lists of numbers; anything else as it is."""
+def _converted(value: Any, name: str, what: str, missing: bool, frames: Columns) -> Any:
+    """An argument with tensors in the place of arrays, frames and lists of numbers; anything else as it is."""
+    label = f"{name!r} of {what}"
     if isinstance(value, PackedSequence) or (isinstance(value, Tensor) and not value.dim()):
         return value
     if is_table(value):
-        return tensor_of(value, label, missing)
+        return tensor_of(frames.read(name, value), label, missing)
     if isinstance(value, list | tuple | dict):
-        return _mapped(value, lambda x: tensor_of(x, label, missing) if is_table(x) and getattr(x, "ndim", True) else x)
+        places = {id(x): place for place, x in _leaves(name, value) if is_frame(x)}
+
+        def leaf(x: Any) -> Any:
+            x = frames.read(places[id(x)], x) if id(x) in places else x
+            return tensor_of(x, label, missing) if is_table(x) and getattr(x, "ndim", True) else x
+
+        return _mapped(value, leaf)
     return value
 
 

@@ -249,6 +249,8 @@ class _SymbolicTraces:
         this sum is the prior. The log-likelihood is then the logarithm of the whole sum minus the log-prior.
         """
         scale = self._common_scale(factors)
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = _pack(factors[0].site["name"], factors[0].site, scale)
         prior, joint = [], []
         if any(not f.summed and not f.site["is_observed"] for f in factors):
             prior = self._contract([f for f in factors if not f.site["is_observed"]], dims, ring, scale)
@@ -279,7 +281,14 @@ class _SymbolicTraces:
         left = [(plates, value) for plates, values in contracted.items() for value in values]
         for plates, value in left:
             self._check_order(factors, dims, plates, value)
-        return [(plates, packed.scale_and_mask(value, scale=scale)) for plates, value in left]
+        if not getattr(scale, "_pyro_dims", ""):
+            return [(plates, packed.scale_and_mask(value, scale=scale)) for plates, value in left]
+        if any(not {*scale._pyro_dims} <= {*value._pyro_dims} for _, value in left):
+            raise ValueError(
+                f"{self._names(dims)} is summed out of all rows at once, so rows cannot have weights of their own. "
+                "Sample it in the guide, or leave out the weights."
+            )
+        return [(plates, _weighted(value, scale)) for plates, value in left]
 
     def _check_order(self, factors: list[_Factor], dims: set[str], plates: Plates, value: Packed) -> None:
         """Refuse a sum outside of a plate if the guide's choices inside the plate must be averaged first."""
@@ -305,6 +314,8 @@ class _SymbolicTraces:
 
     def _common_scale(self, factors: list[_Factor]) -> Any:
         first = factors[0].site["scale"]
+        if all(factor.site["scale"] is first for factor in factors):
+            return first  # also the weights of rows, which guide and model share
         for factor in factors:
             scale = factor.site["scale"]
             if isinstance(scale, Tensor) and scale.dim():
@@ -364,6 +375,13 @@ def _average(dice: Dice, plates: Plates, values: list[Packed]) -> list[Packed]:
             probability._pyro_dims = query._pyro_dims
             averaged.append(_weighted_sum(probability, value, plates, weight))
     return averaged
+
+
+def _weighted(value: Packed, weights: Packed) -> Packed:
+    value, weights = packed.broadcast_all(value, weights)
+    dims, product = value._pyro_dims, value * weights
+    product._pyro_dims = dims
+    return product
 
 
 def _weighted_sum(probability: Packed, value: Packed, plates: Plates, weight: float) -> Packed:

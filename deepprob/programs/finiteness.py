@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from deepprob.distributions.columns import Columns
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.run import Run, run_program
@@ -19,8 +20,9 @@ _MOST_NAMED = 3  # parameters in a message
 
 
 def run_on_all(program: Program, batch: Batch, num_data: int) -> Run:
-    """A run of a program on all of its rows."""
-    return Run(program, batch, torch.arange(num_data, device=batch[0].device if batch else None), num_data)
+    """A run of a program on all of its rows, or on a sample of them."""
+    rows = torch.arange(len(batch[0]) if batch else num_data, device=batch[0].device if batch else None)
+    return Run(program, batch, rows, num_data)
 
 
 def first_bad_site(run: Run) -> str:
@@ -37,17 +39,17 @@ def first_bad_site(run: Run) -> str:
         return f"the program itself fails: {str(error).splitlines()[0]}"
     for trace in traces:
         for name, site in sample_sites(trace):
-            base = site["fn"]
-            while hasattr(base, "base_dist"):
-                base = base.base_dist
-            size = len(base.batch_shape) - len(site["fn"].batch_shape)
-            for parameter, constraint in getattr(base, "arg_constraints", {}).items():
-                value = base.__dict__.get(parameter)
-                if isinstance(value, Tensor):
-                    what, bad = _what_is_wrong(parameter, constraint, value)
-                    if bool(bad.any()):
-                        return f"site {name!r}{_row(site, bad, row_plate, size)}: {parameter} {what}"
-            if not bool(torch.isfinite(torch.as_tensor(site["value"])).all()):
+            base = _innermost(site["fn"])
+            for part in base.parts if isinstance(base, Columns) else [base]:
+                part = _innermost(part)
+                size = len(part.batch_shape) - len(site["fn"].batch_shape)
+                for parameter, constraint in getattr(part, "arg_constraints", {}).items():
+                    value = part.__dict__.get(parameter)
+                    if isinstance(value, Tensor):
+                        what, bad = _what_is_wrong(parameter, constraint, value)
+                        if bool(bad.any()):
+                            return f"site {name!r}{_row(site, bad, row_plate, size)}: {parameter} {what}"
+            if not (isinstance(base, Columns) or bool(torch.isfinite(torch.as_tensor(site["value"])).all())):
                 return f"site {name!r}: its value is not finite"
             if bool((bad := ~torch.isfinite(site["fn"].log_prob(site["value"]))).any()):
                 where = f"site {name!r}{_row(site, bad, row_plate)}: its log-probability is not finite"
@@ -79,6 +81,12 @@ def first_bad_gradient(run: Run, parameters: Mapping[str, Tensor]) -> str:
                     f"{', '.join(bad[:_MOST_NAMED])}{more} is not"
                 )
     return A_GRADIENT
+
+
+def _innermost(fn: Any) -> Any:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
 
 
 def _what_is_wrong(parameter: str, constraint: Any, value: Tensor) -> tuple[str, Tensor]:

@@ -42,3 +42,16 @@ def makes_guide(spec: Any) -> bool:
     while isinstance(spec, functools.partial):
         spec = functools.partial.func.__get__(spec)  # Pyro's handlers use a subclass whose own .func never ends
     return isinstance(spec, type) and issubclass(spec, AutoGuide | AutoMessenger)
+
+
+def check_functions(model: Any, guide: Any, data_plate: Any) -> None:
+    """Refuse a model, a guide or the name of a plate that has a wrong type.
+
+    Raises:
+        TypeError: If one has.
+    """
+    for name, value in (("model", model), ("guide", guide)):
+        if not (callable(value) or (name == "guide" and (value is None or isinstance(value, str)))):
+            raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
+    if not isinstance(data_plate, str | None):
+        raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepprob.programs.origin import Origin
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -19,15 +21,21 @@ class InputSpec:
         shape: Shape of one row.
         dtype: Name of the type, without ``torch.``.
         fill: A value that occurred in the fit, for rows that the program can run on.
+        columns: Names of the columns, if the argument was a frame.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     fill: float
+    columns: tuple[str, ...] = ()
 
     def conform(self, value: Tensor, variable_length: bool = False) -> Tensor:
         """Check a later value, and convert it to the type used in the fit.
+
+        Args:
+            value: The value.
+            variable_length: Whether it holds sequences, whose number of steps is free.
 
         Raises:
             ValueError: If its rows have another shape, or are not whole numbers where the fit's were.
@@ -47,7 +55,7 @@ class InputSpec:
 
     def _check_shape(self, value: Tensor, variable_length: bool) -> None:
         came, fitted = tuple(value.shape[1:]), self.shape
-        free = int(variable_length and is_sequence(came) and len(came) == len(fitted))
+        free = int(variable_length and len(came) == len(fitted))
         if came[free:] == fitted[free:] and len(came) == len(fitted):
             return
         if len(came) == len(fitted) == 1:
@@ -77,29 +85,44 @@ def is_sequence(row: Sequence[int]) -> bool:
     return len(row) > 1
 
 
-def specs_of(batch: Sequence[Tensor], names: Sequence[str]) -> list[InputSpec]:
+def specs_of(batch: Sequence[Tensor], names: Sequence[str], origin: Origin | None = None) -> list[InputSpec]:
     """The specification of a batch.
 
+    Args:
+        batch: The tensors.
+        names: Names of the arguments.
+        origin: Facts that the data brought along.
+
     Examples:
-        >>> specs_of([torch.zeros(5, 3)], ["x"])
-        [InputSpec(name='x', shape=(3,), dtype='float32', fill=0.0)]
+        >>> specs_of([torch.zeros(5, 2)], ["x"], Origin({"x": ("age", "height")}))
+        [InputSpec(name='x', shape=(2,), dtype='float32', fill=0.0, columns=('age', 'height'))]
     """
+    listed = [names[i] if i < len(names) else f"argument {i + 1}" for i in range(len(batch))]
     return [
         InputSpec(
-            name=names[i] if i < len(names) else f"argument {i + 1}",
+            name=listed[i],
             shape=tuple(value.shape[1:]),
             dtype=str(value.dtype).removeprefix("torch."),
             fill=float(value.min()),
+            columns=(origin or Origin()).columns.get(listed[i], ()),
         )
         for i, value in enumerate(batch)
     ]
 
 
 def specs_to_json(specs: Sequence[InputSpec]) -> list[dict[str, Any]]:
-    """Specifications as JSON."""
-    return [asdict(spec) for spec in specs]
+    """Specifications as JSON; names of columns only where there are some."""
+    return [{k: v for k, v in asdict(spec).items() if k != "columns" or v} for spec in specs]
 
 
 def specs_from_json(rows: Sequence[dict[str, Any]]) -> list[InputSpec]:
     """The inverse of `specs_to_json`."""
-    return [InputSpec(row["name"], tuple(row["shape"]), row["dtype"], row["fill"]) for row in rows]
+    return [
+        InputSpec(row["name"], tuple(row["shape"]), row["dtype"], row["fill"], tuple(row.get("columns", ())))
+        for row in rows
+    ]
+
+
+def columns_of(specs: Sequence[InputSpec]) -> dict[str, tuple[str, ...]]:
+    """The names of columns by argument, of those that were frames."""
+    return {spec.name: spec.columns for spec in specs if spec.columns}

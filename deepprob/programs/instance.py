@@ -21,9 +21,10 @@ from deepprob.programs.elimination import terms
 from deepprob.programs.enumeration import run_enumerated
 from deepprob.programs.explaining import FAILURES, explained
 from deepprob.programs.guides import GuideSpec, attach_guide, check_minibatches
-from deepprob.programs.inputs import InputSpec, specs_of
+from deepprob.programs.inputs import InputSpec, columns_of, specs_of
 from deepprob.programs.late import adopt, own_parameters
 from deepprob.programs.minibatch import Batch, draws_rows
+from deepprob.programs.origin import Origin, check_weighted, origin_of
 from deepprob.programs.parameters import (
     check_ownership,
     constrained_parameters,
@@ -117,7 +118,8 @@ class ProgramInstance:
         for network in {"keep": (), "auto": self.program.built, "fresh": (self.program,)}[weights]:
             init_weights(network)
         if isinstance(batch, Arguments):
-            self.program.__dict__["call"] = batch.call.to(self.device)
+            self.program.__dict__["call"] = replace(batch.call.to(self.device), origin=Origin())
+        self.program.bound_rows.take(origin_of(batch).weights, self.device)
         self.unmet, self.waiting = saved is not None, dict[str, Tensor]()
         self._saved, self._built = saved, (forms(self.program), facts(self.program))
         if saved is not None:
@@ -134,10 +136,13 @@ class ProgramInstance:
         if not batch:
             self.num_data = max(1, self.structure.rows)
         check_minibatches(self.program, self.structure, full_batch)
+        check_weighted(self.program, self.structure)
         warn_of_unseen(self.program, self._used_unseen)
         self.inputs: list[InputSpec] = specs_of(
-            batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names
+            batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names, origin_of(batch)
         )
+        encoding = origin_of(batch).encoding or program.origin.encoding
+        self.program.__dict__["origin"] = Origin(columns_of(self.inputs), encoding, fitted=True)
 
     def setup(self) -> dict[str, Any]:
         """What data made of the program, as JSON."""
@@ -275,16 +280,20 @@ class ProgramInstance:
         """
         if not batch:
             check_minibatches(self.program, self.structure, full_batch=False, held=True)
-        with torch.no_grad(), self.evaluating():
+        with torch.no_grad(), RandomStream(0, self.device).drawing(), self.evaluating():
             for start in range(0, self.num_data, size):
                 first = min(start, self.num_data - size)
                 piece = tuple(x[first : first + size].to(self.device) for x in batch)
                 rows = torch.arange(first, first + size, device=self.device)
-                piece = self.program.prepare(*piece)
-                run = Run(self.program, piece, rows, self.num_data)
-                _, trace = self._run_or_explain(run) if batch else run_held(run)
-                check_observations(trace, self.structure.unchecked)
-                self._check_plate(piece, trace)
+                self.check_rows(piece, rows)
+
+    def check_rows(self, batch: Batch, rows: Tensor) -> None:
+        """Check a part of the rows, given their numbers in the data, inside a running program; see `check_data`."""
+        batch = self.program.prepare(*(x.to(self.device) for x in batch))
+        run = Run(self.program, batch, rows.to(self.device), self.num_data)
+        _, trace = self._run_or_explain(run) if batch else run_held(run)
+        check_observations(trace, self.structure.unchecked)
+        self._check_plate(batch, trace)
 
     def _check_plate(self, batch: Batch, trace: Trace) -> None:
         for name, site in sample_sites(trace):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class BoundRows:
         num_data: Number of rows of the whole data, N; None where no plate holds them.
         whole: Whether every other plate has all of its rows, too.
         gradients: Whether the program takes gradients itself, so that every run of it, also in a query, needs them.
+        weights: Weights of all rows in the log-likelihood, shape ``(N,)``; None for 1 each.
     """
 
     plate: str
@@ -35,6 +37,69 @@ class BoundRows:
     num_data: int | None = None
     whole: bool = False
     gradients: bool = False
+    weights: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The weights of the rows, one tensor or none."""
+        return [] if self.weights is None else [self.weights]
+
+    def take(self, weights: Tensor | None, device: torch.device) -> None:
+        """Take on the weights of all rows, or none.
+
+        Args:
+            weights: The weights, shape ``(N,)``.
+            device: The program's device.
+        """
+        self.weights = None if weights is None else weights.to(device)
+
+    @contextmanager
+    def to(
+        self, plate: str, rows: Tensor, num_data: int, query: bool = False, weights: RowWeights | None = None
+    ) -> Iterator[None]:
+        """Within this context the plate of the rows holds those of a batch; see `Program.bound`.
+
+        Args:
+            plate: The plate that holds the rows; empty for none.
+            rows: Indices of the batch's rows, shape ``(B,)``.
+            num_data: Number of rows of the whole data, N.
+            query: Whether every plate has all of its rows.
+            weights: Weights of the batch's rows; None for 1 each.
+        """
+        before = vars(self).copy()
+        vars(self).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=query)
+        try:
+            with Minibatch(plate, rows, num_data, query, self.gradients, weights):
+                yield
+        finally:
+            vars(self).update(before)
+
+
+class RowWeights:
+    """Weights of a batch's rows, which scale the log-probabilities of the sites of a row.
+
+    Guide and model share one tensor for each scale, so that a closed-form KL sees that the two are equal.
+
+    Args:
+        values: The weights, shape ``(B,)``.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._known: dict[tuple[float, int], Tensor] = {}
+
+    def scaled(self, scale: Any, dim: int) -> Tensor:
+        """A site's scale times the weights, along the dimension of its plate.
+
+        Args:
+            scale: The scale, a number or a tensor.
+            dim: The plate's dimension, counted from the right.
+        """
+        if isinstance(scale, Tensor):
+            return scale * self.values.reshape(-1, *[1] * (-dim - 1))
+        if (scale, dim) not in self._known:
+            self._known[scale, dim] = scale * self.values.reshape(-1, *[1] * (-dim - 1))
+        return self._known[scale, dim]
 
 
 class Minibatch(Messenger):
@@ -50,11 +115,20 @@ class Minibatch(Messenger):
         num_data: Number of rows of the whole data, N.
         whole: Whether plates that draw some of their rows get all of them.
         gradients: Whether to enable gradients.
+        weights: Weights of the batch's rows; None for 1 each.
     """
 
-    def __init__(self, plate: str, rows: Tensor, num_data: int, whole: bool = False, gradients: bool = False) -> None:
+    def __init__(
+        self,
+        plate: str,
+        rows: Tensor,
+        num_data: int,
+        whole: bool = False,
+        gradients: bool = False,
+        weights: RowWeights | None = None,
+    ) -> None:
         super().__init__()
-        self.gradients = gradients
+        self.gradients, self.weights = gradients, weights
         self.plate, self.rows, self.num_data, self.whole = plate, rows, num_data, whole
 
     def __enter__(self) -> Any:
@@ -99,6 +173,8 @@ class Minibatch(Messenger):
                 pyros, ours = (frame.full_size or frame.size) / frame.size, self.num_data / len(self.rows)
                 if pyros != ours:
                     msg["scale"] = msg["scale"] * (ours / pyros)
+                if self.weights is not None:
+                    msg["scale"] = self.weights.scaled(msg["scale"], frame.dim)
 
     def _rows_of(self, name: str, plate: Any) -> Tensor:
         # A plate of the batch's own length, plate("data", len(x)), already has all its rows.

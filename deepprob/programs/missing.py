@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from deepprob.distributions.columns import Columns
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.deferred_errors import defer_error
 from deepprob.errors import counted, unknown
@@ -19,6 +20,8 @@ MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) i
 
 class MissingValues(Messenger):
     """A handler that replaces missing values of observed sites, where the site masks them.
+
+    `Columns` leave missing values out themselves.
 
     A masked entry does not count, whatever its value is, but the gradient of its log-probability at NaN is NaN. The
     site therefore observes another value there, of another row or another coordinate.
@@ -34,6 +37,8 @@ class MissingValues(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         fn, value = msg["fn"], msg["value"]
         if not (isinstance(value, Tensor) and value.is_floating_point() and is_data(msg)):
+            return
+        if isinstance(unwrapped(fn), Columns):
             return
         unmasked = absent = value.isnan()
         for mask, events in _masks(msg):  # of independent values inside of an event, each may have its own mask

@@ -5,34 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import pyro
 from pyro.infer.autoguide import AutoGuide
-from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from deepprob.data import DataSet
-from deepprob.programs.arguments import Arguments, Call, missing, read_arguments
+from deepprob.programs.arguments import Arguments, missing, read_arguments, signature_of
 from deepprob.programs.copying import CapturedModules, captured_modules, copy_with_modules, lifted_weight
 from deepprob.programs.fields import Fill, read_fields
-from deepprob.programs.guide_classes import makes_guide
-from deepprob.programs.minibatch import Batch, BoundRows, Minibatch, call_sampling, num_rows, run_bound, sampling_method
+from deepprob.programs.guide_classes import check_functions, makes_guide
+from deepprob.programs.minibatch import Batch, BoundRows, call_sampling, run_bound, sampling_method
 from deepprob.programs.missing import MissingValues, checked_missing
+from deepprob.programs.origin import Fields, Origin, in_own_precision
+from deepprob.programs.plated import Plated
 from deepprob.programs.registry import register
+from deepprob.programs.sequences import SequenceArguments
 
 
-class Program(PyroModule):
+class Program(Plated):
     """A probabilistic program: a generative model of the data, and a guide for its latent sites.
 
     A subclass writes ``model(*batch)``, the generative story, and ``guide(*batch)``, the amortized or parametric
     posterior over the same latent sites. Both put the sites of a row inside ``with self.data_plate(x):`` and all other
     sites outside of it. Observed arguments may be left out to predict (``model(x, y=None)``).
-
-    `Program.of` makes a program from any existing Pyro model.
 
     Attributes:
         data_name: Name of the data plate.
@@ -41,6 +38,7 @@ class Program(PyroModule):
         learning_rate: The default learning rate of a routine.
         built: The networks that the program built itself, whose weights a fit draws anew by default; not those that
             the user made.
+        origin: Facts that the data of the fit brought along, such as the names of columns, which later data must have.
         call: How a batch makes the arguments of a program made by `Program.of`, in the fit.
         found_plate: The row plate of a program that names no data plate, as a first run showed it. It tells queries
             which sites belong to rows; it never changes the fit.
@@ -49,11 +47,13 @@ class Program(PyroModule):
         observes: The sites that a first run has shown to be observed.
         variable_length: Whether the first dimension of a row may differ from fit to prediction (sequences).
         tasks: The values of ``DataSet.task`` that `from_data` accepts; empty for any.
+        missing: Whether the program takes missing values (NaN), ``"allow"`` or ``"refuse"``.
+        reads_missing: Whether its guide can read rows with missing values, if the program takes them.
 
     Examples:
         If the guide is exact, the ELBO does not depend on the noise:
 
-        >>> import torch, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> class Coin(Program):
         ...     def model(self, y=None):
         ...         p = pyro.sample("p", dist.Beta(1.0, 1.0))
@@ -69,22 +69,21 @@ class Program(PyroModule):
         -2.4849
     """
 
-    data_name: str = "data"
     registry_name: str | None = None
     config: dict[str, Any] | None = None
     learning_rate: float = 1e-2
     built: Sequence[nn.Module] = ()
-    variable_length: bool = False
-    call: Call | None = None
-    found_plate: str = ""
+    origin: Origin = Origin()
+    missing: str = "refuse"
     enumerates: bool | None = None
     has_baselines: bool = False
     observes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    reads_missing: bool = True
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        for name in ("model", "guide"):
+        for name in ("model", "guide", "forecast"):
             if isinstance(method := cls.__dict__.get(name), types.FunctionType):
                 setattr(cls, name, sampling_method(method))
         if registry_name := cls.__dict__.get("registry_name"):
@@ -93,8 +92,6 @@ class Program(PyroModule):
     @classmethod
     def from_data(cls, data: DataSet, **options: Any) -> Program:
         """The program for a data set: sizes and likelihood from its rows, the rest from ``options``.
-
-        The command ``deepprob fit`` builds a model by this method.
 
         Args:
             data: The data set to fit.
@@ -111,8 +108,34 @@ class Program(PyroModule):
 
     def guide(self, *batch: Any) -> Any:
         """The posterior's program: samples every latent site of the model."""
-        name = type(self).__name__
-        raise TypeError(f"{name} has no guide. Write guide(self, *batch), or fit it with guide='normal'.")
+        raise TypeError(
+            f"{type(self).__name__} has no guide. Write guide(self, *batch), or fit it with guide='normal'."
+        )
+
+    def forecast(self, steps: int, *batch: Any) -> Any:
+        """The next values of each row: a program that continues the model, and samples them last.
+
+        `Posterior.forecast` runs it on draws from the posterior: a latent site of the model that is sampled here again,
+        under its name, has the value that explains the row's own steps; other sites are drawn.
+
+        Args:
+            steps: Number of steps after the end of each row.
+            batch: The program's arguments.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no forecast. Write forecast(self, steps, *batch), a Pyro program that samples "
+            "the next values last, or pass Program.of(..., forecast=function)."
+        )
+
+    @property
+    def has_forecast(self) -> bool:
+        """Whether the program brings a `forecast`."""
+        return type(self).forecast is not Program.forecast
+
+    @property
+    def explains_gaps(self) -> bool:
+        """Whether the guide of a fit explains rows with missing values, so that these need not be drawn for it."""
+        return self.missing == "allow"
 
     @property
     def has_guide(self) -> bool:
@@ -124,7 +147,6 @@ class Program(PyroModule):
         if isinstance(guide, nn.Module):
             # Bypass PyroModule.add_module: in a context shared with the model, sites would be drawn only once.
             nn.Module.add_module(self, "attached_guide", guide)
-        # The instance's entry hides the class's method.
         self.__dict__["guide"] = guide
 
     @property
@@ -136,71 +158,11 @@ class Program(PyroModule):
         """Where a named guide starts a latent site: at a weight of the program; None for where the guide chooses."""
         return None
 
-    def data_plate(self, *batch: Any) -> pyro.plate:
-        """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.
-
-        Args:
-            batch: The program's arguments; outside of a routine the first tensor gives the number of rows.
-        """
-        size = self.bound_rows.num_data if self.bound_rows.num_data is not None else num_rows(batch)
-        return pyro.plate(self.data_name, size, dim=-1)
-
-    @contextmanager
-    def bound(self, rows: Tensor, num_data: int, query: str | None = None, call: Call | None = None) -> Iterator[None]:
-        """Within this context the data plate has ``num_data`` rows, of which the batch holds ``rows``.
-
-        Args:
-            rows: Indices of the batch's rows, shape ``(B,)``.
-            num_data: Number of rows of the whole data, N.
-            query: In a query, the plate that holds the rows, empty for none; every plate then has all of its rows.
-            call: How the batch makes the arguments; None for the call of the fit.
-        """
-        bound = self.bound_rows
-        before, fitted = vars(bound).copy(), self.call
-        plate, whole = (self.data_name, False) if query is None else (query, True)
-        vars(bound).update(plate=plate, rows=rows, num_data=num_data if plate else None, whole=whole)
-        self.__dict__["call"] = call or fitted
-        try:
-            with Minibatch(plate, rows, num_data, whole, bound.gradients):
-                yield
-        finally:
-            vars(bound).update(before)
-            self.__dict__["call"] = fitted
-
-    @property
-    def bound_rows(self) -> BoundRows:
-        """The rows that the data plate currently holds."""
-        found: BoundRows = self.__dict__.setdefault("_bound_rows", BoundRows(self.data_name))
-        return found
-
-    @property
-    def row_plate(self) -> str:
-        """The plate over rows: the data plate, or the one that a first run showed; empty if there is none."""
-        return self.data_name or self.found_plate
-
     def bound_model(self) -> Callable[..., Any]:
         """The model for an AutoGuide: its data plate takes the bound rows even if outer handlers are blocked."""
         return functools.partial(run_bound, self.bound_rows, self.model)
 
-    @property
-    def argument_names(self) -> list[str]:
-        """Names of the model's arguments, in order."""
-        parameters = self._signature().parameters.values()
-        return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-    @property
-    def num_required(self) -> int:
-        """How many of the model's arguments have no default."""
-        return len(missing((), {}, self._signature()))
-
-    @property
-    def takes_any(self) -> bool:
-        """Whether the model takes any number of arguments."""
-        return any(p.kind is p.VAR_POSITIONAL for p in self._signature().parameters.values())
-
-    def _signature(self) -> inspect.Signature:
-        return inspect.signature(self.model)
-
+    @in_own_precision
     def accept(self, data: Any, *, what: str = "data", fill: Fill | None = None) -> Batch:
         """Select the tensors for the model's arguments, in their order, and check them.
 
@@ -217,8 +179,10 @@ class Program(PyroModule):
         """
         if data is None:
             return ()
-        rows = read_fields(data, self.argument_names, self.num_required, self.takes_any, what, fill is not None)
-        return self.validate(*(fill(rows) if fill else rows))
+        form = self.argument_names, self.num_required, self.takes_any
+        allowed, columns = fill is not None or self.missing == "allow", self.origin.columns
+        rows = read_fields(self.origin.read(data), *form, what, allowed, columns, self.variable_length)
+        return Fields(self.validate(*(fill(rows) if fill else rows)), rows.origin)
 
     def missing_arguments(self, batch: Batch) -> list[str]:
         """Names of the arguments without a default that a batch does not give."""
@@ -237,7 +201,11 @@ class Program(PyroModule):
         return batch
 
     def adapt(self, *batch: Any) -> None:
-        """Set constants of the whole training data (means and scales) before a fit; the default sets none."""
+        """Set constants of the whole training data (means and scales) before a fit; the default sets none.
+
+        Of data that a fit reads while it runs, the batch is a sample. `deepprob.networks.inputs.moments` then returns
+        the mean and sd of all rows of a memory-mapped array; of other data, those of the sample.
+        """
 
     def restore(self) -> None:
         """After a load, make what `adapt` made for layers whose sizes it found; the default makes nothing."""
@@ -251,7 +219,8 @@ class Program(PyroModule):
 
         A program of ``variable_length`` that returns lengths is fitted on batches of similar sequences, cut where they
         end: steps beyond a row's length must have no influence. Arguments of shape ``(B, T, ...)`` are cut if they have
-        as many steps T as the first of them. Arguments of shape ``(B, T)`` are not: write a mask as ``(B, T, 1)``.
+        as many steps T as the first of them. Arguments of shape ``(B, T)`` are not, unless `is_sequence` says so: write
+        a mask as ``(B, T, 1)``.
         """
         return None
 
@@ -266,6 +235,9 @@ class Program(PyroModule):
         *,
         data_plate: str | None = None,
         missing: str = "refuse",
+        variable_length: bool | Sequence[str] = False,
+        lengths: str = "lengths",
+        forecast: Callable[..., Any] | None = None,
     ) -> Program:
         """Make a program from an existing Pyro model and guide.
 
@@ -279,6 +251,12 @@ class Program(PyroModule):
             data_plate: Name of the plate over rows.
             missing: ``"refuse"`` for data without missing values (NaN); ``"allow"`` for a model that masks them. An
                 observed site whose mask does not cover a missing value is an error.
+            variable_length: Whether arguments of shape ``(N, T, ...)`` are sequences, which may have another T at
+                prediction; or the names of the arguments that are, such as tokens or masks of shape ``(N, T)``. The
+                program then takes lists of series, too, padded: one-dimensional ones to ``(N, T)`` if named.
+            lengths: Name of the argument that holds the number of steps of each row. If the model has it, batches of
+                similar sequences are cut where they end, so steps beyond a length must have no influence.
+            forecast: A Pyro program ``forecast(steps, *arguments)`` that continues the model; see `forecast`.
 
         Examples:
             >>> import pyro.distributions as dist
@@ -289,7 +267,7 @@ class Program(PyroModule):
             >>> Program.of(model, "normal", data_plate="data").data_name
             'data'
         """
-        return FunctionProgram(model, guide, data_plate, missing)
+        return FunctionProgram(model, guide, data_plate, missing, variable_length, lengths, forecast)
 
 
 class FunctionProgram(Program):
@@ -301,20 +279,23 @@ class FunctionProgram(Program):
         guide: Callable[..., Any] | type[AutoGuide] | str | None,
         data_plate: str | None,
         missing: str = "refuse",
+        variable_length: bool | Sequence[str] = False,
+        lengths: str = "lengths",
+        forecast: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("model", model), ("guide", guide)):
-            if not (callable(value) or (name == "guide" and (value is None or isinstance(value, str)))):
-                raise TypeError(f"{name} must be a callable Pyro program; got {type(value).__name__}.")
-        if not isinstance(data_plate, str | None):
-            raise TypeError(f"data_plate must be the name of a plate; got {data_plate!r}. Write data_plate='data'.")
+        check_functions(model, guide, data_plate)
+        if not (forecast is None or callable(forecast)):
+            raise TypeError(f"forecast must be a callable Pyro program; got {type(forecast).__name__}.")
         self.data_name, self.missing = data_plate or "", checked_missing(missing)
         self.__dict__["_bound_rows"] = BoundRows(self.data_name)
+        self.__dict__["_forecast"] = forecast
         self._hold(model, guide)
+        self.sequences = SequenceArguments.of(variable_length, lengths, self._signature())
+        self.variable_length = self.sequences is not None
 
     def _hold(self, model: Any, guide: Any, resting: tuple[nn.Module, ...] | None = None) -> None:
-        # Bypass PyroModule.__setattr__, which would prefix the user's site names.
-        self.__dict__["_model"], self.__dict__["_guide"] = model, guide
+        self.__dict__["_model"], self.__dict__["_guide"] = model, guide  # PyroModule would prefix the sites' names
         self.parts = CapturedModules((model, guide), resting)
 
     def gather(self) -> None:
@@ -323,11 +304,14 @@ class FunctionProgram(Program):
         self.parts.extend([module for module in found if all(module is not part for part in self.parts)])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FunctionProgram:
-        parts = self.__dict__["_model"], self.__dict__["_guide"], self.bound_rows, self.parts.resting
-        model, guide, bound_rows, resting = copy_with_modules(parts, memo)
-        twin = FunctionProgram(model, guide, self.data_name or None, self.missing)
+        own = [self.__dict__[name] for name in ("_model", "_guide", "_forecast")]
+        model, guide, forecast, bound_rows, resting = copy_with_modules(
+            (*own, self.bound_rows, self.parts.resting), memo
+        )
+        twin = FunctionProgram(model, guide, self.data_name or None, self.missing, forecast=forecast)
+        twin.sequences, twin.variable_length = self.sequences, self.variable_length
         twin.parts.resting = resting
-        twin.__dict__.update(_bound_rows=bound_rows, call=self.call, found_plate=self.found_plate)
+        twin.__dict__.update(_bound_rows=bound_rows, origin=self.origin, call=self.call, found_plate=self.found_plate)
         memo[id(self)] = twin
         return twin
 
@@ -341,21 +325,40 @@ class FunctionProgram(Program):
         args, kwargs = self.call_arguments(batch)
         return call_sampling(self._handled(), *args, **kwargs)
 
-    def _handled(self) -> Callable[..., Any]:
-        model: Callable[..., Any] = self.__dict__["_model"]
-        return MissingValues()(model) if self.missing == "allow" else model
+    def _handled(self) -> Any:
+        return MissingValues()(self.__dict__["_model"]) if self.missing == "allow" else self.__dict__["_model"]
 
     def guide(self, *batch: Any) -> Any:
         args, kwargs = self.call_arguments(batch)
         return call_sampling(self.__dict__["_guide"], *args, **kwargs)
 
+    @property
+    def has_forecast(self) -> bool:
+        return self.__dict__["_forecast"] is not None
+
+    def forecast(self, steps: int, *batch: Any) -> Any:
+        args, kwargs = self.call_arguments(batch)
+        return call_sampling(self.__dict__["_forecast"], steps, *args, **kwargs)
+
+    def lengths(self, *batch: Any) -> Tensor | None:
+        names = zip(self.row_names, batch, strict=False)
+        return None if self.sequences is None else dict(names).get(self.sequences.lengths)
+
+    def is_sequence(self, name: str, row: Sequence[int]) -> bool:
+        return self.sequences is not None and self.sequences.has(name, row)
+
+    @in_own_precision
     def accept(self, data: Any, *, what: str = "data", fill: Fill | None = None) -> Batch:
         """Read data as the arguments of the model; see `read_arguments`."""
         if isinstance(data, Arguments):
             return data
+        data = self.origin.read(data)
         fitted, missing = self.call.names if self.call else (), self.missing == "allow" or fill is not None
         data = (data,) if self.call and self.call.takes_as_one(data) else data
-        found = read_arguments(data, self._signature(), what=what, fitted=fitted, missing=missing)
+        if self.sequences is not None:
+            data = self.sequences.read(data, self.argument_names, what, missing)
+        found = read_arguments(data, self._signature(), what=what, fitted=fitted, missing=missing, origin=self.origin)
+        found = found if self.sequences is None else self.sequences.checked(found)
         return fill(found) if fill else found
 
     def missing_arguments(self, batch: Batch) -> list[str]:
@@ -389,7 +392,4 @@ class FunctionProgram(Program):
         return callable(self.current_guide) and not makes_guide(self.current_guide)
 
     def _signature(self) -> inspect.Signature:
-        model = self.__dict__["_model"]
-        while isinstance(model, functools.partial) and model.args and isinstance(model.args[0], Messenger):
-            model = model.args[1]  # Pyro's handlers wrap a model so that its signature is lost
-        return inspect.signature(model)
+        return signature_of(self.__dict__["_model"])

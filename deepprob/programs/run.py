@@ -22,7 +22,7 @@ from deepprob.networks.layer_modes import broadcast_linear
 from deepprob.programs.arguments import Call
 from deepprob.programs.copying import forget_values
 from deepprob.programs.layout import placed
-from deepprob.programs.minibatch import Batch
+from deepprob.programs.minibatch import Batch, RowWeights
 from deepprob.programs.program import Program
 from deepprob.programs.sites import Site, is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
 from deepprob.programs.structure import values_along
@@ -118,6 +118,8 @@ class Run:
         averages: The decaying averages of baselines by site, which an objective updates in place.
         given: Sites with known values, in the guide and in the model.
         do: Sites with known values, in the model only.
+        weighted: Whether a query weighs rows as the fit did; a run of a fit always does.
+        row_weights: Their weights; None for 1 each.
         stacks: Whether the program broadcasts over a leading plate of draws; if not, objectives run it once per draw.
     """
 
@@ -135,14 +137,19 @@ class Run:
     given: Mapping[str, Known] = field(default_factory=dict)
     do: Mapping[str, Known] = field(default_factory=dict)
     stacks: bool = True
+    weighted: bool = False
+    row_weights: RowWeights | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
+        weights = self.program.bound_rows.weights
+        if weights is not None and (self.query is None or self.weighted):
+            object.__setattr__(self, "row_weights", RowWeights(weights[self.rows]))
         if self.program.bound_rows.gradients:  # the program may mark its arguments, x.requires_grad_()
             object.__setattr__(self, "batch", tuple(x.detach() if torch.is_tensor(x) else x for x in self.batch))
 
     def bound(self) -> AbstractContextManager[None]:
         """Within this context the program's data plate holds these rows."""
-        return self.program.bound(self.rows, self.num_data, self.query, self.call)
+        return self.program.bound(self.rows, self.num_data, self.query, self.call, self.row_weights)
 
     @property
     def fixed_guide(self) -> Callable[..., Any]:
@@ -154,6 +161,7 @@ class Run:
     def constants(self) -> list[Any]:
         """The values that are constants of the program's graph: those passed whole, and those of known sites."""
         found = [] if self.call is None else self.call.constants
+        found += ["weighted"] if self.row_weights is not None else []
         for kind, known in (("given", self.given), ("do", self.do)):
             found += [part for name, site in known.items() for part in (f"{kind} {name}", site.value)]
         return found

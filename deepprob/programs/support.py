@@ -11,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import constraints
 
+from deepprob.distributions.columns import Columns
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.deferred_errors import defer_error
 from deepprob.programs.run import DRAWS
@@ -143,6 +144,10 @@ def _check_support(name: str, site: Site) -> None:
     fn, value = site["fn"], torch.as_tensor(site["value"])
     if not defer_error(is_outside(site, value)):
         return
+    base = _base(fn)
+    if isinstance(base, Columns) and (found := base.outside(value)):
+        column, fn, value = found
+        name = f"column {column!r} of {name}"
     raise ValueError(
         f"{name} must be {_words(fn.support)} for a {_title(fn)} likelihood; got {_range(value)}. "
         "Change the values, or choose another distribution."
@@ -174,8 +179,12 @@ def _range(value: Tensor) -> str:
 
 
 def _title(fn: Any) -> str:
+    return type(_base(fn)).__name__
+
+
+def _base(fn: Any) -> Any:
     fn = unwrapped(fn)
-    return type(unwrapped(getattr(fn, "first", fn))).__name__
+    return unwrapped(getattr(fn, "first", fn))
 
 
 def _words(support: Any) -> str:
@@ -187,6 +196,8 @@ def _words(support: Any) -> str:
         return "real numbers"
     if support is constraints.boolean:
         return "0 or 1"
+    if support is constraints.one_hot:
+        return "one-hot, one 1 and otherwise 0,"
     if low is not None and high is not None:
         return f"{kind} from {low:g} to {high:g}"
     if low is not None and not hasattr(support, "upper_bound"):

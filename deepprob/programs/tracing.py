@@ -43,9 +43,9 @@ from deepprob.programs.sites import Site, is_deterministic, sample_sites
 
 
 def tensors_of(instance: ProgramInstance) -> list[Tensor]:
-    """All tensors of a program: parameters, buffers, the entries of its store and its averages, each once."""
-    program, store = instance.program, instance.store["params"]
-    everything = [*program.parameters(), *program.buffers(), *store.values(), *instance.averages.values()]
+    """All tensors of a program: parameters, buffers, its store, averages and weights of rows, each once."""
+    program, store = instance.program, [*instance.store["params"].values(), *instance.program.bound_rows.tensors]
+    everything = [*program.parameters(), *program.buffers(), *store, *instance.averages.values()]
     return list({id(x): x for x in everything if not is_lazy(x)}.values())
 
 

@@ -41,7 +41,7 @@ class Shift:
         return abs(self.share - self.expected)
 
 
-def shifts(name: str, values: ArrayLike, summary: Summary) -> list[Shift]:
+def shifts(name: str, values: ArrayLike, summary: Summary, names: Sequence[str] = ()) -> list[Shift]:
     r"""The largest difference between the distribution functions of given rows and training rows, by column.
 
     .. math:: P(\sup |F_n - F_N| > d) \le 2 \exp(-2 d^2 n N / (n + N))
@@ -50,6 +50,7 @@ def shifts(name: str, values: ArrayLike, summary: Summary) -> list[Shift]:
         name: The input's name.
         values: Its columns, shape ``(rows, C)``.
         summary: The summary of the training rows.
+        names: The names of the columns, if they have names.
 
     References:
         Massart (1990), The tight constant in the Dvoretzky-Kiefer-Wolfowitz inequality.
@@ -64,6 +65,7 @@ def shifts(name: str, values: ArrayLike, summary: Summary) -> list[Shift]:
         count = len(given) * summary.count / (len(given) + summary.count)
         p = min(1.0, 2 * float(np.exp(-2 * count * (own[at] - shares[at]) ** 2)))
         label = f"{name}[{i}]" if len(summary.points) > 1 else name
+        label = names[i] if len(names) == len(summary.points) else label
         found.append(Shift(label, float(points[at]), float(own[at]), float(shares[at]), p))
     return found
 
@@ -107,7 +109,10 @@ def check_drift(found: Sequence[Shift], *, level: float = 0.05) -> Check:
 
 
 def _shifts(case: Case) -> list[Shift]:
-    return [s for name, x, summary in case.inputs_of_fit for s in shifts(name, columns_of(x), summary)]
+    known = case.program.origin.columns
+    return [
+        s for name, x, summary in case.inputs_of_fit for s in shifts(name, columns_of(x), summary, known.get(name, ()))
+    ]
 
 
 input_drift = Diagnostic(

@@ -21,6 +21,7 @@ from deepprob.diagnostics.dependence import (
     on_predictions,
 )
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.table_statistics import of_table
 
 NAME = "posterior predictive check"
 CAUTION, FAIL = 0.1, 0.5
@@ -118,7 +119,7 @@ def check_replicates(
         reading=f"p = {p_value:.2g} (level {level:.2g}) for {listed}; the most extreme is {names[at]}: {seen[at]:.3g} "
         f"in the data, {low:.3g} to {high:.3g} in 90% of replicates"
         + (", a difference too small to matter." if verdict == "pass" and p_value <= level else "."),
-        next_step="" if verdict == "pass" else _ADVICE.get(names[at], _OTHER_ADVICE),
+        next_step="" if verdict == "pass" else _advice(names[at]),
         details={
             "statistics": {
                 n: {
@@ -147,7 +148,14 @@ _ADVICE = {
     CORRELATION: _COLUMNS,
     **{f"{COMPONENT} {k}": _COLUMNS for k in (1, 2, 3)},
 }
+_CATEGORIES = "The shares of categories do not match: fit longer, add latent dimensions, or a larger decoder."
 _OTHER_ADVICE = "The likelihood or the prior does not fit these data: compare the pictures, then change one of them."
+
+
+def _advice(statistic: str) -> str:
+    """What to do about a statistic, such as ``"max"`` or, of one column of a table, ``"max of age"``."""
+    what = statistic.partition(" of ")[0]
+    return _ADVICE.get(statistic) or (_CATEGORIES if what == "share" else _ADVICE.get(what, _OTHER_ADVICE))
 
 
 def _run(case: Case, level: float) -> Check:
@@ -196,12 +204,15 @@ def _check_rows(case: Case, level: float) -> Check:
     replicated = case.prior_replicates_for(level)
     seen = np.broadcast_to(sample.target, replicated.shape[1:])
     known = np.broadcast_to(_known(sample), seen.shape)
-    binary = bool(np.isin(replicated[:, known], (0.0, 1.0)).all())
     everything = np.concatenate([seen[None], replicated])
-    found = row_statistics(everything, binary, known) | _dependence(everything, known)
+    if (columns := sample.columns) is not None:
+        found, units = of_table(everything, columns.variables, columns.names, known)
+    else:
+        binary = bool(np.isin(replicated[:, known], (0.0, 1.0)).all())
+        found, units = row_statistics(everything, binary, known) | _dependence(everything, known), {}
     observed, again = ({name: x[part] for name, x in found.items()} for part in (slice(1), slice(1, None)))
     spread = float(seen[known].std() or replicated[:, known].std())
-    return check_replicates(observed, again, _units(again, spread), level=level)
+    return check_replicates(observed, again, _units(again, spread) | units, level=level)
 
 
 def _dependence(data: Array, known: NDArray[np.bool_]) -> dict[str, Array]:

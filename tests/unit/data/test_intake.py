@@ -150,6 +150,26 @@ def test_sequences_of_unequal_length_are_padded(dtype: torch.dtype) -> None:
     assert as_split([np.ones((2, 1), int), np.ones((1, 1), int)])["x"].dtype == torch.int64
 
 
+def test_series_of_one_feature_and_packed_sequences_are_padded(dtype: torch.dtype) -> None:
+    series = [np.arange(3.0), torch.ones(1), pd.Series([5.0, 6.0])]
+    split = as_split(series)
+    assert split.names == ("x", "lengths") and split["lengths"].tolist() == [3, 1, 2]
+    assert split["x"].dtype == dtype and split["x"][..., 0].tolist() == [[0, 1, 2], [1, 0, 0], [5, 6, 0]]
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(1, 2), torch.zeros(3, 2)], enforce_sorted=False)
+    assert as_split(packed)["lengths"].tolist() == [1, 3]
+    columns = [pd.Series([1.0, 2.0], name="a"), pd.Series([3.0, 4.0], name="b")]
+    assert as_split(columns).names == ("a", "b")
+
+
+def test_series_of_one_length_are_sequences_only_where_sequences_are_wanted() -> None:
+    series = [np.arange(3.0), np.ones(3)]
+    with pytest.raises(ValueError, match=r"2 arrays of one shape \(3,\) may be 2 sequences or 2 fields\. Stack them"):
+        as_split(series)
+    assert as_split(series, sequences=True)["x"].shape == (2, 3, 1)
+    assert as_split([[1.0, 2.0], [3.0]], sequences=True)["lengths"].tolist() == [2, 1]
+    assert as_split([X, X], sequences=True)["x"].shape == (2, *X.shape)
+
+
 def test_loader_with_custom_collate_keeps_the_random_state() -> None:
     before = torch.random.get_rng_state()
     doubled = DataLoader(Pairs(), batch_size=2, collate_fn=lambda rows: torch.tensor(

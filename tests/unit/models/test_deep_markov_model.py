@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 
+from deepprob.data import load_data
+from deepprob.data import sequences as long_form
 from deepprob.distributions import GaussianPath
 from deepprob.fitting.callbacks import KLWarmUp
 from deepprob.fitting.objectives import ELBO
@@ -75,7 +80,8 @@ def test_registered_and_rebuilt_from_its_config() -> None:
     program = DeepMarkovModel(5, **SIZES)
     assert MODELS[DeepMarkovModel.registry_name] is DeepMarkovModel
     assert DeepMarkovModel(**program.config).config == program.config
-    assert program.config == {"observed_dim": 5, **SIZES, "cell": "lstm", "likelihood": "bernoulli"}
+    rest = {"cell": "lstm", "likelihood": "bernoulli", "num_classes": None}
+    assert program.config == {"observed_dim": 5, **SIZES, **rest}
 
 
 def test_cell_is_configurable() -> None:
@@ -210,3 +216,120 @@ def test_path_is_scored_like_independent_steps() -> None:
     lengths = torch.tensor([4, 1, 2])
     expected = (steps * (torch.arange(4) < lengths[:, None])).sum(1)
     assert torch.allclose(GaussianPath(walk, torch.zeros(2), lengths, 4).log_prob(z), expected)
+
+
+# -- emissions and data -----------------------------------------------------------------------------------------------
+
+SMALL = {"latent_dim": 2, "hidden_dim": 6, "recurrent_dim": 6}
+
+
+def test_classes_are_fitted_predicted_and_saved(tmp_path: Path) -> None:
+    x = [np.arange(n) % 3 for n in (4, 9, 6, 5)]
+    program = DeepMarkovModel(1, **SMALL, likelihood="categorical", num_classes=3)
+    posterior = svi(program, x, epochs=3, compile=False, progress=False)
+    found = posterior.reconstruct(x, draws=5)
+    assert found.kind == "classes" and found.probs.shape == (4, 9, 1, 3) and found.draws.shape == (5, 4, 9, 1)
+    assert (found.probs[0, 4:, :, 0] == 1).all()  # beyond the end, class 0 is certain
+    ahead = posterior.forecast(x, steps=2, draws=5)
+    assert ahead.probs.shape == (4, 2, 1, 3) and ahead.draws.dtype == torch.int64
+    rates = torch.softmax(posterior.program.base_logits, -1)
+    assert torch.allclose(rates, torch.tensor([[9.0, 8.0, 7.0]]) / 24, atol=0.02)
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p")
+    assert torch.equal(again.forecast(x, steps=2, draws=5).probs, ahead.probs)
+    with pytest.raises(ValueError, match=r"x must be in 0\.\.2 for num_classes=3; got 3 in row 0"):
+        posterior.elbo([np.array([3, 0]), np.array([1])])
+    with pytest.raises(ValueError, match=r"x.* has 1 NaN value, the first in row 0"):
+        posterior.elbo(torch.tensor([[[torch.nan]]]))
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "poisson", "bernoulli"])
+def test_missing_values_do_not_count_and_are_imputed(likelihood: str, tmp_path: Path) -> None:
+    x, lengths = sequences(rows=8, features=2)
+    x[0, 0, 0] = x[3, 1, 1] = x[5, 0] = torch.nan
+    program = DeepMarkovModel(2, **SMALL, likelihood=likelihood)
+    posterior = svi(program, (x, lengths), epochs=3, compile=False, progress=False)
+    assert torch.isfinite(posterior.elbo(x, lengths)).all()
+    filled = posterior.impute(x, lengths, draws=6)
+    missing = x.isnan()
+    assert torch.equal(filled.mean[~missing], x[~missing]) and torch.isfinite(filled.draws).all()
+    assert posterior.program.explains_gaps and not program.explains_gaps
+    posterior.save(tmp_path / "p")
+    again = Posterior.load(tmp_path / "p")
+    assert again.program.explains_gaps and torch.equal(again.impute(x, lengths, draws=6).mean, filled.mean)
+
+
+def test_a_gap_is_the_same_whatever_stood_there() -> None:
+    x, lengths = sequences(rows=4, features=2)
+    x[0, 0, 0] = torch.nan
+    program = DeepMarkovModel(2, **SMALL, likelihood="normal", dropout=0.0)
+    posterior = svi(program, (x, lengths), epochs=2, compile=False, progress=False)
+    with pyro.poutine.trace() as recorded, posterior.program.bound(torch.arange(4), 4):
+        posterior.program.model(x, lengths)
+    fn = recorded.trace.nodes["x"]["fn"]
+    values = [torch.where(x.isnan(), v, x) for v in (0.0, 7.0)]
+    assert torch.equal(*(fn.log_prob(v) for v in values))
+
+
+def test_forecasts_start_at_each_rows_own_end(posterior: Posterior) -> None:
+    x, lengths = sequences()
+    both = posterior.forecast(x, lengths, steps=3, draws=400)
+    assert both.draws.shape == (400, 6, 3, 5) and both.kind == "binary"
+    end = int(lengths[0])
+    junk = torch.cat([x[:1, :end], torch.ones(1, 4, 5)], 1)  # what follows the end has no influence
+    alone = [posterior.forecast(v, lengths[:1], steps=3, draws=4000, seed=2).mean for v in (junk, x[:1, :end])]
+    assert torch.allclose(*alone, atol=0.02) and torch.allclose(alone[0][0], both.mean[0], atol=0.05)
+    with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1; got 0"):
+        posterior.forecast(x, lengths, steps=0)
+    with pytest.raises(ValueError, match=r"unknown site of the forecast 'y'.* Choose from: x, z_ahead"):
+        posterior.forecast(x, lengths, steps=1, site="y")
+    assert posterior.forecast(x, lengths, steps=2, draws=3, site="z_ahead").draws.shape == (3, 6, 2, 4)
+
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("data", "likelihood", "features"),
+    [
+        ([RNG.normal(size=n) for n in (5, 3, 8)], "normal", 1),
+        ([RNG.normal(size=(5, 2))] * 2, "normal", 2),  # of one length: sequences all the same
+        ([RNG.poisson(3, n) for n in (50, 30)], "poisson", 1),
+        ([RNG.negative_binomial(1, 0.1, n) for n in (50, 30)], "negative_binomial", 1),
+        (torch.rand(4, 6, 3).round(), "bernoulli", 3),
+        ((torch.randn(4, 6, 3), torch.tensor([6, 2, 3, 1])), "normal", 3),
+        ({"x": torch.randn(4, 6, 3), "lengths": torch.tensor([6, 2, 3, 1])}, "normal", 3),
+        ([[1.0, float("nan"), 0.0], [1.0]], "bernoulli", 1),
+    ],
+)
+def test_from_data_chooses_likelihood_and_sizes(data: Any, likelihood: str, features: int) -> None:
+    program = DeepMarkovModel.from_data(data)
+    assert program.likelihood == likelihood and program.observed_dim == features
+    assert program.config["latent_dim"] == max(4, 2 * features) and program.config["hidden_dim"] <= 100
+    posterior = svi(program, data, steps=2, progress=False, compile=False)
+    assert posterior.forecast(data, steps=2, draws=3).draws.shape[2:] == (2, features)
+
+
+def test_from_data_keeps_options_and_reads_frames_as_sequences() -> None:
+    long = pd.DataFrame({"id": [1, 1, 2], "day": [1, 2, 1], "mood": [0, 2, 1]})
+    data = long_form(long, id="id", time="day")
+    program = DeepMarkovModel.from_data(data, num_classes=3, latent_dim=7)
+    assert program.likelihood == "categorical" and program.config["latent_dim"] == 7
+    posterior = svi(program, data, steps=2, progress=False, compile=False)
+    ahead = data.to_frame(posterior.forecast(data, steps=2, draws=3).classes, ahead=True)
+    assert ahead.loc[1].index.tolist() == [3, 4]
+    with pytest.raises(ValueError, match=r"does not tell which lines are one sequence\. Write .*sequences\(frame"):
+        DeepMarkovModel.from_data(long)
+    with pytest.raises(ValueError, match=r"data must be sequences of shape \(rows, steps, features\); got \(3, 4\)"):
+        DeepMarkovModel.from_data(torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("name", ["jsb_chorales", "fsdd"])
+def test_from_data_reads_data_sets(name: str) -> None:
+    try:
+        data = load_data(name)
+    except (FileNotFoundError, ConnectionError):
+        pytest.skip(f"data set {name} is not on this machine")
+    program = DeepMarkovModel.from_data(data)
+    assert program.config["latent_dim"] == 32 and program.config["hidden_dim"] == 100
+    assert program.likelihood == {"jsb_chorales": "bernoulli", "fsdd": "normal"}[name]

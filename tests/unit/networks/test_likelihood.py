@@ -107,6 +107,29 @@ def test_values_outside_the_mask_have_no_influence(family: str) -> None:
     torch.testing.assert_close(found.mean[:, 2], torch.zeros(5, 2))
 
 
+def test_classes_outside_the_mask_have_no_influence() -> None:
+    one, inside = Likelihood("categorical", (None, 2), num_classes=3), torch.tensor([True, True, False]).unsqueeze(-1)
+    out, loc = torch.randn(5, 3, 2, 3, requires_grad=True), torch.randn(2, 3)
+    found, short = one.distribution(out, loc=loc, inside=inside), one.distribution(out[:, :2], loc=loc)
+    x = torch.cat([short.sample(), torch.zeros(5, 1, 2, dtype=torch.int64)], 1)
+    torch.testing.assert_close(found.log_prob(x), short.log_prob(x[:, :2]))
+    (gradient,) = torch.autograd.grad(found.log_prob(x).sum(), out)
+    assert gradient.isfinite().all() and (gradient[:, 2] == 0).all() and (gradient[:, :2] != 0).all()
+    assert (found.sample((20,))[..., 2, :] == 0).all()
+
+
+@pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
+def test_missing_values_have_no_influence_and_are_still_drawn(family: str) -> None:
+    one, present = likelihood(family, (None, 2)), torch.tensor([[True, True], [False, True], [True, True]])
+    out = torch.randn(5, 3, 2, requires_grad=True)
+    found, full = made(one, out, present=present), made(one, out)
+    x = full.sample()
+    torch.testing.assert_close(found.log_prob(torch.where(present, x, 0.0)), found.log_prob(torch.where(present, x, 1)))
+    (gradient,) = torch.autograd.grad(found.log_prob(x).sum(), out)
+    assert (gradient[:, 1, 0] == 0).all() and (gradient[:, present] != 0).all()
+    torch.testing.assert_close(found.mean, full.mean)
+
+
 def test_large_outputs_do_not_overflow() -> None:
     out, x = torch.tensor([-1e4, 1e4]), torch.tensor([0.0, 1e4])
     for family in COUNTS:
@@ -232,10 +255,6 @@ def test_likelihoods_compare_by_value() -> None:
         (
             lambda: Likelihood("negative_binomial", ()).distribution(torch.zeros(4, 1)),
             r"likelihood='negative_binomial' needs dispersion, its total_count; got None",
-        ),
-        (
-            lambda: Likelihood("categorical", (), num_classes=2).distribution(torch.zeros(4, 2), inside=torch.ones(4)),
-            r"inside is not for likelihood='categorical'\. Mask the distribution",
         ),
         (lambda: Likelihood("poisson", ()).distribution(torch.tensor(1.0)), "needs a network with 1 outputs .* got 0"),
     ],

@@ -1,0 +1,287 @@
+"""table: fit the encoding of a frame with numbers, text, categories, dates and gaps, and encode it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deepprob.data.column_encoding import PARTS, Array, ColumnEncoding, Kind, as_numbers, text_of
+from deepprob.data.frames import frame_of, is_frame
+from deepprob.data.table_encoding import Table, TableEncoding, TargetEncoding, checked_weights
+from deepprob.errors import unknown, whole
+
+_FEWEST_IDS, _ID_SHARE = 10, 0.9  # text that differs in nearly every row names the rows
+_KINDS: dict[str, Kind] = {
+    "integer": "numeric",
+    "floating": "numeric",
+    "mixed-integer-float": "numeric",
+    "decimal": "numeric",
+    "empty": "numeric",
+    "boolean": "boolean",
+    "string": "categorical",
+    "datetime64": "date",
+    "datetime": "date",
+    "date": "date",
+}
+
+
+def table(
+    frame: Any,
+    target: str | Sequence[str] | None = None,
+    *,
+    ordinal: Mapping[str, Sequence[Any]] | None = None,
+    cyclic: Mapping[str, Sequence[str]] | None = None,
+    drop: Collection[str] = (),
+    min_count: int = 1,
+    weights: Any = None,
+    class_weights: str | Mapping[Any, float] | None = None,
+) -> Table:
+    r"""Encode a frame with numbers, text, categories, dates and gaps as tensors.
+
+    Numbers, dates and ordinal levels are standardized by the mean and standard deviation of these rows; a category
+    becomes one feature a level; a gap is filled with the median or the most frequent level, and marked by a feature of
+    its own. A numeric target keeps its units; text, categories and booleans become class numbers. Later frames are
+    encoded alike: ``table.encoding.encode(frame)``. A posterior does so by itself.
+
+    The row weights :math:`w_i` scale log-likelihoods, :math:`\sum_i w_i \log p(y_i \mid x_i)`: a row of weight 2
+    counts like two equal rows.
+
+    Args:
+        frame: A frame of pandas or polars.
+        target: The name of the target, or several names of numeric targets; None for a table without a target.
+        ordinal: Levels in ascending order, by column; an ordered pandas category needs none.
+        cyclic: Cycles of dates whose sine and cosine are features, by column: ``{"time": ["day", "year"]}`` of
+            ``"day"``, ``"week"`` and ``"year"``.
+        drop: Columns to leave out.
+        min_count: Fewest rows of a category's own feature; rarer categories share the feature ``rare``.
+        weights: The name of a column of row weights, or an array of them, ``(N,)``.
+        class_weights: ``"balanced"`` for equal sums of weights in all classes, or a weight for every class by name.
+
+    Returns:
+        The table: a `Split` with the fields ``x`` and, with a target, ``y``.
+
+    Raises:
+        TypeError: If it is no frame, or a column holds neither numbers nor text nor dates.
+        ValueError: If a name is unknown, a target has gaps or too few classes, a column of text names the rows, or no
+            feature is left.
+
+    Examples:
+        Features have names, and a frame with other columns in front gives the same numbers:
+
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"size": [1.0, None, 3.0], "kind": ["a", "b", "a"], "ok": ["yes", "no", "yes"]})
+        >>> made = table(frame, target="ok")
+        >>> made.feature_names
+        ('size', 'size=missing', 'kind=a', 'kind=b')
+        >>> made["y"].tolist(), made.encoding.classes
+        ([1, 0, 1], ('no', 'yes'))
+        >>> same = made.encoding.encode(frame[["ok", "kind", "size"]])
+        >>> bool((same["x"] == made["x"]).all())
+        True
+    """
+    frame = _checked_frame(frame)
+    targets = (target,) if isinstance(target, str) else tuple(target or ())
+    weight = weights if isinstance(weights, str) else None
+    apart = {"target": targets, "column to drop": tuple(drop), "column of weights": (weight,) if weight else ()}
+    features = [name for name in frame.columns if not any(name in names for names in apart.values())]
+    _check_names(frame, {**apart, "ordinal column": ordinal or {}, "column with cycles": cyclic or {}})
+    found = _target(frame, targets) if targets else None
+    columns = _columns(frame[features], ordinal or {}, cyclic or {}, whole("min_count", min_count))
+    balance = _class_weights(class_weights, frame, found)
+    made = TableEncoding(columns, found, weight, balance).encode(frame)
+    if weights is None or weight:
+        return made
+    own = np.asarray(weights, dtype=np.float64)
+    if own.shape != (len(made),):
+        raise ValueError(
+            f"weights must hold one number for each of {len(made)} rows; got shape {own.shape}. Give an array of this "
+            "length, or the name of a column."
+        )
+    given = checked_weights(own, "weights")
+    total = given if made.weights is None else given * made.weights
+    return Table(dict(zip(made.names, made.tensors, strict=True)), made.encoding, made.index, total)
+
+
+def kind_of(column: Any) -> Kind:
+    """The kind of a column's values.
+
+    Args:
+        column: A pandas series.
+
+    Raises:
+        TypeError: If it holds neither numbers nor text nor dates.
+
+    Examples:
+        >>> import pandas as pd
+        >>> kind_of(pd.Series(["a", None])), kind_of(pd.Series([True, None])), kind_of(pd.Series([1.5]))
+        ('categorical', 'boolean', 'numeric')
+    """
+    import pandas as pd
+
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return "ordinal" if column.dtype.ordered else "categorical"
+    if pd.api.types.is_timedelta64_dtype(column.dtype):
+        return "numeric"
+    inferred = pd.api.types.infer_dtype(column, skipna=True)
+    if inferred not in _KINDS:
+        raise TypeError(
+            f"column {column.name!r} holds {inferred} values; expected numbers, text, True and False, or dates. "
+            f"Convert it, e.g. by .astype(str), or drop it: drop=[{column.name!r}]."
+        )
+    return _KINDS[inferred]
+
+
+def _checked_frame(frame: Any) -> Any:
+    if not is_frame(frame):
+        raise TypeError(f"table expects a frame of pandas or polars; got {type(frame).__name__}. Make a pd.DataFrame.")
+    frame = frame_of(frame)
+    names = [str(name) for name in frame.columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the frame has several columns {twice[0]!r}. Rename or drop all but one.")
+    if not len(frame):
+        raise ValueError("the frame has no rows; expected at least one. Check how it was read.")
+    return frame.set_axis(names, axis=1)
+
+
+def _check_names(frame: Any, named: Mapping[str, Collection[str]]) -> None:
+    for kind, names in named.items():
+        for name in names:
+            if name not in frame:
+                raise unknown(kind, name, frame.columns)
+
+
+def _columns(
+    frame: Any, ordinal: Mapping[str, Sequence[Any]], cyclic: Mapping[str, Sequence[str]], min_count: int
+) -> tuple[ColumnEncoding, ...]:
+    found = [_fitted(frame[name], ordinal.get(name), tuple(cyclic.get(name, ())), min_count) for name in frame.columns]
+    constant = [column.name for column in found if not column.scale]
+    if constant:
+        listed = ", ".join(map(repr, constant))
+        warnings.warn(
+            f"columns without two different values make no feature: {listed}. Leave them out: drop=[{listed}].",
+            UserWarning,
+            stacklevel=3,
+        )
+    kept = tuple(column for column in found if column.names)
+    if not kept:
+        raise ValueError("the frame has no column to predict from. Give a frame with one besides target and weights.")
+    return kept
+
+
+def _fitted(column: Any, order: Sequence[Any] | None, cyclic: tuple[str, ...], min_count: int) -> ColumnEncoding:
+    """The encoding of a column; its scale is 0 if it does not have two different values."""
+    name = str(column.name)
+    kind: Kind = "ordinal" if order is not None else kind_of(column)
+    if cyclic and kind != "date":
+        raise ValueError(
+            f"column {name!r} has cycles {', '.join(cyclic)} but holds no dates. Convert it: pd.to_datetime."
+        )
+    for part in cyclic:
+        if part not in PARTS:
+            raise unknown("cycle", part, PARTS)
+    if kind in ("categorical", "ordinal"):
+        return _fitted_levels(column, kind, order, min_count)
+    values, gaps = as_numbers(column, kind), bool(column.isna().any())
+    known = values[~np.isnan(values)]
+    if len(np.unique(known)) < 2:
+        return ColumnEncoding(
+            name, kind, scale=0.0, fill=float(known[0]) if len(known) else 0.0, gaps=gaps and len(known) > 0
+        )
+    filled, fill = _imputed(values, "most_frequent" if kind == "boolean" else "mean" if kind == "date" else "median")
+    center, scale = (0.0, 1.0) if kind == "boolean" else _moments(filled)
+    return ColumnEncoding(name, kind, center, scale, fill, gaps=gaps, cyclic=cyclic)
+
+
+def _fitted_levels(column: Any, kind: Kind, order: Sequence[Any] | None, min_count: int) -> ColumnEncoding:
+    name, gaps = str(column.name), bool(column.isna().any())
+    present = np.array([text_of(x) for x in column.dropna()], dtype=object)
+    known, counts = np.unique(present.astype(str), return_counts=True)
+    count = dict(zip(known.tolist(), counts.tolist(), strict=True))
+    rare: tuple[str, ...] = ()
+    if kind == "ordinal":
+        levels = tuple(text_of(x) for x in (column.cat.categories if order is None else order))
+        for value in count:
+            if value not in levels:
+                raise unknown(f"level of {name!r}", value, levels)
+    else:
+        if len(count) >= _FEWEST_IDS and len(count) > _ID_SHARE * len(present):
+            raise ValueError(
+                f"column {name!r} has {len(count)} different texts in {len(present)} rows, so it names rows and tells "
+                f"nothing about new ones. Leave it out, drop=[{name!r}], or convert it to numbers or dates."
+            )
+        levels = tuple(level for level in count if count[level] >= min_count)
+        rare = tuple(level for level in count if count[level] < min_count)
+    places = as_numbers(column, kind, levels + rare)
+    if len(count) < 2 or (kind == "categorical" and len(levels) + bool(rare) < 2):
+        return ColumnEncoding(name, kind, 0.0, 0.0, 0.0, levels, rare, gaps and len(count) > 0)
+    filled, fill = _imputed(np.minimum(places, len(levels)), "most_frequent")
+    center, scale = _moments(filled) if kind == "ordinal" else (0.0, 1.0)
+    return ColumnEncoding(name, kind, center, scale, fill, levels, rare, gaps)
+
+
+def _imputed(values: Array, strategy: str) -> tuple[Array, float]:
+    """Values without gaps, and the value in the place of gaps."""
+    from sklearn.impute import SimpleImputer
+
+    imputer = SimpleImputer(strategy=strategy).fit(values[:, None])
+    return imputer.transform(values[:, None])[:, 0], float(imputer.statistics_[0])
+
+
+def _moments(values: Array) -> tuple[float, float]:
+    """Mean and standard deviation, in float64."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(values[:, None])
+    return float(scaler.mean_[0]), float(scaler.scale_[0])
+
+
+def _target(frame: Any, names: tuple[str, ...]) -> TargetEncoding:
+    kinds = {name: kind_of(frame[name]) for name in names}
+    if all(kind == "numeric" for kind in kinds.values()):
+        return TargetEncoding(names)
+    name = next(name for name, kind in kinds.items() if kind != "numeric")
+    if kinds[name] == "date":
+        raise ValueError(
+            f"the target {name!r} holds dates; expected numbers or classes. Convert it to days, for instance."
+        )
+    if len(names) > 1:
+        raise ValueError(
+            f"several targets must be numbers; {name!r} holds classes. Choose one target, and leave out the others by "
+            "drop=[...]."
+        )
+    classes = tuple(sorted({text_of(x) for x in frame[name].dropna()}))
+    if len(classes) < 2:
+        raise ValueError(
+            f"the target {name!r} must have at least 2 classes; got {', '.join(map(repr, classes)) or 'no value'}. "
+            "Choose another target, or rows of another class too."
+        )
+    return TargetEncoding(names, classes)
+
+
+def _class_weights(
+    given: str | Mapping[Any, float] | None, frame: Any, target: TargetEncoding | None
+) -> tuple[float, ...]:
+    """The weight of every class, by number; empty for 1 each."""
+    if given is None:
+        return ()
+    classes = target.classes if target else ()
+    if not classes:
+        raise ValueError("class_weights needs a target of classes, text or booleans. Leave it out, or use weights=.")
+    if isinstance(given, str):
+        if given != "balanced":
+            raise unknown("class_weights", given, ["balanced"])
+        from sklearn.utils.class_weight import compute_class_weight
+
+        texts = np.array([text_of(x) for x in frame[target.names[0]].dropna()])  # type: ignore[union-attr]
+        return tuple(compute_class_weight("balanced", classes=np.array(classes), y=texts).tolist())
+    by_name = {text_of(name): float(weight) for name, weight in given.items()}
+    for name in by_name:
+        if name not in classes:
+            raise unknown("class in class_weights", name, classes)
+    if lacking := [name for name in classes if name not in by_name]:
+        raise ValueError(f"class_weights lacks {', '.join(map(repr, lacking))}. Give every class a weight.")
+    weights = np.array([by_name[name] for name in classes])
+    return tuple(checked_weights(weights, "class_weights").double().tolist())

@@ -1,0 +1,151 @@
+"""Rows of an encoded table: the kinds of their columns, and the way back to a frame in the user's units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_RARE = "rare"  # the level that stands for all rare ones
+
+
+class EncodedColumn(Protocol):
+    """The record of how one column became features.
+
+    Attributes:
+        name: The column's name.
+        kind: ``"numeric"``, ``"boolean"``, ``"categorical"``, ``"ordinal"`` or ``"date"``.
+        center: Mean of the training rows; of dates in days since 1970.
+        scale: Standard deviation of the training rows; 0 if the value itself makes no feature.
+        fill: The value of a gap.
+        levels: The levels, as text.
+        rare: The levels that share one feature.
+        gaps: Whether the last feature marks gaps.
+        names: The names of the features.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def center(self) -> float: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def fill(self) -> float: ...
+    @property
+    def levels(self) -> Sequence[str]: ...
+    @property
+    def rare(self) -> Sequence[str]: ...
+    @property
+    def gaps(self) -> bool: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+
+
+def column_kinds(columns: Sequence[EncodedColumn]) -> list[tuple[Any, ...]]:
+    """The kinds of the columns of an encoded table, for a likelihood of mixed columns.
+
+    Numbers, dates and ordinal levels, which are standardized, are ``"real"``; booleans are ``"binary"``; a category is
+    a block of ``"categories"``; and the indicator of a column's gaps is ``"missing"``, so that no imputed value is
+    taken for an observation.
+
+    Args:
+        columns: The records of the columns of the table, in order.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> age = SimpleNamespace(name="age", kind="numeric", scale=8.0, gaps=True, names=("age", "age=missing"))
+        >>> column_kinds([age])
+        [('real', 'age'), ('missing', 'age')]
+    """
+    found: list[tuple[Any, ...]] = []
+    for column in columns:
+        own = [*column.names]
+        gaps = own.pop() if column.gaps else None
+        if column.kind == "categorical" and column.scale:
+            found.append(("categories", column.name, _levels(column)))
+            own = own[len(_levels(column)) :]
+        elif column.kind == "boolean" and column.scale:
+            found.append(("binary", own.pop(0)))
+        found += [("real", name) for name in own]
+        if gaps is not None:
+            found.append(("missing", column.name) if column.scale else ("binary", gaps))
+    return found
+
+
+def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
+    """Rows of an encoded table as a frame in the user's columns and units.
+
+    The inverse of the encoding, up to what it leaves out: dates come back to the microsecond in UTC, rare levels share
+    one name, an ordinal number becomes the nearest level, and of a block of categories the largest entry counts. A
+    value is missing where its number is NaN or its indicator of gaps is above one half.
+
+    Args:
+        columns: The records of the columns of the table, in order.
+        x: Rows, shape ``(N, D)``, such as draws or means of a model.
+
+    Returns:
+        A pandas frame.
+
+    Raises:
+        ValueError: If rows have another number of columns than the table.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> record = dict(kind="numeric", center=40.0, scale=10.0, levels=(), gaps=True, names=("age", "age=missing"))
+        >>> decode_rows([SimpleNamespace(name="age", **record)], [[-1.0, 0.0], [0.5, 1.0]])
+            age
+        0  30.0
+        1   NaN
+    """
+    import pandas as pd
+
+    values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+    width = sum(len(column.names) for column in columns)
+    if values.ndim != 2 or values.shape[1] != width:
+        raise ValueError(
+            f"rows of this table must have shape (N, {width}); got {tuple(values.shape)}. Give one draw of the rows: "
+            "prediction.draws[0]."
+        )
+    found, start = {}, 0
+    for column in columns:
+        stop = start + len(column.names)
+        found[column.name] = _decoded(column, values[:, start:stop])
+        start = stop
+    return pd.DataFrame(found)
+
+
+def _levels(column: EncodedColumn) -> list[str]:
+    return [*column.levels, *([_RARE] if column.rare else [])]
+
+
+def _decoded(column: EncodedColumn, x: Array) -> Any:
+    """The values of one column, from its features."""
+    import pandas as pd
+
+    gap = x[:, -1] > 0.5 if column.gaps else np.zeros(len(x), dtype=bool)
+    if not column.scale:
+        number = np.full(len(x), column.fill)
+    elif column.kind == "categorical":
+        block = x[:, : len(_levels(column))]
+        number = np.nan_to_num(block, nan=-1.0).argmax(1).astype(np.float64)
+        gap = gap | np.isnan(block).any(1) | (block == 0).all(1)
+    else:
+        number = x[:, 0] * column.scale + column.center
+    gap = gap | np.isnan(number)
+    if column.kind == "date":
+        since = pd.to_timedelta(pd.Series(np.where(gap, np.nan, number)), unit="D")
+        return (pd.Timestamp(0, tz="UTC") + since).dt.round("us")
+    if column.kind == "boolean":
+        return pd.Series(number > 0.5, dtype=object).where(~gap, None) if gap.any() else number > 0.5
+    if column.levels:
+        names = np.array(_levels(column), dtype=object)
+        place = np.nan_to_num(number).round().clip(0, len(names) - 1).astype(int)
+        return pd.Series(names[place], dtype=object).where(~gap, None)
+    return np.where(gap, np.nan, number)

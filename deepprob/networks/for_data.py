@@ -1,0 +1,59 @@
+"""A network for the rows of a data set or a table, and the likelihood that its targets ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from deepprob.data import DataSet, Table, as_split
+from deepprob.data.frames import is_frame
+from deepprob.data.opening import class_count
+from deepprob.networks.convolutional import ConvEncoder
+from deepprob.networks.dense import MLP
+
+
+def network_for(
+    data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A dense network for rows of features or a convolutional one for images, with one output per target or class.
+
+    Args:
+        data: A data set, a table with a target, or fields of any kind, the inputs before the target.
+        hidden_dims: Sizes of a dense network's hidden layers.
+        activation: Activation of the hidden layers.
+        options: Options of the user, which go before those that the targets ask for.
+
+    Returns:
+        The network, and the options with ``likelihood`` and ``num_classes`` if the targets are classes.
+
+    Raises:
+        TypeError: If the data are a frame, or no fields of numbers.
+        ValueError: If they have no targets.
+    """
+    shape: Sequence[int]
+    if isinstance(data, Table):
+        if "y" not in data:
+            raise ValueError("the table has no target to predict. Make it with one: dp.table(frame, target='column').")
+        shape, classes, outputs = data.shape, len(data.encoding.classes), len(data.encoding.targets)
+    elif isinstance(data, DataSet):
+        if len(data.train.names) < 2:
+            raise ValueError(
+                f"data set {data.name!r} has no targets to predict. Choose another data set or the model 'vae'."
+            )
+        shape, classes, outputs = data.shape, data.num_classes or 0, data.train.tensors[1][0].numel()
+    else:
+        fields = None if is_frame(data) else as_split(data).tensors
+        if fields is None or len(fields) < 2:
+            raise TypeError(
+                f"from_data expects a data set, a table, a frame and its target, or inputs and a target; got "
+                f"{type(data).__name__}. Write from_data(frame, target='column') or from_data((x, y))."
+            )
+        x, y = fields[0], fields[-1]
+        shape, classes, outputs = x.shape[1:], class_count(y) or 0, y[0].numel()
+    if classes:
+        options = {"likelihood": "categorical", "num_classes": classes} | dict(options)
+    if len(shape) == 1:
+        return MLP(shape[0], classes or outputs, hidden_dims, activation), dict(options)
+    return ConvEncoder(tuple(shape), classes or outputs, activation=activation), dict(options)

@@ -1,0 +1,144 @@
+"""Facts that data bring along beside their tensors: the names of columns, weights of rows, the encoding of a table."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from deepprob.data import Table, TableEncoding
+from deepprob.data.frames import is_frame
+from deepprob.data.precision import reading
+
+_Accept = TypeVar("_Accept", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Facts about a batch that its tensors do not hold; a fitted program keeps those of its fit.
+
+    Attributes:
+        columns: Names of the columns of arguments that were frames, by argument.
+        encoding: How a frame becomes a table; None if the data were no table.
+        weights: Weights of the rows in the log-likelihood, ``(N,)``; None for 1 each.
+        fitted: Whether these are the facts of a finished fit, which has given its warnings.
+    """
+
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    encoding: TableEncoding | None = None
+    weights: Tensor | None = None
+    fitted: bool = False
+
+    def read(self, data: Any) -> Any:
+        """A frame as the table that the encoding makes of it; any other data as they are.
+
+        Args:
+            data: A user's data.
+
+        Raises:
+            ValueError: If data are a table of another encoding.
+        """
+        if self.encoding is None:
+            return data
+        if is_frame(data):
+            return self.encoding.encode(data)
+        if isinstance(data, tuple) and len(data) == 1 and is_frame(data[0]):
+            return self.encoding.encode(data[0])
+        if isinstance(data, Table) and data.encoding != self.encoding:
+            raise ValueError(
+                "the table was encoded by its own means and levels, not by those of the fit. Give the frame itself, or "
+                "encode it alike: table.encoding.encode(frame), with the table of the fit."
+            )
+        return data
+
+    def of(self, data: Any, names: Sequence[str]) -> Origin:
+        """The origin of arguments that were read.
+
+        Args:
+            data: The user's data, a frame as its table.
+            names: The names of the arguments.
+        """
+        if not isinstance(data, Table):
+            return self
+        own = {"x": data.encoding.names} | ({"y": data.encoding.targets} if len(data.encoding.targets) > 1 else {})
+        fields = {
+            name if name in names else names[i]: own[name]
+            for i, name in enumerate(data.names[: len(names)])
+            if name in own
+        }
+        return replace(self, columns={**self.columns, **fields}, encoding=data.encoding, weights=data.weights)
+
+
+class Fields(tuple[Any, ...]):
+    """Tensors that share their rows, in the order of a program's arguments, and their origin."""
+
+    origin: Origin
+
+    def __new__(cls, rows: Sequence[Any], origin: Origin) -> Fields:
+        made = super().__new__(cls, rows)
+        made.origin = origin
+        return made
+
+
+def origin_of(batch: Sequence[Any]) -> Origin:
+    """The origin of a batch; of plain tensors nothing is known."""
+    found: Origin = getattr(batch, "origin", Origin())
+    return found
+
+
+def in_own_precision(accept: _Accept) -> _Accept:
+    """A method of a program that reads data, in the precision of the program: float64 if it holds float64 alone."""
+
+    @functools.wraps(accept)
+    def call(self: Any, data: Any, **options: Any) -> Any:
+        held = {x.dtype for x in (*self.parameters(), *self.buffers()) if x.dtype.is_floating_point}
+        dtype = torch.float64 if held == {torch.float64} else torch.get_default_dtype()
+        with reading(dtype, warn=not self.origin.fitted):
+            return accept(self, data, **options)
+
+    return cast(_Accept, call)
+
+
+def origin_to_json(origin: Origin) -> dict[str, Any]:
+    """What a saved posterior keeps of the origin of its data, beside the names of columns, as JSON."""
+    return {"encoding": origin.encoding.to_json() if origin.encoding else None}
+
+
+def origin_from_json(saved: Mapping[str, Any] | None, columns: Mapping[str, tuple[str, ...]]) -> Origin:
+    """The inverse of `origin_to_json`; a folder of an earlier version has no entry."""
+    encoding = (saved or {}).get("encoding")
+    return Origin(columns, TableEncoding.from_json(encoding) if encoding else None, fitted=True)
+
+
+def check_weighted(program: Any, found: Any) -> None:
+    """Refuse weights of rows, if there are any, where the program does not tell which sites belong to a row.
+
+    Args:
+        program: The program.
+        found: Its structure.
+
+    Raises:
+        ValueError: If it names no plate over rows, observes values outside of it, or has a guide that is one
+            distribution over the latents of all rows.
+    """
+    if program.bound_rows.weights is None:
+        return
+    if not program.data_name:
+        raise ValueError(
+            "weights of rows need the name of the plate over rows, whose sites they scale. Write "
+            "Program.of(model, guide, data_plate='...')."
+        )
+    if outside := [name for name in found.observed if not found.all_local((name,))]:
+        raise ValueError(
+            f"site {outside[0]!r} observes values outside of plate {program.data_name!r}, so weights of rows cannot "
+            "scale them. Put it inside of the plate."
+        )
+    if found.local and not found.by_row:
+        raise ValueError(
+            "the guide is one distribution over the latents of all rows, so rows cannot have weights of their own. Use "
+            "guide='normal', or an amortized guide."
+        )
