@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from deepprob.data.streams import Container, IndexedRows
-from deepprob.fitting import chunks
 from deepprob.fitting.chunks import SECONDS, Chunk, Chunks
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.streamed_rows import StreamedRows, accepted_rows
 from deepprob.posteriors.training_rows import TrainingRows
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
+
+_BYTES_OF_DIGESTS = 2**20  # that one read takes for digests: larger pieces leave holes in memory
 
 
 class _Place(NamedTuple):
@@ -54,7 +55,7 @@ class IndexedChunks(Chunks):
     def training_rows(self, instance: ProgramInstance) -> TrainingRows | None:
         if self.stream.is_random:
             return None
-        most = max(1, chunks.BYTES // max(1, sum(x[0].numel() * x.element_size() for x in self.data)))
+        most = max(1, _BYTES_OF_DIGESTS // max(1, sum(x[0].numel() * x.element_size() for x in self.data)))
         return TrainingRows.read(self.num_data, self.read, most, self.data, instance)
 
     @property

@@ -105,9 +105,12 @@ class TrainingRows:
         """
         chosen = _chosen(count, MOST_DIGESTS)
         numbers = torch.arange(count) if chosen is None else chosen
-        digests = torch.cat([digests_of(read(piece)) for piece in numbers.split(most)])
-        summaries = _summaries(sample, instance)
-        return cls(count, digests.sort().values, summaries)
+        digests = torch.empty(
+            len(numbers), dtype=torch.int64
+        )  # small tensors kept between large ones would split memory
+        for piece, found in zip(numbers.split(most), digests.split(most), strict=True):
+            found.copy_(digests_of(read(piece)))
+        return cls(count, digests.sort().values, _summaries(sample, instance))
 
     @property
     def repeats(self) -> Tensor:
@@ -191,8 +194,12 @@ def columns_of(x: Tensor) -> Array:
         >>> columns_of(torch.zeros(5, 3)).shape, columns_of(torch.zeros(5, 28, 28)).shape
         ((5, 3), (5, 2))
     """
-    flat = np.asarray(x.detach().reshape(len(x), math.prod(x.shape[1:])).to(torch.float64).cpu().numpy())
-    return flat if flat.shape[1] <= MOST_COLUMNS else np.stack([flat.mean(1), flat.std(1)], 1)
+    flat = x.detach().reshape(len(x), math.prod(x.shape[1:]))
+    if flat.shape[1] <= MOST_COLUMNS:
+        return np.asarray(flat.to(torch.float64).cpu().numpy())
+    pieces = flat.split(max(1, _NUMBERS_AT_ONCE // flat.shape[1]))
+    found = [torch.stack([p.mean(1), p.std(1, correction=0)], 1) for p in (x.to(torch.float64) for x in pieces)]
+    return np.asarray(torch.cat(found).cpu().numpy() if found else np.empty((0, 2)))
 
 
 def _summaries(batch: Sequence[Tensor], instance: ProgramInstance | None) -> tuple[Summary | None, ...]:
