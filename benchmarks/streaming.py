@@ -4,8 +4,8 @@
 
 Memory: a sparse file of 2 GB is fitted in a process of its own. Counted is its anonymous memory (RssAnon) beyond what
 it held after the same fit of a few rows in memory; pages of the file can be dropped at any time. Speed: compiled steps
-from a file and from a loader with a worker process, beside those of the same rows in memory. Of the loader, the time is
-compared with the larger of its own reading time and of the steps.
+from a file and from loaders, beside those of the same rows in memory. The time of a loader is compared with the larger
+of its own reading time and that of the steps.
 Writes ``benchmarks/results/streaming.json``.
 """
 
@@ -103,26 +103,27 @@ def memory(gigabytes: float, steps: int) -> dict[str, float]:
 
 
 def speed(rows: int, steps: int) -> dict[str, dict[str, float]]:
-    """Seconds of as many steps from memory, from a file, and from a loader."""
+    """Seconds of as many steps from memory, from a file, and from loaders."""
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.npy"
         np.save(path, np.random.default_rng(0).normal(size=(rows, COLUMNS)).astype(np.float32))
         memory, file = torch.from_numpy(np.load(path)), np.load(path, mmap_mode="r")
-        loader = DataLoader(Rows(path), batch_size=128, shuffle=True, num_workers=1)
         resident, streamed = _per_step(memory, steps), _per_step(file, steps)
-        batches = min(steps, len(loader))
-        reading = min(_reading(loader, batches) for _ in range(2))
-        loaded = _per_step(loader, batches)
-    found["rows in memory"] = {"us": 1e6 * resident}
-    found["memory-mapped file"] = {"us": 1e6 * streamed, "ratio": streamed / resident, "limit": LIMIT_RATIO}
-    larger = max(reading, resident)
-    found["loader, one worker"] = {
-        "us": 1e6 * loaded,
-        "reading_us": 1e6 * reading,
-        "ratio": loaded / larger,
-        "limit": LIMIT_RATIO,
-    }
+        found["rows in memory"] = {"us": 1e6 * resident}
+        found["memory-mapped file"] = {"us": 1e6 * streamed, "ratio": streamed / resident, "limit": LIMIT_RATIO}
+        for workers, name in ((1, "loader, one worker"), (0, "loader, no worker")):
+            loader = DataLoader(Rows(path), batch_size=128, shuffle=True, num_workers=workers)
+            batches = min(steps, len(loader))
+            reading = min(_reading(loader, batches) for _ in range(2))
+            loaded = _per_step(loader, batches)
+            larger = max(reading, resident)
+            found[name] = {
+                "us": 1e6 * loaded,
+                "reading_us": 1e6 * reading,
+                "ratio": loaded / larger,
+                "limit": LIMIT_RATIO,
+            }
     return found
 
 
