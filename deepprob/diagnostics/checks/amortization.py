@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from deepprob.diagnostics.check import Check, Verdict, number
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.programs.arguments import rows_of
 from deepprob.programs.minibatch import num_rows
-from deepprob.programs.tracing import LogDensity, log_density
+from deepprob.programs.tracing import log_density
 
 NAME = "amortization gap"
 NATS_PER_NUMBER = 0.05
 _DRAWS, _STEPS, _MOST_ROWS = 16, 20, 64
 _SHARE, _FACTOR = 0.7, 4.0  # of a Newton step; most change of a variance in one step
+
+Density = Callable[[Tensor], tuple[Tensor, Tensor]]  # values (K,) and gradients (K, D) at points (K, D)
 
 
 def check_amortization(gap: float, se: float, *, numbers: int, rows: int, looseness: float) -> Check:
@@ -57,7 +60,7 @@ def check_amortization(gap: float, se: float, *, numbers: int, rows: int, loosen
     )
 
 
-def bound_of_own_guides(density: LogDensity, mean: Tensor, sd: Tensor, seed: int) -> Tensor:
+def bound_of_own_guides(density: Density, mean: Tensor, sd: Tensor, seed: int) -> Tensor:
     r"""The bound of independent normals, fitted to the density from a start, by draw.
 
     Each step fits the line :math:`-P(u - \mu)` to the gradients at the draws of the normals, number by number, as
@@ -106,12 +109,20 @@ def _run(case: Case, level: float) -> Check:
     density = log_density(case.posterior.instance, rows_of(case.sample_batch, slice(rows)), chains=_DRAWS)
     draws, weights = case.row_draws.values, torch.as_tensor(case.log_weights)[:, :rows]
     columns = torch.cat([draws[name][:, :rows].flatten(1) for name in density.shapes], 1)
-    own = bound_of_own_guides(density, columns.mean(0), columns.std(0), case.seed).double()
+    varying = columns.std(0) > 0  # steps beyond the end of a sequence have latents too, which are masked
+
+    def density_of_varying(u: Tensor) -> tuple[Tensor, Tensor]:
+        value, gradient = density(columns[:1].expand(len(u), -1).masked_scatter(varying, u))
+        return value, gradient[:, varying]
+
+    start = columns[:, varying]
+    own = bound_of_own_guides(density_of_varying, start.mean(0), start.std(0), case.seed).double()
     guides = weights.sum(1)
     gap = float(own.mean() - guides.mean()) / rows
     se = float((own.var() / len(own) + guides.var() / len(guides)).sqrt()) / rows
     looseness = float((weights.logsumexp(0) - math.log(len(weights)) - weights.mean(0)).mean())
-    return check_amortization(gap, se, numbers=columns.shape[1] // rows, rows=rows, looseness=looseness)
+    numbers = math.ceil(start.shape[1] / rows)
+    return check_amortization(gap, se, numbers=numbers, rows=rows, looseness=looseness)
 
 
 amortization_gap = Diagnostic(

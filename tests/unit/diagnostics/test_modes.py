@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -15,6 +17,7 @@ from deepprob.diagnostics.checks.modes import check_label_switching, check_other
 from deepprob.diagnostics.checks.repeats import check_repeats
 from deepprob.diagnostics.overlap import Overlap, overlap_of
 from deepprob.inference import svi
+from deepprob.models import DeepMarkovModel
 from deepprob.posteriors.guide_draws import guide_draws
 from deepprob.posteriors.label_switching import Switching
 from deepprob.posteriors.other_modes import OtherMode, density_to_search, other_mode
@@ -127,6 +130,14 @@ def test_guides_fitted_to_each_row_find_independent_normals() -> None:
     density = LogDensity(function, [], (), {"z": torch.Size([3])}, 3, dict)  # type: ignore[arg-type]
     bound = bound_of_own_guides(density, mean + 2 * sd, 1.5 * sd, 0)
     assert bound.mean().item() == pytest.approx(7.0, abs=0.05)
+
+
+def test_latents_beyond_the_end_of_a_sequence_have_no_gap() -> None:
+    example = DeepMarkovModel.example()
+    posterior = svi(example.program, example.data, steps=60, progress=False, compile=False)
+    found = dp.check(posterior, example.data)["amortization gap"]
+    steps = int(example.data[1].sum())
+    assert math.isfinite(found.value) and found.details["numbers"] == math.ceil(2 * steps / 24)
 
 
 def test_overlap_of_unknown_rows_asks_nothing() -> None:
