@@ -16,6 +16,7 @@ from deepprob.distributions.columns import Variable
 
 _MOST_SHARES = 12  # categories that are shown, those of the largest shares
 _MOST_REPLICATES = 30
+_LETTERS = 12  # of all names side by side
 _LONGEST = 14  # letters of a label
 
 
@@ -62,7 +63,8 @@ def _shares(axis: Any, seen: Array, again: Array, labels: Sequence[str]) -> None
     low, high = np.quantile(again[:, shown], [0.05, 0.95], axis=0)
     axis.vlines(np.arange(len(shown)), low, high, color=BLUE, linewidth=4)
     axis.plot(np.arange(len(shown)), seen[shown], "D", color=ORANGE, markersize=4)
-    axis.set_xticks(np.arange(len(shown)), [labels[i] for i in shown], rotation=30 if len(shown) > 3 else 0)
+    names = [labels[i] for i in shown]
+    axis.set_xticks(np.arange(len(shown)), names, rotation=30 if len("".join(names)) > _LETTERS else 0)
     axis.set_xlim(-0.6, len(shown) - 0.4)
     axis.set_ylim(0.0, min(1.0, 1.15 * float(max(high.max(), seen.max(), 0.05))))
     axis.set_ylabel("share")
