@@ -31,6 +31,29 @@ def frame_of(frame: Any) -> Any:
     return pd.api.interchange.from_dataframe(frame)
 
 
+def named(frame: Any) -> Any:
+    """A frame of pandas whose columns are named by text.
+
+    Args:
+        frame: A frame of pandas, of polars, or with the dataframe interchange protocol.
+
+    Raises:
+        ValueError: If its columns have names of several levels.
+
+    Examples:
+        >>> import pandas as pd
+        >>> [*named(pd.DataFrame([[1, 2]])).columns]
+        ['0', '1']
+    """
+    frame = frame_of(frame)
+    if (levels := frame.columns.nlevels) > 1:
+        raise ValueError(
+            f"the columns of the frame have names of {levels} levels, such as {frame.columns[0]!r}. Join the "
+            "levels: frame.columns = [' '.join(map(str, name)) for name in frame.columns]."
+        )
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
 def column_names(frame: Any) -> tuple[str, ...]:
     """The names of a frame's columns; none if they only count the columns, or if two are equal."""
     columns = [*frame_of(frame).columns]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepprob.data.column_encoding import ColumnEncoding, as_numbers, text_of
-from deepprob.data.frames import frame_of, missing_column
+from deepprob.data.frames import missing_column, named
 from deepprob.data.precision import lossy_columns
 from deepprob.data.split import Rows, Split
 from deepprob.errors import counted, unknown
@@ -145,8 +145,7 @@ class TableEncoding:
         Raises:
             ValueError: If a column is missing, or does not hold values of the fit's kind.
         """
-        frame = frame_of(frame)
-        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+        frame = named(frame)
         wanted = [column.name for column in self.columns]
         if lacking := [name for name in wanted if name not in frame]:
             used = {*wanted, *self.targets, self.weights}

@@ -10,7 +10,21 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_RARE = "rare"  # the level that stands for all rare ones
+
+def unlike(word: str, taken: Sequence[str]) -> str:
+    """A word, followed by ``_`` as often as it takes to be none of some others.
+
+    Args:
+        word: The word.
+        taken: The others.
+
+    Examples:
+        >>> unlike("rare", ["red"]), unlike("rare", ["red", "rare"])
+        ('rare', 'rare_')
+    """
+    while word in taken:
+        word += "_"
+    return word
 
 
 class EncodedColumn(Protocol):
@@ -48,12 +62,21 @@ class EncodedColumn(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
+def shown_levels(column: EncodedColumn) -> list[str]:
+    """The levels of a column in the order of its features; all rare ones share the last name.
+
+    Args:
+        column: The record of the column.
+    """
+    return [*column.levels, *([unlike("rare", column.levels)] if column.rare else [])]
+
+
 def column_kinds(columns: Sequence[EncodedColumn]) -> list[tuple[Any, ...]]:
     """The kinds of the columns of an encoded table, for a likelihood of mixed columns.
 
     Numbers, dates and ordinal levels, which are standardized, are ``"real"``; booleans are ``"binary"``; a category is
-    a block of ``"categories"``; and the indicator of a column's gaps is ``"missing"``, so that no imputed value is
-    taken for an observation.
+    a block of ``"categories"``; and the indicator of a column's gaps is ``"missing"``, also for the sine and cosine of
+    a date, so that no imputed value is taken for an observation.
 
     Args:
         columns: The records of the columns of the table, in order.
@@ -69,13 +92,15 @@ def column_kinds(columns: Sequence[EncodedColumn]) -> list[tuple[Any, ...]]:
         own = [*column.names]
         gaps = own.pop() if column.gaps else None
         if column.kind == "categorical" and column.scale:
-            found.append(("categories", column.name, _levels(column)))
-            own = own[len(_levels(column)) :]
+            found.append(("categories", column.name, shown_levels(column)))
+            own = own[len(shown_levels(column)) :]
         elif column.kind == "boolean" and column.scale:
             found.append(("binary", own.pop(0)))
         found += [("real", name) for name in own]
         if gaps is not None:
-            found.append(("missing", column.name) if column.scale else ("binary", gaps))
+            waves = own[1:] if column.kind == "date" else []
+            marks = ("missing", column.name, waves) if waves else ("missing", column.name)
+            found.append(marks if column.scale else ("binary", gaps))
     return found
 
 
@@ -121,10 +146,6 @@ def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
     return pd.DataFrame(found)
 
 
-def _levels(column: EncodedColumn) -> list[str]:
-    return [*column.levels, *([_RARE] if column.rare else [])]
-
-
 def _decoded(column: EncodedColumn, x: Array) -> Any:
     """The values of one column, from its features."""
     import pandas as pd
@@ -133,7 +154,7 @@ def _decoded(column: EncodedColumn, x: Array) -> Any:
     if not column.scale:
         number = np.full(len(x), column.fill)
     elif column.kind == "categorical":
-        block = x[:, : len(_levels(column))]
+        block = x[:, : len(shown_levels(column))]
         number = np.nan_to_num(block, nan=-1.0).argmax(1).astype(np.float64)
         gap = gap | np.isnan(block).any(1) | (block == 0).all(1)
     else:
@@ -145,7 +166,7 @@ def _decoded(column: EncodedColumn, x: Array) -> Any:
     if column.kind == "boolean":
         return pd.Series(number > 0.5, dtype=object).where(~gap, None) if gap.any() else number > 0.5
     if column.levels:
-        names = np.array(_levels(column), dtype=object)
+        names = np.array(shown_levels(column), dtype=object)
         place = np.nan_to_num(number).round().clip(0, len(names) - 1).astype(int)
         return pd.Series(names[place], dtype=object).where(~gap, None)
     return np.where(gap, np.nan, number)
