@@ -147,7 +147,10 @@ def open_rows(
         return rows, files
     found = read_file(path)
     if isinstance(found, dict):
-        return _split_of(path, found, recipe.get("target"), recipe.get("drop", ())), None
+        target, drop = recipe.get("target"), {*recipe.get("drop", ())}
+        if not with_target:
+            target, drop = None, drop | {target}
+        return _split_of(path, found, target, [name for name in found if name in drop]), None
     names, target = [str(column) for column in found.columns], recipe.get("target")
     wanted = [*recipe.get("columns", ()), *([target] if target and with_target else [])]
     if lacking := [column for column in wanted if column not in names]:

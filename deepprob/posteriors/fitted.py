@@ -117,6 +117,17 @@ class FittedProgram:
         self._meet(batch)
         return batch
 
+    def inputs_of(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The user's data for a query that needs no target, which is left out of a frame if it cannot be read.
+
+        Targets stay where they tell about latent sites of their rows.
+
+        Args:
+            data: The user's data.
+        """
+        found = self.structure
+        return data if len(data) != 1 or found.local or found.summed else (self.program.origin.inputs(data[0]),)
+
     def _conforming(self, data: tuple[Any, ...], fill: Fill | None) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
         batch = self.program.accept(data[0] if len(data) == 1 else tuple(data), fill=fill)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deepprob.data import Table, TableEncoding
-from deepprob.data.frames import is_frame
+from deepprob.data.frames import is_frame, named, row_as_frame
 from deepprob.data.precision import reading
 
 _Accept = TypeVar("_Accept", bound=Callable[..., Any])
@@ -44,16 +44,30 @@ class Origin:
         """
         if self.encoding is None:
             return data
-        if is_frame(data):
-            return self.encoding.encode(data)
-        if isinstance(data, tuple) and len(data) == 1 and is_frame(data[0]):
-            return self.encoding.encode(data[0])
+        if (frame := _one_frame(data)) is not None:
+            return self.encoding.encode(frame)
         if isinstance(data, Table) and data.encoding != self.encoding:
             raise ValueError(
                 "the table was encoded by its own means and levels, not by those of the fit. Give the frame itself, or "
                 "encode it alike: table.encoding.encode(frame), with the table of the fit."
             )
         return data
+
+    def inputs(self, data: Any) -> Any:
+        """Data for a query that does not need the target: a frame without targets that cannot be read, or weights.
+
+        Args:
+            data: A user's data.
+        """
+        if self.encoding is None or (frame := _one_frame(data)) is None:
+            return data
+        frame, unneeded = named(frame), [self.encoding.weights]
+        try:
+            if self.encoding.target:
+                self.encoding.target.encode(frame)
+        except ValueError:
+            unneeded += self.encoding.targets
+        return frame.drop(columns=[name for name in unneeded if name in frame])
 
     def of(self, data: Any, names: Sequence[str]) -> Origin:
         """The origin of arguments that were read.
@@ -71,6 +85,13 @@ class Origin:
             if name in own
         }
         return replace(self, columns={**self.columns, **fields}, encoding=data.encoding, weights=data.weights)
+
+
+def _one_frame(data: Any) -> Any:
+    """The frame, or the row of one, that data consist of; None for other data."""
+    value = data[0] if isinstance(data, tuple) and len(data) == 1 else data
+    value = row_as_frame(value)
+    return value if is_frame(value) else None
 
 
 class Fields(tuple[Any, ...]):

@@ -107,6 +107,27 @@ def test_predict_keeps_the_id_and_the_order_of_rows(home: Path) -> None:
     assert found["id"].tolist() == new["id"].tolist() and set(found["class"]) <= {"red", "white"}
 
 
+@pytest.mark.parametrize("kind", ["blue", None])
+def test_predict_does_not_read_the_target(home: Path, kind: str | None) -> None:
+    new = flowers()
+    new.loc[::3, "kind"] = kind
+    new.to_csv("new.csv", index=False)
+    result = deepprob_("predict", str(home / "bnn"), "new.csv", "--out", "p.csv", "--draws", "10")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv("p.csv")) == 60
+
+
+def test_predict_takes_arrays_without_their_target() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    np.savez("rows.npz", x=x, price=x.sum(1), note=np.arange(40))
+    run = ["--target", "price", "--drop", "note", "--out", "run", "--quiet"]
+    assert deepprob_("fit", "bnn", "rows.npz", *run, *TINY).exit_code in (0, 1)
+    np.savez("new.npz", x=x[:4])
+    result = deepprob_("predict", "run", "new.npz", "--out", "p.csv", "--draws", "10")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv("p.csv")) == 4
+
+
 def test_other_columns_than_those_of_the_fit_are_named(home: Path) -> None:
     flowers().rename(columns={"petal": "petals"}).to_csv("new.csv", index=False)
     assert "'new.csv' lacks the column 'petal', which the fit had. Rename 'petals' if it is 'petal'." in error_of(

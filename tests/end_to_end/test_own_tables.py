@@ -266,6 +266,8 @@ def test_labels_in_any_form_are_classes(form: str) -> None:
 SAME: dict[str, Callable[[], Any]] = {
     "without the target": lambda: FRAME[["size", "kind"]],
     "a target of gaps": lambda: FRAME.assign(price=np.nan),
+    "a target with gaps": lambda: FRAME.assign(price=FRAME["price"].mask(GAP)),
+    "a target of text": lambda: FRAME.assign(price="?"),
     "other order": lambda: FRAME[["price", "kind", "size"]],
     "further columns": lambda: FRAME.assign(note="-"),
     "other types": lambda: FRAME.astype({"size": "Float64", "kind": "category"}),
@@ -276,6 +278,32 @@ SAME: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("form", SAME)
 def test_later_frames_are_encoded_alike(prices: Posterior, form: str) -> None:
     assert torch.equal(prices.predict(SAME[form](), draws=4).mean, prices.predict(FRAME, draws=4).mean)
+
+
+def test_a_target_that_is_not_needed_may_hold_anything(animals: Posterior) -> None:
+    expected = animals.predict(FRAME[["size", "price"]], draws=4).mean
+    for other in (FRAME.assign(kind="dog"), FRAME.assign(kind=FRAME["kind"].where(~GAP, None))):
+        assert torch.equal(animals.predict(other, draws=4).mean, expected)
+    drawn = animals.sample(FRAME.assign(kind="dog"), draws=2), animals.sample(FRAME, draws=2)
+    assert all(torch.equal(value, drawn[1][name]) for name, value in drawn[0].items())
+    prior = animals.predict_prior(N, FRAME.assign(kind="dog")), animals.predict_prior(N, FRAME)
+    assert torch.equal(prior[0].mean, prior[1].mean)
+    with pytest.raises(ValueError, match="unknown class of 'kind' 'dog'"):
+        animals.log_likelihood(FRAME.assign(kind="dog"), draws=2)
+
+
+def test_weights_are_not_needed_to_predict() -> None:
+    frame = FRAME.assign(w=1.0 + (SIZE > 10))
+    table = dp.table(frame, target="price", weights="w")
+    posterior = fit(BayesianNeuralNetwork.from_data(table, hidden_dims=(4,)), table, 3)
+    assert torch.equal(posterior.predict(frame.assign(w=np.nan), draws=3).mean, posterior.predict(frame, draws=3).mean)
+
+
+def test_one_row_of_a_frame_is_a_series(animals: Posterior) -> None:
+    one, by_frame = animals.predict(FRAME.iloc[3], draws=4), animals.predict(FRAME.iloc[[3]], draws=4)
+    assert one.to_frame().equals(by_frame.to_frame()) and [*one.to_frame().index] == ["row 3"]
+    with pytest.raises(ValueError, match="the frame lacks the columns 'size', 'price'"):
+        animals.predict(FRAME.iloc[3][["kind"]], draws=4)
 
 
 def test_a_part_of_the_rows_is_encoded_by_all_rows(prices: Posterior) -> None:
@@ -321,6 +349,7 @@ def test_several_targets_have_names() -> None:
     posterior = fit(BayesianNeuralNetwork.from_data(frame, target=["price", "cost"], hidden_dims=(4,)), frame, 3)
     made = posterior.predict(frame, draws=5)
     assert made.columns == ("price", "cost")
+    assert torch.equal(made.mean, posterior.predict(frame.drop(columns="cost"), draws=5).mean)
     assert [*made.to_frame().columns][:5] == ["mean[price]", "sd[price]", "5%[price]", "95%[price]", "mean[cost]"]
 
 
