@@ -254,7 +254,7 @@ def test_missing_targets_are_refused_by_row_unless_the_model_masks_them(form: st
     program = dp.Program.of(skipping, "normal", data_plate="data", missing="allow")
     likelihood = fit(program, (X, GAPS[form]())).log_likelihood(X, GAPS[form](), draws=3)
     assert np.array_equal(likelihood[0] != 0, MASK)
-    with pytest.raises(ValueError, match=r"'y'.*NaN.*row 0"):
+    with pytest.raises(ValueError, match=r"'y'.*NaN.*row 0.*Drop these rows or fill them in\. A .* missing='allow'"):
         ask((X, GAPS[form]()))
 
 
