@@ -74,7 +74,7 @@ def open_data(
         found = read_file(path)
         if needs_target and target is None and not isinstance(found, dict):
             raise ValueError(
-                f"'{path}' needs a target, the column to predict. Name one of: "
+                f"'{path}' needs a target, the column to predict. Name it by --target, one of: "
                 f"{', '.join(repr(str(column)) for column in found.columns)}."
             )
         task, parts, classes = _parts(path, found, target, drop, weights, split)

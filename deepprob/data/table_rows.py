@@ -131,7 +131,7 @@ def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
     """
     import pandas as pd
 
-    values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+    values = _array(x)
     width = sum(len(column.names) for column in columns)
     if values.ndim != 2 or values.shape[1] != width:
         raise ValueError(
@@ -146,10 +146,38 @@ def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
     return pd.DataFrame(found)
 
 
+def column_values(column: EncodedColumn, number: Any) -> Any:
+    """Standardized numbers of a column in its own units: a date, the nearest level of an order, or a number.
+
+    Args:
+        column: The record of the column.
+        number: The numbers, NaN where there is no value; shape ``(N,)``.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> size = SimpleNamespace(kind="ordinal", center=1.0, scale=0.5, levels=("S", "M", "L"), rare=())
+        >>> [*column_values(size, [0.0, -1.8])]
+        ['M', 'S']
+    """
+    return _in_words(column, _array(number) * column.scale + column.center)
+
+
+def units_of(column: EncodedColumn, sd: Any) -> Array:
+    """Standard deviations of standardized numbers in the units of a column: days for dates, places for levels.
+
+    Args:
+        column: The record of the column.
+        sd: The standard deviations.
+    """
+    return _array(sd) * column.scale
+
+
+def _array(x: Any) -> Array:
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+
+
 def _decoded(column: EncodedColumn, x: Array) -> Any:
     """The values of one column, from its features."""
-    import pandas as pd
-
     gap = x[:, -1] > 0.5 if column.gaps else np.zeros(len(x), dtype=bool)
     if not column.scale:
         number = np.full(len(x), column.fill)
@@ -159,9 +187,16 @@ def _decoded(column: EncodedColumn, x: Array) -> Any:
         gap = gap | np.isnan(block).any(1) | (block == 0).all(1)
     else:
         number = x[:, 0] * column.scale + column.center
-    gap = gap | np.isnan(number)
+    return _in_words(column, np.where(gap, np.nan, number))
+
+
+def _in_words(column: EncodedColumn, number: Array) -> Any:
+    """Numbers of a column as its own values; NaN is a gap."""
+    import pandas as pd
+
+    gap = np.isnan(number)
     if column.kind == "date":
-        since = pd.to_timedelta(pd.Series(np.where(gap, np.nan, number)), unit="D")
+        since = pd.to_timedelta(pd.Series(number), unit="D")
         return (pd.Timestamp(0, tz="UTC") + since).dt.round("us")
     if column.kind == "boolean":
         return pd.Series(number > 0.5, dtype=object).where(~gap, None) if gap.any() else number > 0.5
@@ -169,4 +204,4 @@ def _decoded(column: EncodedColumn, x: Array) -> Any:
         names = np.array(shown_levels(column), dtype=object)
         place = np.nan_to_num(number).round().clip(0, len(names) - 1).astype(int)
         return pd.Series(names[place], dtype=object).where(~gap, None)
-    return np.where(gap, np.nan, number)
+    return number

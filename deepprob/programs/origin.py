@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from deepprob.data import Table, TableEncoding
+from deepprob.data import DataSet, Table, TableEncoding
 from deepprob.data.frames import is_frame, named, row_as_frame
 from deepprob.data.precision import reading
 
@@ -24,14 +24,34 @@ class Origin:
     Attributes:
         columns: Names of the columns of arguments that were frames, by argument.
         encoding: How a frame becomes a table; None if the data were no table.
+        classes: The names of the classes of the target, by number, of data that are no table; empty if it has none.
         weights: Weights of the rows in the log-likelihood, ``(N,)``; None for 1 each.
         fitted: Whether these are the facts of a finished fit, which has given its warnings.
     """
 
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     encoding: TableEncoding | None = None
+    classes: tuple[str, ...] = ()
     weights: Tensor | None = None
     fitted: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of the target, by number; empty if it has none."""
+        return self.classes if self.encoding is None else self.encoding.classes
+
+    @classmethod
+    def of_source(cls, data: Any) -> Origin:
+        """What a program that is made for data keeps of them: the encoding of a table, the classes of a data set.
+
+        Args:
+            data: A table, a data set, or any other data, of which nothing is kept.
+        """
+        if isinstance(data, DataSet):
+            if not isinstance(data.train, Table):
+                return cls(classes=tuple(map(str, data.extras.get("class_names", ()))))
+            data = data.train
+        return cls(encoding=data.encoding if isinstance(data, Table) else None)
 
     def read(self, data: Any) -> Any:
         """A frame as the table that the encoding makes of it; any other data as they are.
@@ -68,6 +88,16 @@ class Origin:
         except ValueError:
             unneeded += self.encoding.targets
         return frame.drop(columns=[name for name in unneeded if name in frame])
+
+    def after_fit(self, batch: Sequence[Any], columns: Mapping[str, tuple[str, ...]]) -> Origin:
+        """What a fitted program keeps.
+
+        Args:
+            batch: The arguments of the fit.
+            columns: Names of the columns of arguments that were frames, by argument.
+        """
+        encoding = origin_of(batch).encoding or self.encoding
+        return replace(self, columns=columns, encoding=encoding, weights=None, fitted=True)
 
     def of(self, data: Any, names: Sequence[str]) -> Origin:
         """The origin of arguments that were read.
@@ -126,13 +156,14 @@ def in_own_precision(accept: _Accept) -> _Accept:
 
 def origin_to_json(origin: Origin) -> dict[str, Any]:
     """What a saved posterior keeps of the origin of its data, beside the names of columns, as JSON."""
-    return {"encoding": origin.encoding.to_json() if origin.encoding else None}
+    encoding = origin.encoding.to_json() if origin.encoding else None
+    return {"encoding": encoding, **({"classes": list(origin.classes)} if origin.classes else {})}
 
 
 def origin_from_json(saved: Mapping[str, Any] | None, columns: Mapping[str, tuple[str, ...]]) -> Origin:
     """The inverse of `origin_to_json`; a folder of an earlier version has no entry."""
-    encoding = (saved or {}).get("encoding")
-    return Origin(columns, TableEncoding.from_json(encoding) if encoding else None, fitted=True)
+    encoding, classes = (saved or {}).get("encoding"), tuple((saved or {}).get("classes", ()))
+    return Origin(columns, TableEncoding.from_json(encoding) if encoding else None, classes, fitted=True)
 
 
 def check_weighted(program: Any, found: Any) -> None:

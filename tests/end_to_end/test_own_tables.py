@@ -23,8 +23,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
 import deepprob as dp
+from deepprob.data import decode_rows
 from deepprob.inference import svi
-from deepprob.models import BayesianNeuralNetwork
+from deepprob.models import VAE, BayesianNeuralNetwork
 from deepprob.posteriors.posterior import Posterior
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -351,6 +352,61 @@ def test_several_targets_have_names() -> None:
     assert made.columns == ("price", "cost")
     assert torch.equal(made.mean, posterior.predict(frame.drop(columns="cost"), draws=5).mean)
     assert [*made.to_frame().columns][:5] == ["mean[price]", "sd[price]", "5%[price]", "95%[price]", "mean[cost]"]
+
+
+def test_labels_of_log_prob_may_be_names(animals: Posterior, prices: Posterior) -> None:
+    made = animals.predict(FRAME, draws=5)
+    expected = made.log_prob(dp.table(FRAME, target="kind")["y"])
+    for labels in (FRAME["kind"], FRAME["kind"].astype("category"), KIND, [*KIND], FRAME[["kind"]], FRAME):
+        assert torch.equal(made.log_prob(labels), expected)
+    with pytest.raises(ValueError, match=r"unknown class 'dog'. .*Choose from: ant, bee, cow"):
+        made.log_prob(FRAME["kind"].replace("cow", "dog"))
+    with pytest.raises(ValueError, match="y lacks the column 'kind'"):
+        made.log_prob(FRAME[["size"]])
+    numbers = prices.predict(FRAME, draws=5)
+    expected = numbers.log_prob(torch.tensor(PRICE)[:, None])
+    for values in (FRAME["price"], FRAME["price"].astype("Float64"), PRICE, FRAME):
+        assert torch.equal(numbers.log_prob(values), expected)
+    with pytest.raises(TypeError, match="y holds text, but the classes of the fit have no names"):
+        numbers.log_prob(FRAME["kind"])
+
+
+def test_the_report_names_target_and_classes(animals: Posterior, prices: Posterior) -> None:
+    report = dp.check(animals, FRAME)
+    assert [*report.scores] == ["kind"] and "predictions of kind on data like these" in report.decision
+    assert any("share of class bee" in check.reading for check in report.checks)
+    (rate,) = [score for score in report.scores["kind"] if score.name == "base rate"]
+    assert any(f"always saying {name}, the most" in rate.meaning for name in ("ant", "bee", "cow"))
+    assert "units of price" in str(dp.check(prices, FRAME))
+
+
+def test_rows_of_a_model_of_all_columns_are_in_the_users_words() -> None:
+    frame = FRAME.assign(
+        price=FRAME["price"].mask(GAP), tame=PRICE > 20, seen=pd.Timestamp("2020-01-01", tz="UTC") + DAYS
+    )
+    table = dp.table(frame, cyclic={"seen": "year"}, ordinal={"kind": ["ant", "bee", "cow"]}, drop="size")
+    posterior = fit(VAE.from_data(table, latent_dim=2, hidden_dims=(8,)), table, 3)
+    made = posterior.predict(frame, draws=20)
+    shown, drawn = made.to_frame(), made.to_rows(3)
+    spans = ("mean", "sd", "5%", "95%")
+    assert [*shown.columns] == [
+        *(f"{part}[kind]" for part in spans),
+        *(f"{part}[price]" for part in spans),
+        *("class[price=missing]", "prob[price=missing]"),
+        *("class[tame]", "prob[tame]"),
+        *(f"{part}[seen]" for part in spans),
+    ]
+    assert shown.index.equals(FRAME.index) and drawn.index.equals(FRAME.index)
+    assert drawn.equals(decode_rows(table.encoding.columns, made.draws[3]).set_index(FRAME.index))
+    assert [*drawn.columns] == ["kind", "price", "tame", "seen"] and {*drawn["kind"]} <= {"ant", "bee", "cow"}
+    place = table.feature_names.index("price")
+    column = table.encoding.columns[1]
+    close(shown["mean[price]"], made.mean[:, place] * column.scale + column.center, 1e-4)
+    close(shown["sd[price]"], made.sd[:, place] * column.scale, 1e-4)
+    assert {*shown["mean[kind]"]} <= {"ant", "bee", "cow"} and shown["class[tame]"].dtype == bool
+    assert (shown["5%[seen]"] <= shown["95%[seen]"]).all() and shown["mean[seen]"].dt.year.between(2015, 2026).all()
+    with pytest.raises(ValueError, match=r"to_rows needs a model of all columns of a dp.table, but 'y' has no such"):
+        fit(BayesianNeuralNetwork.from_data(FRAME, target="price"), FRAME, 1).predict(FRAME).to_rows()
 
 
 def test_every_door_takes_the_frame_itself(animals: Posterior, tmp_path: Path) -> None:
