@@ -36,7 +36,7 @@ def row_as_frame(value: Any, columns: Collection[str] = ()) -> Any:
 
     Args:
         value: The value.
-        columns: Names that the labels of such a series contain.
+        columns: Names of columns, of which such a series has one at least; by default any series is a row.
 
     Examples:
         >>> import pandas as pd
@@ -45,11 +45,9 @@ def row_as_frame(value: Any, columns: Collection[str] = ()) -> Any:
         1  2  y
     """
     pandas = sys.modules.get("pandas")
-    if (
-        pandas is None
-        or not isinstance(value, pandas.Series)
-        or not {*columns} <= {str(label) for label in value.index}
-    ):
+    if pandas is None or not isinstance(value, pandas.Series):
+        return value
+    if columns and {str(label) for label in value.index}.isdisjoint(columns):
         return value
     return value.to_frame().T.infer_objects()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,14 @@ class TableEncoding:
             own = torch.tensor(self.class_weights)[y]
             found = own if found is None else found * own
         return found
+
+    def agrees(self, other: TableEncoding) -> bool:
+        """Whether another encoding makes the same numbers of a frame, as far as this one makes them.
+
+        Args:
+            other: The other encoding, which may have a target that this one leaves out.
+        """
+        return self == (other if self.target else replace(other, target=None))
 
     def to_json(self) -> dict[str, Any]:
         """The encoding as JSON."""

@@ -66,7 +66,7 @@ class Origin:
             return data
         if (frame := _one_frame(data)) is not None:
             return self.encoding.encode(frame)
-        if isinstance(data, Table) and data.encoding != self.encoding:
+        if isinstance(data, Table) and not self.encoding.agrees(data.encoding):
             raise ValueError(
                 "the table was encoded by its own means and levels, not by those of the fit. Give the frame itself, or "
                 "encode it alike: table.encoding.encode(frame), with the table of the fit."
@@ -97,6 +97,8 @@ class Origin:
             columns: Names of the columns of arguments that were frames, by argument.
         """
         encoding = origin_of(batch).encoding or self.encoding
+        if encoding and not encoding.class_weights and len(batch) == 1 and [*columns.values()] == [encoding.names]:
+            encoding = replace(encoding, target=None)  # the program does not read it, so later frames need none
         return replace(self, columns=columns, encoding=encoding, weights=None, fitted=True)
 
     def of(self, data: Any, names: Sequence[str]) -> Origin:

@@ -293,6 +293,17 @@ def test_a_target_that_is_not_needed_may_hold_anything(animals: Posterior) -> No
         animals.log_likelihood(FRAME.assign(kind="dog"), draws=2)
 
 
+def test_a_model_of_the_features_alone_does_not_read_the_target(tmp_path: Path) -> None:
+    table = dp.table(FRAME, target="kind")
+    posterior = fit(VAE.from_data(table, latent_dim=2, hidden_dims=(4,)), table, 3)
+    posterior.save(tmp_path / "run")
+    for made in (posterior, Posterior.load(tmp_path / "run")):
+        expected = made.log_likelihood(FRAME, draws=2)
+        assert torch.equal(made.log_likelihood(table, draws=2), expected)
+        assert torch.equal(made.log_likelihood(FRAME.assign(kind="dog"), draws=2), expected)
+        assert [*made.predict(FRAME.assign(kind=None), draws=2).to_rows().columns] == ["size", "price"]
+
+
 def test_weights_are_not_needed_to_predict() -> None:
     frame = FRAME.assign(w=1.0 + (SIZE > 10))
     table = dp.table(frame, target="price", weights="w")
