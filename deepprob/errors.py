@@ -13,6 +13,10 @@ class StorageError(ValueError):
     """A file cannot be read or trusted: it is truncated, altered, newer, or not a file of deepprob."""
 
 
+class MissingValueError(ValueError):
+    """Data have missing values (NaN) where none are allowed."""
+
+
 def shown(value: object) -> str:
     """Format a value for a message: its ``repr``, or its type and shape if the ``repr`` is long.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.data import Table, table
+from deepprob.data import table
 from deepprob.errors import positive, unknown
 from deepprob.networks.dense import MLP
 from deepprob.networks.for_data import network_for
@@ -164,7 +164,7 @@ class BayesianNeuralNetwork(Program):
         made = table(data, target) if target is not None else data
         net, options = network_for(made, hidden_dims, activation, options)
         program = cls(net, **options)
-        program.__dict__["origin"] = Origin(encoding=made.encoding if isinstance(made, Table) else None)
+        program.__dict__["origin"] = Origin.of_source(made)
         return program
 
     @classmethod

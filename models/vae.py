@@ -165,7 +165,7 @@ class VAE(Program):
         if "likelihood" not in options:
             options["likelihood"] = likelihood_of(x) if encoding is None else column_kinds(encoding.columns)
         program = cls(x.shape[1:], **options)
-        program.__dict__["origin"] = Origin(encoding=encoding)
+        program.__dict__["origin"] = Origin.of_source(data)
         return program
 
     @classmethod

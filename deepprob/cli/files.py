@@ -79,9 +79,12 @@ def write_samples(subject: Subject, values: dict[str, Any], file: Path) -> dict[
 
 def _sample_frame(subject: Subject, values: dict[str, Any]) -> Any:
     """Sampled rows with their columns, or draws of the targets, one line a row."""
+    import numpy as np
     import pandas as pd
 
-    name = next(iter(values))
+    from deepprob.data import decode_rows
+
+    name, origin = next(iter(values)), subject.posterior.program.origin
     if subject.task == "images":
         raise ValueError(
             "--out FILE.csv is for tables, and samples of this model are images. Write a .png or .npz file."
@@ -90,9 +93,12 @@ def _sample_frame(subject: Subject, values: dict[str, Any]) -> Any:
     if "sd" not in values:
         name = next(n for n in values if values[n].shape == values["mean"].shape and n != "mean")
         table = values[name].reshape(len(values[name]), -1)
-        encoding = getattr(subject.rows, "encoding", None)
-        columns = encoding.names if encoding is not None else [f"{name}[{i}]" for i in range(table.shape[1])]
-        return pd.DataFrame(table, columns=columns).rename_axis("draw")
+        encoding = origin.encoding
+        if encoding is not None and len(encoding.names) == table.shape[1]:
+            return decode_rows(encoding.columns, table).rename_axis("draw")
+        return pd.DataFrame(table, columns=[f"{name}[{i}]" for i in range(table.shape[1])]).rename_axis("draw")
+    if origin.class_names and draws.dtype.kind == "i":
+        draws = np.array(origin.class_names, dtype=object)[draws]
     flat = draws.reshape(len(draws), draws.shape[1], -1)  # (draws, rows, values)
     places = [f"[{i}]" if flat.shape[2] > 1 else "" for i in range(flat.shape[2])]
     columns = {f"draw {k}{place}": flat[k, :, i] for k in range(len(flat)) for i, place in enumerate(places)}

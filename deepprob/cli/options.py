@@ -69,6 +69,12 @@ def program_for(name: str, kind: type[Program], dataset: DataSet, options: dict[
     if kind.tasks and dataset.task not in kind.tasks:
         from deepprob.data import list_data
 
+        if dataset.task == "table" and "digest" in dataset.recipe:
+            listed = ", ".join(map(repr, dataset.train.names))
+            raise ValueError(
+                f"data set {dataset.name!r} has no target, and model {name!r} needs one. Name it by --target, one of: "
+                f"{listed}."
+            )
         suitable = [row.name for row in list_data() if row.task in kind.tasks]
         raise ValueError(
             f"model {name!r} is for {' or '.join(kind.tasks)}; data set {dataset.name!r} is for {dataset.task}. "

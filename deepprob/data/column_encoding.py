@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from deepprob.data.table_rows import shown_levels, unlike
+from deepprob.errors import counted
+
 Array = NDArray[np.float64]
 Kind = Literal["numeric", "boolean", "categorical", "ordinal", "date"]
 
-RARE = "rare"
 PARTS = {"day": 86_400.0, "week": 7 * 86_400.0, "year": 365.2425 * 86_400.0}  # periods in seconds
 _DAY = 86_400.0
 
@@ -32,8 +34,10 @@ class ColumnEncoding:
         scale: Standard deviation of the training rows; 0 if the value itself makes no feature.
         fill: The value of a gap: the median, or the number of the most frequent level.
         levels: The levels, as text.
-        rare: The levels that share one feature, because few rows had them.
-        gaps: Whether the training rows had gaps, so that there is a feature that marks them.
+        rare: The levels that share one feature, because few rows had them. Its name ends in ``rare``, or in ``rare_``
+            if a level has this name.
+        gaps: Whether the training rows had gaps, so that there is a feature that marks them. Its name ends in
+            ``missing``, or in ``missing_`` if a level has this name.
         cyclic: The cycles whose sine and cosine are features of a date: ``"day"``, ``"week"``, ``"year"``.
     """
 
@@ -52,9 +56,9 @@ class ColumnEncoding:
         """The names of the features, such as ``age``, ``species=Adelie`` or ``age=missing``."""
         own = [self.name] if self.scale else []
         if self.kind == "categorical" and self.scale:
-            own = [f"{self.name}={level}" for level in (*self.levels, *([RARE] if self.rare else []))]
+            own = [f"{self.name}={level}" for level in shown_levels(self)]
         waves = [f"{wave} of {self.name} in the {part}" for part in self.cyclic for wave in ("sine", "cosine")]
-        return (*own, *waves, *([f"{self.name}=missing"] if self.gaps else []))
+        return (*own, *waves, *([unlike(f"{self.name}=missing", own)] if self.gaps else []))
 
     def encode(self, column: Any) -> Array:
         """The features of a column of a pandas frame, shape ``(N, F)``.
@@ -73,8 +77,8 @@ class ColumnEncoding:
         missing = np.asarray(column.isna(), dtype=bool)
         if missing.any() and not self.gaps:
             warnings.warn(
-                f"column {self.name!r} has {int(missing.sum())} gaps and had none in the fit; they are filled with "
-                f"{self._shown_fill}. Fill them in, or drop the rows.",
+                f"column {self.name!r} has {counted(int(missing.sum()), 'gap')} and had none in the fit; filled with "
+                f"{self._shown_fill}. Fill the column in, or drop the rows.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -114,7 +118,8 @@ class ColumnEncoding:
         if unknown.any():
             listed = sorted({text_of(x) for x in column[unknown]})
             shown = ", ".join(map(repr, listed[:5])) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-            what = f"the level {RARE!r}" if self.rare else "the mean" if self.kind == "ordinal" else "no category"
+            rare = f"the level {shown_levels(self)[-1]!r}"
+            what = rare if self.rare else "the mean" if self.kind == "ordinal" else "no category"
             warnings.warn(
                 f"column {self.name!r} has values that the fit has not seen: {shown}. They are encoded as {what}.",
                 UserWarning,
@@ -126,7 +131,7 @@ class ColumnEncoding:
     @property
     def _shown_fill(self) -> str:
         if self.levels:
-            return repr((*self.levels, RARE)[int(self.fill)])
+            return repr(shown_levels(self)[int(self.fill)])
         return "the mean date" if self.kind == "date" else f"{self.fill:g}"
 
 
@@ -180,7 +185,8 @@ def as_numbers(column: Any, kind: Kind, levels: Sequence[str] = ()) -> Array:
         ) from None
     if np.isinf(values).any():
         raise ValueError(
-            f"column {column.name!r} has {int(np.isinf(values).sum())} infinite values. Replace them, or drop the rows."
+            f"column {column.name!r} has {counted(int(np.isinf(values).sum()), 'infinite value')}. Replace it, or drop "
+            "its rows."
         )
     return values
 

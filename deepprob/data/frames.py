@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,50 @@ def frame_of(frame: Any) -> Any:
     if hasattr(frame, "get_column"):  # polars: its interchange needs pyarrow, its columns do not
         return pd.DataFrame({name: frame.get_column(name).to_numpy() for name in frame.columns})
     return pd.api.interchange.from_dataframe(frame)
+
+
+def row_as_frame(value: Any, columns: Collection[str] = ()) -> Any:
+    """A series that is one row of a frame, as a frame; any other value as it is.
+
+    Args:
+        value: The value.
+        columns: Names of columns, of which such a series has one at least; by default any series is a row.
+
+    Examples:
+        >>> import pandas as pd
+        >>> row_as_frame(pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}).iloc[1], ["a"])
+           a  b
+        1  2  y
+    """
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not isinstance(value, pandas.Series):
+        return value
+    if columns and {str(label) for label in value.index}.isdisjoint(columns):
+        return value
+    return value.to_frame().T.infer_objects()
+
+
+def named(frame: Any) -> Any:
+    """A frame of pandas whose columns are named by text.
+
+    Args:
+        frame: A frame of pandas, of polars, or with the dataframe interchange protocol.
+
+    Raises:
+        ValueError: If its columns have names of several levels.
+
+    Examples:
+        >>> import pandas as pd
+        >>> [*named(pd.DataFrame([[1, 2]])).columns]
+        ['0', '1']
+    """
+    frame = frame_of(frame)
+    if (levels := frame.columns.nlevels) > 1:
+        raise ValueError(
+            f"the columns of the frame have names of {levels} levels, such as {frame.columns[0]!r}. Join the "
+            "levels: frame.columns = [' '.join(map(str, name)) for name in frame.columns]."
+        )
+    return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
 def column_names(frame: Any) -> tuple[str, ...]:
@@ -108,6 +152,7 @@ class Columns:
         """
         if name in self.fitted:
             self.found[name] = tuple(self.fitted[name])  # what has no names of its own is in the order of the fit
+            value = row_as_frame(value, self.fitted[name])
             return arranged(value, self.fitted[name], repr(name)) if is_frame(value) else value
         if is_frame(value) and (names := column_names(value)):
             self.found[name] = names

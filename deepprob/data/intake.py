@@ -25,6 +25,7 @@ from deepprob.data.precision import in_precision
 from deepprob.data.sparse import dense, is_sparse
 from deepprob.data.split import Split
 from deepprob.data.streams import bounded, collated
+from deepprob.errors import MissingValueError
 
 
 def as_split(data: Any, *, what: str = "data", missing: bool = False, sequences: bool = False) -> Split:
@@ -192,7 +193,8 @@ def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
             if bad.any() and not (missing and kind == "NaN"):
                 count, first = int(bad.sum()), int(bad.reshape(len(bad), -1).any(1).nonzero()[0])
                 values = "value" if count == 1 else "values"
-                raise ValueError(
+                error = MissingValueError if kind == "NaN" else ValueError
+                raise error(
                     f"{label} has {count} {kind} {values}, the first in row {first}. Drop these rows or fill them in."
                 )
     return tensor

@@ -74,7 +74,7 @@ def open_data(
         found = read_file(path)
         if needs_target and target is None and not isinstance(found, dict):
             raise ValueError(
-                f"'{path}' needs a target, the column to predict. Name one of: "
+                f"'{path}' needs a target, the column to predict. Name it by --target, one of: "
                 f"{', '.join(repr(str(column)) for column in found.columns)}."
             )
         task, parts, classes = _parts(path, found, target, drop, weights, split)
@@ -147,7 +147,10 @@ def open_rows(
         return rows, files
     found = read_file(path)
     if isinstance(found, dict):
-        return _split_of(path, found, recipe.get("target"), recipe.get("drop", ())), None
+        target, drop = recipe.get("target"), {*recipe.get("drop", ())}
+        if not with_target:
+            target, drop = None, drop | {target}
+        return _split_of(path, found, target, [name for name in found if name in drop]), None
     names, target = [str(column) for column in found.columns], recipe.get("target")
     wanted = [*recipe.get("columns", ()), *([target] if target and with_target else [])]
     if lacking := [column for column in wanted if column not in names]:

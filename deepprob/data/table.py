@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from deepprob.data.column_encoding import PARTS, Array, ColumnEncoding, Kind, as_numbers, text_of
-from deepprob.data.frames import frame_of, is_frame
+from deepprob.data.frames import is_frame, named
+from deepprob.data.table_arguments import column_list, cycles_by_column, levels_by_column, target_names
 from deepprob.data.table_encoding import Table, TableEncoding, TargetEncoding, checked_weights
-from deepprob.errors import unknown, whole
+from deepprob.errors import shown, unknown, whole
 
 _FEWEST_IDS, _ID_SHARE = 10, 0.9  # text that differs in nearly every row names the rows
 _KINDS: dict[str, Kind] = {
@@ -30,11 +31,11 @@ _KINDS: dict[str, Kind] = {
 
 def table(
     frame: Any,
-    target: str | Sequence[str] | None = None,
+    target: str | int | Sequence[str | int] | None = None,
     *,
-    ordinal: Mapping[str, Sequence[Any]] | None = None,
-    cyclic: Mapping[str, Sequence[str]] | None = None,
-    drop: Collection[str] = (),
+    ordinal: Mapping[Any, Sequence[Any]] | None = None,
+    cyclic: Mapping[Any, str | Sequence[str]] | None = None,
+    drop: str | int | Collection[str | int] = (),
     min_count: int = 1,
     weights: Any = None,
     class_weights: str | Mapping[Any, float] | None = None,
@@ -51,11 +52,12 @@ def table(
 
     Args:
         frame: A frame of pandas or polars.
-        target: The name of the target, or several names of numeric targets; None for a table without a target.
+        target: The name of the target, or several names of numeric targets; None for a table without a target. Names
+            may be whole numbers.
         ordinal: Levels in ascending order, by column; an ordered pandas category needs none.
         cyclic: Cycles of dates whose sine and cosine are features, by column: ``{"time": ["day", "year"]}`` of
             ``"day"``, ``"week"`` and ``"year"``.
-        drop: Columns to leave out.
+        drop: The name of a column to leave out, or several.
         min_count: Fewest rows of a category's own feature; rarer categories share the feature ``rare``.
         weights: The name of a column of row weights, or an array of them, ``(N,)``.
         class_weights: ``"balanced"`` for equal sums of weights in all classes, or a weight for every class by name.
@@ -64,9 +66,10 @@ def table(
         The table: a `Split` with the fields ``x`` and, with a target, ``y``.
 
     Raises:
-        TypeError: If it is no frame, or a column holds neither numbers nor text nor dates.
-        ValueError: If a name is unknown, a target has gaps or too few classes, a column of text names the rows, or no
-            feature is left.
+        TypeError: If it is no frame, a column holds neither numbers nor text nor dates, or an argument has values
+            where names are expected.
+        ValueError: If a name is unknown, a target has gaps or too few classes, a column of text names the rows, two
+            features have one name, or no feature is left.
 
     Examples:
         Features have names, and a frame with other columns in front gives the same numbers:
@@ -83,18 +86,24 @@ def table(
         True
     """
     frame = _checked_frame(frame)
-    targets = (target,) if isinstance(target, str) else tuple(target or ())
-    weight = weights if isinstance(weights, str) else None
-    apart = {"target": targets, "column to drop": tuple(drop), "column of weights": (weight,) if weight else ()}
+    targets = target_names(target)
+    weight = str(weights) if weights is not None and np.ndim(weights) == 0 else None
+    orders, cycles = levels_by_column(ordinal), cycles_by_column(cyclic)
+    apart = {"target": targets, "column to drop": column_list(drop), "column of weights": (weight,) if weight else ()}
     features = [name for name in frame.columns if not any(name in names for names in apart.values())]
-    _check_names(frame, {**apart, "ordinal column": ordinal or {}, "column with cycles": cyclic or {}})
+    _check_names(frame, {**apart, "ordinal column": orders, "column with cycles": cycles})
     found = _target(frame, targets) if targets else None
-    columns = _columns(frame[features], ordinal or {}, cyclic or {}, whole("min_count", min_count))
+    columns = _columns(frame[features], orders, cycles, whole("min_count", min_count))
     balance = _class_weights(class_weights, frame, found)
     made = TableEncoding(columns, found, weight, balance).encode(frame)
     if weights is None or weight:
         return made
-    own = np.asarray(weights, dtype=np.float64)
+    try:
+        own = np.asarray(weights, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"weights must be numbers, or the name of one column; got {shown(weights)}. Write weights='column'."
+        ) from None
     if own.shape != (len(made),):
         raise ValueError(
             f"weights must hold one number for each of {len(made)} rows; got shape {own.shape}. Give an array of this "
@@ -137,13 +146,13 @@ def kind_of(column: Any) -> Kind:
 def _checked_frame(frame: Any) -> Any:
     if not is_frame(frame):
         raise TypeError(f"table expects a frame of pandas or polars; got {type(frame).__name__}. Make a pd.DataFrame.")
-    frame = frame_of(frame)
-    names = [str(name) for name in frame.columns]
+    frame = named(frame)
+    names = [*frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"the frame has several columns {twice[0]!r}. Rename or drop all but one.")
     if not len(frame):
         raise ValueError("the frame has no rows; expected at least one. Check how it was read.")
-    return frame.set_axis(names, axis=1)
+    return frame
 
 
 def _check_names(frame: Any, named: Mapping[str, Collection[str]]) -> None:
@@ -168,6 +177,13 @@ def _columns(
     kept = tuple(column for column in found if column.names)
     if not kept:
         raise ValueError("the frame has no column to predict from. Give a frame with one besides target and weights.")
+    features = [(name, column.name) for column in kept for name in column.names]
+    owners = dict(reversed(features))
+    if twice := [(name, column) for name, column in features if owners[name] != column]:
+        name, column = twice[0]
+        raise ValueError(
+            f"columns {owners[name]!r} and {column!r} both make a feature {name!r}. Rename or drop one of them."
+        )
     return kept
 
 
@@ -277,6 +293,11 @@ def _class_weights(
 
         texts = np.array([text_of(x) for x in frame[target.names[0]].dropna()])  # type: ignore[union-attr]
         return tuple(compute_class_weight("balanced", classes=np.array(classes), y=texts).tolist())
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"class_weights must be 'balanced', or a dict of weights by class; got {shown(given)}. Write "
+            f"class_weights={{{classes[0]!r}: 2.0, ...}}."
+        )
     by_name = {text_of(name): float(weight) for name, weight in given.items()}
     for name in by_name:
         if name not in classes:

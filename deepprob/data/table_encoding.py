@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepprob.data.column_encoding import ColumnEncoding, as_numbers, text_of
-from deepprob.data.frames import frame_of, missing_column
+from deepprob.data.frames import missing_column, named
 from deepprob.data.precision import lossy_columns
 from deepprob.data.split import Rows, Split
 from deepprob.errors import counted, unknown
@@ -145,8 +145,7 @@ class TableEncoding:
         Raises:
             ValueError: If a column is missing, or does not hold values of the fit's kind.
         """
-        frame = frame_of(frame)
-        frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
+        frame = named(frame)
         wanted = [column.name for column in self.columns]
         if lacking := [name for name in wanted if name not in frame]:
             used = {*wanted, *self.targets, self.weights}
@@ -168,6 +167,14 @@ class TableEncoding:
             own = torch.tensor(self.class_weights)[y]
             found = own if found is None else found * own
         return found
+
+    def agrees(self, other: TableEncoding) -> bool:
+        """Whether another encoding makes the same numbers of a frame, as far as this one makes them.
+
+        Args:
+            other: The other encoding, which may have a target that this one leaves out.
+        """
+        return self == (other if self.target else replace(other, target=None))
 
     def to_json(self) -> dict[str, Any]:
         """The encoding as JSON."""

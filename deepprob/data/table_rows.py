@@ -10,7 +10,21 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-_RARE = "rare"  # the level that stands for all rare ones
+
+def unlike(word: str, taken: Sequence[str]) -> str:
+    """A word, followed by ``_`` as often as it takes to be none of some others.
+
+    Args:
+        word: The word.
+        taken: The others.
+
+    Examples:
+        >>> unlike("rare", ["red"]), unlike("rare", ["red", "rare"])
+        ('rare', 'rare_')
+    """
+    while word in taken:
+        word += "_"
+    return word
 
 
 class EncodedColumn(Protocol):
@@ -48,12 +62,21 @@ class EncodedColumn(Protocol):
     def names(self) -> Sequence[str]: ...
 
 
+def shown_levels(column: EncodedColumn) -> list[str]:
+    """The levels of a column in the order of its features; all rare ones share the last name.
+
+    Args:
+        column: The record of the column.
+    """
+    return [*column.levels, *([unlike("rare", column.levels)] if column.rare else [])]
+
+
 def column_kinds(columns: Sequence[EncodedColumn]) -> list[tuple[Any, ...]]:
     """The kinds of the columns of an encoded table, for a likelihood of mixed columns.
 
     Numbers, dates and ordinal levels, which are standardized, are ``"real"``; booleans are ``"binary"``; a category is
-    a block of ``"categories"``; and the indicator of a column's gaps is ``"missing"``, so that no imputed value is
-    taken for an observation.
+    a block of ``"categories"``; and the indicator of a column's gaps is ``"missing"``, also for the sine and cosine of
+    a date, so that no imputed value is taken for an observation.
 
     Args:
         columns: The records of the columns of the table, in order.
@@ -69,13 +92,15 @@ def column_kinds(columns: Sequence[EncodedColumn]) -> list[tuple[Any, ...]]:
         own = [*column.names]
         gaps = own.pop() if column.gaps else None
         if column.kind == "categorical" and column.scale:
-            found.append(("categories", column.name, _levels(column)))
-            own = own[len(_levels(column)) :]
+            found.append(("categories", column.name, shown_levels(column)))
+            own = own[len(shown_levels(column)) :]
         elif column.kind == "boolean" and column.scale:
             found.append(("binary", own.pop(0)))
         found += [("real", name) for name in own]
         if gaps is not None:
-            found.append(("missing", column.name) if column.scale else ("binary", gaps))
+            waves = own[1:] if column.kind == "date" else []
+            marks = ("missing", column.name, waves) if waves else ("missing", column.name)
+            found.append(marks if column.scale else ("binary", gaps))
     return found
 
 
@@ -106,7 +131,7 @@ def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
     """
     import pandas as pd
 
-    values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
+    values = _array(x)
     width = sum(len(column.names) for column in columns)
     if values.ndim != 2 or values.shape[1] != width:
         raise ValueError(
@@ -121,31 +146,62 @@ def decode_rows(columns: Sequence[EncodedColumn], x: Any) -> Any:
     return pd.DataFrame(found)
 
 
-def _levels(column: EncodedColumn) -> list[str]:
-    return [*column.levels, *([_RARE] if column.rare else [])]
+def column_values(column: EncodedColumn, number: Any) -> Any:
+    """Standardized numbers of a column in its own units: a date, the nearest level of an order, or a number.
+
+    Args:
+        column: The record of the column.
+        number: The numbers, NaN where there is no value; shape ``(N,)``.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> size = SimpleNamespace(kind="ordinal", center=1.0, scale=0.5, levels=("S", "M", "L"), rare=())
+        >>> [*column_values(size, [0.0, -1.8])]
+        ['M', 'S']
+    """
+    return _in_words(column, _array(number) * column.scale + column.center)
+
+
+def units_of(column: EncodedColumn, sd: Any) -> Array:
+    """Standard deviations of standardized numbers in the units of a column: days for dates, places for levels.
+
+    Args:
+        column: The record of the column.
+        sd: The standard deviations.
+    """
+    return _array(sd) * column.scale
+
+
+def _array(x: Any) -> Array:
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, dtype=np.float64)
 
 
 def _decoded(column: EncodedColumn, x: Array) -> Any:
     """The values of one column, from its features."""
-    import pandas as pd
-
     gap = x[:, -1] > 0.5 if column.gaps else np.zeros(len(x), dtype=bool)
     if not column.scale:
         number = np.full(len(x), column.fill)
     elif column.kind == "categorical":
-        block = x[:, : len(_levels(column))]
+        block = x[:, : len(shown_levels(column))]
         number = np.nan_to_num(block, nan=-1.0).argmax(1).astype(np.float64)
         gap = gap | np.isnan(block).any(1) | (block == 0).all(1)
     else:
         number = x[:, 0] * column.scale + column.center
-    gap = gap | np.isnan(number)
+    return _in_words(column, np.where(gap, np.nan, number))
+
+
+def _in_words(column: EncodedColumn, number: Array) -> Any:
+    """Numbers of a column as its own values; NaN is a gap."""
+    import pandas as pd
+
+    gap = np.isnan(number)
     if column.kind == "date":
-        since = pd.to_timedelta(pd.Series(np.where(gap, np.nan, number)), unit="D")
+        since = pd.to_timedelta(pd.Series(number), unit="D")
         return (pd.Timestamp(0, tz="UTC") + since).dt.round("us")
     if column.kind == "boolean":
         return pd.Series(number > 0.5, dtype=object).where(~gap, None) if gap.any() else number > 0.5
     if column.levels:
-        names = np.array(_levels(column), dtype=object)
+        names = np.array(shown_levels(column), dtype=object)
         place = np.nan_to_num(number).round().clip(0, len(names) - 1).astype(int)
         return pd.Series(names[place], dtype=object).where(~gap, None)
-    return np.where(gap, np.nan, number)
+    return number

@@ -50,7 +50,7 @@ class Uses:
     @classmethod
     def of(cls, case: Case) -> Uses:
         """What the posterior of a case can be used for."""
-        observed = _listed(case.sites, "observed sites")
+        observed = _listed(case.words, "observed sites")
         latent = _listed([*case.posterior.latent_sites], "latent sites")
         predicted = False
         with suppress(*REFUSALS):  # the checks of the predictions tell the reason

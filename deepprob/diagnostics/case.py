@@ -77,6 +77,12 @@ class Case(CaseSites):
         return self.in_sample.kind
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of a target, by number; their numbers where they have none."""
+        count = 2 if self.kind == "binary" else int(self.in_sample.probs.shape[-1])
+        return self.in_sample.class_names or tuple(map(str, range(count)))
+
+    @property
     def prediction(self) -> Prediction:
         """The posterior predictive distribution of every row; of a row of the fit, without this row's own effect."""
         found = self.left_out

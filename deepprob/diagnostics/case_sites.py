@@ -77,9 +77,15 @@ class CaseSites(CaseData):
     @property
     def site(self) -> str:
         """The site in question by name, with its variable, or the first and the last of several."""
+        first, *others = self.words
         if self.variable is not None:
-            return f"{self.sites[0]}[{self.variable.name}]"
-        return self.sites[0] if len(self.sites) == 1 else f"{self.sites[0]} to {self.sites[-1]}"
+            return f"{first}[{self.variable.name}]"
+        return f"{first} to {others[-1]}" if others else first
+
+    @property
+    def words(self) -> list[str]:
+        """The sites in question in the user's words: the names of the target's columns for one that observes them."""
+        return [self.posterior._fitted.word(site) for site in self.sites]
 
     @property
     def columns(self) -> Columns | None:

@@ -83,23 +83,27 @@ def confusion(probs: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()) ->
         for i, j in np.ndindex(size, size):
             color = "white" if share[i, j] > 0.55 else INK
             axes.text(j, i, f"{counts[i, j]:.0f}", ha="center", va="center", color=color)
-        axes.set_xticks(range(size), names or None, rotation=45 if names else 0)
-        axes.set_yticks(range(size), names or None)
+        axes.set_xticks(range(size))
+        axes.set_yticks(range(size))
+        if names:
+            axes.set_xticklabels(names, rotation=45)
+            axes.set_yticklabels(names)
     axes.set_xlabel("most likely class")
     axes.set_ylabel("true class")
     return axes.figure  # type: ignore[no-any-return]
 
 
-def roc(probs: ArrayLike, labels: ArrayLike) -> Figure:
+def roc(probs: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()) -> Figure:
     """ROC curve of every class against the others; of two classes that of class 1.
 
     Args:
         probs: Class probabilities, shape ``(rows, classes)``.
         labels: True classes, shape ``(rows,)``.
+        names: The names of the classes; by default their numbers.
     """
     axes = new_axes(new_figure())
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="chance")
-    for name, color, score, positive in _against_others(probs, labels):
+    for name, color, score, positive in _against_others(probs, labels, names):
         hits, misses, _ = _sweep(score, positive)
         area = auroc(score, positive)
         label = f"{name}area {area:.2f}" if name is not None else None
@@ -109,15 +113,16 @@ def roc(probs: ArrayLike, labels: ArrayLike) -> Figure:
     return _legend(axes)
 
 
-def precision_recall(probs: ArrayLike, labels: ArrayLike) -> Figure:
+def precision_recall(probs: ArrayLike, labels: ArrayLike, names: Sequence[str] = ()) -> Figure:
     """Precision against recall of every class against the others; of two classes that of class 1.
 
     Args:
         probs: Class probabilities, shape ``(rows, classes)``.
         labels: True classes, shape ``(rows,)``.
+        names: The names of the classes; by default their numbers.
     """
     axes = new_axes(new_figure())
-    for name, color, score, positive in _against_others(probs, labels):
+    for name, color, score, positive in _against_others(probs, labels, names):
         hits, _, chosen = _sweep(score, positive)
         rate = float(positive.mean())
         label = f"{name}base rate {rate:.2f}" if name is not None else None
@@ -129,17 +134,18 @@ def precision_recall(probs: ArrayLike, labels: ArrayLike) -> Figure:
     return _legend(axes)
 
 
-def class_reliability(probs: ArrayLike, labels: ArrayLike, *, bins: int = 8) -> Figure:
+def class_reliability(probs: ArrayLike, labels: ArrayLike, names: Sequence[str] = (), *, bins: int = 8) -> Figure:
     """Share of rows of a class against its predicted probability; of two classes that of class 1, with 90% intervals.
 
     Args:
         probs: Class probabilities, shape ``(rows, classes)``.
         labels: True classes, shape ``(rows,)``.
+        names: The names of the classes; by default their numbers.
         bins: Number of bins, of equal numbers of rows.
     """
     axes = new_axes(new_figure())
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect calibration")
-    curves = [*_against_others(probs, labels)]
+    curves = [*_against_others(probs, labels, names)]
     for name, color, score, positive in curves:
         centre, share, low, high = shares_by_bin(score, positive, bins)
         label = None if name is None else name.removesuffix(", ") or "observed, 90% interval"
@@ -240,7 +246,7 @@ def _legend(axes: Any) -> Figure:
     return figure
 
 
-def _against_others(probs: ArrayLike, labels: ArrayLike) -> Any:
+def _against_others(probs: ArrayLike, labels: ArrayLike, names: Sequence[str]) -> Any:
     """Name, color, score and truth of every class that some rows have and some do not; of two classes that of class 1.
 
     More classes than a legend can hold have no names.
@@ -249,7 +255,7 @@ def _against_others(probs: ArrayLike, labels: ArrayLike) -> Any:
     classes = [1] if p.shape[1] == 2 else range(p.shape[1])
     seen = [c for c in classes if 0 < (y == c).sum() < len(y)]
     for c in seen:
-        name = "" if len(classes) == 1 else f"class {c}, " if len(seen) <= _NAMED else None
+        name = "" if len(classes) == 1 else f"class {names[c] if names else c}, " if len(seen) <= _NAMED else None
         yield name, BLUE if len(classes) == 1 else f"C{c % 10}", p[:, c], y == c
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -55,7 +55,7 @@ def scores(case: Case) -> dict[str, tuple[Score, ...]]:
         with suppress(*REFUSALS):  # the checks of the predictions tell the reason
             target = each.judged(each.target)
             if one_label(each):
-                found[each.site] = tuple(_of_classes(class_probs(each), target.reshape(-1)))
+                found[each.site] = tuple(_of_classes(class_probs(each), target.reshape(-1), each.class_names))
             elif each.supervised and each.prediction.kind in ("real", "count"):
                 mean = each.finite(each.prediction.mean, "prediction").reshape(each.target.shape)
                 found[each.site] = tuple(_of_numbers(each.judged(mean), target, f"units of {each.site}"))
@@ -75,20 +75,21 @@ def _of_numbers(mean: Array, target: Array, unit: str) -> Iterator[Score]:
         yield Score("R2", 1 - float(squares.mean()) / total, None, "", words)
 
 
-def _of_classes(probs: Array, labels: ArrayLike) -> Iterator[Score]:
+def _of_classes(probs: Array, labels: ArrayLike, names: Sequence[str]) -> Iterator[Score]:
     y = array(labels).astype(np.int64)
     right = (probs.argmax(1) == y) * 1.0
     counts = np.bincount(y, minlength=probs.shape[1])
     usual = (y == counts.argmax()) * 1.0
     yield Score("accuracy", float(right.mean()), _se(right), "", "The share of rows whose most likely class is right.")
-    words = f"The accuracy of always saying {counts.argmax()}, the most frequent class."
+    words = f"The accuracy of always saying {names[int(counts.argmax())]}, the most frequent class."
     yield Score("base rate", float(usual.mean()), _se(usual), "", words)
     gain = right - usual
     yield Score("gain over the base rate", float(gain.mean()), _se(gain), "", "What the inputs add to the accuracy.")
     loss = -np.log(np.maximum(probs[np.arange(len(y)), y], 1e-300))
     yield Score("log loss", float(loss.mean()), _se(loss), "nats", "Lower is better; 0 is certain and right.")
     if probs.shape[1] == 2 and 0 < y.sum() < len(y):
-        words = "The chance that a row of class 1 gets a higher probability of it than a row of class 0; 0.5 is luck."
+        no, yes = names
+        words = f"The chance that a row of class {yes} gets a higher probability of it than one of {no}; 0.5 is luck."
         yield Score("AUROC", auroc(probs[:, 1], y), None, "", words)
 
 

@@ -76,21 +76,21 @@ def _classes(case: Case) -> Iterator[Picture]:
         f"ROC curve {of}",
         "The nearer a curve comes to the upper left corner, the better; the dashed line is chance.",
         f"ROC curve {of}, from {rows} rows.",
-        drawn(judging.roc(probs, labels)),
+        drawn(judging.roc(probs, labels, names)),
     )
     yield Picture(
         "precision-recall",
         f"Precision and recall {of}",
         "The nearer a curve comes to the upper right corner, the better; a dotted line is the base rate.",
         f"Precision against recall {of}, from {rows} rows.",
-        drawn(judging.precision_recall(probs, labels)),
+        drawn(judging.precision_recall(probs, labels, names)),
     )
     yield Picture(
         "class-reliability",
         f"Reliability {of}",
         "On the dashed line a class is as frequent as predicted.",
         f"Share of rows {of} against its predicted probability, from {rows} rows.",
-        drawn(judging.class_reliability(probs, labels)),
+        drawn(judging.class_reliability(probs, labels, names)),
     )
     if probs.shape[1] > 2:
         yield Picture(

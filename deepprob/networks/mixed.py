@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deepprob.data.table_rows import unlike
 from deepprob.distributions.columns import Columns, taken
 from deepprob.errors import counted, shown, unknown
 from deepprob.networks.column_kinds import COLUMN_KINDS, FLOOR
@@ -39,7 +40,8 @@ class MixedLikelihood(nn.Module):
     A NaN is a missing value. It has no influence on the log-probability. A block of categories is missing if it has a
     NaN, or zeros alone: a category that the block does not know. If a table has an indicator of missing values,
     of kind ``"missing"`` and with the name of another column, that column is taken as missing where the indicator is 1,
-    whatever number stands there.
+    whatever number stands there. Further columns that are missing with it follow in a list: ``("missing", "date",
+    ["sine of date"])``.
 
     Args:
         kinds: A tuple for each column, or block of columns, of the row in order: ``("real", "age")``,
@@ -48,7 +50,8 @@ class MixedLikelihood(nn.Module):
 
     Attributes:
         kinds: The kinds as JSON values, from which the likelihood can be made again.
-        names: The names of all columns; those of categories are ``"island=Dream"``.
+        names: The names of all columns; those of categories are ``"island=Dream"``, that of an indicator is
+            ``"island=missing"``, or ``"island=missing_"`` if a category has this name.
         size: Number of outputs that a network needs, one for every column.
         in_size: Number of `features` of a row, two for every column.
         complete: Whether the rows that `adapt` saw have no missing value.
@@ -140,7 +143,8 @@ class MixedLikelihood(nn.Module):
         for v, at in self._placed():
             if v.kind == "missing":
                 marked = torch.zeros(self.size, dtype=torch.bool, device=x.device)
-                marked[places[v.name]] = True
+                for name in (v.name, *v.labels):
+                    marked[places[name]] = True
                 x = torch.where((x[:, at] == 1) & marked, torch.nan, x)
         return x
 
@@ -253,16 +257,24 @@ class MixedLikelihood(nn.Module):
 
 @dataclass(frozen=True)
 class _Variable:
-    """A column or a block of columns, as the user named it."""
+    """A column or a block of columns, as the user named it.
+
+    Attributes:
+        kind: One of `COLUMN_KINDS`.
+        name: Its name; of an indicator of missing values, that of the column that it marks.
+        labels: The categories of a block; of an indicator, the further columns that it marks.
+        mark: The name of the column that holds an indicator.
+    """
 
     kind: str
     name: str
     labels: tuple[str, ...] = ()
+    mark: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
         if self.kind == "missing":
-            return (f"{self.name}=missing",)
+            return (self.mark,)
         return tuple(f"{self.name}={label}" for label in self.labels) or (self.name,)
 
     def to_json(self) -> list[Any]:
@@ -277,9 +289,11 @@ def _variables(kinds: Any) -> list[_Variable]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"every column must have a name of its own; got {twice[0]!r} twice. Rename one.")
     for v in found:
-        if v.kind == "missing" and v.name not in names:
-            raise unknown("column of kind 'missing'", v.name, names)
-    return found
+        for name in (v.name, *v.labels) if v.kind == "missing" else ():
+            if name not in names:
+                raise unknown("column of kind 'missing'", name, names)
+    own = [column for v in found if v.kind != "missing" for column in v.columns]
+    return [replace(v, mark=unlike(f"{v.name}=missing", own)) if v.kind == "missing" else v for v in found]
 
 
 def _variable(entry: Any) -> _Variable:
@@ -288,13 +302,15 @@ def _variable(entry: Any) -> _Variable:
             f"a column must be a tuple of its kind and its name; got {shown(entry)}. Write ('real', 'age')."
         )
     kind, name, *rest = entry
+    given: Any = rest[0] if len(rest) == 1 else None
     if kind not in COLUMN_KINDS:
         raise unknown("kind of column", kind, COLUMN_KINDS)
+    if kind == "missing" and isinstance(given, list | tuple):
+        return _Variable(kind, name, tuple(map(str, given)))
     if kind != "categories":
         if rest:
             raise ValueError(f"column {name!r} of kind {kind!r} takes no more than a name; got {shown(entry)}.")
         return _Variable(kind, name)
-    given: Any = rest[0] if len(rest) == 1 else None
     whole = isinstance(given, int) and not isinstance(given, bool)
     labels = tuple(map(str, range(given) if whole else given)) if whole or isinstance(given, list | tuple) else ()
     if len(labels) < 2 or len({*labels}) < len(labels):

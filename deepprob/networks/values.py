@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
-from deepprob.data import DataSet, as_split, table
+from deepprob.data import DataSet, Table, as_split, table
 from deepprob.data.frames import frame_of, is_frame
 
 
 def encoded(data: Any) -> Any:
-    """A frame as a table, unless all of its values are binary or counts; any other data as they are.
+    """A frame as a table, unless all of its values are binary or counts; of a data set of tables the training rows.
+
+    Any other data are as they are.
 
     Args:
         data: Data of any kind.
@@ -23,6 +25,8 @@ def encoded(data: Any) -> Any:
         >>> type(encoded(pd.DataFrame({"visits": [0, 3]}))).__name__
         'DataFrame'
     """
+    if isinstance(data, DataSet) and isinstance(data.train, Table):
+        return data.train
     if not is_frame(data):
         return data
     frame = frame_of(data)

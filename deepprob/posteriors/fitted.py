@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from deepprob.distributions.per_draw import PerDraw, unwrapped
 from deepprob.engine.random import RandomStream
 from deepprob.posteriors.draws import DrawRunner, Job
 from deepprob.posteriors.prediction import Prediction
@@ -39,6 +40,7 @@ from deepprob.programs.support import check_data
 
 # Most numbers that one layer's activations may hold at a time; more rows are split into several calls.
 _CHUNK = 2**24
+_MOST_TARGETS = 3  # names of targets that a sentence can hold
 
 
 class FittedProgram:
@@ -116,6 +118,17 @@ class FittedProgram:
         batch = self._conforming(data, fill) if data else ()
         self._meet(batch)
         return batch
+
+    def inputs_of(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The user's data for a query that needs no target, which is left out of a frame if it cannot be read.
+
+        Targets stay where they tell about latent sites of their rows.
+
+        Args:
+            data: The user's data.
+        """
+        found = self.structure
+        return data if len(data) != 1 or found.local or found.summed else (self.program.origin.inputs(data[0]),)
 
     def _conforming(self, data: tuple[Any, ...], fill: Fill | None) -> Batch:
         """The program's arguments, with the types and shapes of the fit."""
@@ -277,17 +290,38 @@ class FittedProgram:
         value = layout.draws_first(node)
         if name in self.structure.computed:
             return Prediction(Delta(value), value, name)
-        words = self._names(value, len(self.structure.observed))
+        words = self._names(node["fn"], value)
         return Prediction(node["fn"], value, name, unused=layout.unused(node), names=words)
 
-    def _names(self, value: Tensor, sites: int) -> PredictionNames:
-        """The words of the fit's table for the values of its target, if the program observes nothing else."""
+    def word(self, site: str) -> str:
+        """The user's word for an observed site: the columns of the fit's table that it observes, if they are few.
+
+        Args:
+            site: The name of the site.
+        """
+        targets = self._targets
+        return ", ".join(targets) if 0 < len(targets) <= _MOST_TARGETS and site in self.structure.observed else site
+
+    @property
+    def _targets(self) -> tuple[str, ...]:
+        """The target's columns in the fit's table, if the program observes nothing but them."""
         encoding = self.program.origin.encoding
-        if encoding is None or encoding.target is None or sites != 1:
+        alone = len(self.structure.observed) == 1 and len(self.instance.inputs) > 1
+        return encoding.targets if encoding is not None and alone else ()
+
+    def _names(self, fn: Any, value: Tensor) -> PredictionNames:
+        """The words for the values of a site, if the program observes nothing else."""
+        origin, width = self.program.origin, value.shape[-1] if value.dim() else 0
+        if len(self.structure.observed) != 1:
             return PredictionNames()
-        several = len(encoding.targets) > 1
-        named = not several or value.shape[-1] == len(encoding.targets)
-        return PredictionNames(encoding.classes, encoding.targets if named else ())
+        if origin.encoding is None:
+            base = unwrapped(fn.first if isinstance(fn, PerDraw) else fn)
+            count = base.probs.shape[-1] if type(base).__name__ == "Categorical" else 0
+            return PredictionNames(origin.classes if len(origin.classes) == count else ())
+        if targets := self._targets:
+            return PredictionNames(origin.encoding.classes, targets if len(targets) in (1, width) else ())
+        features = origin.encoding.names
+        return PredictionNames((), features, origin.encoding.columns) if width == len(features) else PredictionNames()
 
     def under_draws(self, job: Job, run: Run, values: Mapping[str, Tensor] | None = None) -> Any:
         """The result of a job under a run's draws, which come from the guide, are stored, or are given values."""

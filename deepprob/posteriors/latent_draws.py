@@ -25,7 +25,7 @@ def latent_draws(fitted: FittedProgram, data: tuple[Any, ...], draws: int, seed:
     complete = bool(data) or not fitted.instance.inputs
     extra = structure.summed + structure.computed if complete else ()
     if complete:
-        batch, names = fitted.accept(data), structure.latent
+        batch, names = fitted.accept(fitted.inputs_of(data)), structure.latent
     else:
         batch, names = fitted.example(), structure.latent if fitted.keeps_rows else structure.global_
         if not names:

@@ -165,7 +165,7 @@ class Posterior(Scoring):
             >>> mean(), mean(given={"a": 23.5}), mean(do={"a": 23.5})
             (21, 22, 21)
         """
-        draws = whole("draws", draws)
+        draws, data = whole("draws", draws), self._fitted.inputs_of(data)
         batch = self._fitted.accept(data)
         with self._fitted.querying(seed):
             trace = predicted_trace(self._fitted, batch, draws, site, given or {}, do or {})
@@ -186,7 +186,7 @@ class Posterior(Scoring):
             site: The observed site to predict, if there are several.
         """
         draws = whole("draws", draws)
-        batch = self._fitted.accept(data) if data else ()
+        batch = self._fitted.accept(self._fitted.inputs_of(data)) if data else ()
         with self._fitted.querying(seed):
             trace = self._fitted.run_prior(batch, rows, draws)
         return self._fitted.prediction(trace, site, draws)
@@ -204,7 +204,7 @@ class Posterior(Scoring):
             Values by site, ``(K, B, *site)`` for local and observed sites, ``(K, *site)`` for global sites.
         """
         draws = whole("draws", draws)
-        batch = self._fitted.accept(data) if data else ()
+        batch = self._fitted.accept(self._fitted.inputs_of(data)) if data else ()
         with self._fitted.querying(seed):
             found = self._fitted.prior_draws(batch, rows, draws)
         return {name: value for name, value in found.items() if name not in self.structure.computed}

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from deepprob.distributions.per_draw import PerDraw, unwrapped
 from deepprob.errors import shown
-from deepprob.posteriors.prediction_names import PredictionNames, frame_of_prediction
+from deepprob.posteriors.averages import as_real, average, binary_entropy, entropy, like
+from deepprob.posteriors.prediction_frame import frame_of_prediction, frame_of_rows
+from deepprob.posteriors.prediction_names import PredictionNames, values_of
 
 _DISCRETE = {"Categorical": "classes", "OneHotCategorical": "classes", "Bernoulli": "binary"}
 _CIRCULAR = ("VonMises",)  # their variance is that of a direction, at most 1
@@ -77,7 +79,7 @@ class Prediction:
         if self.kind == "classes":
             return self.probs
         # Without closed-form moments of the components, the mixture's moments are estimated from draws.
-        return self._averaged(self._moment("mean")) if self._known else _average(_as_real(self.draws))
+        return self._averaged(self._moment("mean")) if self._known else average(as_real(self.draws))
 
     @property
     @torch.no_grad()
@@ -86,7 +88,7 @@ class Prediction:
         if self.kind == "classes":
             return (self.probs * (1 - self.probs)).sqrt()
         if not self._known:
-            return _as_real(self.draws).std(0, unbiased=False)
+            return as_real(self.draws).std(0, unbiased=False)
         return (self._averaged(self._moment("variance")) + self._between()).sqrt()
 
     @property
@@ -115,9 +117,9 @@ class Prediction:
             ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
-            return self._averaged(_entropy(self._probs))
+            return self._averaged(entropy(self._probs))
         if self.kind == "binary":
-            return self._averaged(_binary_entropy(self._probs))
+            return self._averaged(binary_entropy(self._probs))
         return self._averaged(self._moment("variance")).sqrt()
 
     @property
@@ -132,9 +134,9 @@ class Prediction:
             ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
-            return (_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
+            return (entropy(self.probs) - self.aleatoric).clamp_min(0.0)
         if self.kind == "binary":
-            return (_binary_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
+            return (binary_entropy(self.probs) - self.aleatoric).clamp_min(0.0)
         return self._between().sqrt()
 
     @property
@@ -200,7 +202,8 @@ class Prediction:
         every class c; for a binary site ``class`` and ``prob``, the probability of a one. If a row has several values,
         each name has the place of the value as suffix: ``mean[0]``, ``mean[1]``, or ``mean[2, 3]``.
         Classes and targets of a `deepprob.table` have names, ``prob[cat]`` and ``mean[height]``; rows have the index of
-        the given frame.
+        the given frame. Columns of different kinds have the columns of their kind, by name: ``mean[age]``,
+        ``class[island]``, ``prob[island=Dream]``; those of a `deepprob.table` are in its units.
 
         Args:
             mass: Probability inside the interval, between 0 and 1.
@@ -220,6 +223,17 @@ class Prediction:
         _check_mass("to_frame", mass)
         return frame_of_prediction(self, mass)
 
+    def to_rows(self, draw: int = 0) -> Any:
+        """One draw of the rows as a pandas frame in the columns, units and class names of a `deepprob.table`.
+
+        Args:
+            draw: Number of the draw.
+
+        Raises:
+            ValueError: If the model does not predict all columns of such a table.
+        """
+        return frame_of_rows(self, draw)
+
     def summary(self, rows: int = 10) -> str:
         """The first rows of `to_frame` as text.
 
@@ -235,7 +249,8 @@ class Prediction:
         r"""Log predictive density of observed values, ``log sum_k w_k p(y | x, theta_k)``, in nats.
 
         Args:
-            y: The observed values, shape ``(B, ..., *event)``.
+            y: The observed values, shape ``(B, ..., *event)``, in a tensor, an array, a list, a pandas series or frame.
+                Labels are numbers of classes, or their names if they have some.
 
         Returns:
             One value per row, shape ``(B, ...)``.
@@ -246,7 +261,7 @@ class Prediction:
         terms = self.log_prob_by_draw(y)
         if self._log_weights is None:
             return terms.logsumexp(0) - math.log(terms.shape[0])
-        return (terms + _like(self._log_weights, terms)).logsumexp(0)
+        return (terms + like(self._log_weights, terms)).logsumexp(0)
 
     @torch.no_grad()
     def log_prob_by_draw(self, y: Any) -> Tensor:
@@ -261,7 +276,7 @@ class Prediction:
         Raises:
             ValueError: As for `log_prob`.
         """
-        value = torch.as_tensor(y, device=self.draws.device)
+        value = values_of(y, self.names, tuple(self.draws.shape[1:])).to(self.draws.device)
         if self.kind != "classes":  # labels stay whole numbers; other values take the dtype of the draws
             value = value.to(self.draws.dtype)
         if self.kind == "classes" and value.is_floating_point():
@@ -327,7 +342,7 @@ class Prediction:
         value: Tensor = getattr(self.distribution, name)
         shape = (*self.distribution.batch_shape, *self.distribution.event_shape)
         components = len(self.draws if self._log_weights is None else self._log_weights)
-        return _as_real(self._squeeze(value.expand(shape)).expand(components, *self.draws.shape[1:]))
+        return as_real(self._squeeze(value.expand(shape)).expand(components, *self.draws.shape[1:]))
 
     @property
     def _known(self) -> bool:
@@ -357,34 +372,10 @@ class Prediction:
     def _averaged(self, values: Tensor) -> Tensor:
         """The mean over the components, weighted."""
         if self._log_weights is None:
-            return _average(values)
-        return (_like(self._log_weights, values).exp() * values).sum(0)
+            return average(values)
+        return (like(self._log_weights, values).exp() * values).sum(0)
 
 
 def _check_mass(method: str, mass: Any) -> None:
     if not isinstance(mass, SupportsFloat) or not 0 < float(mass) < 1:
         raise ValueError(f"mass must lie between 0 and 1; got {shown(mass)}. Write {method}(0.9) for 90 %.")
-
-
-def _as_real(value: Tensor) -> Tensor:
-    """Whole numbers in the default dtype, in which they have moments."""
-    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
-
-
-def _like(weights: Tensor, values: Tensor) -> Tensor:
-    """Weights by draw and row, ``(K, B)``, with the dimensions of values ``(K, B, ...)``."""
-    return weights.to(values.dtype).reshape(*weights.shape, *[1] * (values.dim() - 2))
-
-
-def _average(values: Tensor) -> Tensor:
-    """The mean over draws, without a rounding error where all of them are the same."""
-    first = values[0].nan_to_num(0.0, 0.0, 0.0)
-    return torch.as_tensor(first + (values - first).mean(0))
-
-
-def _entropy(probs: Tensor) -> Tensor:
-    return torch.as_tensor(torch.special.entr(probs).sum(-1))
-
-
-def _binary_entropy(probs: Tensor) -> Tensor:
-    return torch.as_tensor(torch.special.entr(probs) + torch.special.entr(1 - probs))

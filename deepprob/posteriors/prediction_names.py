@@ -1,17 +1,20 @@
-"""The user's words for a prediction: names of classes, targets and rows, and the frame that shows them."""
+"""The user's words for a prediction: names of classes, targets and rows, and observed values in these words."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from deepprob.data import Table
-from deepprob.data.frames import is_frame
+from deepprob.data.column_encoding import text_of
+from deepprob.data.frames import array_of, is_frame, missing_column, named
+from deepprob.data.table_rows import EncodedColumn
+from deepprob.errors import unknown
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,12 +23,14 @@ class PredictionNames:
 
     Attributes:
         classes: The names of the classes, by number; empty if they have none.
-        columns: The names of the targets; empty if they have none.
+        columns: The names of the targets, or of the features of predicted rows; empty if they have none.
+        encoded: How the columns of a table became the features of predicted rows; empty for other predictions.
         index: The index of the rows, of pandas; None to count them.
     """
 
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    encoded: tuple[EncodedColumn, ...] = ()
     index: Any = None
 
 
@@ -46,44 +51,49 @@ def index_of(data: Sequence[Any], rows: int) -> Any:
     return None
 
 
-def frame_of_prediction(prediction: Any, mass: float) -> Any:
-    """A prediction as a pandas frame, one line a row.
+def values_of(y: Any, names: PredictionNames, shape: tuple[int, ...]) -> Tensor:
+    """Observed values as a tensor: of a frame the columns of the targets, of names of classes their numbers.
 
     Args:
-        prediction: The `Prediction`.
-        mass: Probability inside the interval.
+        y: The values, in any form; a tensor and an array of numbers are as they are.
+        names: The words for the prediction.
+        shape: The shape of the predicted rows. One number a row may lack a last axis of length 1.
+
+    Raises:
+        TypeError: If text is given where classes have no names.
+        ValueError: If a class is unknown, or a frame lacks a target.
+
+    Examples:
+        >>> values_of(["b", "a"], PredictionNames(classes=("a", "b")), (2,))
+        tensor([1, 0])
     """
-    import pandas as pd
+    if is_frame(y):
+        y = named(y)
+        if lacking := [name for name in names.columns if name not in y]:
+            raise missing_column("y", lacking, [*y.columns])
+        y = y[[*names.columns]] if names.columns else y
+        y = y.iloc[:, 0] if y.shape[1] == 1 else torch.from_numpy(array_of(y, "y"))
+    if not isinstance(y, Tensor):
+        in_pandas, values = type(y).__module__.partition(".")[0] == "pandas", np.asarray(y)
+        if values.dtype.kind in "OUSTb" or (in_pandas and names.classes):
+            values = _labels(y, values, names.classes)
+        y = torch.tensor(values)
+    found: Tensor = y
+    return found.unsqueeze(-1) if (*found.shape, 1) == shape else found
 
-    count = prediction.draws.shape[1] if prediction.draws.dim() > 1 else 1
-    index = prediction.names.index
-    if index is None or index.equals(pd.RangeIndex(count)):
-        index = pd.RangeIndex(count, name="row")
-    columns = {
-        name: values.reshape(count).cpu().numpy() if isinstance(values, Tensor) else values
-        for name, values in _columns(prediction, mass)
-    }
-    return pd.DataFrame(columns, index=index)
 
-
-def _columns(prediction: Any, mass: float) -> Iterator[tuple[str, Any]]:
-    """Names and values of the columns of the frame."""
-    names, kind = prediction.names, prediction.kind
-    if kind in ("classes", "binary"):
-        values = {"class": prediction.classes}
-        values |= {"prob": prediction.probs} if kind == "binary" else {}
-    else:
-        tail = 100 * (1 - mass) / 2
-        low, high = prediction.interval(mass)
-        values = {"mean": prediction.mean, "sd": prediction.sd, f"{tail:.3g}%": low, f"{100 - tail:.3g}%": high}
-    shape = tuple(next(iter(values.values())).shape[1:])
-    places: Iterable[Any] = itertools.product(*map(range, shape))
-    for index in places:
-        place = f"[{', '.join(map(str, index))}]" if math.prod(shape) > 1 else ""
-        if place and len(names.columns) == shape[-1]:
-            place = f"[{names.columns[index[-1]]}]"
-        for name, value in values.items():
-            yield name + place, value[(..., *index)]
-        if kind == "classes":
-            for label, probs in enumerate(prediction.probs.unbind(-1)):
-                yield f"prob{place}[{names.classes[label] if names.classes else label}]", probs[(..., *index)]
+def _labels(y: Any, values: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Labels as numbers; those that are no names of classes must be numbers."""
+    places = {name: i for i, name in enumerate(classes)}
+    texts = [text_of(value) for value in values.ravel()]
+    if classes and {*texts} <= places.keys():
+        return np.array([places[text] for text in texts]).reshape(values.shape)
+    if values.dtype.kind in "iufb":
+        return values
+    try:
+        numbers = y.to_numpy(np.float64, na_value=np.nan) if hasattr(y, "to_numpy") else values.astype(np.float64)
+    except (TypeError, ValueError):
+        if not classes:
+            raise TypeError("y holds text, but the classes of the fit have no names. Give numbers.") from None
+        raise unknown("class", next(text for text in texts if text not in places), classes) from None
+    return np.asarray(numbers)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from deepprob.distributions.columns import Columns, Variable
 from deepprob.distributions.per_draw import PerDraw, unwrapped
-from deepprob.posteriors.prediction import Prediction
 
 
-def variable_of(prediction: Prediction, variable: Variable) -> Prediction:
+def variable_of(prediction: Any, variable: Variable) -> Any:
     """The prediction of one variable of rows of `Columns`: of categories, of their class numbers.
 
     Args:
-        prediction: The prediction of whole rows.
+        prediction: The `Prediction` of whole rows.
         variable: One of the variables of `Columns.variables`.
 
     Examples:
+        >>> from deepprob.posteriors.prediction import Prediction
         >>> age, island = dist.Normal(torch.zeros(2, 3, 1), 1.0), dist.OneHotCategorical(torch.ones(2, 3, 2))
         >>> rows = Columns([(age, [0]), (island, [1, 2])], ["age", "island=a", "island=b"])
         >>> [variable_of(Prediction(rows, rows.sample(), "x"), variable) for variable in rows.variables]
@@ -35,7 +35,7 @@ def variable_of(prediction: Prediction, variable: Variable) -> Prediction:
     made = fn.replaced(marginal) if isinstance(fn, PerDraw) else marginal(fn)
     unused = tuple(place - len(fn.batch_shape) for place in prediction._unused)
     draws = value_of(prediction.draws, variable)
-    return Prediction(made, draws, variable.name, unused=unused, log_weights=prediction._log_weights)
+    return type(prediction)(made, draws, variable.name, unused=unused, log_weights=prediction._log_weights)
 
 
 def value_of(rows: Tensor, variable: Variable) -> Tensor:

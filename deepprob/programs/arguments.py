@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from deepprob.data import Split, as_split
-from deepprob.data.frames import Columns, frame_of, is_frame
+from deepprob.data.frames import Columns, frame_of, is_frame, row_as_frame
 from deepprob.data.intake import container_of, is_table, tensor_of
 from deepprob.errors import counted
 from deepprob.programs.origin import Fields, Origin
@@ -199,7 +199,7 @@ def read_arguments(
         ValueError: If a value is not valid data.
     """
     frames = Columns((origin or Origin()).columns)
-    args, kwargs = _split_up(data, signature, what, missing, frames)
+    args, kwargs = _split_up(data, signature, what, missing, frames, fitted)
     arguments = [*zip(_positional_names(signature, len(args)), args, strict=False), *kwargs.items()]
     leaves = dict(leaf for name, value in arguments for leaf in _leaves(name, value))
     tensors = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.dim()}
@@ -249,7 +249,7 @@ def _common_length(tensors: Sequence[Tensor]) -> int:
 
 
 def _split_up(
-    data: Any, signature: inspect.Signature, what: str, missing: bool, frames: Columns
+    data: Any, signature: inspect.Signature, what: str, missing: bool, frames: Columns, fitted: Sequence[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that data stand for, with tensors in the place of arrays."""
     if data is None:
@@ -257,8 +257,13 @@ def _split_up(
     data = container_of(data, what)
     parameters = signature.parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if fitted and named:
+        data = row_as_frame(data, named)
     if is_frame(data):
-        data = _by_column(frame_of(data), named, _required(signature))
+        data, required = frame_of(data), _required(signature)
+        # After a fit by column, a column that is lacking is to be predicted.
+        needed = [name for name in required if name in data] if fitted and not frames.fitted else required
+        data = _by_column(data, named, needed)
     if isinstance(data, Mapping) and (set(data) <= {*named} or _takes_keywords(signature)):
         return (), {n: _converted(value, n, what, missing, frames) for n, value in _in_order(data, named)}
     if isinstance(data, Mapping) and {*data} & {*named}:

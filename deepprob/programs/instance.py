@@ -141,8 +141,7 @@ class ProgramInstance:
         self.inputs: list[InputSpec] = specs_of(
             batch, batch.call.names if isinstance(batch, Arguments) else self.program.argument_names, origin_of(batch)
         )
-        encoding = origin_of(batch).encoding or program.origin.encoding
-        self.program.__dict__["origin"] = Origin(columns_of(self.inputs), encoding, fitted=True)
+        self.program.__dict__["origin"] = program.origin.after_fit(batch, columns_of(self.inputs))
 
     def setup(self) -> dict[str, Any]:
         """What data made of the program, as JSON."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from deepprob.distributions.columns import Columns
 from deepprob.distributions.per_draw import unwrapped
 from deepprob.engine.deferred_errors import defer_error
-from deepprob.errors import counted, unknown
+from deepprob.errors import MissingValueError, counted, unknown
 from deepprob.programs.sites import is_data
 
 MISSING = ("refuse", "allow")  # what a program does with missing values (NaN) in its data
@@ -76,3 +77,13 @@ def checked_missing(missing: str) -> str:
     if missing not in MISSING:
         raise unknown("missing", missing, MISSING)
     return missing
+
+
+@contextmanager
+def explaining_masks() -> Iterator[None]:
+    """Add to an error about missing values (NaN) how a model takes them."""
+    try:
+        yield
+    except MissingValueError as error:
+        remedy = "A model that masks them takes them: Program.of(..., missing='allow')."
+        raise MissingValueError(f"{error} {remedy}") from None

@@ -10,8 +10,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from deepprob.data import Table, TableEncoding
-from deepprob.data.frames import is_frame
+from deepprob.data import DataSet, Table, TableEncoding
+from deepprob.data.frames import is_frame, named, row_as_frame
 from deepprob.data.precision import reading
 
 _Accept = TypeVar("_Accept", bound=Callable[..., Any])
@@ -24,14 +24,34 @@ class Origin:
     Attributes:
         columns: Names of the columns of arguments that were frames, by argument.
         encoding: How a frame becomes a table; None if the data were no table.
+        classes: The names of the classes of the target, by number, of data that are no table; empty if it has none.
         weights: Weights of the rows in the log-likelihood, ``(N,)``; None for 1 each.
         fitted: Whether these are the facts of a finished fit, which has given its warnings.
     """
 
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     encoding: TableEncoding | None = None
+    classes: tuple[str, ...] = ()
     weights: Tensor | None = None
     fitted: bool = False
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes of the target, by number; empty if it has none."""
+        return self.classes if self.encoding is None else self.encoding.classes
+
+    @classmethod
+    def of_source(cls, data: Any) -> Origin:
+        """What a program that is made for data keeps of them: the encoding of a table, the classes of a data set.
+
+        Args:
+            data: A table, a data set, or any other data, of which nothing is kept.
+        """
+        if isinstance(data, DataSet):
+            if not isinstance(data.train, Table):
+                return cls(classes=tuple(map(str, data.extras.get("class_names", ()))))
+            data = data.train
+        return cls(encoding=data.encoding if isinstance(data, Table) else None)
 
     def read(self, data: Any) -> Any:
         """A frame as the table that the encoding makes of it; any other data as they are.
@@ -44,16 +64,42 @@ class Origin:
         """
         if self.encoding is None:
             return data
-        if is_frame(data):
-            return self.encoding.encode(data)
-        if isinstance(data, tuple) and len(data) == 1 and is_frame(data[0]):
-            return self.encoding.encode(data[0])
-        if isinstance(data, Table) and data.encoding != self.encoding:
+        if (frame := _one_frame(data)) is not None:
+            return self.encoding.encode(frame)
+        if isinstance(data, Table) and not self.encoding.agrees(data.encoding):
             raise ValueError(
                 "the table was encoded by its own means and levels, not by those of the fit. Give the frame itself, or "
                 "encode it alike: table.encoding.encode(frame), with the table of the fit."
             )
         return data
+
+    def inputs(self, data: Any) -> Any:
+        """Data for a query that does not need the target: a frame without targets that cannot be read, or weights.
+
+        Args:
+            data: A user's data.
+        """
+        if self.encoding is None or (frame := _one_frame(data)) is None:
+            return data
+        frame, unneeded = named(frame), [self.encoding.weights]
+        try:
+            if self.encoding.target:
+                self.encoding.target.encode(frame)
+        except ValueError:
+            unneeded += self.encoding.targets
+        return frame.drop(columns=[name for name in unneeded if name in frame])
+
+    def after_fit(self, batch: Sequence[Any], columns: Mapping[str, tuple[str, ...]]) -> Origin:
+        """What a fitted program keeps.
+
+        Args:
+            batch: The arguments of the fit.
+            columns: Names of the columns of arguments that were frames, by argument.
+        """
+        encoding = origin_of(batch).encoding or self.encoding
+        if encoding and not encoding.class_weights and len(batch) == 1 and [*columns.values()] == [encoding.names]:
+            encoding = replace(encoding, target=None)  # the program does not read it, so later frames need none
+        return replace(self, columns=columns, encoding=encoding, weights=None, fitted=True)
 
     def of(self, data: Any, names: Sequence[str]) -> Origin:
         """The origin of arguments that were read.
@@ -71,6 +117,13 @@ class Origin:
             if name in own
         }
         return replace(self, columns={**self.columns, **fields}, encoding=data.encoding, weights=data.weights)
+
+
+def _one_frame(data: Any) -> Any:
+    """The frame, or the row of one, that data consist of; None for other data."""
+    value = data[0] if isinstance(data, tuple) and len(data) == 1 else data
+    value = row_as_frame(value)
+    return value if is_frame(value) else None
 
 
 class Fields(tuple[Any, ...]):
@@ -105,13 +158,14 @@ def in_own_precision(accept: _Accept) -> _Accept:
 
 def origin_to_json(origin: Origin) -> dict[str, Any]:
     """What a saved posterior keeps of the origin of its data, beside the names of columns, as JSON."""
-    return {"encoding": origin.encoding.to_json() if origin.encoding else None}
+    encoding = origin.encoding.to_json() if origin.encoding else None
+    return {"encoding": encoding, **({"classes": list(origin.classes)} if origin.classes else {})}
 
 
 def origin_from_json(saved: Mapping[str, Any] | None, columns: Mapping[str, tuple[str, ...]]) -> Origin:
     """The inverse of `origin_to_json`; a folder of an earlier version has no entry."""
-    encoding = (saved or {}).get("encoding")
-    return Origin(columns, TableEncoding.from_json(encoding) if encoding else None, fitted=True)
+    encoding, classes = (saved or {}).get("encoding"), tuple((saved or {}).get("classes", ()))
+    return Origin(columns, TableEncoding.from_json(encoding) if encoding else None, classes, fitted=True)
 
 
 def check_weighted(program: Any, found: Any) -> None:

@@ -17,7 +17,7 @@ from deepprob.programs.copying import CapturedModules, captured_modules, copy_wi
 from deepprob.programs.fields import Fill, read_fields
 from deepprob.programs.guide_classes import check_functions, makes_guide
 from deepprob.programs.minibatch import Batch, BoundRows, call_sampling, run_bound, sampling_method
-from deepprob.programs.missing import MissingValues, checked_missing
+from deepprob.programs.missing import MissingValues, checked_missing, explaining_masks
 from deepprob.programs.origin import Fields, Origin, in_own_precision
 from deepprob.programs.plated import Plated
 from deepprob.programs.registry import register
@@ -355,9 +355,11 @@ class FunctionProgram(Program):
         data = self.origin.read(data)
         fitted, missing = self.call.names if self.call else (), self.missing == "allow" or fill is not None
         data = (data,) if self.call and self.call.takes_as_one(data) else data
-        if self.sequences is not None:
-            data = self.sequences.read(data, self.argument_names, what, missing)
-        found = read_arguments(data, self._signature(), what=what, fitted=fitted, missing=missing, origin=self.origin)
+        options: dict[str, Any] = {"what": what, "fitted": fitted, "missing": missing, "origin": self.origin}
+        with explaining_masks():
+            if self.sequences is not None:
+                data = self.sequences.read(data, self.argument_names, what, missing)
+            found = read_arguments(data, self._signature(), **options)
         found = found if self.sequences is None else self.sequences.checked(found)
         return fill(found) if fill else found
 

@@ -107,6 +107,34 @@ def test_predict_keeps_the_id_and_the_order_of_rows(home: Path) -> None:
     assert found["id"].tolist() == new["id"].tolist() and set(found["class"]) <= {"red", "white"}
 
 
+@pytest.mark.parametrize("kind", ["blue", None])
+def test_predict_does_not_read_the_target(home: Path, kind: str | None) -> None:
+    new = flowers()
+    new.loc[::3, "kind"] = kind
+    new.to_csv("new.csv", index=False)
+    result = deepprob_("predict", str(home / "bnn"), "new.csv", "--out", "p.csv", "--draws", "10")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv("p.csv")) == 60
+
+
+def test_arrays_without_a_target_are_refused() -> None:
+    np.savez("rows.npz", x=np.zeros((40, 3)), price=np.zeros(40))
+    assert error_of("fit", "bnn", "rows.npz") == (
+        "data set 'rows.npz' has no target, and model 'bnn' needs one. Name it by --target, one of: 'x', 'price'."
+    )
+
+
+def test_predict_takes_arrays_without_their_target() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    np.savez("rows.npz", x=x, price=x.sum(1), note=np.arange(40))
+    run = ["--target", "price", "--drop", "note", "--out", "run", "--quiet"]
+    assert deepprob_("fit", "bnn", "rows.npz", *run, *TINY).exit_code in (0, 1)
+    np.savez("new.npz", x=x[:4])
+    result = deepprob_("predict", "run", "new.npz", "--out", "p.csv", "--draws", "10")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_csv("p.csv")) == 4
+
+
 def test_other_columns_than_those_of_the_fit_are_named(home: Path) -> None:
     flowers().rename(columns={"petal": "petals"}).to_csv("new.csv", index=False)
     assert "'new.csv' lacks the column 'petal', which the fit had. Rename 'petals' if it is 'petal'." in error_of(
@@ -129,15 +157,43 @@ def test_images_are_fitted_sampled_and_predicted(home: Path) -> None:
     assert pd.read_csv("p.csv")["file"].tolist()[:2] == ["00.png", "01.png"]
 
 
+def test_classes_of_a_folder_have_their_names() -> None:
+    random = np.random.default_rng(0)
+    for kind in ("cat", "dog"):
+        Path("pets", kind).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(f"pets/{kind}/{i}.png")
+    assert deepprob_("fit", "bnn", "pets", "--out", "run", "--quiet", *TINY).exit_code in (0, 1)
+    result = deepprob_("predict", "run", "pets", "--out", "p.csv", "--draws", "10")
+    assert result.exit_code == 0, result.output
+    found = pd.read_csv("p.csv")
+    assert [*found.columns] == ["file", "class", "prob[cat]", "prob[dog]"] and {*found["class"]} <= {"cat", "dog"}
+
+
+def test_sampled_rows_are_like_those_of_the_table() -> None:
+    flowers().to_csv("flowers.csv", index=False)
+    fitted = deepprob_("fit", "vae", "flowers.csv", "--drop", "id", "--out", "run", "--quiet", *TINY)
+    assert fitted.exit_code in (0, 1), fitted.output
+    result = deepprob_("sample", "run", "--draws", "30", "--out", "rows.csv")
+    assert result.exit_code == 0, result.output
+    found = pd.read_csv("rows.csv", index_col="draw")
+    assert [*found.columns] == ["petal", "soil", "kind"] and len(found) == 30
+    assert {*found["soil"]} <= {"clay", "sand", "peat"} and {*found["kind"]} <= {"red", "white"}
+    assert deepprob_("predict", "run", "flowers.csv", "--out", "p.csv", "--draws", "10").exit_code == 0
+    columns = [*pd.read_csv("p.csv").columns]
+    assert {"id", "mean[petal]", "class[soil]", "prob[soil=peat]"} <= {*columns}
+
+
 def test_draws_of_targets_are_a_table(home: Path) -> None:
     assert "--out grid.png is for images" in error_of("sample", str(home / "bnn"), "--out", "grid.png")
     assert deepprob_("sample", str(home / "bnn"), "--draws", "3", "--out", "draws.csv").exit_code == 0
     found = pd.read_csv("draws.csv", index_col=0)
     assert [*found.columns] == ["draw 0", "draw 1", "draw 2"] and len(found) == 12
+    assert {*found.to_numpy().ravel()} <= {"red", "white"}
 
 
 WRONG = {
-    "needs a target, the column to predict. Name one of: 'id', 'petal', 'soil', 'kind'": [],
+    "needs a target, the column to predict. Name it by --target, one of: 'id', 'petal', 'soil', 'kind'": [],
     "unknown target 'kinds'. Did you mean 'kind'?": ["--target", "kinds", "--drop", "id"],
     "unknown column to drop 'ids'. Did you mean 'id'?": ["--target", "kind", "--drop", "ids"],
     "size does not apply to 'my.csv', which is not a folder of images": ["--target", "kind", "--size", "8"],

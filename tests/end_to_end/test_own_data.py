@@ -254,7 +254,7 @@ def test_missing_targets_are_refused_by_row_unless_the_model_masks_them(form: st
     program = dp.Program.of(skipping, "normal", data_plate="data", missing="allow")
     likelihood = fit(program, (X, GAPS[form]())).log_likelihood(X, GAPS[form](), draws=3)
     assert np.array_equal(likelihood[0] != 0, MASK)
-    with pytest.raises(ValueError, match=r"'y'.*NaN.*row 0"):
+    with pytest.raises(ValueError, match=r"'y'.*NaN.*row 0.*Drop these rows or fill them in\. A .* missing='allow'"):
         ask((X, GAPS[form]()))
 
 
@@ -282,7 +282,7 @@ OTHER: dict[str, tuple[Callable[[], Any], str]] = {
     "twice": (lambda: pd.concat([FRAME, FRAME], axis=1), "several columns 'a'"),
     "text": (lambda: FRAME.astype({"b": str}), "not numbers: b"),
     "too wide": (lambda: np.ones((3, 5)), "must have 2 features per row as in the fit; got 5"),
-    "one row without its axis": (lambda: FRAME.iloc[3], r"x\.reshape\(1, -1\)"),
+    "one row without its axis": (lambda: X[3], r"x\.reshape\(1, -1\)"),
     "no rows": (lambda: FRAME[:0], "'x' of data is empty.*at least one row"),
 }
 
@@ -297,6 +297,8 @@ def test_another_frame_than_that_of_the_fit_is_refused(by_name: Posterior, form:
 def test_one_row_of_a_frame_is_predicted_alone(by_name: Posterior) -> None:
     one = by_name.predict(FRAME.iloc[[3]], draws=50)
     assert one.mean.shape == (1,)
+    assert torch.equal(one.mean, by_name.predict(FRAME.iloc[3], draws=50).mean)
+    assert torch.equal(one.mean, by_name.predict(FRAME.assign(note="-").iloc[3][::-1], draws=50).mean)
     close(one.mean, by_name.predict(FRAME, draws=50).mean[3], 0.6)  # own draws
 
 

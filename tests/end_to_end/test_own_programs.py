@@ -121,6 +121,20 @@ def chance(x: Tensor, y: Tensor | None = None) -> None:
 LABELS = np.random.default_rng(1).random(N) < 1 / (1 + np.exp(-(AREA - 100) / 20))
 
 
+def test_later_frames_need_no_column_that_is_predicted() -> None:
+    def by_column(size: Tensor, price: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(size)):
+            pyro.sample("y", dist.Normal(slope * size, 1.0), obs=price)
+
+    frame = pd.DataFrame({"size": np.arange(20.0), "price": 2 * np.arange(20.0)})
+    posterior = fit(by_column, frame)
+    expected = posterior.predict(frame, draws=4).mean
+    assert torch.equal(posterior.predict(frame[["size"]].assign(note="-"), draws=4).mean, expected)
+    one = posterior.predict(frame.iloc[3], draws=4)
+    assert one.mean.shape == (1,) and torch.equal(one.mean, posterior.predict(frame.iloc[[3]], draws=4).mean)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "Float64"])
 def test_labels_of_a_logistic_regression_are_floats(dtype: str) -> None:
     y = pd.Series(LABELS).astype("float32").astype(dtype)

@@ -23,8 +23,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor
 
 import deepprob as dp
+from deepprob.data import decode_rows
 from deepprob.inference import svi
-from deepprob.models import BayesianNeuralNetwork
+from deepprob.models import VAE, BayesianNeuralNetwork
 from deepprob.posteriors.posterior import Posterior
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -266,6 +267,8 @@ def test_labels_in_any_form_are_classes(form: str) -> None:
 SAME: dict[str, Callable[[], Any]] = {
     "without the target": lambda: FRAME[["size", "kind"]],
     "a target of gaps": lambda: FRAME.assign(price=np.nan),
+    "a target with gaps": lambda: FRAME.assign(price=FRAME["price"].mask(GAP)),
+    "a target of text": lambda: FRAME.assign(price="?"),
     "other order": lambda: FRAME[["price", "kind", "size"]],
     "further columns": lambda: FRAME.assign(note="-"),
     "other types": lambda: FRAME.astype({"size": "Float64", "kind": "category"}),
@@ -276,6 +279,43 @@ SAME: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("form", SAME)
 def test_later_frames_are_encoded_alike(prices: Posterior, form: str) -> None:
     assert torch.equal(prices.predict(SAME[form](), draws=4).mean, prices.predict(FRAME, draws=4).mean)
+
+
+def test_a_target_that_is_not_needed_may_hold_anything(animals: Posterior) -> None:
+    expected = animals.predict(FRAME[["size", "price"]], draws=4).mean
+    for other in (FRAME.assign(kind="dog"), FRAME.assign(kind=FRAME["kind"].where(~GAP, None))):
+        assert torch.equal(animals.predict(other, draws=4).mean, expected)
+    drawn = animals.sample(FRAME.assign(kind="dog"), draws=2), animals.sample(FRAME, draws=2)
+    assert all(torch.equal(value, drawn[1][name]) for name, value in drawn[0].items())
+    prior = animals.predict_prior(N, FRAME.assign(kind="dog")), animals.predict_prior(N, FRAME)
+    assert torch.equal(prior[0].mean, prior[1].mean)
+    with pytest.raises(ValueError, match="unknown class of 'kind' 'dog'"):
+        animals.log_likelihood(FRAME.assign(kind="dog"), draws=2)
+
+
+def test_a_model_of_the_features_alone_does_not_read_the_target(tmp_path: Path) -> None:
+    table = dp.table(FRAME, target="kind")
+    posterior = fit(VAE.from_data(table, latent_dim=2, hidden_dims=(4,)), table, 3)
+    posterior.save(tmp_path / "run")
+    for made in (posterior, Posterior.load(tmp_path / "run")):
+        expected = made.log_likelihood(FRAME, draws=2)
+        assert torch.equal(made.log_likelihood(table, draws=2), expected)
+        assert torch.equal(made.log_likelihood(FRAME.assign(kind="dog"), draws=2), expected)
+        assert [*made.predict(FRAME.assign(kind=None), draws=2).to_rows().columns] == ["size", "price"]
+
+
+def test_weights_are_not_needed_to_predict() -> None:
+    frame = FRAME.assign(w=1.0 + (SIZE > 10))
+    table = dp.table(frame, target="price", weights="w")
+    posterior = fit(BayesianNeuralNetwork.from_data(table, hidden_dims=(4,)), table, 3)
+    assert torch.equal(posterior.predict(frame.assign(w=np.nan), draws=3).mean, posterior.predict(frame, draws=3).mean)
+
+
+def test_one_row_of_a_frame_is_a_series(animals: Posterior) -> None:
+    one, by_frame = animals.predict(FRAME.iloc[3], draws=4), animals.predict(FRAME.iloc[[3]], draws=4)
+    assert one.to_frame().equals(by_frame.to_frame()) and [*one.to_frame().index] == ["row 3"]
+    with pytest.raises(ValueError, match="the frame lacks the columns 'size', 'price'"):
+        animals.predict(FRAME.iloc[3][["kind"]], draws=4)
 
 
 def test_a_part_of_the_rows_is_encoded_by_all_rows(prices: Posterior) -> None:
@@ -321,7 +361,63 @@ def test_several_targets_have_names() -> None:
     posterior = fit(BayesianNeuralNetwork.from_data(frame, target=["price", "cost"], hidden_dims=(4,)), frame, 3)
     made = posterior.predict(frame, draws=5)
     assert made.columns == ("price", "cost")
+    assert torch.equal(made.mean, posterior.predict(frame.drop(columns="cost"), draws=5).mean)
     assert [*made.to_frame().columns][:5] == ["mean[price]", "sd[price]", "5%[price]", "95%[price]", "mean[cost]"]
+
+
+def test_labels_of_log_prob_may_be_names(animals: Posterior, prices: Posterior) -> None:
+    made = animals.predict(FRAME, draws=5)
+    expected = made.log_prob(dp.table(FRAME, target="kind")["y"])
+    for labels in (FRAME["kind"], FRAME["kind"].astype("category"), KIND, [*KIND], FRAME[["kind"]], FRAME):
+        assert torch.equal(made.log_prob(labels), expected)
+    with pytest.raises(ValueError, match=r"unknown class 'dog'. .*Choose from: ant, bee, cow"):
+        made.log_prob(FRAME["kind"].replace("cow", "dog"))
+    with pytest.raises(ValueError, match="y lacks the column 'kind'"):
+        made.log_prob(FRAME[["size"]])
+    numbers = prices.predict(FRAME, draws=5)
+    expected = numbers.log_prob(torch.tensor(PRICE)[:, None])
+    for values in (FRAME["price"], FRAME["price"].astype("Float64"), PRICE, FRAME):
+        assert torch.equal(numbers.log_prob(values), expected)
+    with pytest.raises(TypeError, match="y holds text, but the classes of the fit have no names"):
+        numbers.log_prob(FRAME["kind"])
+
+
+def test_the_report_names_target_and_classes(animals: Posterior, prices: Posterior) -> None:
+    report = dp.check(animals, FRAME)
+    assert [*report.scores] == ["kind"] and "predictions of kind on data like these" in report.decision
+    assert any("share of class bee" in check.reading for check in report.checks)
+    (rate,) = [score for score in report.scores["kind"] if score.name == "base rate"]
+    assert any(f"always saying {name}, the most" in rate.meaning for name in ("ant", "bee", "cow"))
+    assert "units of price" in str(dp.check(prices, FRAME))
+
+
+def test_rows_of_a_model_of_all_columns_are_in_the_users_words() -> None:
+    frame = FRAME.assign(
+        price=FRAME["price"].mask(GAP), tame=PRICE > 20, seen=pd.Timestamp("2020-01-01", tz="UTC") + DAYS
+    )
+    table = dp.table(frame, cyclic={"seen": "year"}, ordinal={"kind": ["ant", "bee", "cow"]}, drop="size")
+    posterior = fit(VAE.from_data(table, latent_dim=2, hidden_dims=(8,)), table, 3)
+    made = posterior.predict(frame, draws=20)
+    shown, drawn = made.to_frame(), made.to_rows(3)
+    spans = ("mean", "sd", "5%", "95%")
+    assert [*shown.columns] == [
+        *(f"{part}[kind]" for part in spans),
+        *(f"{part}[price]" for part in spans),
+        *("class[price=missing]", "prob[price=missing]"),
+        *("class[tame]", "prob[tame]"),
+        *(f"{part}[seen]" for part in spans),
+    ]
+    assert shown.index.equals(FRAME.index) and drawn.index.equals(FRAME.index)
+    assert drawn.equals(decode_rows(table.encoding.columns, made.draws[3]).set_index(FRAME.index))
+    assert [*drawn.columns] == ["kind", "price", "tame", "seen"] and {*drawn["kind"]} <= {"ant", "bee", "cow"}
+    place = table.feature_names.index("price")
+    column = table.encoding.columns[1]
+    close(shown["mean[price]"], made.mean[:, place] * column.scale + column.center, 1e-4)
+    close(shown["sd[price]"], made.sd[:, place] * column.scale, 1e-4)
+    assert {*shown["mean[kind]"]} <= {"ant", "bee", "cow"} and shown["class[tame]"].dtype == bool
+    assert (shown["5%[seen]"] <= shown["95%[seen]"]).all() and shown["mean[seen]"].dt.year.between(2015, 2026).all()
+    with pytest.raises(ValueError, match=r"to_rows needs a model of all columns of a dp.table, but 'y' has no such"):
+        fit(BayesianNeuralNetwork.from_data(FRAME, target="price"), FRAME, 1).predict(FRAME).to_rows()
 
 
 def test_every_door_takes_the_frame_itself(animals: Posterior, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,16 +53,20 @@ def statistics(data: ArrayLike, centre: ArrayLike | None = None, spread: ArrayLi
     return result
 
 
-def class_shares(labels: ArrayLike, classes: int) -> dict[str, Array]:
+def class_shares(labels: ArrayLike, classes: Sequence[str]) -> dict[str, Array]:
     """Share of every class in every data set, shape ``(R,)`` each.
 
+    Args:
+        labels: The numbers of the classes, shape ``(R, ...)``.
+        classes: The names of the classes.
+
     Examples:
-        >>> {k: v.tolist() for k, v in class_shares([[0, 1, 1, 1]], 2).items()}
-        {'share of class 0': [0.25], 'share of class 1': [0.75]}
+        >>> {k: v.tolist() for k, v in class_shares([[0, 1, 1, 1]], ["red", "white"]).items()}
+        {'share of class red': [0.25], 'share of class white': [0.75]}
     """
     values = array(labels)
     flat = values.reshape(len(values), -1)
-    return {f"share of class {c}": (flat == c).mean(1) for c in range(classes)}
+    return {f"share of class {c}": (flat == i).mean(1) for i, c in enumerate(classes)}
 
 
 def check_replicates(
@@ -166,9 +170,9 @@ def _check_targets(case: Case, level: float) -> Check:
     target, first = case.judged(case.target), case.judged(case.finite(case.replicates, "prediction", axis=1), 1)
     chunks = (case.judged(case.finite(drawn, "prediction", axis=1), 1) for drawn in case.replicates_for(level))
     if case.kind in ("classes", "binary"):
-        count = 2 if case.kind == "binary" else case.prediction.probs.shape[-1]
-        seen = class_shares(target[None], count)
-        again = _of_all(chunks, lambda drawn: class_shares(drawn, count))
+        names = case.class_names
+        seen = class_shares(target[None], names)
+        again = _of_all(chunks, lambda drawn: class_shares(drawn, names))
         return check_replicates(seen, again, dict.fromkeys(seen, 1.0), level=level)
     centre, spread = (
         case.judged(array(x).reshape(case.target.shape)) for x in (case.prediction.mean, case.prediction.sd)

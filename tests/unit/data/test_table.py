@@ -14,6 +14,7 @@ from sklearn.datasets import load_iris, load_wine
 
 import deepprob as dp
 from deepprob.data import TableEncoding
+from deepprob.models import VAE
 
 N = 60
 
@@ -125,7 +126,7 @@ def test_a_gap_where_the_fit_had_none_is_filled_with_a_warning() -> None:
     made = dp.table(penguins(), "species")
     other = penguins()
     other.loc["nest 0", "eggs"] = np.nan
-    with pytest.warns(UserWarning, match=r"column 'eggs' has 1 gaps and had none in the fit; they are filled with 1"):
+    with pytest.warns(UserWarning, match=r"column 'eggs' has 1 gap and had none in the fit; filled with 1\."):
         made.encoding.encode(other)
 
 
@@ -219,11 +220,27 @@ GAP = penguins().assign(species=penguins()["species"].where(np.arange(N) > 4))
             lambda: dp.table(penguins(), "species").encoding.encode(pd.concat([penguins()] * 2, axis=1)),
             "the frame has several columns 'mass'",
         ),
+        (
+            lambda: dp.table(penguins().rename(columns={"eggs": "island=Dream"})),
+            "columns 'island' and 'island=Dream' both make a feature 'island=Dream'. Rename or drop one",
+        ),
+        (lambda: dp.table(levelled(), "a mass"), r"names of 2 levels, such as \('a', 'mass'\). Join the levels: frame"),
+        (
+            lambda: dp.table(penguins(), "species").encoding.encode(levelled()),
+            "the columns of the frame have names of 2 levels",
+        ),
+        (lambda: dp.table(TWO.set_axis(range(3), axis=1), target=[0, 1, 0]), "got '0' several times. Make the values"),
+        (lambda: dp.table(TWO.set_axis(range(3), axis=1), target=3), "unknown target '3'. Choose from: 0, 1, 2."),
     ],
 )
 def test_what_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def levelled() -> pd.DataFrame:
+    frame = penguins()
+    return frame.set_axis(pd.MultiIndex.from_product([["a"], frame.columns]), axis=1)
 
 
 TWO = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 3.0], "c": [0.0, 1.0]})
@@ -239,6 +256,55 @@ TWO = pd.DataFrame({"a": [1.0, 2.0], "b": [1.0, 3.0], "c": [0.0, 1.0]})
 def test_wrong_types_are_refused(frame: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         dp.table(frame)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": penguins()["mass"]},
+            "target must be the name of a column; got values in a Series. Make the values",
+        ),
+        ({"target": np.zeros(N)}, r"got values in a ndarray. .* frame.assign\(y=values\), target='y'"),
+        ({"ordinal": ["island"]}, r"ordinal must be a dict by column; got \['island'\]. Write ordinal={'size': \['sm"),
+        ({"ordinal": {"island": "Dream"}}, "ordinal must have the levels of 'island' in a list, .* got 'Dream'"),
+        ({"ordinal": {"island": {"Dream"}}}, "levels of 'island' in a list, in ascending order; got {'Dream'}"),
+        ({"cyclic": "seen"}, "cyclic must be a dict by column; got 'seen'. Write cyclic={'time': 'day'}"),
+        ({"weights": ["mass"]}, r"weights must be numbers, or the name of one column; got \['mass'\]"),
+        (
+            {"target": "species", "class_weights": [1.0, 2.0]},
+            r"class_weights must be 'balanced', or a dict of weights by class; got \[1.0, 2.0\]. .*{'Adelie': 2.0",
+        ),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        dp.table(penguins(), **options)
+
+
+def test_one_name_stands_for_a_list_of_it() -> None:
+    made = dp.table(penguins(), "species", drop="island", cyclic={"seen": "day"})
+    assert made.encoding == dp.table(penguins(), ["species"], drop=["island"], cyclic={"seen": ["day"]}).encoding
+    assert dp.table(penguins(), drop=penguins().columns[:2]).encoding.columns[0].name == penguins().columns[2]
+
+
+def test_columns_named_by_whole_numbers() -> None:
+    numbers = pd.DataFrame(np.random.default_rng(0).random((20, 4)))
+    numbers[4] = pd.date_range("2020-01-01", periods=20, freq="7h")
+    made = dp.table(numbers, target=0, drop=1, weights=2, cyclic={4: "day"})
+    by_text = dp.table(numbers.set_axis([*"01234"], axis=1), target="0", drop=["1"], weights="2", cyclic={"4": ["day"]})
+    assert made.encoding == by_text.encoding and made.encoding.targets == ("0",)
+    np.testing.assert_allclose(made["y"], numbers[0], rtol=1e-6)
+    assert dp.table(numbers, target=np.int64(1)).encoding.targets == ("1",)
+    assert dp.table(numbers, target=[0, 1])["y"].shape == (20, 2)
+
+
+def test_levels_named_like_our_own_features_keep_their_names() -> None:
+    frame = pd.DataFrame({"k": [*["missing", "rare", None] * 6, "x", "y"]})
+    names = dp.table(frame, min_count=2).feature_names
+    assert names == ("k=missing", "k=rare", "k=rare_", "k=missing_")
+    program = VAE.from_data(dp.table(frame, min_count=2), latent_dim=1)
+    assert program.table is not None and program.table.names == names
 
 
 def test_no_warning_without_a_cause() -> None:

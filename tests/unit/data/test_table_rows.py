@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import deepprob.data
-from deepprob.data import column_kinds, decode_rows
+from deepprob.data import Table, column_kinds, decode_rows
 from deepprob.models import VAE
 
 
@@ -63,8 +63,8 @@ def test_kinds_follow_the_encoding() -> None:
 
 
 def test_a_vae_takes_the_kinds_and_names_of_a_table() -> None:
-    data = SimpleNamespace(encoding=SimpleNamespace(columns=COLUMNS), shape=(len(NAMES),))
-    program = VAE.from_data(data, latent_dim=3)  # type: ignore[arg-type]
+    data = Table({"x": torch.zeros(1, len(NAMES))}, SimpleNamespace(columns=COLUMNS))  # type: ignore[arg-type]
+    program = VAE.from_data(data, latent_dim=3)
     assert program.table is not None and list(program.table.names) == NAMES and program.latent_dim == 3
 
 
@@ -88,7 +88,6 @@ def test_rows_of_another_table_are_refused() -> None:
         decode_rows(COLUMNS, np.zeros((3, 2)))
 
 
-@pytest.mark.skipif(not hasattr(deepprob.data, "table"), reason="needs deepprob.data.table")
 def test_a_frame_comes_back_from_its_table() -> None:
     frame = pd.DataFrame(
         {
@@ -98,13 +97,26 @@ def test_a_frame_comes_back_from_its_table() -> None:
             "seen": pd.to_datetime(["2020-01-01", "2021-05-06", "2021-05-07", "1999-01-01"] * 5),
         }
     )
-    table = deepprob.data.table(frame)  # type: ignore[attr-defined]
+    table = deepprob.data.table(frame)
     program = VAE.from_data(table, latent_dim=2)
     (x,) = program.accept(table)
     assert x.isnan().any(0).tolist() == [name in ("age", "island=a", "island=b") for name in table.feature_names]
     back = decode_rows(table.encoding.columns, table["x"])
     np.testing.assert_allclose(back["age"], frame["age"], rtol=1e-5)
     assert back["smoker"].tolist() == frame["smoker"].tolist()
-    assert back["island"].tolist() == frame["island"].tolist()
+    assert back["island"].tolist() == ["a", "b", None, "a"] * 5
     days = (back["seen"].dt.tz_localize(None) - frame["seen"]).abs()
     assert (days < pd.Timedelta(minutes=30)).all()  # dates are standardized in the program's precision
+
+
+def test_sine_and_cosine_of_a_missing_date_are_missing() -> None:
+    frame = pd.DataFrame({"seen": pd.date_range("2020-01-01", periods=20, freq="7h"), "size": np.arange(20.0)})
+    frame.loc[::5, "seen"] = pd.NaT
+    table = deepprob.data.table(frame, cyclic={"seen": ["day"]})
+    program = VAE.from_data(table, latent_dim=2)
+    (x,) = program.accept(table)
+    gaps = torch.tensor(frame["seen"].isna().to_numpy())
+    assert table.feature_names[:4] == ("seen", "sine of seen in the day", "cosine of seen in the day", "seen=missing")
+    assert (x[:, :3].isnan() == gaps[:, None]).all() and not x[:, 3:].isnan().any()
+    again = VAE(**program.config)  # type: ignore[arg-type]
+    assert again.table is not None and again.table.kinds == program.table.kinds  # type: ignore[union-attr]

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from deepprob.distributions.columns import Columns
 from deepprob.posteriors.prediction import Prediction
 
 K, B = 400, 3
@@ -187,3 +188,21 @@ def test_weights_by_row() -> None:
     expected = dist.Normal(torch.tensor([0.0, 20.0]), torch.tensor([1.0, 3.0])).log_prob(y)
     assert p.log_prob(y).tolist() == pytest.approx(expected.tolist())
     assert p.draws.shape == (5, 2) and (p.draws == p.draws[:1]).all()
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_columns_of_different_kinds_have_names(batch: tuple[int, ...]) -> None:
+    age, smoker = dist.Normal(torch.full((K, B, *batch, 1), 40.0), 10.0), dist.Bernoulli(torch.tensor([0.25]))
+    island, visits = dist.OneHotCategorical(torch.tensor([0.75, 0.25])), dist.Poisson(torch.tensor([3.0]))
+    blocks = [(age, [0]), (smoker, [1]), (island, [2, 3]), (visits, [4])]
+    names = ["age", "smoker", "island=a", "island=b", "visits"]
+    shown = predict(Columns(blocks, names)).to_frame(0.8)
+    own = ["class[smoker]", "prob[smoker]", "class[island]", "prob[island=a]", "prob[island=b]"]
+    numbers = [[f"{part}[{name}]" for part in ("mean", "sd", "10%", "90%")] for name in ("age", "visits")]
+    expected = [*numbers[0], *own, *numbers[1]]
+    places = [f"{i}, " for i in range(2)] if batch else [""]
+    assert {*shown.columns} == {name.replace("[", f"[{place}") for name in expected for place in places}
+    if not batch:
+        assert [*shown.columns] == expected
+        assert (shown["mean[age]"] == 40).all() and (shown["class[island]"] == "a").all()
+        assert shown["prob[island=b]"].to_list() == pytest.approx([0.25] * B)
