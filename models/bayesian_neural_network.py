@@ -364,11 +364,11 @@ class BayesianNeuralNetwork(Program):
 
     def _set_units(self, x_units: Sequence[tuple[Tensor, Tensor]], y_units: tuple[Tensor, Tensor]) -> None:
         """Set the standardization, and start a dispersion for every column of y."""
-        device = next(self.net.parameters()).device
+        like = next(self.net.parameters())
         names = [*self._unit_names(), ("y_loc", "y_scale")]
         for pair, values in zip(names, [*x_units, y_units], strict=True):
             for name, value in zip(pair, values, strict=True):
-                self.register_buffer(name, value.to(device))
+                self.register_buffer(name, value.to(like))
         if self.noise is not None or (site := self.observation.dispersion) is None:
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != self.y_loc.shape:

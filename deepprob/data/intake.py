@@ -182,10 +182,10 @@ def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
     if tensor.numel() == 0:
         shape = tuple(tensor.shape)
         raise ValueError(f"{label} is empty: shape {shape}. Pass at least one row of numbers.")
-    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
-        return tensor.to(torch.int64).contiguous()
     names = column_names(value) if is_frame(value) else ()
     tensor = in_precision(tensor, label, names).contiguous()
+    if not tensor.is_floating_point():
+        return tensor
     # A finite sum has finite terms; only otherwise is the element-wise test worth its memory.
     if not torch.isfinite(tensor.sum()):
         for kind, bad in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):

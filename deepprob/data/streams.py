@@ -360,9 +360,9 @@ def _is_sparse(x: Any) -> bool:
 
 
 def _as_numbers(x: np.ndarray) -> Any:
-    """An array of numbers as a tensor of the type that it has in a fit; other arrays as they are."""
+    """An array of floats as a tensor; other arrays as they are."""
     if x.dtype.kind == "f" and x.dtype.itemsize <= 8:
-        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False)).to(torch.get_default_dtype())
+        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False))
     return x
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deepprob.data.precision import warning_once
 from deepprob.data.streams import IndexedRows
 from deepprob.fitting.chunks import Chunks
 from deepprob.fitting.course import Length
@@ -58,7 +59,8 @@ def rows_of_fit(program: Program, data: Any, batch_size: int | str | None, devic
     if resident is not None:
         data, batch_size = resident
         return FitRows(accepted(program, data, batch_size, device), batch_size)
-    stream = read_sample(program, data, batch_size, seed)
+    with warning_once():
+        stream = read_sample(program, data, batch_size, seed)
     cut = cut_by_row(program, stream.batch, stream.size, device)
     if len(cut) < len(stream.batch):
         raise ValueError(
