@@ -33,7 +33,7 @@ def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
     """
     for name, site in observed_sites(trace).items():
         _check_shape(name, site)
-        _check_bools(name, site)
+        _check_type(name, site)
         if name not in unchecked:
             _check_support(name, site)
 
@@ -96,16 +96,18 @@ def _check_shape(name: str, site: Site) -> None:
     )
 
 
-def _check_bools(name: str, site: Site) -> None:
-    """Refuse bools that the log-probability cannot take: torch names neither the site nor the remedy."""
-    if torch.as_tensor(site["value"]).dtype != torch.bool:
+def _check_type(name: str, site: Site) -> None:
+    """Refuse bools and whole numbers without a log-probability: torch names neither the site nor the remedy."""
+    value = torch.as_tensor(site["value"])
+    if value.is_floating_point():
         return
     try:
-        site["fn"].log_prob(site["value"])
+        site["fn"].log_prob(value)
     except RuntimeError as error:
+        what = "bools" if value.dtype == torch.bool else "whole numbers"
         raise ValueError(
-            f"site {name!r} observes bools, of which the {_title(site['fn'])} distribution takes no log-probability. "
-            "Give numbers: y.float()."
+            f"site {name!r} observes {what}, of which the {_title(site['fn'])} distribution takes no log-probability. "
+            "Give floats: y.float()."
         ) from error
 
 
