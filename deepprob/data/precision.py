@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +53,7 @@ def lossy_columns(x: Tensor, dtype: torch.dtype) -> list[int]:
     r"""The columns of float64 or whole numbers that lose digits in another precision.
 
     A column is lossy if the distance of neighboring numbers at its largest absolute value exceeds a thousandth of its
-    standard deviation. A constant column has no digits to lose, and neither have whole numbers whose neighbors are at
-    most 1 apart, because each of them is exact.
+    standard deviation, and the other precision changes some of its values. A constant column has no digits to lose.
 
     Args:
         x: The tensor, its columns in the last dimension; a vector is one column.
@@ -69,19 +67,17 @@ def lossy_columns(x: Tensor, dtype: torch.dtype) -> list[int]:
         [1]
     """
     eps = torch.finfo(dtype).eps
-    if x.dtype == torch.float64:
-        least = 0.0 if eps > torch.finfo(x.dtype).eps else math.inf
-    else:
-        least = (
-            math.inf if x.is_floating_point() or not x.numel() or max(-int(x.min()), int(x.max())) * eps < 1 else 1.0
-        )
-    if least == math.inf:
+    if x.dtype == torch.bool or (x.is_floating_point() and torch.finfo(x.dtype).eps >= eps):
         return []
-    columns = x.detach().reshape(-1, x.shape[-1] if x.dim() > 1 else 1).double()
+    x = x.detach().reshape(-1, x.shape[-1] if x.dim() > 1 else 1)
+    changed = (x.to(dtype).to(x.dtype) != x).any(0)
+    if not changed.any():
+        return []
+    columns = x.double()
     exponent = columns.nan_to_num(0.0, 0.0, 0.0).abs().amax(0).frexp().exponent
     spacing = torch.ldexp(torch.full_like(columns[0], eps), exponent - 1)
     sd = (columns - columns.nanmean(0)).square().nanmean(0).sqrt()
-    return [int(i) for i in ((sd > 0) & sd.isfinite() & (spacing > _SHARE * sd) & (spacing > least)).nonzero()[:, 0]]
+    return [int(i) for i in ((sd > 0) & sd.isfinite() & (spacing > _SHARE * sd) & changed).nonzero()[:, 0]]
 
 
 def in_precision(x: Tensor, label: str, names: Sequence[str] = ()) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 import deepprob as dp
 from deepprob.data.precision import lossy_columns
 from deepprob.fitting.rows_of_fit import rows_of_fit
+from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 
 T = np.linspace(0.0, 1.0, 40)
@@ -164,3 +165,34 @@ def test_sparse_matrices_are_read_as_dense_ones() -> None:
     huge = csr_array((2**14, 2**14))
     with pytest.raises(ValueError, match=r"'x' of data is a sparse matrix of shape \(16384, 16384\), .* 2.0 GiB"):
         accepted(huge, np.zeros(2**14))
+
+
+def exact(y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(torch.tensor(1.7e9, dtype=torch.float64), 10.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def capturing(dtype: torch.dtype) -> Any:
+    center = torch.tensor(1.7e9, dtype=dtype)
+
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(center, 10.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    return model
+
+
+@pytest.mark.parametrize("model", [exact, capturing(torch.float64)])
+def test_functions_that_hold_float64_keep_their_data(model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior = svi(dp.Program.of(model, "normal"), SECONDS, steps=3, compile=False, progress=False)
+    assert posterior.program.accept(SECONDS)[0].dtype == posterior.sample(draws=2)["mean"].dtype == torch.float64
+
+
+def test_functions_that_hold_float32_warn_of_lost_digits() -> None:
+    with pytest.warns(UserWarning, match="'y' of data loses digits"):
+        (y,) = dp.Program.of(capturing(torch.float32)).accept(SECONDS)
+    assert y.dtype == torch.float32
