@@ -55,6 +55,7 @@ QUICK = {"epochs": 3, "batch_size": 8}
 __all__ = ["QUICK", "Knobs", "LoopState", "State", "extend", "init", "step", "svi"]
 
 
+@torch.inference_mode(False)  # a fit needs gradients, whatever mode the caller is in
 def init(
     program: Program,
     data: Any = None,
@@ -119,6 +120,7 @@ def init(
     )
 
 
+@torch.inference_mode(False)
 def step(
     state: LoopState,
     rows: Tensor | Sequence[int] | None = None,
@@ -162,6 +164,7 @@ def step(
     return state, terms
 
 
+@torch.inference_mode(False)
 def svi(
     program: Program,
     data: Any = None,
@@ -277,6 +280,7 @@ def svi(
     return _running_fit(state, held_out, compile, callbacks, progress is not False, others).run(progress)
 
 
+@torch.inference_mode(False)
 def extend(
     posterior: Posterior,
     data: Any = None,

@@ -204,7 +204,7 @@ def _tensor(value: Any, label: str) -> Tensor:
             raise TypeError(f"{label} is a sparse tensor; expected a dense one. Use .to_dense().")
         if value.is_complex():
             raise TypeError(f"{label} is complex; expected real numbers. Use torch.view_as_real.")
-        return value.detach()
+        return value.clone() if value.is_inference() else value.detach()  # a fit saves its data for gradients
     pandas = sys.modules.get("pandas")  # a series exists only if pandas is imported
     if is_sparse(value):
         value = dense(value, label)
