@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -20,7 +21,7 @@ from torch.utils.data import (
 )
 
 from deepprob.data.frames import array_of, column_names, frame_of, is_frame
-from deepprob.data.padding import padded_sequences
+from deepprob.data.padding import packed_together, padded_sequences
 from deepprob.data.precision import in_precision
 from deepprob.data.sparse import dense, is_sparse
 from deepprob.data.split import Split
@@ -119,17 +120,22 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
     with torch.random.fork_rng(devices=[]):  # starting a loader draws from the global generator
         given = loader if isinstance(loader.dataset, IterableDataset) else list(loader)
         given = bounded(given, what)
+        if given and isinstance(given[0], PackedSequence):
+            return packed_together(given)
         named = bool(given) and isinstance(given[0], Mapping)
         batches = [fields_of(tuple(b) if isinstance(b, list) else b, what) for b in given]
     if not batches:
         raise ValueError(f"{what} is empty; expected at least one batch. Pass a loader with rows.")
-    parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in batches[0]}
+    packed = [name for name, x in batches[0].items() if isinstance(x, PackedSequence)]
+    rest = [name for name in batches[0] if name not in packed]
+    parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in rest}
     if any(len({part.shape[1:] for part in field}) > 1 for field in parts.values()):
         raise ValueError(
             f"the batches of {what} differ in shape, so they are not rows of one field. "
             "Pad them to one length, or pass the data set itself."
         )
-    joined = {name: torch.cat(field) for name, field in parts.items()}
+    together = {name: packed_together([batch[name] for batch in batches]) for name in packed}
+    joined = {name: together[name] if name in packed else torch.cat(parts[name]) for name in batches[0]}
     return joined if named else tuple(joined.values())
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils.data import DataLoader
 
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
+from deepprob.models import DeepMarkovModel
 from deepprob.programs.program import Program
 
 STATE = 2
@@ -256,3 +258,43 @@ def test_a_program_without_a_forecast_says_how_to_write_one() -> None:
         svi(program, data, steps=1, progress=False).forecast(*data, steps=2)
     with pytest.raises(TypeError, match=r"forecast must be a callable Pyro program; got int"):
         Program.of(readings, forecast=3)
+
+
+def summed(x: Tensor, lengths: Tensor, y: Tensor | None = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x.sum((1, 2)) / lengths, 1.0), obs=y)
+
+
+def packed_loader(**options: Any) -> DataLoader[Any]:
+    rows = [(torch.full((n, 1), n / 9), torch.tensor(float(n))) for n in (3, 9, 5, 2, 7, 4)]
+
+    def collate(batch: Any) -> Any:
+        x, y = zip(*batch, strict=True)
+        packed = pack_sequence(x, enforce_sorted=False)
+        return (packed, torch.stack(y)) if options.get("labels", True) else packed
+
+    return DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def test_batches_of_packed_sequences_of_a_loader_are_all_of_its_rows() -> None:
+    program = Program.of(summed, "normal", data_plate="data", variable_length=True)
+    posterior = svi(program, packed_loader(), epochs=2, held_out=packed_loader(), compile=False, progress=False)
+    assert len(posterior.history.steps["elbo"]) == 6
+    x, lengths, y = posterior.program.accept(packed_loader())
+    assert x.shape == (6, 9, 1) and lengths.tolist() == y.tolist() == [3, 9, 5, 2, 7, 4]
+    assert posterior.predict(packed_loader(labels=False), draws=2).mean.shape == (6,)
+    torch.testing.assert_close(
+        posterior.log_likelihood(packed_loader(), draws=3), posterior.log_likelihood(x, lengths, y, draws=3)
+    )
+    model = DeepMarkovModel.from_data(packed_loader(labels=False), latent_dim=2)
+    assert model.accept(packed_loader(labels=False))[0].shape == (6, 9, 1)
+
+
+def test_a_program_that_takes_packed_sequences_whole_refuses_a_loader() -> None:
+    def whole(x: PackedSequence, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"takes the PackedSequence of data whole, .* variable_length=True"):
+        svi(Program.of(whole, "normal", data_plate="data"), packed_loader(), steps=2, progress=False)
