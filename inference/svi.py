@@ -47,6 +47,7 @@ from deepprob.fitting.tiers import choose_score, choose_stepper, compile_choice,
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.padding_influence import warn_of_padding
 from deepprob.programs.program import Program
 
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -86,6 +87,8 @@ def init(
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
+    if not program.origin.fitted:
+        warn_of_padding(instance, rows.batch)
     chunks = chunks_of(rows.stream, instance, seed)
     size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
     length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))
