@@ -302,7 +302,7 @@ def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -
         known = f" ({', '.join(names)})" if names else ""
         raise ValueError(
             f"the model takes {counted(len(names), 'argument')}{known}; {what} has {counted(len(args), 'part')}. "
-            "Leave out what the model does not use, or give a dict by argument."
+            "Leave out what the model does not use, or give a dict by argument; one argument of numbers is a list."
         )
 
 

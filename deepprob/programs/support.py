@@ -32,6 +32,11 @@ def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
         ValueError: If data have another shape than their distribution, or lie outside of its support.
     """
     for name, site in observed_sites(trace).items():
+        if isinstance(site["value"], list | tuple):
+            raise ValueError(
+                f"site {name!r} observes a {type(site['value']).__name__}, which has no log-probability. Give one "
+                "number per row as a list or an array in the data, or make a tensor in the model."
+            )
         _check_shape(name, site)
         _check_type(name, site)
         if name not in unchecked:
