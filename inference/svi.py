@@ -87,8 +87,7 @@ def init(
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
-    if not program.origin.fitted:
-        warn_of_padding(instance, rows.batch)
+    warn_of_padding(instance, rows.batch, known=program.origin.fitted)
     chunks = chunks_of(rows.stream, instance, seed)
     size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
     length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))

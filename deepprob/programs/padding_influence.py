@@ -24,7 +24,7 @@ _ROWS, _STEPS = 8, 8  # that are looked at, and that are added
 _TOLERANCE = 1e-3  # relative, of a log-probability: far above rounding
 
 
-def warn_of_padding(instance: ProgramInstance, batch: Batch) -> None:
+def warn_of_padding(instance: ProgramInstance, batch: Batch, *, known: bool = False) -> None:
     """Warn if a log-probability changes when every sequence is padded by more steps.
 
     A fit cuts batches where their sequences end, and a later query may be padded to another length, so that such a
@@ -33,7 +33,10 @@ def warn_of_padding(instance: ProgramInstance, batch: Batch) -> None:
     Args:
         instance: The program.
         batch: The rows of the fit, or a sample of them.
+        known: Whether the program is that of a finished fit, which has given the warning.
     """
+    if known:
+        return
     program = instance.program
     lengths = program.lengths(*batch) if program.variable_length and batch else None
     if lengths is None or not any(found := program.sequences_in(batch)):
