@@ -47,6 +47,7 @@ from deepprob.fitting.tiers import choose_score, choose_stepper, compile_choice,
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.padding_influence import warn_of_padding
 from deepprob.programs.program import Program
 
 QUICK = {"epochs": 3, "batch_size": 8}
@@ -55,6 +56,7 @@ QUICK = {"epochs": 3, "batch_size": 8}
 __all__ = ["QUICK", "Knobs", "LoopState", "State", "extend", "init", "step", "svi"]
 
 
+@torch.inference_mode(False)  # a fit needs gradients, whatever mode the caller is in
 def init(
     program: Program,
     data: Any = None,
@@ -85,6 +87,7 @@ def init(
     noise = RandomStream(seed, device)
     with noise.drawing():
         instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
+    warn_of_padding(instance, rows.batch, known=program.origin.fitted)
     chunks = chunks_of(rows.stream, instance, seed)
     size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
     length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))
@@ -119,6 +122,7 @@ def init(
     )
 
 
+@torch.inference_mode(False)
 def step(
     state: LoopState,
     rows: Tensor | Sequence[int] | None = None,
@@ -162,6 +166,7 @@ def step(
     return state, terms
 
 
+@torch.inference_mode(False)
 def svi(
     program: Program,
     data: Any = None,
@@ -277,6 +282,7 @@ def svi(
     return _running_fit(state, held_out, compile, callbacks, progress is not False, others).run(progress)
 
 
+@torch.inference_mode(False)
 def extend(
     posterior: Posterior,
     data: Any = None,

@@ -13,10 +13,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.data import table
 from deepprob.errors import positive, unknown
 from deepprob.networks.dense import MLP
-from deepprob.networks.for_data import network_for
+from deepprob.networks.for_data import described, network_for, table_for
 from deepprob.networks.inputs import as_accepted, has_lazy_parts, input_names, meet_rows, moments, signature_of
 from deepprob.networks.lifting import check_columns, fans, gains, lift, pretrained_names, run_with
 from deepprob.networks.likelihood import Likelihood
@@ -71,8 +70,7 @@ class BayesianNeuralNetwork(Program):
         prior_scale: Scale of the prior, see above.
         noise: Known standard deviation of the noise, in the units of y; None to learn it.
         standardize: Whether to standardize real inputs (each column of a table, an image as a whole) and the columns
-            of y.
-            Without it, counts have a scale of 1.
+            of y. Without it, counts have a scale of 1.
 
     Raises:
         TypeError: If ``net`` is not a network.
@@ -145,10 +143,11 @@ class BayesianNeuralNetwork(Program):
         target: str | Sequence[str] | None = None,
         **options: Any,
     ) -> BayesianNeuralNetwork:
-        """Create a dense network for a table or a convolutional one for images; categorical if the targets are classes.
+        """Create a dense network for a table or a convolutional one for images.
 
-        The program keeps the encoding of a frame, and so does its posterior: fits and queries take frames with the same
-        columns.
+        Targets of classes make it categorical: text, booleans, and whole numbers, two in a frame, 0, 1, ... in arrays.
+        Printing the program shows the choice; ``likelihood="normal"`` forces regression. The program and its posterior
+        keep the encoding of a frame, so fits and queries take frames with the same columns.
 
         Args:
             data: A data set, a frame with its ``target``, or a table that `deepprob.table` made.
@@ -161,11 +160,14 @@ class BayesianNeuralNetwork(Program):
             TypeError: If the data are neither a data set nor a table nor a frame with its target.
             ValueError: If there are no targets.
         """
-        made = table(data, target) if target is not None else data
+        made = data if target is None else table_for(data, target, options.get("likelihood"))
         net, options = network_for(made, hidden_dims, activation, options)
         program = cls(net, **options)
         program.__dict__["origin"] = Origin.of_source(made)
         return program
+
+    def extra_repr(self) -> str:
+        return described(self.observation, self.origin.encoding)
 
     @classmethod
     def example(cls) -> Example:
@@ -208,8 +210,7 @@ class BayesianNeuralNetwork(Program):
     def model(self, *batch: Tensor | None) -> Tensor:
         """Draw weights, dispersion and targets given inputs; returns the targets."""
         inputs, y = self._parts(batch)
-        prior = dist.LogNormal(self.scale_start, 1.0)
-        scales = {name: pyro.sample(f"{name}.scale", prior) for name in self.scaled}
+        scales = {name: pyro.sample(f"{name}.scale", dist.LogNormal(self.scale_start, 1.0)) for name in self.scaled}
         weights = {}
         for name, like in zip(self.shapes, self.raw_loc, strict=True):
             loc, unit = self._prior(name, like, scales.get(name))
@@ -299,9 +300,8 @@ class BayesianNeuralNetwork(Program):
                     f"Reshape one feature to {name}.reshape(-1, 1), or one row to {name}.reshape(1, -1)."
                 )
         inputs = as_accepted(self.net, inputs)
-        if y is None:
-            return tuple(inputs)
-        return *inputs, self.observation.validate("labels y" if self.num_classes else "y", y)
+        name = "labels y" if self.num_classes else "y"
+        return (*inputs,) if y is None else (*inputs, self.observation.validate(name, y))
 
     def train(self, mode: bool = True) -> BayesianNeuralNetwork:
         """Set the mode; the network itself stays in evaluation mode."""
@@ -364,11 +364,11 @@ class BayesianNeuralNetwork(Program):
 
     def _set_units(self, x_units: Sequence[tuple[Tensor, Tensor]], y_units: tuple[Tensor, Tensor]) -> None:
         """Set the standardization, and start a dispersion for every column of y."""
-        device = next(self.net.parameters()).device
+        like = next(self.net.parameters())
         names = [*self._unit_names(), ("y_loc", "y_scale")]
         for pair, values in zip(names, [*x_units, y_units], strict=True):
             for name, value in zip(pair, values, strict=True):
-                self.register_buffer(name, value.to(device))
+                self.register_buffer(name, value.to(like))
         if self.noise is not None or (site := self.observation.dispersion) is None:
             return
         if not len(self.noise_loc) or self.noise_loc[0].shape != self.y_loc.shape:

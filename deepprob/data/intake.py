@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -20,7 +21,7 @@ from torch.utils.data import (
 )
 
 from deepprob.data.frames import array_of, column_names, frame_of, is_frame
-from deepprob.data.padding import padded_sequences
+from deepprob.data.padding import packed_together, padded_sequences
 from deepprob.data.precision import in_precision
 from deepprob.data.sparse import dense, is_sparse
 from deepprob.data.split import Split
@@ -120,17 +121,22 @@ def _from_loader(loader: DataLoader[Any], what: str) -> Any:
     with torch.random.fork_rng(devices=[]):  # starting a loader draws from the global generator
         given = loader if isinstance(loader.dataset, IterableDataset) else list(loader)
         given = bounded(given, what)
+        if given and isinstance(given[0], PackedSequence):
+            return packed_together(given)
         named = bool(given) and isinstance(given[0], Mapping)
         batches = [fields_of(tuple(b) if isinstance(b, list) else b, what) for b in given]
     if not batches:
         raise ValueError(f"{what} is empty; expected at least one batch. Pass a loader with rows.")
-    parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in batches[0]}
+    packed = [name for name, x in batches[0].items() if isinstance(x, PackedSequence)]
+    rest = [name for name in batches[0] if name not in packed]
+    parts = {name: [_checked(batch[name], f"{name!r} of {what}") for batch in batches] for name in rest}
     if any(len({part.shape[1:] for part in field}) > 1 for field in parts.values()):
         raise ValueError(
             f"the batches of {what} differ in shape, so they are not rows of one field. "
             "Pad them to one length, or pass the data set itself."
         )
-    joined = {name: torch.cat(field) for name, field in parts.items()}
+    together = {name: packed_together([batch[name] for batch in batches]) for name in packed}
+    joined = {name: together[name] if name in packed else torch.cat(parts[name]) for name in batches[0]}
     return joined if named else tuple(joined.values())
 
 
@@ -183,10 +189,10 @@ def _checked(value: Any, label: str, missing: bool = False) -> Tensor:
     if tensor.numel() == 0:
         shape = tuple(tensor.shape)
         raise ValueError(f"{label} is empty: shape {shape}. Pass at least one row of numbers.")
-    if not tensor.is_floating_point() and tensor.dtype != torch.bool:
-        return tensor.to(torch.int64).contiguous()
     names = column_names(value) if is_frame(value) else ()
     tensor = in_precision(tensor, label, names).contiguous()
+    if not tensor.is_floating_point():
+        return tensor
     # A finite sum has finite terms; only otherwise is the element-wise test worth its memory.
     if not torch.isfinite(tensor.sum()):
         for kind, bad in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):
@@ -206,7 +212,7 @@ def _tensor(value: Any, label: str) -> Tensor:
             raise TypeError(f"{label} is a sparse tensor; expected a dense one. Use .to_dense().")
         if value.is_complex():
             raise TypeError(f"{label} is complex; expected real numbers. Use torch.view_as_real.")
-        return value.detach()
+        return value.clone() if value.is_inference() else value.detach()  # a fit saves its data for gradients
     pandas = sys.modules.get("pandas")  # a series exists only if pandas is imported
     if is_sparse(value):
         value = dense(value, label)

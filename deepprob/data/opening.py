@@ -19,7 +19,7 @@ from deepprob.data.parsers import Parts
 from deepprob.data.paths import existing
 from deepprob.data.sources import SOURCES, Task
 from deepprob.data.split import Split
-from deepprob.data.table import kind_of, table
+from deepprob.data.table import holds_classes, table
 from deepprob.data.table_encoding import Table
 from deepprob.errors import StorageError, counted, unknown
 
@@ -181,11 +181,11 @@ def _parts(
         if weights is not None:
             raise ValueError(f"weights is a column of a table, but '{path}' has arrays. Leave it out.")
         return _array_parts(path, _split_of(path, rows, target, drop), target, seed)
-    is_class = target in rows and kind_of(rows[target]) not in ("numeric", "date")
+    is_class = target in rows and holds_classes(rows[target])
     _check_target(path, rows, target)
     strata = rows[target].astype(str).to_numpy() if is_class else np.zeros(len(rows))
     places = _stratified(path, strata, seed)
-    train = table(rows.iloc[places[0]], target, drop=drop, weights=weights)
+    train = table(rows.iloc[places[0]], target, drop=drop, weights=weights, classes=is_class)
     valid, test = (train.encoding.encode(rows.iloc[place]) for place in places[1:])
     classes = train.encoding.classes
     task: Task = "classification" if classes else "regression" if target else "table"

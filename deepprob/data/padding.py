@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence, pad_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence, unpack_sequence
+
+from deepprob.data.precision import read_dtype
 
 Read = Callable[[Any, str], Tensor]  # from a series and its name for messages
 
@@ -61,6 +63,17 @@ def padded_sequences(
     return fields
 
 
+def packed_together(parts: Sequence[PackedSequence]) -> PackedSequence:
+    """The sequences of several batches as one batch, in their order.
+
+    Examples:
+        >>> one, two = (pack_sequence([torch.ones(n)]) for n in (1, 2))
+        >>> pad_packed_sequence(packed_together([one, two]), batch_first=True)[1].tolist()
+        [1, 2]
+    """
+    return pack_sequence([x for part in parts for x in unpack_sequence(part)], enforce_sorted=False)
+
+
 def checked_lengths(lengths: Tensor, x: Tensor, what: str = "lengths", of: str = "x") -> Tensor:
     """Lengths as whole numbers that fit padded sequences.
 
@@ -99,7 +112,7 @@ def _padded(data: Any, read: Read, name: str, lengths: str, flat: Collection[str
     else:
         tensors = [read(item, f"sequence {i}") for i, item in enumerate(data)]
         if any(x.is_floating_point() for x in tensors):
-            tensors = [x.to(torch.get_default_dtype()) for x in tensors]
+            tensors = [x.to(read_dtype()) for x in tensors]
         x, ends = pad_sequence(tensors, batch_first=True), torch.tensor([len(x) for x in tensors])
     return {name: x.unsqueeze(-1) if x.dim() == 2 and name not in flat else x, lengths: ends}  # (N, T_max, D)
 

@@ -23,6 +23,8 @@ from torch.utils.data import (
     default_collate,
 )
 
+from deepprob.data.padding import packed_together
+
 _MOST_ITEMS = 2**20  # that a query reads of an iterable without a length
 _MOST_BYTES = 2**28  # of the rows that a query looks at
 _MOST_UNCOUNTED = 10_000  # rows of an iterable without a length
@@ -305,8 +307,14 @@ def _first_of(source: LoaderBatches) -> Container:
             "Pad them to one length, or pass the data set itself."
         )
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    joined = [torch.cat(same) if isinstance(same[0], Tensor) and same[0].dim() else same[0] for same in columns]
-    return tree_unflatten(joined, flat[0][1])
+    return tree_unflatten([_joined(same) for same in columns], flat[0][1])
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Rows of several batches as one; a value without rows is that of the first batch."""
+    if isinstance(parts[0], PackedSequence):
+        return packed_together(parts)
+    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]  # type: ignore[arg-type]
 
 
 def _bytes_of(batch: Container) -> int:
@@ -360,9 +368,9 @@ def _is_sparse(x: Any) -> bool:
 
 
 def _as_numbers(x: np.ndarray) -> Any:
-    """An array of numbers as a tensor of the type that it has in a fit; other arrays as they are."""
+    """An array of floats as a tensor; other arrays as they are."""
     if x.dtype.kind == "f" and x.dtype.itemsize <= 8:
-        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False)).to(torch.get_default_dtype())
+        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False))
     return x
 
 

@@ -39,13 +39,14 @@ def table(
     min_count: int = 1,
     weights: Any = None,
     class_weights: str | Mapping[Any, float] | None = None,
+    classes: bool | None = None,
 ) -> Table:
     r"""Encode a frame with numbers, text, categories, dates and gaps as tensors.
 
     Numbers, dates and ordinal levels are standardized by the mean and standard deviation of these rows; a category
     becomes one feature a level; a gap is filled with the median or the most frequent level, and marked by a feature of
-    its own. A numeric target keeps its units; text, categories and booleans become class numbers. Later frames are
-    encoded alike: ``table.encoding.encode(frame)``. A posterior does so by itself.
+    its own. A numeric target keeps its units; text, categories, booleans and whole numbers with two values become class
+    numbers. Later frames are encoded alike: ``table.encoding.encode(frame)``. A posterior does so by itself.
 
     The row weights :math:`w_i` scale log-likelihoods, :math:`\sum_i w_i \log p(y_i \mid x_i)`: a row of weight 2
     counts like two equal rows.
@@ -61,6 +62,8 @@ def table(
         min_count: Fewest rows of a category's own feature; rarer categories share the feature ``rare``.
         weights: The name of a column of row weights, or an array of them, ``(N,)``.
         class_weights: ``"balanced"`` for equal sums of weights in all classes, or a weight for every class by name.
+        classes: Whether a target of numbers holds classes; None if these are whole numbers with two values, such as
+            0 and 1.
 
     Returns:
         The table: a `Split` with the fields ``x`` and, with a target, ``y``.
@@ -92,7 +95,7 @@ def table(
     apart = {"target": targets, "column to drop": column_list(drop), "column of weights": (weight,) if weight else ()}
     features = [name for name in frame.columns if not any(name in names for names in apart.values())]
     _check_names(frame, {**apart, "ordinal column": orders, "column with cycles": cycles})
-    found = _target(frame, targets) if targets else None
+    found = _target(frame, targets, classes) if targets else None
     columns = _columns(frame[features], orders, cycles, whole("min_count", min_count))
     balance = _class_weights(class_weights, frame, found)
     made = TableEncoding(columns, found, weight, balance).encode(frame)
@@ -254,11 +257,33 @@ def _moments(values: Array) -> tuple[float, float]:
     return float(scaler.mean_[0]), float(scaler.scale_[0])
 
 
-def _target(frame: Any, names: tuple[str, ...]) -> TargetEncoding:
+def holds_classes(column: Any) -> bool:
+    """Whether a column is a target of classes: text, categories, booleans, or whole numbers with two values.
+
+    Args:
+        column: A pandas series.
+
+    Examples:
+        >>> import pandas as pd
+        >>> [holds_classes(pd.Series(values)) for values in ([0, 1, 1], ["a", "b", "c"], [0, 1, 2], [0.0, 1.0, 1.0])]
+        [True, True, False, False]
+    """
+    import pandas as pd
+
+    if (kind := kind_of(column)) != "numeric":
+        return kind != "date"
+    known = column.dropna()
+    return bool(pd.api.types.infer_dtype(known) == "integer" and known.nunique() == 2)
+
+
+def _target(frame: Any, names: tuple[str, ...], classes: bool | None) -> TargetEncoding:
     kinds = {name: kind_of(frame[name]) for name in names}
-    if all(kind == "numeric" for kind in kinds.values()):
+    numeric = all(kind == "numeric" for kind in kinds.values())
+    if classes is None:
+        classes = len(names) == 1 and holds_classes(frame[names[0]])
+    if numeric and not classes:
         return TargetEncoding(names)
-    name = next(name for name, kind in kinds.items() if kind != "numeric")
+    name = next((name for name, kind in kinds.items() if kind != "numeric"), names[0])
     if kinds[name] == "date":
         raise ValueError(
             f"the target {name!r} holds dates; expected numbers or classes. Convert it to days, for instance."
@@ -268,13 +293,14 @@ def _target(frame: Any, names: tuple[str, ...]) -> TargetEncoding:
             f"several targets must be numbers; {name!r} holds classes. Choose one target, and leave out the others by "
             "drop=[...]."
         )
-    classes = tuple(sorted({text_of(x) for x in frame[name].dropna()}))
-    if len(classes) < 2:
+    known = frame[name].dropna()
+    levels = tuple(map(text_of, sorted(known.unique()))) if numeric else tuple(sorted({text_of(x) for x in known}))
+    if len(levels) < 2:
         raise ValueError(
-            f"the target {name!r} must have at least 2 classes; got {', '.join(map(repr, classes)) or 'no value'}. "
+            f"the target {name!r} must have at least 2 classes; got {', '.join(map(repr, levels)) or 'no value'}. "
             "Choose another target, or rows of another class too."
         )
-    return TargetEncoding(names, classes)
+    return TargetEncoding(names, levels)
 
 
 def _class_weights(
@@ -285,7 +311,10 @@ def _class_weights(
         return ()
     classes = target.classes if target else ()
     if not classes:
-        raise ValueError("class_weights needs a target of classes, text or booleans. Leave it out, or use weights=.")
+        raise ValueError(
+            "class_weights needs a target of classes: text, booleans, or numbers with classes=True. Leave it out, or "
+            "use weights=."
+        )
     if isinstance(given, str):
         if given != "balanced":
             raise unknown("class_weights", given, ["balanced"])

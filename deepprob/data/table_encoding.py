@@ -17,6 +17,8 @@ from deepprob.data.precision import lossy_columns
 from deepprob.data.split import Rows, Split
 from deepprob.errors import counted, unknown
 
+_MOST_SHOWN = 5
+
 
 class Table(Split):
     """The rows of a frame as tensors: features ``x`` and, with a target, ``y``; made by `deepprob.table`.
@@ -39,6 +41,13 @@ class Table(Split):
     def feature_names(self) -> tuple[str, ...]:
         """The names of the columns of ``x``, such as ``age`` or ``species=Adelie``."""
         return self.encoding.names
+
+    def __repr__(self) -> str:
+        shown = super().__repr__().removeprefix("Split").removesuffix(")")
+        if (classes := self.encoding.classes) and "y" in self:
+            names = ", ".join(classes[:_MOST_SHOWN]) + (", ..." if len(classes) > _MOST_SHOWN else "")
+            shown += f", {len(classes)} classes of {self.encoding.targets[0]!r}: {names}"
+        return f"Table{shown})"
 
     def rows(self, index: Rows) -> Table:
         part, kept = super().rows(index), Split({"row": torch.arange(len(self))}).rows(index)["row"]

@@ -72,18 +72,18 @@ class Check:
 
     @property
     def measured(self) -> str:
-        """The value and its standard error, rounded for print; empty if the check could not look."""
-        return "" if self.verdict == "unchecked" else number(self.value, self.se)
+        """The value and its standard error, rounded for print; empty if the check found none."""
+        return "" if self.verdict == "unchecked" or math.isnan(self.value) else number(self.value, self.se)
 
     @property
     def limit(self) -> str:
-        """The threshold with its good side, such as ``"<= 0.08"``; empty if there is none.
+        """The threshold with its good side, such as ``"<= 0.08"``; empty if there is none, or no value to compare.
 
         Examples:
             >>> Check("tightness", 0.34, 0.09, 0.3, "pass", "The gap is 0.34 nats.").limit
             '<= 0.3; not surely beyond'
         """
-        if self.threshold is None:
+        if self.threshold is None or math.isnan(self.value):
             return ""
         beyond = self.value > self.threshold if self.good == "<=" else self.value < self.threshold
         unsure = "; not surely beyond" if beyond and self.verdict == "pass" else ""

@@ -247,7 +247,7 @@ def _contender(name: str, case: Case, data: Any, draws: int) -> Contender:
         )
     if case.knows_train:
         found = leave_one_out(fitted, batch, fitted.num_stored or draws, case.seed)
-        pointwise, method, unreliable = found.pointwise, f"leave-one-out ({found.method})", len(found.influential)
+        pointwise, method, unreliable = found.contributions, f"leave-one-out ({found.method})", len(found.influential)
     else:
         pointwise = predictive_density(fitted, batch, draws, case.seed)
     if len(bad := np.flatnonzero(~np.isfinite(pointwise))):

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
+from deepprob.data.precision import warning_once
 from deepprob.data.streams import IndexedRows
 from deepprob.fitting.chunks import Chunks
 from deepprob.fitting.course import Length
@@ -14,6 +16,7 @@ from deepprob.fitting.indexed_chunks import IndexedChunks
 from deepprob.fitting.intake import accepted
 from deepprob.fitting.loader_chunks import LoaderChunks
 from deepprob.fitting.streamed_rows import StreamedRows, check_streamed, in_memory, read_sample
+from deepprob.programs.arguments import Arguments
 from deepprob.programs.by_row import cut_by_row
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
@@ -58,7 +61,13 @@ def rows_of_fit(program: Program, data: Any, batch_size: int | str | None, devic
     if resident is not None:
         data, batch_size = resident
         return FitRows(accepted(program, data, batch_size, device), batch_size)
-    stream = read_sample(program, data, batch_size, seed)
+    with warning_once():
+        stream = read_sample(program, data, batch_size, seed)
+    if isinstance(stream.batch, Arguments) and any(isinstance(x, PackedSequence) for x in stream.batch.call.constants):
+        raise ValueError(
+            f"the program takes the PackedSequence of {stream.what} whole, and a loader gives one of some rows in each "
+            "batch. Write Program.of(..., variable_length=True): the program then gets padded tensors and lengths."
+        )
     cut = cut_by_row(program, stream.batch, stream.size, device)
     if len(cut) < len(stream.batch):
         raise ValueError(

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from deepprob.data import DataSet, Table, as_split
+from deepprob.data import DataSet, Table, TableEncoding, as_split, table
 from deepprob.data.frames import is_frame
 from deepprob.data.opening import class_count
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
+from deepprob.networks.likelihood import Likelihood
 
 
 def network_for(
@@ -30,7 +31,7 @@ def network_for(
 
     Raises:
         TypeError: If the data are a frame, or no fields of numbers.
-        ValueError: If they have no targets.
+        ValueError: If they have no targets, or the likelihood needs numbers where the targets are classes.
     """
     shape: Sequence[int]
     if isinstance(data, Table):
@@ -52,8 +53,49 @@ def network_for(
             )
         x, y = fields[0], fields[-1]
         shape, classes, outputs = x.shape[1:], class_count(y) or 0, y[0].numel()
+    family = options.get("likelihood", "categorical")
+    if classes and family != "categorical":
+        _check_numbers(data, family)
+        classes = 0
     if classes:
         options = {"likelihood": "categorical", "num_classes": classes} | dict(options)
     if len(shape) == 1:
         return MLP(shape[0], classes or outputs, hidden_dims, activation), dict(options)
     return ConvEncoder(tuple(shape), classes or outputs, activation=activation), dict(options)
+
+
+def table_for(frame: Any, target: str | Sequence[str], likelihood: str | None) -> Table:
+    """The table of a frame, whose numeric target holds classes or numbers as a likelihood needs them.
+
+    Args:
+        frame: The frame.
+        target: The name of the target, or names of several.
+        likelihood: The name that the user gave; None to choose by the values.
+    """
+    if likelihood in (None, "bernoulli"):
+        return table(frame, target)
+    return table(frame, target, classes=likelihood == "categorical")
+
+
+def described(likelihood: Likelihood, encoding: TableEncoding | None) -> str:
+    """A likelihood with the names of its classes, if they are known.
+
+    Examples:
+        >>> described(Likelihood("categorical", (), num_classes=2), None)
+        "likelihood='categorical', num_classes=2"
+    """
+    number = f", num_classes={likelihood.num_classes}" if likelihood.num_classes else ""
+    names = f", classes={encoding.classes}" if encoding and encoding.classes else ""
+    return f"likelihood={likelihood.family!r}{number}{names}"
+
+
+def _check_numbers(data: Any, family: str) -> None:
+    """Refuse a likelihood of numbers for a target that a table reads as classes; two of them are 0 and 1."""
+    encoding = getattr(data.train if isinstance(data, DataSet) else data, "encoding", None)
+    if encoding is None or (family == "bernoulli" and len(encoding.classes) == 2):
+        return
+    name, shown = encoding.targets[0], ", ".join(map(repr, encoding.classes[:5]))
+    raise ValueError(
+        f"likelihood={family!r} is for numbers, but the target {name!r} holds classes: {shown}. Leave likelihood "
+        f"out; for numbers, give floats, or make the table with dp.table(frame, target={name!r}, classes=False)."
+    )

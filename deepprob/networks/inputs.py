@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deepprob.data.precision import read_dtype
 from deepprob.engine.moments import Moments
 
 
@@ -96,7 +97,7 @@ def as_accepted(net: nn.Module, inputs: Sequence[Tensor], rows: int = 2) -> list
         torch.int64
         torch.float32
     """
-    real = [x.to(torch.get_default_dtype()) for x in inputs]
+    real = [x.to(read_dtype()) for x in inputs]
     whole = [i for i, x in enumerate(inputs) if not x.is_floating_point()]
     if not whole:
         return real
@@ -123,10 +124,10 @@ def moments(value: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
         axis: 0 for every entry of a row, None for one number over everything.
     """
     found = Moments.of(value)
-    dtype = torch.get_default_dtype()
+    dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
     loc, sd = (x.to(value.device, dtype) for x in (found.over_all() if axis is None else (found.mean, found.sd())))
     # Rounding errors give a constant column a small standard deviation.
-    return loc, torch.where(sd > 1e-6 * loc.abs(), sd, torch.ones_like(sd))
+    return loc, torch.where(sd > 8 * torch.finfo(dtype).eps * loc.abs(), sd, torch.ones_like(sd))
 
 
 @contextmanager

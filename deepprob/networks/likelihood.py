@@ -12,6 +12,7 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
+from deepprob.data.precision import read_dtype
 from deepprob.distributions.per_draw import UNCHECKED
 from deepprob.errors import shown, shown_number, unknown, whole
 from deepprob.networks.conditional import positive_link
@@ -153,7 +154,7 @@ class Likelihood:
         x = _columns(name, x, self.event_shape)
         if self.num_classes is not None:
             return _classes(name, x, self.num_classes)
-        x = x.to(torch.get_default_dtype())
+        x = x.to(read_dtype())
         if self.grey:
             _check_grey(name, x)
             return x

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepprob.data.precision import read_dtype
 from deepprob.data.table_rows import unlike
 from deepprob.distributions.columns import Columns, taken
 from deepprob.errors import counted, shown, unknown
@@ -119,7 +120,7 @@ class MixedLikelihood(nn.Module):
                 f"{name} must have {counted(self.size, 'column')} ({listed}); got rows of shape "
                 f"{tuple(x.shape[1:])}. Give one column for every number, and one for every category."
             )
-        x = x.to(torch.get_default_dtype())
+        x = x.to(read_dtype())
         for v, at in self._placed():
             family, found, missing = COLUMN_KINDS[v.kind], x[:, at], x[:, at].isnan().any(1)
             wrong = ~(family.allows(found) | missing)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro.distributions import Delta
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.trace_struct import Trace
@@ -348,6 +350,11 @@ class FittedProgram:
             bound.weights = own.to(self.instance.device)
             self.instance.graphs.clear()  # they hold the earlier weights
         return bound.weights is not None and len(bound.weights) == self._size(batch)
+
+    def row_weights_of(self, batch: Batch) -> NDArray[np.float64] | None:
+        """The weights of a batch's rows, ``(B,)``; None for 1 each."""
+        found = self.program.bound_rows.weights if self._weigh(batch) else None
+        return None if found is None else found.double().cpu().numpy()
 
     def _size(self, batch: Batch) -> int:
         """Number of rows; without arguments, the program holds its data."""

@@ -30,6 +30,8 @@ class LOO:
         draws: Number of draws, K.
         method: The weights, in words.
         guide_khat: Pareto k-hat of the guide's own weights; None if they were not used.
+        weights: Weights of the rows in the fit, shape ``(B,)``, which are left out and summed with their rows; None for
+            1 each.
     """
 
     pointwise: Array
@@ -38,17 +40,23 @@ class LOO:
     draws: int
     method: str
     guide_khat: float | None = None
+    weights: Array | None = None
 
     @property
     def elpd(self) -> float:
-        """The sum over rows."""
-        return float(self.pointwise.sum())
+        """The sum over rows, weighted as in the fit."""
+        return float(self.contributions.sum())
 
     @property
     def se(self) -> float:
         """The standard error of the sum: the spread over rows times the root of their number; nan for one row."""
         rows = len(self.pointwise)
-        return math.sqrt(rows) * float(self.pointwise.std(ddof=1)) if rows > 1 else math.nan
+        return math.sqrt(rows) * float(self.contributions.std(ddof=1)) if rows > 1 else math.nan
+
+    @property
+    def contributions(self) -> Array:
+        """The terms of the sum, one per row: `pointwise`, weighted as in the fit."""
+        return self.pointwise if self.weights is None else self.weights * self.pointwise
 
     @property
     def khat_limit(self) -> float:
@@ -104,15 +112,19 @@ def leave_one_out(
     smoothed, khat = psis(weights)
     if wanted and corrected is None and khat > 1:
         wanted, weights, smoothed = False, np.zeros(draws), np.full(draws, -math.log(draws))
-    found = [_row(logs[:, rows].astype(np.float64), weights, smoothed) for rows in _blocks(logs.shape[1])]
+    own = fitted.row_weights_of(batch)
+    shares = np.ones(logs.shape[1]) if own is None else own
+    blocks = _blocks(logs.shape[1])
+    found = [_row(logs[:, rows].astype(np.float64), weights, smoothed, shares[rows]) for rows in blocks]
     pointwise, khats, within = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return LOO(
         pointwise,
         khats,
-        p_loo=float((within - pointwise).sum()),
+        p_loo=float((shares * (within - pointwise)).sum()),
         draws=draws,
         method="stored draws" if fitted.chains is not None else "guide corrected" if wanted else "guide as it is",
         guide_khat=float(khat) if wanted else None,
+        weights=own,
     )
 
 
@@ -156,12 +168,12 @@ def left_out_weights(logs: Array, weights: Array | None = None) -> tuple[Array, 
     return smoothed.T, np.asarray(khat)
 
 
-def _row(logs: Array, weights: Array, smoothed: Array) -> tuple[Array, Array, Array]:
-    """Left-out density, k-hat and density within the sample, for a block of rows ``(K, B)``."""
+def _row(logs: Array, weights: Array, smoothed: Array, shares: Array) -> tuple[Array, Array, Array]:
+    """Left-out density, k-hat and density within the sample, for a block of rows ``(K, B)`` with weights ``(B,)``."""
     known = np.isfinite(logs).all(0) & bool(np.isfinite(smoothed).all())
     pointwise, khats, within = (np.full(logs.shape[1], x) for x in (np.nan, np.inf, np.nan))
     if known.any():
-        left_out, khats[known] = left_out_weights(logs[:, known], weights)
+        left_out, khats[known] = left_out_weights(shares[known] * logs[:, known], weights)
         pointwise[known] = np.logaddexp.reduce(left_out + logs[:, known], 0)
         within[known] = np.logaddexp.reduce(smoothed + logs[:, known].T, 1)
     return pointwise, khats, within
@@ -198,7 +210,8 @@ def _by_evidence(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> 
             khats[known] = psis(weights[:, known].T)[1]
         found.append((pointwise, khats))
     pointwise, khats = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return LOO(pointwise, khats, p_loo=0.0, draws=draws, method="evidence of every row")
+    own = fitted.row_weights_of(batch)
+    return LOO(pointwise, khats, p_loo=0.0, draws=draws, method="evidence of every row", weights=own)
 
 
 def _check_rows(fitted: FittedProgram, batch: Batch) -> None:

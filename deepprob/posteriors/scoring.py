@@ -21,6 +21,9 @@ class Scoring(LatentQueries):
         The first factor of the weights turns draws from the guide into draws from the posterior; stored draws need
         none. Every row gets a Pareto k-hat, which says whether its weights can be relied on.
 
+        A row of weight :math:`w_i` leaves with its weight: the divisor of :math:`r_{ik}` is
+        :math:`p(y_i \mid \theta_k)^{w_i}`, and ``elpd`` is the weighted sum of ``pointwise``.
+
         A row's local latents are left out with it: they are integrated out by the guide's importance weights, where
         the guide draws them row by row. If all latents are local, the other rows tell nothing about the row that is
         left out, and its density is its evidence ``p(y_i)``. Fitted parameters, such as network weights without a

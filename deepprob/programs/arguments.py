@@ -278,10 +278,10 @@ def _split_up(
         args = (_converted(data, _positional_names(signature, 1)[0], what, missing, frames),)
     else:  # splits, data sets, loaders, lists
         split = data if isinstance(data, Split) else as_split(data, what=what, missing=missing)
+        read = {name: _converted(x, name, what, missing, frames) for name, x in zip(split.names, split, strict=True)}
         if {*split.names} & {*named}:
-            fields = dict(zip(split.names, split, strict=True))
-            return (), {name: x for name, x in _in_order(fields, named) if name in named}
-        args = split.tensors
+            return (), {name: x for name, x in _in_order(read, named) if name in named}
+        args = tuple(read.values())
         if isinstance(data, Split) and not _takes_any(signature):
             args = args[: len(_positional_names(signature, 0))]
     _check_count(args, signature, what)
@@ -307,7 +307,7 @@ def _check_count(args: Sequence[Any], signature: inspect.Signature, what: str) -
         known = f" ({', '.join(names)})" if names else ""
         raise ValueError(
             f"the model takes {counted(len(names), 'argument')}{known}; {what} has {counted(len(args), 'part')}. "
-            "Leave out what the model does not use, or give a dict by argument."
+            "Leave out what the model does not use, or give a dict by argument; one argument of numbers is a list."
         )
 
 

@@ -31,6 +31,11 @@ def captured_modules(fn: Any) -> list[nn.Module]:
     return list(found.values())
 
 
+def functions_of(fns: Any) -> list[types.FunctionType]:
+    """The functions that callables are, or reach through their closures and the globals of their file."""
+    return [value for _, value in _walk(fns, set()) if isinstance(value, types.FunctionType)]
+
+
 class CapturedModules(nn.ModuleList):
     """The modules that some callables reach. Those in evaluation mode stay in it, as Pyro leaves them.
 
@@ -162,7 +167,7 @@ def _partial_parts(value: functools.partial[Any]) -> tuple[Any, ...]:
     return (functools.partial.func.__get__(value), *value.args)
 
 
-def _cell(cell: types.CellType) -> Any:
+def cell_content(cell: types.CellType) -> Any:
     """The content of a closure's cell, or None if the name is not bound yet."""
     try:
         return cell.cell_contents
@@ -198,7 +203,7 @@ def _walk(value: Any, seen: set[int], path: str = "model") -> Iterator[tuple[str
     elif isinstance(value, types.FunctionType):
         yield path, value
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            yield from _walk(_cell(cell), seen, name)
+            yield from _walk(cell_content(cell), seen, name)
         for name, part in _globals_used(value).items():
             if _is_followed(part, value):
                 yield from _walk(part, seen, name)
@@ -289,7 +294,7 @@ def _copy_function(fn: types.FunctionType, memo: dict[Any, Any]) -> types.Functi
 
 def _sets_a_name(fn: types.FunctionType) -> bool:
     """Whether a function sets a global name or a variable around it that is unset or None, as for a lazy network."""
-    around = dict(zip(fn.__code__.co_freevars, map(_cell, fn.__closure__ or ()), strict=True))
+    around = dict(zip(fn.__code__.co_freevars, map(cell_content, fn.__closure__ or ()), strict=True))
     todo = [fn.__code__]
     while todo:
         code = todo.pop()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
 
-from deepprob.programs.arguments import Arguments
+from deepprob.programs.arguments import Arguments, Call
 from deepprob.programs.finiteness import first_bad_site
 from deepprob.programs.run import Run
 
@@ -45,7 +46,30 @@ def explained(error: Exception, run: Run) -> Exception:
     remedy = _NAMES_TWICE if reason.startswith("Multiple sample sites named") else ""
     if _OF_SHAPES_OR_TYPES.search(reason):
         remedy = " Check the shapes and types of the data, or the program."
+    remedy = _of_containers(run, call) or remedy
     return ValueError(f"the program cannot run on rows of {', '.join(kinds) or 'no data'}: {reason}.{remedy}")
+
+
+def _parts(value: Any) -> Iterator[tuple[int, Any]]:
+    return enumerate(value if isinstance(value, list) else ())
+
+
+def _of_containers(run: Run, call: Call | None) -> str:
+    """What to give instead of a tuple of numbers or a list of lists of unequal length, which have no rows."""
+    if call is None:
+        return ""
+    for name, value in [*zip(run.program._signature().parameters, call.args, strict=False), *call.kwargs.items()]:
+        if type(value) is tuple and value and all(isinstance(x, int | float) for x in value):
+            return (
+                f" {name!r} is a tuple, which the program gets as it is. Give one number per row as a list or an array."
+            )
+        sizes = {len(x) if isinstance(x, list) else call.lengths.get(f"{name}[{i}]") for i, x in _parts(value)}
+        if len(sizes) > 1:
+            return (
+                f" {name!r} is a list of {len(value)} parts of unequal length, which the program gets as a list. Pad "
+                "them to an array, or write Program.of(..., variable_length=True) if they are sequences."
+            )
+    return ""
 
 
 @torch.no_grad()

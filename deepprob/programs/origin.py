@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from deepprob.data import DataSet, Table, TableEncoding
 from deepprob.data.frames import is_frame, named, row_as_frame
 from deepprob.data.precision import reading
+from deepprob.programs.held_precision import held_precision
 
 _Accept = TypeVar("_Accept", bound=Callable[..., Any])
 
@@ -148,9 +148,8 @@ def in_own_precision(accept: _Accept) -> _Accept:
 
     @functools.wraps(accept)
     def call(self: Any, data: Any, **options: Any) -> Any:
-        held = {x.dtype for x in (*self.parameters(), *self.buffers()) if x.dtype.is_floating_point}
-        dtype = torch.float64 if held == {torch.float64} else torch.get_default_dtype()
-        with reading(dtype, warn=not self.origin.fitted):
+        functions = tuple(self.__dict__.get(f"_{name}", getattr(self, name)) for name in ("model", "guide"))
+        with reading(held_precision(self, functions), warn=not self.origin.fitted):
             return accept(self, data, **options)
 
     return cast(_Accept, call)

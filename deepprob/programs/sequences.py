@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepprob.data.intake import tensor_of
+from deepprob.data.intake import container_of, tensor_of
 from deepprob.data.padding import checked_lengths, padded_sequences
 from deepprob.errors import shown, unknown
 from deepprob.programs.arguments import Arguments
@@ -60,7 +60,7 @@ class SequenceArguments:
         def read(series: Any, label: str) -> Any:
             return tensor_of(series, f"{label} of {what}", missing)
 
-        names = names or ("x", "lengths")
+        names, data = names or ("x", "lengths"), container_of(data, what)
         found = padded_sequences(data, read, certain=True, names=names, lengths=self.lengths, flat=self.names)
         if found is data or isinstance(data, Mapping):
             return found

@@ -32,8 +32,13 @@ def check_observations(trace: Trace, unchecked: Container[str] = ()) -> None:
         ValueError: If data have another shape than their distribution, or lie outside of its support.
     """
     for name, site in observed_sites(trace).items():
+        if isinstance(site["value"], list | tuple):
+            raise ValueError(
+                f"site {name!r} observes a {type(site['value']).__name__}, which has no log-probability. Give one "
+                "number per row as a list or an array in the data, or make a tensor in the model."
+            )
         _check_shape(name, site)
-        _check_bools(name, site)
+        _check_type(name, site)
         if name not in unchecked:
             _check_support(name, site)
 
@@ -96,16 +101,18 @@ def _check_shape(name: str, site: Site) -> None:
     )
 
 
-def _check_bools(name: str, site: Site) -> None:
-    """Refuse bools that the log-probability cannot take: torch names neither the site nor the remedy."""
-    if torch.as_tensor(site["value"]).dtype != torch.bool:
+def _check_type(name: str, site: Site) -> None:
+    """Refuse bools and whole numbers without a log-probability: torch names neither the site nor the remedy."""
+    value = torch.as_tensor(site["value"])
+    if value.is_floating_point():
         return
     try:
-        site["fn"].log_prob(site["value"])
+        site["fn"].log_prob(value)
     except RuntimeError as error:
+        what = "bools" if value.dtype == torch.bool else "whole numbers"
         raise ValueError(
-            f"site {name!r} observes bools, of which the {_title(site['fn'])} distribution takes no log-probability. "
-            "Give numbers: y.float()."
+            f"site {name!r} observes {what}, of which the {_title(site['fn'])} distribution takes no log-probability. "
+            "Give floats: y.float()."
         ) from error
 
 

@@ -144,10 +144,17 @@ def test_labels_of_a_logistic_regression_are_floats(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "y", [LABELS, pd.Series(LABELS).astype("boolean"), LABELS.tolist()], ids=["array", "NA", "list"]
+    ("y", "kind"),
+    [
+        (LABELS, "bools"),
+        (pd.Series(LABELS).astype("boolean"), "bools"),
+        (LABELS.tolist(), "bools"),
+        (LABELS.astype(int), "whole numbers"),
+    ],
+    ids=["array", "NA", "list", "0/1"],
 )
-def test_boolean_labels_of_a_bernoulli_are_refused_with_their_remedy(y: Any) -> None:
-    with pytest.raises(ValueError, match=r"site 'y' observes bools.*y\.float\(\)"):
+def test_labels_that_a_bernoulli_cannot_score_are_refused_with_their_remedy(y: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"site 'y' observes {kind}.*y\.float\(\)"):
         fit(chance, ((AREA - 100) / 20, y), 3)
 
 

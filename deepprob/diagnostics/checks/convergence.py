@@ -66,7 +66,8 @@ def check_convergence(elbo: ArrayLike, *, margin: float = 0.01, level: float = 0
             se=None,
             threshold=margin,
             verdict="caution",
-            reading=f"{len(values)} steps do not tell whether the ELBO has converged; {2 * BATCHES} may.",
+            reading=f"{len(values)} steps do not tell whether the ELBO has converged, because windows of them are too "
+            f"short to compare; {2 * BATCHES} may.",
             next_step=_MORE,
             details={"steps": len(values)},
             unit="nats",

@@ -14,7 +14,7 @@ from sklearn.datasets import load_iris, load_wine
 
 import deepprob as dp
 from deepprob.data import TableEncoding
-from deepprob.models import VAE
+from deepprob.models import VAE, BayesianNeuralNetwork
 
 N = 60
 
@@ -312,3 +312,43 @@ def test_no_warning_without_a_cause() -> None:
         warnings.simplefilter("error")
         made = dp.table(penguins(), "species")
         made.encoding.encode(penguins())
+
+
+def test_whole_numbers_with_two_values_are_classes_unless_the_user_decides() -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "label": [2, 10, 2, 10, 10, 2], "stars": [3, 4, 5, 3, 4, 5]})
+    made = dp.table(frame, "label", drop=["stars"])
+    assert made.encoding.classes == ("2", "10") and made["y"].tolist() == [0, 1, 0, 1, 1, 0]
+    assert repr(made) == "Table(6 rows: x (1,) float32, y () int64, 2 classes of 'label': 2, 10)"
+    assert dp.table(frame, "label", drop=["stars"], classes=False)["y"].tolist() == frame["label"].tolist()
+    assert dp.table(frame.astype({"label": float}), "label").encoding.classes == ()
+    assert dp.table(frame, "stars").encoding.classes == ()
+    assert dp.table(frame, "stars", classes=True).encoding.classes == ("3", "4", "5")
+    assert dp.table(frame, ["label", "stars"]).encoding.classes == ()
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "shown"),
+    [
+        (None, "likelihood='categorical', num_classes=2, classes=('0', '1')"),
+        ("categorical", "likelihood='categorical', num_classes=2, classes=('0', '1')"),
+        ("bernoulli", "likelihood='bernoulli', classes=('0', '1')"),
+        ("normal", "likelihood='normal'"),
+        ("poisson", "likelihood='poisson'"),
+    ],
+)
+def test_the_likelihood_decides_whether_labels_are_classes(likelihood: str | None, shown: str) -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "label": [0, 1, 0, 1, 1, 0]})
+    options = {"likelihood": likelihood} if likelihood else {}
+    program = BayesianNeuralNetwork.from_data(frame, target="label", **options)
+    assert f"  {shown}" in repr(program).splitlines()
+    assert program.accept(frame)[1].dim() == (1 if program.num_classes else 2)
+    arrays = BayesianNeuralNetwork.from_data((frame[["a"]], frame["label"]), **options)
+    assert arrays.likelihood == program.likelihood and arrays.num_classes == program.num_classes
+
+
+def test_a_likelihood_of_numbers_needs_a_target_of_numbers() -> None:
+    frame = pd.DataFrame({"a": np.arange(6.0), "kind": ["x", "y", "x", "y", "x", "y"]})
+    with pytest.raises(
+        ValueError, match=r"'normal' is for numbers, but the target 'kind' holds classes: 'x', 'y'\. Leave"
+    ):
+        BayesianNeuralNetwork.from_data(frame, target="kind", likelihood="normal")

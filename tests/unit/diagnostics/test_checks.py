@@ -95,6 +95,7 @@ class TestConvergence:
         assert check_convergence(np.full(100, -3.0)).value == 0.0
         short = check_convergence(np.zeros(10))
         assert short.verdict == "caution" and "do not tell" in short.reading
+        assert short.measured == short.limit == ""  # no number is shown, and no limit to compare it with
         gaps = np.where(np.arange(1000) % 7 == 0, np.nan, 0.5)
         assert check_convergence(gaps).verdict == "pass"
 

@@ -52,7 +52,8 @@ class Levels(Program):
     def model(self, x: Tensor, lengths: Tensor) -> None:
         inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)  # (B, T)
         with self.data_plate(x):
-            drift = pyro.sample("drift", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1)) if self.noisy else 0.0
+            prior = dist.Normal(torch.zeros(x.shape[1]), 1.0).mask(inside).to_event(1)
+            drift = pyro.sample("drift", prior) if self.noisy else 0.0
             moved = self.cell(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))
             moved = torch.tanh(moved) if isinstance(moved, Tensor) else moved[0]
             moved = moved + (drift.unsqueeze(-1) if self.noisy else 0.0)
@@ -62,10 +63,10 @@ class Levels(Program):
     def guide(self, x: Tensor, lengths: Tensor) -> None:
         """Draw one latent number per time step if the program is noisy; otherwise nothing is latent."""
         if self.noisy:
+            inside = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(-1)
+            narrow = dist.Normal(torch.zeros(x.shape[1]), 0.1 + 0.1 * self.level[0].sigmoid())
             with self.data_plate(x):
-                pyro.sample(
-                    "drift", dist.Normal(torch.zeros(x.shape[1]), 0.1 + 0.1 * self.level[0].sigmoid()).to_event(1)
-                )
+                pyro.sample("drift", narrow.mask(inside).to_event(1))
 
 
 def cost(lengths: list[int], ends: tuple[int, ...]) -> int:

@@ -195,6 +195,19 @@ def test_random_state_and_store_are_unchanged() -> None:
     pyro.clear_param_store()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_fit_has_gradients_in_every_mode_of_the_caller(mode: Any, compile: bool) -> None:
+    expected = fitted(steps=6, epochs=None, compile=compile)
+    with mode():
+        found = fitted((X.clone(), Y.clone()), steps=6, epochs=None, compile=compile)
+        longer = dp.extend(found, (X, Y), steps=2, compile=False)
+        by_hand, _ = step(init(Program.of(regression, "normal"), (X.clone(), Y.clone())))
+        assert not torch.is_grad_enabled()
+    assert found.history.steps["elbo"] == expected.history.steps["elbo"]
+    assert len(longer.history.steps["elbo"]) == 8 and by_hand.step == 1
+
+
 def test_clipping_bounds_the_step_and_averaging_smooths_it() -> None:
     base = Optimizer("sgd", learning_rate=0.1, schedule="constant")
     start = fitted(optimizer=Optimizer("sgd", learning_rate=1e-12), epochs=1, batch_size=None).instance.tensors()

@@ -300,3 +300,24 @@ def test_a_tuple_keeps_its_order_in_a_check() -> None:
     data = (2 * X + 0.3 * torch.randn(X.shape, generator=torch.Generator().manual_seed(0)), X)
     posterior = svi(Program.of(model, "normal"), data, epochs=800, progress=False, compile=False, seed=0)
     assert dp.check(posterior, data).verdict != "fail"
+
+
+def scaled(x: Any, y: Any = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (([1.0, 2.0, 3.0], (1.0, 2.0, 3.0)), r"site 'y' observes a tuple, .* Give one number per row as a list"),
+        (((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)), r"'x' is a tuple, .* Give one number per row as a list"),
+        ((1.0, 2.0, 3.0), r"takes 2 arguments \(x, y\); data has 3 parts\. .* one argument of numbers is a list"),
+        (([[1.0, 2.0], [3.0]], [1.0, 2.0]), r"'x' is a list of 2 parts of unequal length.*variable_length=True"),
+        ({"x": [[1.0, 2.0], [3.0]], "y": [1.0, 2.0]}, r"'x' is a list of 2 parts of unequal length.*variable_length"),
+    ],
+)
+def test_tuples_of_numbers_and_ragged_lists_are_named(data: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        svi(Program.of(scaled, "normal"), data, steps=2, progress=False)

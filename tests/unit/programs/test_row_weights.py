@@ -182,3 +182,19 @@ def test_extend_compares_the_weights() -> None:
     dp.extend(posterior, WEIGHTED, steps=1, progress=False, compile=False)
     with pytest.raises(ValueError, match="extend needs the data of the fit"):
         dp.extend(posterior, WEIGHTED.encoding.encode(FRAME.assign(w=1.0)), steps=1, progress=False, compile=False)
+
+
+def test_a_row_is_left_out_with_its_weight() -> None:
+    x, y, w = X[:, 0].double(), Y.double(), WEIGHTED.weights.double()
+    posterior = svi(
+        dp.Program.of(line, exact_guide, data_plate="data"), WEIGHTED, steps=1, compile=False, progress=False
+    )
+    precision = 1 + (w * x**2).sum() - w * x**2  # of the posterior without a row
+    mean = ((w * x * y).sum() - w * x * y) / precision
+    exact = dist.Normal(mean * x, (1 + x**2 / precision).sqrt()).log_prob(y)
+    for corrected in (True, False):
+        found = posterior.loo(WEIGHTED, draws=30_000, corrected=corrected)
+        np.testing.assert_allclose(found.pointwise, exact.numpy(), atol=0.05)
+        assert found.elpd == pytest.approx(float((w * exact).sum()), abs=0.3)
+        assert found.se == pytest.approx(N**0.5 * float((w * exact).std()), rel=0.05)
+    assert posterior.loo(X, Y, draws=100).weights is not None  # those of the fit

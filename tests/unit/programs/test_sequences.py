@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.utils.data import DataLoader
 
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
+from deepprob.models import DeepMarkovModel
 from deepprob.programs.program import Program
 
 STATE = 2
@@ -256,3 +260,108 @@ def test_a_program_without_a_forecast_says_how_to_write_one() -> None:
         svi(program, data, steps=1, progress=False).forecast(*data, steps=2)
     with pytest.raises(TypeError, match=r"forecast must be a callable Pyro program; got int"):
         Program.of(readings, forecast=3)
+
+
+def summed(x: Tensor, lengths: Tensor, y: Tensor | None = None) -> None:
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x.sum((1, 2)) / lengths, 1.0), obs=y)
+
+
+def packed_loader(**options: Any) -> DataLoader[Any]:
+    rows = [(torch.full((n, 1), n / 9), torch.tensor(float(n))) for n in (3, 9, 5, 2, 7, 4)]
+
+    def collate(batch: Any) -> Any:
+        x, y = zip(*batch, strict=True)
+        packed = pack_sequence(x, enforce_sorted=False)
+        return (packed, torch.stack(y)) if options.get("labels", True) else packed
+
+    return DataLoader(rows, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def test_batches_of_packed_sequences_of_a_loader_are_all_of_its_rows() -> None:
+    program = Program.of(summed, "normal", data_plate="data", variable_length=True)
+    posterior = svi(program, packed_loader(), epochs=2, held_out=packed_loader(), compile=False, progress=False)
+    assert len(posterior.history.steps["elbo"]) == 6
+    x, lengths, y = posterior.program.accept(packed_loader())
+    assert x.shape == (6, 9, 1) and lengths.tolist() == y.tolist() == [3, 9, 5, 2, 7, 4]
+    assert posterior.predict(packed_loader(labels=False), draws=2).mean.shape == (6,)
+    torch.testing.assert_close(
+        posterior.log_likelihood(packed_loader(), draws=3), posterior.log_likelihood(x, lengths, y, draws=3)
+    )
+    model = DeepMarkovModel.from_data(packed_loader(labels=False), latent_dim=2)
+    assert model.accept(packed_loader(labels=False))[0].shape == (6, 9, 1)
+
+
+def test_a_program_that_takes_packed_sequences_whole_refuses_a_loader() -> None:
+    def whole(x: PackedSequence, y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"takes the PackedSequence of data whole, .* variable_length=True"):
+        svi(Program.of(whole, "normal", data_plate="data"), packed_loader(), steps=2, progress=False)
+
+
+READER, HEAD = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 1)
+
+
+def at_the_last_step(x: Tensor, n: Tensor, y: Tensor | None = None) -> None:
+    own(x, y, READER(x)[0][:, -1])
+
+
+def at_its_own_end(x: Tensor, n: Tensor, y: Tensor | None = None) -> None:
+    own(x, y, READER(x)[0][torch.arange(len(x)), n - 1])
+
+
+def own(x: Tensor, y: Tensor | None, state: Tensor) -> None:
+    pyro.module("reader", READER)
+    pyro.module("head", HEAD)
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(HEAD(state)[:, 0], 1.0), obs=y)
+
+
+def same_level(x: Tensor, n: Tensor) -> None:
+    inside = torch.arange(x.shape[1]) < n[:, None]
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 9.0))
+        pyro.sample("x", dist.Normal(z[..., None], 1.0).mask(inside).to_event(1), obs=x[..., 0])
+
+
+def mean_of(divide: Any) -> Any:
+    def guide(x: Tensor, n: Tensor) -> None:
+        spread = pyro.param("spread", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[..., 0].sum(-1) / divide(x, n), spread))
+
+    return guide
+
+
+def nothing(x: Tensor, n: Tensor, y: Tensor | None = None) -> None:
+    """The guide of a model without latent sites."""
+
+
+SERIES = [torch.linspace(0.0, 1.0, n) for n in (3, 30, 5, 22, 9)]
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "site"),
+    [
+        (at_the_last_step, nothing, "y"),
+        (at_its_own_end, nothing, None),
+        (same_level, mean_of(lambda x, n: x.shape[1]), "z"),
+        (same_level, mean_of(lambda x, n: n), None),
+        (same_level, "normal", None),
+    ],
+)
+def test_a_program_that_depends_on_the_padding_is_told_to_use_the_lengths(model: Any, guide: Any, site: Any) -> None:
+    data = (SERIES, torch.arange(5.0)) if guide is nothing else (SERIES,)
+    program = Program.of(model, guide, data_plate="data", variable_length=True, lengths="n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        svi(program, data, steps=1, compile=False, progress=False)
+    if site is None:
+        assert caught == []
+        return
+    (warning,) = caught
+    expected = rf"site '{site}' depends on the padding: .* a row's n must have no influence.*, n - 1\], not at"
+    assert re.search(expected, str(warning.message))

@@ -25,10 +25,13 @@ def observe(fn: dist.Distribution, value: Tensor, mask: Tensor | None = None, di
         check_observations(poutine.trace(model).get_trace())
 
 
-def test_bools_that_a_distribution_cannot_score_are_refused() -> None:
+def test_bools_and_whole_numbers_that_a_distribution_cannot_score_are_refused() -> None:
     labels = torch.tensor([True, False])
-    with pytest.raises(ValueError, match=r"site 'y' observes bools, of which the Bernoulli .* Give numbers: y.float"):
-        observe(dist.Bernoulli(0.5), labels)
+    for given, kind in ((labels, "bools"), (labels.long(), "whole numbers")):
+        with pytest.raises(
+            ValueError, match=rf"site 'y' observes {kind}, of which the Bernoulli .* Give floats: y.float"
+        ):
+            observe(dist.Bernoulli(0.5), given)
     observe(dist.Categorical(torch.ones(2)), labels)
 
 
