@@ -129,10 +129,11 @@ def continue_from(fit: Resumable, training: Training, posterior: Posterior) -> N
         ValueError: If the data are not those of the fit.
     """
     was, now = training.facts["fit"], fit.identity()
-    if (now["num_data"], now["data"]) != (was["num_data"], was["data"]):
+    if any(now[name] != was.get(name, now[name]) for name in ("num_data", "data", "row_weights")):
         raise ValueError(
-            f"extend needs the data of the fit ({was['num_data']} rows); got other values ({now['num_data']} rows). "
-            "Give the same data. To fit others from these weights, write svi(posterior.program, data, weights='keep')."
+            f"extend needs the data of the fit ({was['num_data']} rows); got other values or weights "
+            f"({now['num_data']} rows). Give the same data. To fit others from these weights, write "
+            "svi(posterior.program, data, weights='keep')."
         )
     history = copy.deepcopy(posterior.history)
     held = posterior.instance.tensors()

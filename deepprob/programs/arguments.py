@@ -45,7 +45,7 @@ class Call:
     kwargs: dict[str, Any]
     names: tuple[str, ...]
     lengths: Mapping[str, int] = field(default_factory=dict)
-    origin: Origin = field(default_factory=Origin)
+    origin: Origin = field(default_factory=Origin, compare=False)
 
     def fill(self, rows: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments for some rows; without rows, None stands in the place of every tensor that has them."""

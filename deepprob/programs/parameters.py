@@ -95,7 +95,8 @@ def check_ownership(program: Program, store: StoreState, used: Sequence[Tensor])
         raise ValueError(
             f"the program reaches parameters that are not its own, one of shape {tuple(foreign[0].shape)}. "
             "Make their network an attribute of the program, a variable of the model's file or function, or an "
-            "argument bound by functools.partial, so that the fit can copy it."
+            "argument bound by functools.partial, so that the fit can copy it. Of a single parameter, use the value "
+            "that pyro.param(name, start) returns."
         )
 
 

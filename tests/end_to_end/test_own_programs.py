@@ -220,10 +220,8 @@ def test_a_program_in_float64_keeps_all_digits() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(m, 1.0), obs=y)
 
-    shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
     def guide(x: Tensor, y: Tensor | None = None) -> None:
-        pyro.param("shift", shift)
+        shift = pyro.param("shift", torch.zeros((), dtype=torch.float64))
         pyro.sample("m", dist.Normal(PRICES.mean() + shift, 0.1))
 
     posterior = fit(dp.Program.of(exact, guide, data_plate="data"), (AREA, PRICES), 3)

@@ -129,7 +129,9 @@ def test_own_networks_and_guides() -> None:
 
 
 def test_refuses_other_data() -> None:
-    with pytest.raises(ValueError, match=r"extend needs the data of the fit \(20 rows\); got other values \(20 rows\)"):
+    with pytest.raises(
+        ValueError, match=r"extend needs the data of the fit \(20 rows\); got other values or weights \(20 rows\)"
+    ):
         dp.extend(fitted(steps=3), Y + 1.0, steps=2)
 
 

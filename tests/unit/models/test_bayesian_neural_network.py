@@ -17,7 +17,8 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from deepprob.data import Split, load_data
+from deepprob.data import DataSet, Split, load_data
+from deepprob.data.parsers import Parts
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import MODELS, VAE, BayesianNeuralNetwork
@@ -520,8 +521,5 @@ def test_mismatched_networks_and_data_raise() -> None:
     with pytest.raises(ValueError, match="x must have 3 features per row as in the fit; got 2"):
         found.predict(x[:, :2])
     with pytest.raises(ValueError, match="has no targets to predict"):
-        BayesianNeuralNetwork.from_data(_Unlabelled())  # type: ignore[arg-type]
-
-
-class _Unlabelled:
-    name, train = "faces", Split({"images": torch.zeros(2, 4, 4)})
+        faces = Split({"images": torch.zeros(2, 4, 4)})
+        BayesianNeuralNetwork.from_data(DataSet("faces", "images", Parts(faces, None, faces)))

@@ -70,11 +70,15 @@ def test_refuses_values_outside_of_the_support(
 
 
 @pytest.mark.parametrize(
-    ("fn", "good"), [(dist.Dirichlet(torch.ones(2)), SIMPLEX), (dist.OneHotCategorical(torch.ones(2)), ONE_HOT)]
+    ("fn", "good", "expected"),
+    [
+        (dist.Dirichlet(torch.ones(2)), SIMPLEX, r"in the support \w+\(\) for a Dirichlet"),
+        (dist.OneHotCategorical(torch.ones(2)), ONE_HOT, "one-hot, one 1 and otherwise 0, for a OneHotCategorical"),
+    ],
 )
-def test_refuses_vectors_outside_of_the_support(fn: dist.Distribution, good: Tensor) -> None:
+def test_refuses_vectors_outside_of_the_support(fn: dist.Distribution, good: Tensor, expected: str) -> None:
     observe(fn, good)
-    with pytest.raises(ValueError, match=r"y must be in the support \w+\(\) for a \w+ likelihood; got values from"):
+    with pytest.raises(ValueError, match=f"y must be {expected} likelihood; got values from"):
         observe(fn, 2 * good)
 
 
