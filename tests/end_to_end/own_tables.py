@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def penguins_raw() -> pd.DataFrame:
 
 
 def cars() -> pd.DataFrame:
-    return pd.read_json(packaged("vega_datasets", "_data/cars.json"), convert_dates=["Year"])
+    frame = pd.DataFrame(json.loads(packaged("vega_datasets", "_data/cars.json").read_text(encoding="utf-8")))
+    return frame.assign(Year=pd.to_datetime(frame["Year"]))
 
 
 def riots() -> pd.DataFrame:
