@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -22,13 +23,16 @@ _ZIPPED = (".gz", ".bz2", ".xz", ".zip")
 FILES = (*TEXTS, ".parquet", ".npy", ".npz")
 _SEPARATORS = ",;\t|"
 _COMMA_DECIMAL = re.compile(r"\s*[-+]?\d+,\d+\s*")
+_ZONE = r"Z|[+-]\d\d:?\d\d"
+_DATE = re.compile(rf"\s*\d{{4}}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d([.]\d+)?)?({_ZONE})?)?\s*")
 
 
 def read_file(path: Path) -> Any:
     r"""Read the rows of a file.
 
     The separator of a text file is the one of ``, ; | tab`` that its first line has most often; decimals may have a
-    comma if the separator is another. A first column without a name holds the names of the rows.
+    comma if the separator is another. A first column without a name holds the names of the rows. A column of dates in
+    the form 2024-12-31, with or without a time of day, holds dates.
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.txt`` (also compressed), ``.parquet``, ``.npy`` or ``.npz`` file.
@@ -75,7 +79,7 @@ def _text(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas would leave values out
             frame = pd.read_csv(path, index_col=False, **settings)
-            if settings["sep"] != "," and any(_has_comma_decimals(frame[name]) for name in frame):
+            if settings["sep"] != "," and any(_all_match(frame[name], _COMMA_DECIMAL) for name in frame):
                 frame = pd.read_csv(path, index_col=False, decimal=",", **settings)
     except UnicodeDecodeError as error:
         raise StorageError(
@@ -87,7 +91,7 @@ def _text(path: Path) -> Any:
     except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError) as error:
         reason = str(error).strip().rstrip(".").removeprefix("Error tokenizing data. C error: ")
         raise StorageError(f"'{path}' cannot be read as a table: {reason}. Correct the file.") from None
-    return frame
+    return _with_dates(frame)
 
 
 def _check_names(path: Path, first: str, separator: str) -> None:
@@ -108,9 +112,22 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _has_comma_decimals(column: Any) -> bool:
+def _all_match(column: Any, form: re.Pattern[str]) -> bool:
+    """Whether a column holds texts, all of this form."""
     known = column.dropna()
-    return known.dtype.kind not in "biufM" and len(known) > 0 and all(_COMMA_DECIMAL.fullmatch(str(x)) for x in known)
+    return known.dtype.kind not in "biufM" and len(known) > 0 and all(form.fullmatch(str(x)) for x in known)
+
+
+def _with_dates(frame: Any) -> Any:
+    """The frame with dates in the columns whose texts all are dates."""
+    import pandas as pd
+
+    for name in [name for name in frame if _all_match(frame[name], _DATE)]:
+        texts = frame[name].str.strip()
+        zoned = bool(texts.str.contains(rf":.*(?:{_ZONE})$", na=False).any())
+        with contextlib.suppress(ValueError):  # a text such as 2024-99-99 is no date, and the column stays text
+            frame[name] = pd.to_datetime(texts, format="ISO8601", utc=zoned)
+    return frame
 
 
 def _parquet(path: Path) -> Any:

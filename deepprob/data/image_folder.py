@@ -234,7 +234,7 @@ def _plan(folder: Path, files: Sequence[Path], size: Any, color: bool | None) ->
                 raise ValueError(
                     f"images in {folder} differ in size: {files[0].relative_to(folder)} has {first[0]} x {first[1]} "
                     f"pixels, {file.relative_to(folder)} has {other[0]} x {other[1]} (height x width). Scale and crop "
-                    f"them to one size: size={min(*first, *other)}"
+                    f"them to one size: size={min(*first, *other)} (in the command: --size {min(*first, *other)})"
                 )
         chosen = first
     else:

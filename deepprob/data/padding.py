@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence, pad_sequence, unpack_sequence
 
 from deepprob.data.precision import read_dtype
+from deepprob.errors import shown
 
 Read = Callable[[Any, str], Tensor]  # from a series and its name for messages
 
@@ -50,9 +51,10 @@ def padded_sequences(
         return _padded(data, read, names[0], lengths, flat)
     inside = dict(data) if isinstance(data, Mapping) else None
     if type(data) is tuple:
-        inside = dict(zip([name for name in names if name != lengths], data, strict=False))
+        with_lengths = len(data) == len(names)
+        inside = dict(zip([name for name in names if with_lengths or name != lengths], data, strict=False))
         inside = inside if len(inside) == len(data) else None
-    if not certain or inside is None or lengths in inside:
+    if not certain or inside is None:
         return data
     series = [name for name, x in inside.items() if isinstance(x, PackedSequence) or _is_list_of_series(x, certain)]
     if not series:
@@ -60,6 +62,8 @@ def padded_sequences(
     fields: dict[str, Any] = {}
     for name, value in inside.items():
         fields |= _padded(value, read, name, lengths, flat) if name in series else {name: value}
+    if lengths in inside:
+        _check_own_lengths(inside[lengths], [len(x) for x in _series_of(inside[series[0]])], lengths, series[0])
     return fields
 
 
@@ -104,6 +108,20 @@ def checked_lengths(lengths: Tensor, x: Tensor, what: str = "lengths", of: str =
             f"Drop empty sequences, pad {of}, or correct the lengths."
         )
     return lengths.long()
+
+
+def _series_of(data: Any) -> Sequence[Any]:
+    return unpack_sequence(data) if isinstance(data, PackedSequence) else data
+
+
+def _check_own_lengths(given: Any, own: Sequence[int], lengths: str, of: str) -> None:
+    """Refuse given lengths that are not those of the series."""
+    found = np.asarray(given).tolist()
+    if found != [*own]:
+        raise ValueError(
+            f"{lengths} are not the lengths of the series in {of}; got {shown(found)}, expected {shown([*own])}. Leave "
+            f"{lengths} out: a list of series has its own."
+        )
 
 
 def _padded(data: Any, read: Read, name: str, lengths: str, flat: Collection[str]) -> dict[str, Tensor]:

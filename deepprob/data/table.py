@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -141,7 +142,7 @@ def kind_of(column: Any) -> Kind:
     if inferred not in _KINDS:
         raise TypeError(
             f"column {column.name!r} holds {inferred} values; expected numbers, text, True and False, or dates. "
-            f"Convert it, e.g. by .astype(str), or drop it: drop=[{column.name!r}]."
+            f"Convert it, e.g. by .astype(str), or drop it: {_as_dropped([column.name])}."
         )
     return _KINDS[inferred]
 
@@ -173,7 +174,7 @@ def _columns(
     if constant:
         listed = ", ".join(map(repr, constant))
         warnings.warn(
-            f"columns without two different values make no feature: {listed}. Leave them out: drop=[{listed}].",
+            f"columns without two different values make no feature: {listed}. Leave them out: {_as_dropped(constant)}.",
             UserWarning,
             stacklevel=3,
         )
@@ -229,7 +230,8 @@ def _fitted_levels(column: Any, kind: Kind, order: Sequence[Any] | None, min_cou
         if len(count) >= _FEWEST_IDS and len(count) > _ID_SHARE * len(present):
             raise ValueError(
                 f"column {name!r} has {len(count)} different texts in {len(present)} rows, so it names rows and tells "
-                f"nothing about new ones. Leave it out, drop=[{name!r}], or convert it to numbers or dates."
+                f"nothing about new ones. Leave it out, {_as_dropped([name])}, or convert it to numbers or dates (in a "
+                "file, dates such as 2024-12-31)."
             )
         levels = tuple(level for level in count if count[level] >= min_count)
         rare = tuple(level for level in count if count[level] < min_count)
@@ -239,6 +241,11 @@ def _fitted_levels(column: Any, kind: Kind, order: Sequence[Any] | None, min_cou
     filled, fill = _imputed(np.minimum(places, len(levels)), "most_frequent")
     center, scale = _moments(filled) if kind == "ordinal" else (0.0, 1.0)
     return ColumnEncoding(name, kind, center, scale, fill, levels, rare, gaps)
+
+
+def _as_dropped(names: Sequence[Any]) -> str:
+    """How to leave columns out, in Python and in the command."""
+    return f"drop={[*names]!r} (in the command: --drop {shlex.quote(','.join(map(str, names)))})"
 
 
 def _imputed(values: Array, strategy: str) -> tuple[Array, float]:

@@ -99,11 +99,14 @@ def forest(draws: Mapping[str, ArrayLike], label: str = "value") -> Figure:
 
 
 def legend_above(figure: Figure, columns: int | None = None) -> None:
-    """A legend above all axes, where it hides no data; in one line unless a number of columns is given."""
+    """A legend above all axes, where it hides no data; in one line or a number of columns, or fewer where they fit."""
     pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
     handles = {label: handle for pair in pairs for handle, label in pair}
-    columns = len(handles) if columns is None else columns
-    figure.legend([*handles.values()], [*handles], frameon=False, loc="outside upper center", ncols=columns)
+    for count in range(columns or max(len(handles), 1), 0, -1):
+        legend = figure.legend([*handles.values()], [*handles], frameon=False, loc="outside upper center", ncols=count)
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def intervals_by_row(

@@ -65,7 +65,8 @@ def description_of_divergence(history: History, first: int, where: str, rate: fl
     return (
         f"{problem} at epoch {first // history.steps_per_epoch + 1}, step {first + 1} ({where}). "
         f"The best state so far ({best}) is kept. "
-        f"Lower learning_rate (now {rate:g}), clip the gradient, or bound the scale."
+        f"Lower the learning rate, now {rate:g} (optimizer=dp.Optimizer(learning_rate={rate / 3:.1g}); in the command: "
+        f"--learning-rate {rate / 3:.1g}), clip the gradient (clip_norm=10 of dp.Optimizer), or bound the scale."
     )
 
 

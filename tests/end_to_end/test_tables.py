@@ -121,3 +121,17 @@ def test_the_code_of_the_page_runs() -> None:
     for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.S):
         exec(compile(code, str(page), "exec"), space)
     assert {*space["prediction"].classes} == {"Adelie", "Gentoo"}
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "point"),
+    [
+        ("seen", pd.Timedelta(days=1000), r"seen is at most 2008-1\d-\d\d( \d\d:\d\d)? in"),
+        ("mass", 4000.0, r"mass is at most \d+\.?\d*e?.* in"),
+    ],
+)
+def test_drift_speaks_in_the_units_of_the_column(column: str, change: Any, point: str) -> None:
+    train = birds().dropna()
+    posterior = fit(BayesianNeuralNetwork.from_data(train, target="species", hidden_dims=()), train)
+    moved = train.assign(**{column: train[column] + change})
+    assert re.search(point, dp.check(posterior, moved, draws=20)["drift of inputs"].reading)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deepprob.data.column_encoding import ColumnEncoding
+from deepprob.data.table_rows import column_values
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array
 from deepprob.diagnostics.diagnostic import Diagnostic
@@ -23,14 +25,14 @@ class Shift:
 
     Attributes:
         column: The column's name.
-        point: A quantile of the training rows.
+        point: A quantile of the training rows, a text if the column's own values are no numbers.
         share: The share of given rows up to it.
         expected: The share of training rows up to it.
         p: The p-value of the largest difference, for this column alone.
     """
 
     column: str
-    point: float
+    point: float | str
     share: float
     expected: float
     p: float
@@ -88,8 +90,9 @@ def check_drift(found: Sequence[Shift], *, level: float = 0.05) -> Check:
     worst = max(significant or found, key=lambda shift: shift.distance)
     size, p = worst.distance if significant else 0.0, min(1.0, worst.p * len(found))
     verdict: Verdict = "fail" if size > _FAIL else "caution" if size > _CAUTION else "pass"
+    point = worst.point if isinstance(worst.point, str) else f"{worst.point:.3g}"
     where = (
-        f"{worst.column} is at most {worst.point:.3g} in {worst.share:.0%} of the rows, and in {worst.expected:.0%} of "
+        f"{worst.column} is at most {point} in {worst.share:.0%} of the rows, and in {worst.expected:.0%} of "
         "the training rows"
     )
     return Check(
@@ -109,10 +112,21 @@ def check_drift(found: Sequence[Shift], *, level: float = 0.05) -> Check:
 
 
 def _shifts(case: Case) -> list[Shift]:
-    known = case.program.origin.columns
+    known, encoding = case.program.origin.columns, case.program.origin.encoding
+    own = {c.name: c for c in encoding.columns if c.kind in ("numeric", "date", "ordinal")} if encoding else {}
     return [
-        s for name, x, summary in case.inputs_of_fit for s in shifts(name, columns_of(x), summary, known.get(name, ()))
+        replace(s, point=_in_units(own[s.column], s.point)) if s.column in own else s
+        for name, x, summary in case.inputs_of_fit
+        for s in shifts(name, columns_of(x), summary, known.get(name, ()))
     ]
+
+
+def _in_units(column: ColumnEncoding, point: float | str) -> float | str:
+    """A standardized number in the units of its column: a number, a date or a level."""
+    (value,) = column_values(column, [point])
+    if column.kind == "date":
+        return f"{value:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
+    return str(value) if column.kind == "ordinal" else float(value)
 
 
 input_drift = Diagnostic(

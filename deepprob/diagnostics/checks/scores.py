@@ -15,10 +15,12 @@ from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.observed import only_known
+from deepprob.errors import counted
 from deepprob.posteriors.training_rows import Summary
 
 NAME = "predictive skill"
 _GAIN = 0.01  # nats per row; a smaller gain over the base rate is of no use
+_LOOK = "Check that inputs and targets belong together, or look for inputs that tell more."
 _ROWS = 20  # with fewer rows the t-test of the gain is not to be trusted
 
 
@@ -64,6 +66,7 @@ def check_skill(
     level: float = 0.05,
     details: dict[str, Any] | None = None,
     how: str = "",
+    idle_step: str = _LOOK,
 ) -> Check:
     r"""Whether predictions score better than the marginal distribution of the training targets.
 
@@ -78,6 +81,7 @@ def check_skill(
         level: The false-alarm rate for predictions that are not worse than the baseline.
         details: Further scores to store in the check.
         how: How the predictions were made, a sentence for the reading.
+        idle_step: What to try if the predictions are no better than the baseline.
 
     Returns:
         The mean negative log-likelihood; a fail if it is significantly above the baseline. A caution if the gain is not
@@ -109,7 +113,7 @@ def check_skill(
         f"has {number(base)} (gain {number(gain, paired)}){finding[verdict]} {how}".rstrip(),
         next_step={
             "fail": "Check that inputs and targets belong together, or simplify.",
-            "caution": "Check that inputs and targets belong together, or look for inputs that tell more.",
+            "caution": idle_step,
             "pass": "",
         }[verdict],
         details={"nll": mean, "nll_se": se, "baseline": base, "gain": gain, "p": p_worse, **(details or {})},
@@ -161,7 +165,7 @@ def _run_numbers(case: Case, level: float) -> Check:
         "r2": 1 - float(np.square(residual).sum() / max(np.square(around).sum(), 1e-300)),
         "crps": _mean_se(crps(case.judged(array(case.prediction.draws), 1), target)),
     }
-    return check_skill(nll, base, again, level=level, details=details, how=case.how)
+    return check_skill(nll, base, again, level=level, details=details, how=case.how, idle_step=_idle_step(case))
 
 
 def _run_classes(case: Case, level: float) -> Check:
@@ -176,7 +180,24 @@ def _run_classes(case: Case, level: float) -> Check:
         "base_rate": float((shares.mean(0).argmax() == labels).mean()),
         "brier": _mean_se(brier(probs, labels)),
     }
-    return check_skill(nll, base, scores[each, again].mean(1), level=level, details=details, how=case.how)
+    replicated = scores[each, again].mean(1)
+    return check_skill(nll, base, replicated, level=level, details=details, how=case.how, idle_step=_idle_step(case))
+
+
+def _idle_step(case: Case) -> str:
+    """What to try if predictions are no better than the baseline: of a model larger than its data, a smaller one."""
+    posterior = case.posterior
+    if posterior.training_rows is None or not posterior.structure.global_:
+        return _LOOK
+    drawn = posterior.sample(draws=1, seed=case.seed)
+    numbers = sum(drawn[name][0].numel() for name in posterior.structure.global_ if name in drawn)
+    rows = posterior.training_rows.count
+    if numbers <= rows:
+        return _LOOK
+    return (
+        f"Try a smaller model, for a network hidden_dims=(10,) (in the command: --hidden 10): {numbers} latent numbers "
+        f"for {counted(rows, 'row')} may hide what the inputs tell. Otherwise look for inputs that tell more."
+    )
 
 
 def _summary(case: Case) -> Summary | None:

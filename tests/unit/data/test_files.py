@@ -41,6 +41,25 @@ def test_separators_and_decimals_are_found(
     pd.testing.assert_frame_equal(read_file(written(tmp_path, text, encoding=encoding)), pd.DataFrame(columns))
 
 
+@pytest.mark.parametrize(
+    ("texts", "dates"),
+    [
+        (["2024-12-31", "", "2023-01-05"], ["2024-12-31", None, "2023-01-05"]),
+        (["2024-12-31 23:59", "2024-12-31T23:59:01.5"], ["2024-12-31 23:59", "2024-12-31 23:59:01.5"]),
+        (["2024-12-31T23:00Z", "2025-01-01T01:00+02:00"], ["2024-12-31 23:00+0000", "2024-12-31 23:00+0000"]),
+    ],
+)
+def test_columns_of_dates_hold_dates(tmp_path: Path, texts: list[str], dates: list[str | None]) -> None:
+    frame = read_file(written(tmp_path, "n,seen\n" + "".join(f"1,{text}\n" for text in texts)))
+    assert frame["seen"].dtype.kind == "M"
+    assert [None if pd.isna(x) else x for x in frame["seen"]] == [x and pd.Timestamp(x) for x in dates]
+
+
+@pytest.mark.parametrize("texts", [["2024-12-31", "soon"], ["31.12.2024", "01.01.2025"], ["2024-99-99", "2024-12-31"]])
+def test_other_texts_stay_text(tmp_path: Path, texts: list[str]) -> None:
+    assert read_file(written(tmp_path, "seen\n" + "\n".join(texts)))["seen"].tolist() == texts
+
+
 def test_a_first_column_without_a_name_names_the_rows(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a": [1, 2]}, index=["r1", "r2"])
     frame.to_csv(tmp_path / "my.csv")

@@ -175,7 +175,10 @@ GAP = penguins().assign(species=penguins()["species"].where(np.arange(N) > 4))
     [
         (lambda: dp.table(penguins(), "specie"), "unknown target 'specie'. Did you mean 'species'?"),
         (lambda: dp.table(GAP, "species"), r"target 'species' is missing in 5 rows of 60. Drop them: frame.dropna\("),
-        (lambda: dp.table(passengers(), "survived"), r"column 'name' has 60 different texts .* drop=\['name'\]"),
+        (
+            lambda: dp.table(passengers(), "survived"),
+            r"column 'name' has 60 different texts .* drop=\['name'\] \(in the command: --drop name\)",
+        ),
         (lambda: dp.table(penguins().assign(species="A"), "species"), "must have at least 2 classes; got 'A'"),
         (lambda: dp.table(penguins(), ["species", "mass"]), "several targets must be numbers; 'species' holds classes"),
         (lambda: dp.table(penguins(), "seen"), "the target 'seen' holds dates"),

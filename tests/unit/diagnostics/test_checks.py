@@ -30,6 +30,10 @@ from deepprob.diagnostics.dependence import (
     of_columns,
     on_predictions,
 )
+from deepprob.diagnostics.report import check
+from deepprob.inference import svi
+from deepprob.models import BayesianNeuralNetwork
+from deepprob.networks.dense import MLP
 from deepprob.posteriors.history import History
 
 
@@ -216,6 +220,19 @@ class TestScores:
         assert check_skill(base + 0.01 * rng.normal(size=200), base).verdict == "caution"
         assert check_skill(base - 0.1 + 0.1 * rng.normal(size=200), base).verdict == "pass"
         assert "worse" in check_skill(base + 0.3 + 0.1 * rng.normal(size=200), base).reading
+
+    @pytest.mark.parametrize(("hidden", "smaller"), [((200,), True), ((), False)])
+    def test_a_model_larger_than_its_data_is_to_become_smaller(
+        self, rng: np.random.Generator, hidden: tuple[int, ...], smaller: bool
+    ) -> None:
+        x, y = torch.as_tensor(rng.normal(size=(120, 2)), dtype=torch.float32), torch.arange(120) % 2
+        program = BayesianNeuralNetwork(
+            MLP(2, 2, hidden, "tanh"), "categorical", num_classes=2, prior="normal", prior_scale=1e-3
+        )
+        posterior = svi(program, (x[:60], y[:60]), steps=600, seed=0, progress=False, compile=False)
+        skill = check(posterior, (x[60:], y[60:]), draws=50)["predictive skill"]
+        assert skill.verdict == "caution"
+        assert ("hidden_dims=(10,)" in skill.next_step) is smaller
 
 
 class TestPredictive:

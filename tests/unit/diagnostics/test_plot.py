@@ -16,6 +16,8 @@ from torch import Tensor
 
 import deepprob as dp
 from deepprob.diagnostics import plots
+from deepprob.diagnostics.figures import legend_above
+from deepprob.diagnostics.style import new_axes, new_figure
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.posteriors.history import History
@@ -224,3 +226,18 @@ def test_codes_of_one_number_take_colors(mixed: Posterior) -> None:
 def test_old_names_of_array_plots_warn() -> None:
     with pytest.warns(DeprecationWarning, match=r"dp\.plot\.kl_bars is now dp\.plots\.kl_bars\."):
         assert isinstance(dp.plot.kl_bars([1.0, 0.5]), Figure)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "b", "c"), ("held-out log-likelihood of all rows", "mean of 200 steps", "one step")]
+)
+def test_a_legend_fits_into_the_width_of_its_figure(names: tuple[str, ...]) -> None:
+    figure = new_figure(3.6, 3.0)
+    axes = new_axes(figure)
+    for name in names:
+        axes.plot([0, 1], label=name)
+    legend_above(figure)
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
+    assert [text.get_text() for text in legend.get_texts()] == [*names]
+    assert (legend._ncols == len(names)) is (names[0] == "a")

@@ -351,7 +351,8 @@ def test_divergence_names_the_site_and_carries_the_last_good_posterior(options: 
     with pytest.raises(
         DivergenceError,
         match=r"elbo became nan at epoch \d+, step \d+ \(site 'y': scale reached 0\)\. The best state so far \(epoch "
-        r"\d+\) is kept\. Lower learning_rate \(now 0\.1\), clip the gradient, or bound the scale\.",
+        r"\d+\) is kept\. Lower the learning rate, now 0\.1 \(optimizer=dp\.Optimizer\(learning_rate=0\.03\); in the "
+        r"command: --learning-rate 0\.03\), clip the gradient \(clip_norm=10 of dp\.Optimizer\), or bound the scale\.",
     ) as caught:
         fitted(
             torch.zeros(8),

@@ -365,3 +365,27 @@ def test_a_program_that_depends_on_the_padding_is_told_to_use_the_lengths(model:
     (warning,) = caught
     expected = rf"site '{site}' depends on the padding: .* a row's n must have no influence.*, n - 1\], not at"
     assert re.search(expected, str(warning.message))
+
+
+def _mean_of_series(x: Tensor, lengths: Tensor, y: Tensor | None = None) -> None:
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(b * x.sum((1, 2)) / lengths, 0.1), obs=y)
+
+
+_LENGTHS = torch.tensor([3, 1, 4, 2])
+_SERIES = [torch.arange(float(n))[:, None] for n in _LENGTHS]
+_MEANS = torch.stack([x.mean() for x in _SERIES])
+
+
+@pytest.mark.parametrize(
+    "data", [{"x": _SERIES, "lengths": _LENGTHS, "y": _MEANS}, (_SERIES, _LENGTHS, _MEANS), (_SERIES, _MEANS)]
+)
+def test_series_may_come_with_their_lengths(data: Any) -> None:
+    program = Program.of(_mean_of_series, "normal", data_plate="data", variable_length=True, lengths="lengths")
+    x, lengths, y = program.accept(data)
+    assert x.shape == (4, 4, 1) and torch.equal(lengths, _LENGTHS) and torch.equal(y, _MEANS)
+    with pytest.raises(
+        ValueError, match=r"lengths are not the lengths of the series in x; got \[4, .* Leave lengths out"
+    ):
+        program.accept({"x": _SERIES, "lengths": _LENGTHS + 1, "y": _MEANS})
