@@ -101,6 +101,12 @@ class TargetEncoding:
         else:
             values = torch.from_numpy(np.stack([as_numbers(column, "numeric") for column in columns], 1))
             default = torch.get_default_dtype()
+            for name, column in zip(self.names, values.T, strict=True):
+                if (largest := column.abs().max()) > torch.finfo(default).max:
+                    raise ValueError(
+                        f"the target {name!r} has values up to {largest:.3g}, beyond those of "
+                        f"{str(default).removeprefix('torch.')}. Divide it, or take its logarithm."
+                    )
             # A program in float64 reads such a target as it is; any other program warns when it does.
             values = values if lossy_columns(values, default) else values.to(default)
         return values[:, 0] if len(columns) == 1 else values
