@@ -172,8 +172,13 @@ def as_numbers(column: Any, kind: Kind, levels: Sequence[str] = ()) -> Array:
                 raise TypeError("numbers are no dates")
             days = (pd.to_datetime(column, utc=True) - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)
             return np.asarray(days, dtype=np.float64)
+        if kind == "numeric" and pd.api.types.is_datetime64_any_dtype(column.dtype):
+            raise TypeError("dates are no numbers")
         if kind == "boolean":
-            column = column.map(_BOOLEANS.get, na_action="ignore").where(column.notna())
+            known = column.astype(object).map(_BOOLEANS.get, na_action="ignore")
+            if (wrong := column[known.isna() & column.notna()]).size:
+                raise ValueError(f"{text_of(wrong.iloc[0])!r} is neither of them")
+            column = known
         elif pd.api.types.is_timedelta64_dtype(column.dtype):
             column = column / pd.Timedelta(days=1)
         values = np.asarray(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))

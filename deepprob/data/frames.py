@@ -53,13 +53,13 @@ def row_as_frame(value: Any, columns: Collection[str] = ()) -> Any:
 
 
 def named(frame: Any) -> Any:
-    """A frame of pandas whose columns are named by text.
+    """A frame of pandas that has rows, with its columns named by text.
 
     Args:
         frame: A frame of pandas, of polars, or with the dataframe interchange protocol.
 
     Raises:
-        ValueError: If its columns have names of several levels.
+        ValueError: If it has no rows, or its columns have names of several levels.
 
     Examples:
         >>> import pandas as pd
@@ -67,6 +67,8 @@ def named(frame: Any) -> Any:
         ['0', '1']
     """
     frame = frame_of(frame)
+    if not len(frame):
+        raise ValueError("the frame has no rows; expected at least one. Check how it was read.")
     if (levels := frame.columns.nlevels) > 1:
         raise ValueError(
             f"the columns of the frame have names of {levels} levels, such as {frame.columns[0]!r}. Join the "

@@ -15,6 +15,7 @@ from deepprob.data.table_arguments import column_list, cycles_by_column, levels_
 from deepprob.data.table_encoding import Table, TableEncoding, TargetEncoding, checked_weights
 from deepprob.errors import shown, unknown, whole
 
+_LARGEST = 1e150  # of a column: squares of larger numbers overflow
 _FEWEST_IDS, _ID_SHARE = 10, 0.9  # text that differs in nearly every row names the rows
 _KINDS: dict[str, Kind] = {
     "integer": "numeric",
@@ -154,8 +155,6 @@ def _checked_frame(frame: Any) -> Any:
     names = [*frame.columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"the frame has several columns {twice[0]!r}. Rename or drop all but one.")
-    if not len(frame):
-        raise ValueError("the frame has no rows; expected at least one. Check how it was read.")
     return frame
 
 
@@ -209,6 +208,11 @@ def _fitted(column: Any, order: Sequence[Any] | None, cyclic: tuple[str, ...], m
     if len(np.unique(known)) < 2:
         return ColumnEncoding(
             name, kind, scale=0.0, fill=float(known[0]) if len(known) else 0.0, gaps=gaps and len(known) > 0
+        )
+    if np.abs(known).max() > _LARGEST:
+        raise ValueError(
+            f"column {name!r} has values up to {np.abs(known).max():.3g}, whose standard deviation no float can hold. "
+            "Divide it, or take its logarithm."
         )
     filled, fill = _imputed(values, "most_frequent" if kind == "boolean" else "mean" if kind == "date" else "median")
     center, scale = (0.0, 1.0) if kind == "boolean" else _moments(filled)

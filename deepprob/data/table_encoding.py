@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepprob.data.column_encoding import ColumnEncoding, as_numbers, text_of
-from deepprob.data.frames import missing_column, named
+from deepprob.data.frames import arranged, is_frame, missing_column, named
 from deepprob.data.precision import lossy_columns
 from deepprob.data.split import Rows, Split
 from deepprob.errors import counted, unknown
@@ -101,6 +101,12 @@ class TargetEncoding:
         else:
             values = torch.from_numpy(np.stack([as_numbers(column, "numeric") for column in columns], 1))
             default = torch.get_default_dtype()
+            for name, column in zip(self.names, values.T, strict=True):
+                if (largest := column.abs().max()) > torch.finfo(default).max:
+                    raise ValueError(
+                        f"the target {name!r} has values up to {largest:.3g}, beyond those of "
+                        f"{str(default).removeprefix('torch.')}. Divide it, or take its logarithm."
+                    )
             # A program in float64 reads such a target as it is; any other program warns when it does.
             values = values if lossy_columns(values, default) else values.to(default)
         return values[:, 0] if len(columns) == 1 else values
@@ -136,6 +142,11 @@ class TableEncoding:
         return tuple(name for column in self.columns for name in column.names)
 
     @property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of the frame's columns that become features."""
+        return tuple(column.name for column in self.columns)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, by number; empty if the target is not a class."""
         return self.target.classes if self.target else ()
@@ -154,8 +165,7 @@ class TableEncoding:
         Raises:
             ValueError: If a column is missing, or does not hold values of the fit's kind.
         """
-        frame = named(frame)
-        wanted = [column.name for column in self.columns]
+        frame, wanted = named(frame), self.wanted
         if lacking := [name for name in wanted if name not in frame]:
             used = {*wanted, *self.targets, self.weights}
             raise missing_column("the frame", lacking, [name for name in frame.columns if name not in used])
@@ -167,6 +177,30 @@ class TableEncoding:
         y = self.target.encode(frame) if self.target else None
         fields = {"x": features} if y is None else {"x": features, "y": y}
         return Table(fields, self, frame.index, self._weights(frame, y))
+
+    def joined(self, frame: Any, target: Any) -> Any:
+        """A frame of features with its target, which comes apart from it.
+
+        Args:
+            frame: A frame of pandas or polars.
+            target: The target: a frame with its columns, or values, row by row.
+
+        Raises:
+            ValueError: If the target lacks a column, or has another shape.
+        """
+        frame = named(frame)
+        if is_frame(target):
+            target = arranged(target, self.targets, "the target")
+        elif hasattr(target, "detach"):
+            target = target.detach().cpu()
+        values = np.asarray(target)
+        values = values[:, None] if values.ndim == 1 else values
+        if values.shape != (expected := (len(frame), len(self.targets))):
+            raise ValueError(
+                f"the target must have shape {expected}, its {counted(expected[1], 'column')} beside the "
+                f"{counted(expected[0], 'row')} of the frame; got {np.shape(target)}. Give one value for each row."
+            )
+        return frame.assign(**{name: values[:, i] for i, name in enumerate(self.targets)})
 
     def _weights(self, frame: Any, y: Tensor | None) -> Tensor | None:
         found = None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from torch import Tensor
 
 from deepprob.data import DataSet, Table, TableEncoding
-from deepprob.data.frames import is_frame, named, row_as_frame
+from deepprob.data.frames import column_names, is_frame, named, row_as_frame
 from deepprob.data.precision import reading
 from deepprob.programs.held_precision import held_precision
 
@@ -54,7 +54,7 @@ class Origin:
         return cls(encoding=data.encoding if isinstance(data, Table) else None)
 
     def read(self, data: Any) -> Any:
-        """A frame as the table that the encoding makes of it; any other data as they are.
+        """A frame, alone or with its target, as the table that the encoding makes of it; any other data as they are.
 
         Args:
             data: A user's data.
@@ -64,7 +64,7 @@ class Origin:
         """
         if self.encoding is None:
             return data
-        if (frame := _one_frame(data)) is not None:
+        if (frame := _one_frame(data, self.encoding)) is not None:
             return self.encoding.encode(frame)
         if isinstance(data, Table) and not self.encoding.agrees(data.encoding):
             raise ValueError(
@@ -79,7 +79,7 @@ class Origin:
         Args:
             data: A user's data.
         """
-        if self.encoding is None or (frame := _one_frame(data)) is None:
+        if self.encoding is None or (frame := _one_frame(data, self.encoding)) is None:
             return data
         frame, unneeded = named(frame), [self.encoding.weights]
         try:
@@ -119,11 +119,21 @@ class Origin:
         return replace(self, columns={**self.columns, **fields}, encoding=data.encoding, weights=data.weights)
 
 
-def _one_frame(data: Any) -> Any:
-    """The frame, or the row of one, that data consist of; None for other data."""
-    value = data[0] if isinstance(data, tuple) and len(data) == 1 else data
-    value = row_as_frame(value)
-    return value if is_frame(value) else None
+def _one_frame(data: Any, encoding: TableEncoding) -> Any:
+    """The frame, or the row of one, that data consist of, with the target beside it; None for other data."""
+    parts = [*data.values()] if isinstance(data, Mapping) else [*data] if isinstance(data, tuple) else [data]
+    frames = [row_as_frame(part, () if len(parts) == 1 else encoding.wanted) for part in parts]
+    place = next((i for i, part in enumerate(frames) if is_frame(part) and not _is_target(part, encoding)), None)
+    if place is None or len(parts) > 1 + bool(encoding.target):
+        return None
+    return frames[place] if len(parts) == 1 else encoding.joined(frames[place], parts[1 - place])
+
+
+def _is_target(frame: Any, encoding: TableEncoding) -> bool:
+    """Whether a frame holds the target alone."""
+    return {*column_names(frame)}.isdisjoint(encoding.wanted) and not {*column_names(frame)}.isdisjoint(
+        encoding.targets
+    )
 
 
 class Fields(tuple[Any, ...]):

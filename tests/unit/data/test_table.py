@@ -212,6 +212,24 @@ GAP = penguins().assign(species=penguins()["species"].where(np.arange(N) > 4))
             "column 'seen' must hold dates",
         ),
         (
+            lambda: dp.table(penguins(), "species").encoding.encode(penguins().assign(mass=pd.Timestamp("2020"))),
+            r"column 'mass' must hold numbers; got .* \(dates are no numbers\)",
+        ),
+        (
+            lambda: encoded_flag(["yes", "no"]),
+            r"column 'flag' must hold True and False; .*\('yes' is neither of them\)",
+        ),
+        (lambda: encoded_flag([True, 0.5]), r"column 'flag' must hold True and False; .*\('0.5' is neither of them\)"),
+        (lambda: dp.table(penguins(), "species").encoding.encode(penguins().iloc[:0]), "the frame has no rows"),
+        (
+            lambda: dp.table(penguins().assign(mass=np.linspace(1, 1e300, N)), "species"),
+            r"column 'mass' has values up to 1e\+300, whose standard deviation no float can hold. Divide it",
+        ),
+        (
+            lambda: dp.table(penguins().assign(mass=np.linspace(1, 1e40, N)), "mass"),
+            r"the target 'mass' has values up to 1e\+40, beyond those of float32. Divide it",
+        ),
+        (
             lambda: dp.table(penguins(), "species").encoding.encode(penguins().assign(species="Emperor")),
             "unknown class of 'species' 'Emperor'",
         ),
@@ -239,6 +257,11 @@ GAP = penguins().assign(species=penguins()["species"].where(np.arange(N) > 4))
 def test_what_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def encoded_flag(values: list[Any]) -> Any:
+    """A column that was True and False in the fit, and holds other values later."""
+    return dp.table(pd.DataFrame({"flag": [True, False]})).encoding.encode(pd.DataFrame({"flag": values}))
 
 
 def levelled() -> pd.DataFrame:

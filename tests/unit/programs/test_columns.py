@@ -176,3 +176,35 @@ def test_the_report_names_the_column_that_drifts() -> None:
     posterior = fit(program(), data(X))
     moved = SWAPPED.assign(height=SWAPPED["height"] + 3.0)
     assert "height is at most" in dp.check(posterior, data(moved))["drift of inputs"].reading
+
+
+TABLE_ROWS = pd.concat([X, Y], axis=1)
+LABELLED = X.assign(tall=np.where(X["height"] > 1.7, "yes", "no"))
+PARTS: dict[str, Callable[[pd.DataFrame, str], Any]] = {
+    "tuple": lambda rows, target: (rows.drop(columns=target), rows[target]),
+    "array of the target": lambda rows, target: (rows.drop(columns=target), rows[target].to_numpy()),
+    "list of the target": lambda rows, target: (rows.drop(columns=target), [*rows[target]]),
+    "frame of the target": lambda rows, target: (rows.drop(columns=target), rows[[target]]),
+    "other order": lambda rows, target: (rows.drop(columns=target)[["weight", "age", "height"]], rows[target]),
+    "dict": lambda rows, target: {"y": rows[[target]], "x": rows.drop(columns=target)},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize(("rows", "target"), [(TABLE_ROWS, "score"), (LABELLED, "tall")], ids=["numbers", "classes"])
+def test_a_frame_beside_its_target_is_encoded_like_the_whole_frame(rows: Any, target: str, parts: str) -> None:
+    data = PARTS[parts](rows, target)
+    posterior = fit(BayesianNeuralNetwork.from_data(rows, target=target), rows)
+    assert torch.equal(posterior.log_likelihood(data, draws=3), posterior.log_likelihood(rows, draws=3))
+    assert torch.equal(posterior.predict(data, draws=3).draws, posterior.predict(rows, draws=3).draws)
+    again = fit(BayesianNeuralNetwork.from_data(rows, target=target), data)
+    assert again.history.steps["elbo"] == posterior.history.steps["elbo"]
+
+
+def test_a_target_of_another_shape_beside_its_frame_is_refused() -> None:
+    posterior = fit(BayesianNeuralNetwork.from_data(TABLE_ROWS, target="score"), TABLE_ROWS)
+    assert torch.equal(posterior.predict({"x": X}, draws=3).draws, posterior.predict(X, draws=3).draws)
+    with pytest.raises(ValueError, match=r"must have shape \(60, 1\), .*; got \(59,\). Give one value for each row"):
+        posterior.log_likelihood((X, Y[1:]))
+    with pytest.raises(ValueError, match="the target lacks the column 'score'"):
+        posterior.log_likelihood((X, Y.rename("other").to_frame()))
