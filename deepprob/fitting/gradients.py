@@ -60,6 +60,8 @@ def loss_and_gradients(
     program, stacks = instance.program, instance.stacks
     run = Run(program, batch, rows, instance.num_data, plates=plates, averages=averages, stacks=stacks)
     loss, terms = objective(run, kl_weight=kl_weight)
+    if not loss.requires_grad:  # no parameter has a part in it
+        return loss, terms, [torch.zeros_like(param) for param in params]
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     return loss.detach(), terms, list(gradients)
 
