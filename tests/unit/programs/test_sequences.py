@@ -302,7 +302,9 @@ def test_a_program_that_takes_packed_sequences_whole_refuses_a_loader() -> None:
         svi(Program.of(whole, "normal", data_plate="data"), packed_loader(), steps=2, progress=False)
 
 
-READER, HEAD = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 1)
+with torch.random.fork_rng():
+    torch.manual_seed(0)  # with some weights the end of the padding has hardly any influence
+    READER, HEAD = nn.LSTM(1, 4, batch_first=True), nn.Linear(4, 1)
 
 
 def at_the_last_step(x: Tensor, n: Tensor, y: Tensor | None = None) -> None:
