@@ -21,6 +21,7 @@ TEXTS = (".csv", ".tsv", ".txt")
 _ZIPPED = (".gz", ".bz2", ".xz", ".zip")
 FILES = (*TEXTS, ".parquet", ".npy", ".npz")
 _SEPARATORS = ",;\t|"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?( ?Z|[+-]\d\d:?\d\d)?)?")
 _COMMA_DECIMAL = re.compile(r"\s*[-+]?\d+,\d+\s*")
 
 
@@ -28,7 +29,8 @@ def read_file(path: Path) -> Any:
     r"""Read the rows of a file.
 
     The separator of a text file is the one of ``, ; | tab`` that its first line has most often; decimals may have a
-    comma if the separator is another. A first column without a name holds the names of the rows.
+    comma if the separator is another. Text becomes dates if all of a column are ISO dates, such as 2024-05-31 or
+    2024-05-31 14:00. A first column without a name holds the names of the rows.
 
     Args:
         path: A ``.csv``, ``.tsv``, ``.txt`` (also compressed), ``.parquet``, ``.npy`` or ``.npz`` file.
@@ -87,7 +89,24 @@ def _text(path: Path) -> Any:
     except (pd.errors.ParserError, pd.errors.ParserWarning, OSError, EOFError) as error:
         reason = str(error).strip().rstrip(".").removeprefix("Error tokenizing data. C error: ")
         raise StorageError(f"'{path}' cannot be read as a table: {reason}. Correct the file.") from None
-    return frame
+    return frame.assign(**{name: _dates(frame[name]) for name in frame if _holds_dates(frame[name])})
+
+
+def _holds_dates(column: Any) -> bool:
+    """Whether all values are dates in the one form that every reader takes alike."""
+    known = column.dropna()
+    return known.dtype.kind not in "biufM" and len(known) > 0 and all(_DATE.fullmatch(str(x)) for x in known)
+
+
+def _dates(column: Any) -> Any:
+    import pandas as pd
+
+    try:
+        return pd.to_datetime(
+            column, format="ISO8601", utc=bool(column.dropna().str.contains(r"Z|\d[+-]\d\d:?\d\d$").any())
+        )
+    except ValueError:  # such as 2024-02-30
+        return column
 
 
 def _check_names(path: Path, first: str, separator: str) -> None:

@@ -120,3 +120,18 @@ def test_a_digest_changes_with_contents_and_names(tmp_path: Path) -> None:
     assert digest_of(tmp_path) == folder
     path.rename(tmp_path / "other.csv")
     assert digest_of(tmp_path) != folder and digest_of(tmp_path / "other.csv") == first
+
+
+def test_iso_dates_of_a_text_file_are_dates(tmp_path: Path) -> None:
+    path = tmp_path / "visits.csv"
+    path.write_text(
+        "day,hour,zone,local,wrong,other\n"
+        "2024-05-31,2024-05-31 14:00,2024-05-31T14:00:00Z,2024-05-31 14:00+02:00,2024-02-30,31/05/2024\n"
+        "2024-06-01,,2024-05-31T15:00:00Z,2024-05-31 14:00+01:00,2024-01-01,01/06/2024\n"
+    )
+    frame = read_file(path)
+    assert [frame[name].dtype.kind for name in frame][:4] == ["M"] * 4
+    assert frame["hour"].isna().tolist() == [False, True]
+    assert (frame["local"][1] - frame["local"][0]).total_seconds() == 3600
+    assert frame["wrong"].tolist() == ["2024-02-30", "2024-01-01"]
+    assert frame["other"].tolist() == ["31/05/2024", "01/06/2024"]  # day or month first is the user's to say
