@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +172,29 @@ def test_frames_of_other_libraries_bring_their_names() -> None:
     assert torch.equal(same[0], same[1])
     assert torch.equal(same[0], same[2])
     assert [*frame_of(Polars(MORE)).columns] == [*MORE.columns]
+
+
+def test_frames_of_polars_without_the_interchange_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DataFrame:
+        """A frame of polars 2, which dropped the dataframe interchange, and whose array has no names."""
+
+        def __init__(self, frame: pd.DataFrame) -> None:
+            self.frame, self.columns, self.shape = frame, [*frame.columns], frame.shape
+
+        def get_column(self, name: str) -> pd.Series:
+            return self.frame[name]
+
+        def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+            return self.frame.to_numpy()
+
+    monkeypatch.setitem(sys.modules, "polars", SimpleNamespace(DataFrame=DataFrame))
+    program, data = PROGRAMS["tuple"]
+    posterior = fit(program(), data(DataFrame(X)))
+    same = [posterior.predict(data(x), draws=3).draws for x in (X, DataFrame(SWAPPED))]
+    assert torch.equal(*same)
+    steps = pd.DataFrame({"who": np.repeat([0, 1], 10), "day": [*range(10)] * 2, **RNG_COLUMNS})
+    first, second = (dp.data.sequences(frame, id="who", time="day")["x"] for frame in (steps, DataFrame(steps)))
+    assert torch.equal(first, second)
 
 
 def test_the_report_names_the_column_that_drifts() -> None:
