@@ -148,7 +148,7 @@ class DeepMarkovModel(Program):
                 "deepprob.data.sequences(frame, id=..., time=...)."
             )
         split = data.train if isinstance(data, DataSet) else as_split(data, missing=True, sequences=True)
-        x = split.tensors[0]
+        x = split["x"] if "x" in split else split.tensors[0]
         if x.dim() != 3:
             raise ValueError(
                 f"data must be sequences of shape (rows, steps, features); got {tuple(x.shape)}. Write x[..., None] "

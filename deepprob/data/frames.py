@@ -11,9 +11,11 @@ import numpy as np
 
 
 def is_frame(value: object) -> bool:
-    """Whether a value is a frame: of pandas, or with ``__dataframe__``, such as one of polars."""
-    pandas = sys.modules.get("pandas")  # a frame of pandas exists only if pandas is imported
-    return (pandas is not None and isinstance(value, pandas.DataFrame)) or hasattr(value, "__dataframe__")
+    """Whether a value is a frame: of pandas, of polars (which has no ``__dataframe__`` from 2.0 on), or with it."""
+    libraries = [
+        sys.modules[name] for name in ("pandas", "polars") if name in sys.modules
+    ]  # else there is no such frame
+    return any(isinstance(value, library.DataFrame) for library in libraries) or hasattr(value, "__dataframe__")
 
 
 def frame_of(frame: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deepprob.data.frames import is_frame
+from deepprob.data.frames import frame_of, is_frame, missing_column
 from deepprob.data.intake import tensor_of
 from deepprob.data.split import Rows, Split
 from deepprob.data.time_steps import Steps, steps_of
@@ -66,6 +66,24 @@ class Sequences(Split):
             names=(self._id, self._time),
             step=self._step,
         )
+
+    def check_features(self, fitted: Sequence[str]) -> None:
+        """Refuse sequences with other features than a fit, or in another order, in which predictions would come back.
+
+        Args:
+            fitted: The names of the fit's features.
+
+        Raises:
+            ValueError: If there are.
+        """
+        names = [str(name) for name in self.columns]
+        if lacking := [name for name in fitted if name not in names]:
+            raise missing_column("the frame of the sequences", lacking, [name for name in names if name not in fitted])
+        if names != [*fitted]:
+            raise ValueError(
+                f"the sequences have the features {', '.join(names)}; the fit had {', '.join(fitted)}, in this order. "
+                f"Read the frame with columns=[{', '.join(map(repr, fitted))}]."
+            )
 
     def rows(self, index: Rows) -> Sequences:
         """The sequences at ``index``, with their ids; see `Split.rows`."""
@@ -126,7 +144,7 @@ def sequences(
     ``spacing="equal"`` all steps are equally long: hours, days, business days, months, or one number.
 
     Args:
-        frame: A pandas frame.
+        frame: A frame of pandas or polars.
         id: The column that tells which lines are one sequence.
         time: The column of times.
         columns: The columns of features; None for all others.
@@ -157,6 +175,7 @@ def sequences(
     for name, value, known in (("missing", missing, ("refuse", "allow")), ("spacing", spacing, ("equal", "any"))):
         if value not in known:
             raise unknown(name, value, known)
+    frame = frame_of(frame) if is_frame(frame) else frame
     features = _checked_columns(frame, id, time, columns)
     codes, ids = _codes(frame, id)
     steps = steps_of(frame[time], time, codes, ids, equal=spacing == "equal")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from deepprob.data import DataSet, Table, TableEncoding
+from deepprob.data import DataSet, Sequences, Table, TableEncoding
 from deepprob.data.frames import column_names, is_frame, named, row_as_frame
 from deepprob.data.precision import reading
 from deepprob.programs.held_precision import held_precision
@@ -60,8 +60,10 @@ class Origin:
             data: A user's data.
 
         Raises:
-            ValueError: If data are a table of another encoding.
+            ValueError: If data are a table of another encoding, or sequences with other features than the fit.
         """
+        if isinstance(data, Sequences) and len(self.columns) == 1:
+            data.check_features(*self.columns.values())
         if self.encoding is None:
             return data
         if (frame := _one_frame(data, self.encoding)) is not None:
@@ -108,6 +110,8 @@ class Origin:
             data: The user's data, a frame as its table.
             names: The names of the arguments.
         """
+        if isinstance(data, Sequences):
+            return replace(self, columns={"x" if "x" in names else names[0]: tuple(map(str, data.columns))})
         if not isinstance(data, Table):
             return self
         own = {"x": data.encoding.names} | ({"y": data.encoding.targets} if len(data.encoding.targets) > 1 else {})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 import deepprob as dp
 from deepprob.data.frames import frame_of
 from deepprob.inference import extend, svi
-from deepprob.models import BayesianNeuralNetwork
+from deepprob.models import BayesianNeuralNetwork, DeepMarkovModel
 from deepprob.posteriors.posterior import Posterior
 
 RNG = np.random.default_rng(0)
@@ -26,6 +28,7 @@ X = pd.DataFrame({"age": RNG.normal(40, 9, 60), "height": RNG.normal(1.7, 0.1, 6
 Y = pd.Series(X["age"] * 0.1 - X["height"] + RNG.normal(0, 0.1, 60), name="score")
 SWAPPED = X[["weight", "age", "height"]]
 MORE = pd.concat([pd.DataFrame({"id": [*range(60)]}), SWAPPED], axis=1)
+RNG_COLUMNS = {"mood": RNG.normal(size=20), "sleep": RNG.normal(size=20)}
 RENAMED = X.rename(columns={"height": "heigth"})
 
 
@@ -171,6 +174,29 @@ def test_frames_of_other_libraries_bring_their_names() -> None:
     assert [*frame_of(Polars(MORE)).columns] == [*MORE.columns]
 
 
+def test_frames_of_polars_without_the_interchange_are_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DataFrame:
+        """A frame of polars 2, which dropped the dataframe interchange, and whose array has no names."""
+
+        def __init__(self, frame: pd.DataFrame) -> None:
+            self.frame, self.columns, self.shape = frame, [*frame.columns], frame.shape
+
+        def get_column(self, name: str) -> pd.Series:
+            return self.frame[name]
+
+        def __array__(self, *args: Any, **options: Any) -> np.ndarray:
+            return self.frame.to_numpy()
+
+    monkeypatch.setitem(sys.modules, "polars", SimpleNamespace(DataFrame=DataFrame))
+    program, data = PROGRAMS["tuple"]
+    posterior = fit(program(), data(DataFrame(X)))
+    same = [posterior.predict(data(x), draws=3).draws for x in (X, DataFrame(SWAPPED))]
+    assert torch.equal(*same)
+    steps = pd.DataFrame({"who": np.repeat([0, 1], 10), "day": [*range(10)] * 2, **RNG_COLUMNS})
+    first, second = (dp.data.sequences(frame, id="who", time="day")["x"] for frame in (steps, DataFrame(steps)))
+    assert torch.equal(first, second)
+
+
 def test_the_report_names_the_column_that_drifts() -> None:
     program, data = PROGRAMS["tuple"]
     posterior = fit(program(), data(X))
@@ -208,3 +234,27 @@ def test_a_target_of_another_shape_beside_its_frame_is_refused() -> None:
         posterior.log_likelihood((X, Y[1:]))
     with pytest.raises(ValueError, match="the target lacks the column 'score'"):
         posterior.log_likelihood((X, Y.rename("other").to_frame()))
+
+
+def test_features_of_sequences_are_compared_with_those_of_the_fit(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"who": np.repeat([0, 1, 2, 3], 5), "day": [*range(5)] * 4, **RNG_COLUMNS})
+
+    def read(rows: pd.DataFrame, **options: Any) -> Any:
+        return dp.data.sequences(rows, id="who", time="day", **options)
+
+    data, swapped = read(frame), frame[["sleep", "mood", "who", "day"]]
+    svi(DeepMarkovModel.from_data(data), data, steps=2, progress=False).save(tmp_path)
+    posterior = Posterior.load(tmp_path)
+    arranged = read(swapped, columns=["mood", "sleep"])
+    assert torch.equal(
+        posterior.forecast(arranged, steps=2, draws=2).draws, posterior.forecast(data, steps=2, draws=2).draws
+    )
+    with pytest.raises(
+        ValueError, match=r"features sleep, mood; the fit had mood, sleep, .* columns=\['mood', 'sleep'\]"
+    ):
+        posterior.forecast(read(swapped), steps=2)
+    renamed = read(frame.rename(columns={"sleep": "sleeep"}))
+    with pytest.raises(ValueError, match=r"sequences lacks the column 'sleep', .* Rename 'sleeep'"):
+        dp.check(posterior, renamed)
+    with pytest.raises(ValueError, match="sequences lacks the column 'sleep'"):
+        svi(DeepMarkovModel.from_data(data), data, steps=2, held_out=renamed, progress=False)

@@ -100,6 +100,11 @@ def test_lists_padded_tensors_dicts_and_packed_sequences_are_one_fit() -> None:
     assert program.accept([[1.0, 2.0], [3.0]])[1].tolist() == [2, 1]
 
 
+def test_a_deep_markov_model_finds_its_sequences_in_a_dict_by_name() -> None:
+    x, lengths = torch.randn(6, 4, 2), torch.tensor([4, 3, 4, 2, 4, 1])
+    assert DeepMarkovModel.from_data({"lengths": lengths, "x": x}).config["observed_dim"] == 2
+
+
 @pytest.mark.filterwarnings("ignore:draws run one by one")  # torch reads the lengths of packed sequences
 def test_the_tutorials_deep_markov_model_is_fitted_in_buckets_and_predicts_other_lengths() -> None:
     torch.manual_seed(0)
