@@ -144,7 +144,9 @@ class LatentQueries(Content):
         with self._fitted.querying(seed):
             return self._fitted.prediction(reconstructed(self._fitted, batch, draws), site, draws)
 
-    def forecast(self, *data: Any, steps: int, draws: int = 100, seed: int = 0, site: str | None = None) -> Prediction:
+    def forecast(
+        self, *data: Any, steps: int | None = None, draws: int = 100, seed: int = 0, site: str | None = None
+    ) -> Prediction:
         r"""The distribution of the steps after the end of each row, given the row.
 
         .. math:: p(x_{T_i+1 : T_i+H} \mid x_{1:T_i}) = \frac1K \sum_k p(x_{T_i+1 : T_i+H} \mid z_{ik}, \theta_k),
@@ -160,7 +162,7 @@ class LatentQueries(Content):
 
         Args:
             data: The program's arguments, as in the fit.
-            steps: Number of steps ahead, H.
+            steps: Number of steps ahead, H; it may also stand last, ``forecast(x, 4)``.
             draws: Number of draws, K.
             seed: Random seed of the draws.
             site: The site that the forecast samples; None for the last one.
@@ -186,8 +188,10 @@ class LatentQueries(Content):
             >>> ahead.draws.shape, alone.mean.shape
             (torch.Size([20, 2, 4, 2]), torch.Size([1, 4, 2]))
         """
+        if steps is None and data and isinstance(data[-1], int):
+            *data, steps = data  # type: ignore[assignment]
         steps, draws = whole("steps", steps), whole("draws", draws)
-        batch = self._fitted.accept(data)
+        batch = self._fitted.accept(tuple(data))
         with self._fitted.querying(seed):
             return forecasted(self._fitted, batch, steps, draws, site)
 

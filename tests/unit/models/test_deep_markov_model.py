@@ -236,7 +236,9 @@ def test_classes_are_fitted_predicted_and_saved(tmp_path: Path) -> None:
     assert torch.allclose(rates, torch.tensor([[9.0, 8.0, 7.0]]) / 24, atol=0.02)
     posterior.save(tmp_path / "p")
     again = Posterior.load(tmp_path / "p")
-    assert torch.equal(again.forecast(x, steps=2, draws=5).probs, ahead.probs)
+    assert torch.equal(again.forecast(x, 2, draws=5).probs, ahead.probs)
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        again.forecast(x)
     with pytest.raises(ValueError, match=r"x must be in 0\.\.2 for num_classes=3; got 3 in row 0"):
         posterior.elbo([np.array([3, 0]), np.array([1])])
     with pytest.raises(ValueError, match=r"x.* has 1 NaN value, the first in row 0"):
