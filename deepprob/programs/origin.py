@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from torch import Tensor
 
 from deepprob.data import DataSet, Sequences, Table, TableEncoding
@@ -73,6 +75,13 @@ class Origin:
                 "the table was encoded by its own means and levels, not by those of the fit. Give the frame itself, or "
                 "encode it alike: table.encoding.encode(frame), with the table of the fit."
             )
+        if any(isinstance(part, np.ndarray) for part in _parts(data)[:1]):
+            warnings.warn(
+                "the fit was of a table, and an array has no columns to encode: its numbers are taken as features that "
+                "are encoded already. Give the frame.",
+                UserWarning,
+                stacklevel=2,
+            )
         return data
 
     def inputs(self, data: Any) -> Any:
@@ -123,9 +132,13 @@ class Origin:
         return replace(self, columns={**self.columns, **fields}, encoding=data.encoding, weights=data.weights)
 
 
+def _parts(data: Any) -> list[Any]:
+    return [*data.values()] if isinstance(data, Mapping) else [*data] if isinstance(data, tuple) else [data]
+
+
 def _one_frame(data: Any, encoding: TableEncoding) -> Any:
     """The frame, or the row of one, that data consist of, with the target beside it; None for other data."""
-    parts = [*data.values()] if isinstance(data, Mapping) else [*data] if isinstance(data, tuple) else [data]
+    parts = _parts(data)
     frames = [row_as_frame(part, () if len(parts) == 1 else encoding.wanted) for part in parts]
     place = next((i for i, part in enumerate(frames) if is_frame(part) and not _is_target(part, encoding)), None)
     if place is None or len(parts) > 1 + bool(encoding.target):

@@ -318,6 +318,13 @@ def test_one_row_of_a_frame_is_a_series(animals: Posterior) -> None:
         animals.predict(FRAME.iloc[3][["kind"]], draws=4)
 
 
+def test_an_array_is_taken_as_encoded_with_a_word(prices: Posterior) -> None:
+    encoded = dp.table(FRAME, target="price")["x"].numpy()
+    with pytest.warns(UserWarning, match="the fit was of a table, and an array has no columns"):
+        found = prices.predict(encoded, draws=4)
+    assert found.to_frame()["mean"].tolist() == prices.predict(FRAME, draws=4).to_frame()["mean"].tolist()
+
+
 def test_a_part_of_the_rows_is_encoded_by_all_rows(prices: Posterior) -> None:
     part = FRAME[FRAME["kind"] == "bee"][::-1]
     expected = prices.predict(FRAME, draws=4).to_frame().loc[part.index, "mean"]
