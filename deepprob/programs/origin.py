@@ -69,6 +69,13 @@ class Origin:
         if self.encoding is None:
             return data
         if (frame := _one_frame(data, self.encoding)) is not None:
+            weights = self.encoding.weights
+            if weights and weights not in named(frame) and not self.fitted:
+                warnings.warn(
+                    f"the frame lacks the column of weights {weights!r}: every row counts once.",
+                    UserWarning,
+                    stacklevel=2,
+                )
             return self.encoding.encode(frame)
         if isinstance(data, Table) and not self.encoding.agrees(data.encoding):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -309,6 +310,11 @@ def test_weights_are_not_needed_to_predict() -> None:
     table = dp.table(frame, target="price", weights="w")
     posterior = fit(BayesianNeuralNetwork.from_data(table, hidden_dims=(4,)), table, 3)
     assert torch.equal(posterior.predict(frame.assign(w=np.nan), draws=3).mean, posterior.predict(frame, draws=3).mean)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        posterior.predict(FRAME, draws=3)
+    with pytest.warns(UserWarning, match="the frame lacks the column of weights 'w': every row counts once"):
+        fit(BayesianNeuralNetwork.from_data(table, hidden_dims=(4,)), FRAME, 3)
 
 
 def test_one_row_of_a_frame_is_a_series(animals: Posterior) -> None:
@@ -503,6 +509,7 @@ def test_balanced_classes_have_equal_shares() -> None:
 
 IN_ANOTHER_PROCESS = """
 import sys
+import warnings
 import pandas as pd
 from deepprob import Posterior
 run, frame, out = sys.argv[1:]
