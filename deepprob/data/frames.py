@@ -79,6 +79,28 @@ def named(frame: Any) -> Any:
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
 
 
+def check_order(values: Any, index: Any, what: str) -> None:
+    """Refuse a series or frame whose rows have the labels of an index in another order: by label or by place?
+
+    Args:
+        values: The values, of any kind.
+        index: The index of the rows; None if it is not known.
+        what: The name of the values in the error message.
+
+    Raises:
+        ValueError: If the order differs.
+    """
+    pandas = sys.modules.get("pandas")
+    if pandas is None or index is None or not isinstance(values, pandas.Series | pandas.DataFrame):
+        return
+    own = values.index
+    if len(own) == len(index) and not own.equals(index) and {*own} == {*index}:
+        raise ValueError(
+            f"{what} have the labels of the rows in another order. Put them into the order of the rows, "
+            "values.loc[frame.index], or give values.to_numpy() if they are in that order."
+        )
+
+
 def column_names(frame: Any) -> tuple[str, ...]:
     """The names of a frame's columns; none if they only count the columns, or if two are equal."""
     columns = [*frame_of(frame).columns]

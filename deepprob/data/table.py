@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepprob.data.column_encoding import PARTS, Array, ColumnEncoding, Kind, as_numbers, text_of
-from deepprob.data.frames import is_frame, named
+from deepprob.data.frames import check_order, is_frame, named
 from deepprob.data.table_arguments import column_list, cycles_by_column, levels_by_column, target_names
 from deepprob.data.table_encoding import Table, TableEncoding, TargetEncoding, checked_weights
 from deepprob.errors import shown, unknown, whole
@@ -103,6 +103,7 @@ def table(
     made = TableEncoding(columns, found, weight, balance).encode(frame)
     if weights is None or weight:
         return made
+    check_order(weights, frame.index, "weights")
     try:
         own = np.asarray(weights, dtype=np.float64)
     except (TypeError, ValueError):

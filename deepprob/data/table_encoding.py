@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deepprob.data.column_encoding import ColumnEncoding, as_numbers, text_of
-from deepprob.data.frames import arranged, is_frame, missing_column, named
+from deepprob.data.frames import arranged, check_order, is_frame, missing_column, named
 from deepprob.data.precision import lossy_columns
 from deepprob.data.split import Rows, Split
 from deepprob.errors import counted, unknown
@@ -186,9 +186,10 @@ class TableEncoding:
             target: The target: a frame with its columns, or values, row by row.
 
         Raises:
-            ValueError: If the target lacks a column, or has another shape.
+            ValueError: If the target lacks a column, or has another shape or another order of rows.
         """
         frame = named(frame)
+        check_order(target, frame.index, "the values of the target")
         if is_frame(target):
             target = arranged(target, self.targets, "the target")
         elif hasattr(target, "detach"):

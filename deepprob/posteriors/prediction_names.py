@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepprob.data import Table
 from deepprob.data.column_encoding import text_of
-from deepprob.data.frames import array_of, is_frame, missing_column, named
+from deepprob.data.frames import array_of, check_order, is_frame, missing_column, named
 from deepprob.data.table_rows import EncodedColumn
 from deepprob.errors import unknown
 
@@ -61,12 +61,13 @@ def values_of(y: Any, names: PredictionNames, shape: tuple[int, ...]) -> Tensor:
 
     Raises:
         TypeError: If text is given where classes have no names.
-        ValueError: If a class is unknown, or a frame lacks a target.
+        ValueError: If a class is unknown, a frame lacks a target, or rows are in another order than those predicted.
 
     Examples:
         >>> values_of(["b", "a"], PredictionNames(classes=("a", "b")), (2,))
         tensor([1, 0])
     """
+    check_order(y, names.index, "the observed values")
     if is_frame(y):
         y = named(y)
         if lacking := [name for name in names.columns if name not in y]:

@@ -147,10 +147,12 @@ def _one_frame(data: Any, encoding: TableEncoding) -> Any:
     """The frame, or the row of one, that data consist of, with the target beside it; None for other data."""
     parts = _parts(data)
     frames = [row_as_frame(part, () if len(parts) == 1 else encoding.wanted) for part in parts]
+    if len(parts) == 1:
+        return frames[0] if is_frame(frames[0]) else None
     place = next((i for i, part in enumerate(frames) if is_frame(part) and not _is_target(part, encoding)), None)
     if place is None or len(parts) > 1 + bool(encoding.target):
         return None
-    return frames[place] if len(parts) == 1 else encoding.joined(frames[place], parts[1 - place])
+    return encoding.joined(frames[place], parts[1 - place])
 
 
 def _is_target(frame: Any, encoding: TableEncoding) -> bool:

@@ -324,6 +324,19 @@ def test_one_row_of_a_frame_is_a_series(animals: Posterior) -> None:
         animals.predict(FRAME.iloc[3][["kind"]], draws=4)
 
 
+def test_rows_in_another_order_beside_a_frame_are_refused(prices: Posterior) -> None:
+    other = FRAME["price"].iloc[::-1]
+    assert (other.to_numpy() != FRAME["price"].to_numpy()).any()
+    for ask in (
+        lambda: dp.table(FRAME, target="price", weights=other),
+        lambda: prices.log_likelihood(FRAME.drop(columns="price"), other),
+        lambda: prices.predict(FRAME, draws=3).log_prob(other),
+    ):
+        with pytest.raises(ValueError, match="have the labels of the rows in another order"):
+            ask()
+    assert prices.predict(FRAME, draws=3).log_prob(FRAME["price"]).shape == (N,)
+
+
 def test_an_array_is_taken_as_encoded_with_a_word(prices: Posterior) -> None:
     encoded = dp.table(FRAME, target="price")["x"].numpy()
     with pytest.warns(UserWarning, match="the fit was of a table, and an array has no columns"):
