@@ -56,7 +56,6 @@ QUICK = {"epochs": 3, "batch_size": 8}
 __all__ = ["QUICK", "Knobs", "LoopState", "State", "extend", "init", "step", "svi"]
 
 
-@torch.inference_mode(False)  # a fit needs gradients, whatever mode the caller is in
 def init(
     program: Program,
     data: Any = None,
@@ -80,49 +79,49 @@ def init(
         TypeError: If an argument has a wrong type.
         ValueError: If data, program and settings do not fit together.
     """
-    check_program(program, weights)
-    factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
-    bound = objective_on(objective_named(objective), device)
-    described, rows = description(bound), rows_of_fit(program, data, batch_size, device, seed)
-    noise = RandomStream(seed, device)
-    with noise.drawing():
-        instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
-    warn_of_padding(instance, rows.batch, known=program.origin.fitted)
-    chunks = chunks_of(rows.stream, instance, seed)
-    size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
-    length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))
-    check_length(rows.stream, length)
-    batch = tuple(x.to(device) for x in rows.batch)
-    learning_rate = factory.learning_rate or program.learning_rate
-    prepare_start(instance, bound, batch, size, weights, length.expected, chunks.numbers if chunks else None)
-    started = State.start(instance, factory, learning_rate)
-    started.numbered = chunks is not None
-    config = {
-        "routine": "svi",
-        "batch_size": size,
-        "objective": described,
-        "guide": instance.guide_name or "own",
-        "optimizer": factory.describe() | {"learning_rate": learning_rate},
-        "weights": weights,
-        "device": str(device),
-    }
-    return LoopState(
-        **vars(started),
-        data=batch,
-        chunks=chunks,
-        batch_size=size,
-        length=length,
-        objective=bound,
-        factory=factory,
-        learning_rate=learning_rate,
-        noise=noise,
-        order=chunks or RowOrder(instance.num_data, size, None, seed),
-        seed=seed,
-        config=config,
-    )
+    with torch.inference_mode(False):  # a fit needs gradients, whatever mode the caller is in
+        check_program(program, weights)
+        factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
+        bound = objective_on(objective_named(objective), device)
+        described, rows = description(bound), rows_of_fit(program, data, batch_size, device, seed)
+        noise = RandomStream(seed, device)
+        with noise.drawing():
+            instance = instance_of(program, rows.batch, guide, device, rows.batch_size, weights, num_data=rows.num_data)
+        warn_of_padding(instance, rows.batch, known=program.origin.fitted)
+        chunks = chunks_of(rows.stream, instance, seed)
+        size = chunks.batch_size if chunks else rows_of_a_step(rows.batch_size, instance.num_data, program)
+        length = Length.of(epochs, steps, chunks.steps_per_epoch if chunks else math.ceil(instance.num_data / size))
+        check_length(rows.stream, length)
+        batch = tuple(x.to(device) for x in rows.batch)
+        learning_rate = factory.learning_rate or program.learning_rate
+        prepare_start(instance, bound, batch, size, weights, length.expected, chunks.numbers if chunks else None)
+        started = State.start(instance, factory, learning_rate)
+        started.numbered = chunks is not None
+        config = {
+            "routine": "svi",
+            "batch_size": size,
+            "objective": described,
+            "guide": instance.guide_name or "own",
+            "optimizer": factory.describe() | {"learning_rate": learning_rate},
+            "weights": weights,
+            "device": str(device),
+        }
+        return LoopState(
+            **vars(started),
+            data=batch,
+            chunks=chunks,
+            batch_size=size,
+            length=length,
+            objective=bound,
+            factory=factory,
+            learning_rate=learning_rate,
+            noise=noise,
+            order=chunks or RowOrder(instance.num_data, size, None, seed),
+            seed=seed,
+            config=config,
+        )
 
 
-@torch.inference_mode(False)
 def step(
     state: LoopState,
     rows: Tensor | Sequence[int] | None = None,
@@ -150,23 +149,23 @@ def step(
         TypeError: If the rows are not whole numbers.
         ValueError: If a row is not in the data, or there are fewer rows than data, and the program names no data plate.
     """
-    instance = state.instance
-    if rows is None:
-        places = state.next_rows().to(instance.device)
-    else:
-        rows = checked_rows(rows, instance.num_data, instance.device)
-        rows_of_a_step(len(rows), instance.num_data, instance.program)
-        places = rows
-    data = state.rows_at(places, chosen=rows is not None)
-    places = torch.arange(len(places), device=instance.device) if state.numbered else places
-    knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
-    instance.program.train()
-    with instance.running(), state.noise.drawing():
-        terms = gradient_step(state, data, places, knobs, state.objective, state.factory)
-    return state, terms
+    with torch.inference_mode(False):
+        instance = state.instance
+        if rows is None:
+            places = state.next_rows().to(instance.device)
+        else:
+            rows = checked_rows(rows, instance.num_data, instance.device)
+            rows_of_a_step(len(rows), instance.num_data, instance.program)
+            places = rows
+        data = state.rows_at(places, chosen=rows is not None)
+        places = torch.arange(len(places), device=instance.device) if state.numbered else places
+        knobs = Knobs(state.learning_rate if learning_rate is None else learning_rate, kl_weight)
+        instance.program.train()
+        with instance.running(), state.noise.drawing():
+            terms = gradient_step(state, data, places, knobs, state.objective, state.factory)
+        return state, terms
 
 
-@torch.inference_mode(False)
 def svi(
     program: Program,
     data: Any = None,
@@ -262,27 +261,27 @@ def svi(
         >>> bool((draws.mean() - 2.0).abs() < 0.05), bool((draws.std() - 3**-0.5).abs() < 0.03)
         (True, True)
     """
-    callbacks, compile = callback_list(callbacks), compile_choice(compile)
-    restarts = checked_restarts(restarts, held_out)
-    state = init(
-        program,
-        data,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        objective=objective,
-        guide=guide,
-        optimizer=optimizer,
-        weights=weights,
-        device=device,
-        seed=seed,
-    )
-    state.config = {**state.config, "restarts": restarts}
-    others = other_starts(state, restarts, program, guide, batch_size, weights)
-    return _running_fit(state, held_out, compile, callbacks, progress is not False, others).run(progress)
+    with torch.inference_mode(False):
+        callbacks, compile = callback_list(callbacks), compile_choice(compile)
+        restarts = checked_restarts(restarts, held_out)
+        state = init(
+            program,
+            data,
+            epochs=epochs,
+            steps=steps,
+            batch_size=batch_size,
+            objective=objective,
+            guide=guide,
+            optimizer=optimizer,
+            weights=weights,
+            device=device,
+            seed=seed,
+        )
+        state.config = {**state.config, "restarts": restarts}
+        others = other_starts(state, restarts, program, guide, batch_size, weights)
+        return _running_fit(state, held_out, compile, callbacks, progress is not False, others).run(progress)
 
 
-@torch.inference_mode(False)
 def extend(
     posterior: Posterior,
     data: Any = None,
@@ -338,28 +337,29 @@ def extend(
         >>> extend(short, y, steps=10).history.steps == long.history.steps
         True
     """
-    training, config = training_of(posterior), posterior.config
-    callbacks, compile = callback_list(callbacks), compile_choice(compile)
-    state = init(
-        posterior.program,
-        data,
-        epochs=epochs,
-        steps=steps,
-        batch_size=config["batch_size"],
-        objective=objective_after(posterior, objective),
-        guide=posterior.instance.guide_name,
-        optimizer=optimizer_after(posterior, optimizer),
-        weights="keep",
-        device=posterior.instance.device,
-        seed=posterior.seed,
-    )
-    kept: dict[str, Any] = {name: config[name] for name in ("weights", "data", "restarts") if name in config}
-    state.config = {**state.config, **kept}
-    start_as(state.instance.program, posterior.program)
-    state.length = state.length.after(training.facts["step"])
-    fit = _running_fit(state, held_out, compile, callbacks, progress is not False)
-    fit.continue_from(training, posterior)
-    return fit.run(progress)
+    with torch.inference_mode(False):
+        training, config = training_of(posterior), posterior.config
+        callbacks, compile = callback_list(callbacks), compile_choice(compile)
+        state = init(
+            posterior.program,
+            data,
+            epochs=epochs,
+            steps=steps,
+            batch_size=config["batch_size"],
+            objective=objective_after(posterior, objective),
+            guide=posterior.instance.guide_name,
+            optimizer=optimizer_after(posterior, optimizer),
+            weights="keep",
+            device=posterior.instance.device,
+            seed=posterior.seed,
+        )
+        kept: dict[str, Any] = {name: config[name] for name in ("weights", "data", "restarts") if name in config}
+        state.config = {**state.config, **kept}
+        start_as(state.instance.program, posterior.program)
+        state.length = state.length.after(training.facts["step"])
+        fit = _running_fit(state, held_out, compile, callbacks, progress is not False)
+        fit.continue_from(training, posterior)
+        return fit.run(progress)
 
 
 def _running_fit(

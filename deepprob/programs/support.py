@@ -103,17 +103,23 @@ def _check_shape(name: str, site: Site) -> None:
 
 def _check_type(name: str, site: Site) -> None:
     """Refuse bools and whole numbers without a log-probability: torch names neither the site nor the remedy."""
-    value = torch.as_tensor(site["value"])
-    if value.is_floating_point():
+    fn, value = site["fn"], torch.as_tensor(site["value"])
+    if value.is_floating_point() or _has_log_prob(fn, value):
         return
-    try:
-        site["fn"].log_prob(value)
-    except RuntimeError as error:
+    if _has_log_prob(fn, value.to(torch.get_default_dtype())):  # else the values are wrong, not their type
         what = "bools" if value.dtype == torch.bool else "whole numbers"
         raise ValueError(
-            f"site {name!r} observes {what}, of which the {_title(site['fn'])} distribution takes no log-probability. "
+            f"site {name!r} observes {what}, of which the {_title(fn)} distribution takes no log-probability. "
             "Give floats: y.float()."
-        ) from error
+        )
+
+
+def _has_log_prob(fn: Any, value: Tensor) -> bool:
+    try:
+        fn.log_prob(value)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def _at(shape: tuple[int, ...], dim: int) -> int:
