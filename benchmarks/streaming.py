@@ -86,7 +86,7 @@ class Peak:
 def memory(gigabytes: float, steps: int) -> dict[str, float]:
     """Fit a sparse file in this process."""
     rows = int(gigabytes * 1e9 / (4 * COLUMNS))
-    fitted(np.zeros((2000, COLUMNS), dtype=np.float32) + np.random.default_rng(0).normal(size=COLUMNS), 50)
+    fitted(np.zeros((2000, COLUMNS), dtype=np.float32) + np.random.default_rng(0).normal(size=COLUMNS), steps)
     before = rss_anon()
     with tempfile.TemporaryDirectory() as folder:
         array = np.lib.format.open_memmap(Path(folder) / "x.npy", "w+", np.float32, (rows, COLUMNS))

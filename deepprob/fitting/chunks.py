@@ -28,7 +28,7 @@ from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 
-BYTES = 2**23  # of a chunk
+BYTES = 2**22  # of a chunk
 _MOST_STEPS = 1024
 SECONDS = 0.5  # of reading by the user's code; then the steps go on with what was read
 
