@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -23,13 +22,12 @@ from torch.utils.data import (
     default_collate,
 )
 
-from deepprob.data.padding import packed_together
+from deepprob.data.containers import Container, bytes_of, joined, leaves_of, length_of, rows_in
+from deepprob.data.grouped_loader import GroupedLoader
 
 _MOST_ITEMS = 2**20  # that a query reads of an iterable without a length
 _MOST_BYTES = 2**28  # of the rows that a query looks at
 _MOST_UNCOUNTED = 10_000  # rows of an iterable without a length
-
-Container = Any  # of the user: an array, a frame, or a tuple or dict of them
 
 
 class ReadingError(RuntimeError):
@@ -74,9 +72,9 @@ class IndexedRows:
         if self.dataset is not None:
             self.num_data = len(data)
         else:
-            self._leaves, self._spec = _flatten(data)
+            self._leaves, self._spec = leaves_of(data)
             self._leaves = [x.tocsr() if _is_sparse(x) else x for x in self._leaves]
-            lengths = [n for n in map(_length, self._leaves) if n is not None]
+            lengths = [n for n in map(length_of, self._leaves) if n is not None]
             self.num_data = max(lengths, key=lengths.count)
         if not self.num_data:
             raise ValueError(f"{what} is empty; expected at least one row. Pass data with rows.")
@@ -86,7 +84,7 @@ class IndexedRows:
         if self.dataset is not None:
             return collated(_items(self.dataset, rows.tolist()), self.what)
         numbers = rows.numpy()
-        found = [self._taken(x, numbers) if _length(x) == self.num_data else x for x in self._leaves]
+        found = [self._taken(x, numbers) if length_of(x) == self.num_data else x for x in self._leaves]
         return tree_unflatten(found, self._spec)
 
     def is_random(self) -> bool:
@@ -94,7 +92,7 @@ class IndexedRows:
         if not self.has_code:
             return False
         rows = torch.arange(min(4, self.num_data))
-        first, again = (_flatten(self.read(rows))[0] for _ in range(2))
+        first, again = (leaves_of(self.read(rows))[0] for _ in range(2))
         pairs = [(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, Tensor) and isinstance(b, Tensor)]
         return any(a.shape != b.shape or not torch.allclose(a, b, 0.0, 0.0, equal_nan=True) for a, b in pairs)
 
@@ -128,6 +126,7 @@ class LoaderBatches:
 
     def __init__(self, loader: DataLoader[Any], what: str = "data") -> None:
         self.loader, self.what, self.reads_beside = loader, what, loader.num_workers > 0
+        self._grouped = GroupedLoader(loader) if GroupedLoader.applies(loader) else None
         self.num_data = _rows_of_loader(loader)
         iterable = isinstance(loader.dataset, IterableDataset)
         self.steps_per_pass = None if iterable and self.num_data is None else len(loader)
@@ -144,8 +143,13 @@ class LoaderBatches:
         if self._iterator is not None:
             return False
         self.passes, self.batches = self.passes + 1, 0
-        self._iterator = self._guarded(lambda: iter(self.loader))
+        self._iterator = self._guarded(lambda: iter(self._grouped or self.loader))
         return True
+
+    def group(self, most: int) -> None:
+        """Let worker processes send up to so many batches together, where the loader allows it."""
+        if self._grouped is not None:
+            self._grouped.most = most
 
     def end(self) -> None:
         """End the pass, and its worker processes."""
@@ -181,9 +185,11 @@ class LoaderBatches:
             text = str(error).strip().splitlines() or [""]
             name = type(error).__name__
             own = text[-1] if text[-1].startswith(name) else f"{name}: {text[-1]}"
+            first, count = self.batches + 1, self._grouped.in_next_message if self._grouped else 1
+            where = f"batch {first}" if count == 1 else f"batches {first} to {first + count - 1}"
             raise ReadingError(
-                f"reading {self.what} failed in pass {self.passes}, batch {self.batches + 1}, with {own}. Correct the "
-                "data set or its loader; the whole error is above."
+                f"reading {self.what} failed in pass {self.passes}, {where}, with {own}. Correct the data set or its "
+                "loader; the whole error is above."
             ) from error
 
 
@@ -210,7 +216,7 @@ def stream_of(data: Any, batch_size: int = 128, what: str = "data") -> IndexedRo
         return IndexedRows(data, what) if isinstance(data, Sized) else None
     if isinstance(data, list):
         return None
-    return IndexedRows(data, what) if any(_is_mapped(x) or _is_sparse(x) for x in _flatten(data)[0]) else None
+    return IndexedRows(data, what) if any(_is_mapped(x) or _is_sparse(x) for x in leaves_of(data)[0]) else None
 
 
 def shuffled_tensors(loader: DataLoader[Any]) -> TensorDataset | None:
@@ -279,7 +285,7 @@ def looked_at(data: Any, what: str = "data") -> Any:
         if isinstance(source, LoaderBatches):
             return _first_of(source)
         count = source.num_data
-        width = _bytes_of(source.read(torch.arange(1)))
+        width = bytes_of(source.read(torch.arange(1)))
         most = max(1, _MOST_BYTES // max(1, width))
         if count <= most:
             return source.read(torch.arange(count))
@@ -295,41 +301,21 @@ def _first_of(source: LoaderBatches) -> Container:
     while not source.ended and count < most and size < _MOST_BYTES:
         for batch in source.read(1):
             batches.append(batch)
-            count, size = count + rows_in(batch), size + _bytes_of(batch)
+            count, size = count + rows_in(batch), size + bytes_of(batch)
     if not source.ended and count != source.num_data:
         _say_looked_at(source.what, count, "the loader's rows, the first ones")
     source.end()
-    flat = [_flatten(batch) for batch in batches]
-    shapes = {tuple(getattr(x, "shape", ())[1:] for x in leaves) for leaves, _ in flat}
+    shapes = {tuple(getattr(x, "shape", ())[1:] for x in leaves_of(batch)[0]) for batch in batches}
     if len(shapes) > 1:
         raise ValueError(
             f"the batches of {source.what} differ in shape, so they are not rows of one field. "
             "Pad them to one length, or pass the data set itself."
         )
-    columns = zip(*(leaves for leaves, _ in flat), strict=True)
-    return tree_unflatten([_joined(same) for same in columns], flat[0][1])
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """Rows of several batches as one; a value without rows is that of the first batch."""
-    if isinstance(parts[0], PackedSequence):
-        return packed_together(parts)
-    return torch.cat(parts) if isinstance(parts[0], Tensor) and parts[0].dim() else parts[0]  # type: ignore[arg-type]
-
-
-def _bytes_of(batch: Container) -> int:
-    return sum(int(getattr(x, "nbytes", 0)) for x in _flatten(batch)[0] if _length(x) is not None)
+    return joined(batches)
 
 
 def _say_looked_at(what: str, count: int, among: str) -> None:
     warnings.warn(f"{what}: looked at {count} of {among}.", UserWarning, stacklevel=4)
-
-
-def rows_in(batch: Container) -> int:
-    """Number of rows of a batch of a loader: the length of its first array, or of its packed sequences."""
-    leaves = _flatten(batch)[0]
-    packed = [int(x.batch_sizes[0]) for x in leaves if isinstance(x, PackedSequence)]
-    return next((n for n in map(_length, leaves) if n is not None), packed[0] if packed else 0)
 
 
 def _has_length(items: Any) -> bool:
@@ -344,17 +330,6 @@ def _rows_of_loader(loader: DataLoader[Any]) -> int | None:
     if isinstance(loader.sampler, SubsetRandomSampler):
         return len(loader.sampler)
     return len(loader.dataset) if isinstance(loader.dataset, Sized) else None
-
-
-def _flatten(data: Any) -> tuple[list[Any], TreeSpec]:
-    """The leaves of nested tuples, lists and dicts."""
-    return tree_flatten(data, is_leaf=lambda x: isinstance(x, PackedSequence))
-
-
-def _length(x: Any) -> int | None:
-    """Number of rows of an array, a tensor or a frame; None for anything else."""
-    shape = getattr(x, "shape", ())
-    return int(shape[0]) if isinstance(shape, tuple) and shape else None
 
 
 def _is_mapped(x: Any) -> bool:

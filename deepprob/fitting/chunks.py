@@ -7,16 +7,18 @@ last tensor of a chunk numbers its rows in the data, for the data plate.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepprob.data.streams import Container, IndexedRows
+from deepprob.data.containers import Container
+from deepprob.data.streams import IndexedRows
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.digest import digest
 from deepprob.fitting.row_order import RowOrder
@@ -56,6 +58,14 @@ class Chunk:
     call: Call | None = None
     origin: RowOrder.Position | None = None
     epochs: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, parts: Sequence[Chunk]) -> Chunk:
+        """The steps of consecutive chunks as one, whose rows are not read yet."""
+        if len(parts) == 1:
+            return parts[0]
+        numbers, epochs = torch.cat([part.numbers for part in parts]), [x for part in parts for x in part.epochs]
+        return replace(parts[0], numbers=numbers, steps=sum(part.steps for part in parts), epochs=epochs)
 
 
 class Chunks:
@@ -201,30 +211,40 @@ class Chunks:
         """The next chunks, one or more."""
         raise NotImplementedError
 
-    def _as_chunks(self, found: Sequence[Chunk], raw: Sequence[Container], where: str, check: bool) -> list[Chunk]:
-        """Accept rows as they were read, and join consecutive ones of the same shapes."""
-        joined: list[Chunk] = []
-        for chunk, container in zip(found, raw, strict=True):
-            what, free = self.stream.what, not isinstance(self.stream.source, IndexedRows)
-            batch = accepted_rows(self.instance, container, what, chunk.numbers, where, free)
-            call = batch.call if isinstance(batch, Arguments) else None
-            count = len(batch[0]) if batch else len(chunk.numbers)
-            chunk.numbers = chunk.numbers[:count]
-            if call is not None and not _same_constants(call, self._call):
-                chunk.call = call.to(self.instance.device)
-            shapes = [x.shape[1:] for x in batch] == [x.shape[1:] for x in self._room[:-1]]
-            chunk.regular = shapes and chunk.call is None and count == chunk.steps * self.batch_size
-            chunk.batches = [tuple(batch)]
+    def _as_chunks(
+        self, found: Sequence[Chunk], raw: Sequence[tuple[Container, int]], where: str, check: bool
+    ) -> list[Chunk]:
+        """Accept rows as they were read, each container for one chunk or more, and join those of the usual shapes."""
+        joined, left = list[Chunk](), iter(found)
+        for container, count in raw:
+            parts = list(itertools.islice(left, count))
+            chunk = Chunk.of(parts)
+            self._accept(chunk, container, where)
             if check and self._checks_values and chunk.regular:
-                self._check(tuple(batch), chunk.numbers, where)
+                self._check(chunk.batches[0], chunk.numbers, where)
             last = joined[-1] if joined else None
             if last and last.regular and chunk.regular and last.steps + chunk.steps <= self.most_steps:
-                last.batches += chunk.batches
-                last.numbers = torch.cat([last.numbers, chunk.numbers])
-                last.steps, last.epochs = last.steps + chunk.steps, last.epochs + chunk.epochs
-            else:
+                rows = last.batches + chunk.batches
+                joined[-1] = replace(Chunk.of([last, chunk]), batches=rows)
+            elif chunk.regular or len(parts) == 1:
                 joined.append(chunk)
+            else:
+                for part, *batch in zip(parts, *(x.chunk(len(parts)) for x in chunk.batches[0]), strict=True):
+                    joined.append(replace(part, batches=[tuple(batch)], regular=False, call=chunk.call))
         return joined
+
+    def _accept(self, chunk: Chunk, container: Container, where: str) -> None:
+        """Accept the rows of a chunk."""
+        what, free = self.stream.what, not isinstance(self.stream.source, IndexedRows)
+        batch = accepted_rows(self.instance, container, what, chunk.numbers, where, free)
+        call = batch.call if isinstance(batch, Arguments) else None
+        count = len(batch[0]) if batch else len(chunk.numbers)
+        chunk.numbers = chunk.numbers[:count]
+        if call is not None and not _same_constants(call, self._call):
+            chunk.call = call.to(self.instance.device)
+        shapes = [x.shape[1:] for x in batch] == [x.shape[1:] for x in self._room[:-1]]
+        chunk.regular = shapes and chunk.call is None and count == chunk.steps * self.batch_size
+        chunk.batches = [tuple(batch)]
 
     def _check(self, batch: Batch, numbers: Tensor, where: str) -> None:
         """Compare values with the supports of the sites that observe them, once for every row."""

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepprob.data.streams import Container, IndexedRows
+from deepprob.data.containers import Container, joined_alike
+from deepprob.data.streams import IndexedRows
 from deepprob.fitting.chunks import SECONDS, Chunk, Chunks
 from deepprob.fitting.row_order import RowOrder
 from deepprob.fitting.streamed_rows import StreamedRows, accepted_rows
@@ -112,19 +113,19 @@ class IndexedChunks(Chunks):
         chunks = self._as_chunks(found, raw, where, check=first < self.steps_per_epoch)
         return chunks
 
-    def _between_steps(self, wanted: int) -> tuple[list[Chunk], list[Container]]:
+    def _between_steps(self, wanted: int) -> tuple[list[Chunk], list[tuple[Container, int]]]:
         found, raw, ends = list[Chunk](), list[Container](), time.monotonic() + SECONDS
         with self.stream.random.drawing():
             while len(found) < wanted and (not found or time.monotonic() < ends):
                 found.append(self._drawn(1))
                 raw.append(self.source.read(found[-1].numbers))
-        return found, raw
+        return found, joined_alike(raw, self.most_steps)
 
-    def _beside_steps(self) -> tuple[list[Chunk], list[Container]]:
+    def _beside_steps(self) -> tuple[list[Chunk], list[tuple[Container, int]]]:
         chunk, future = self._reading or self._started()
         raw = future.result()
         self._reading = self._started()
-        return [chunk], [raw]
+        return [chunk], [(raw, 1)]
 
     def _started(self) -> tuple[Chunk, Future[Container]]:
         chunk = self._drawn(self.most_steps)

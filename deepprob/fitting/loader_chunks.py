@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import torch
 from torch import Tensor
 
-from deepprob.data.streams import Container, LoaderBatches
+from deepprob.data.containers import Container, joined_alike, rows_in
+from deepprob.data.streams import LoaderBatches
 from deepprob.fitting.chunks import SECONDS, Chunk, Chunks
 from deepprob.fitting.streamed_rows import StreamedRows
 from deepprob.posteriors.training_rows import TrainingRows
@@ -29,8 +31,9 @@ class LoaderChunks(Chunks):
     def __init__(self, rows: StreamedRows, source: LoaderBatches, instance: ProgramInstance, seed: int) -> None:
         super().__init__(rows, instance, seed)
         self.source, self._given = source, list(rows.ahead)
+        source.group(self.most_steps // 2)
         self._in_pass = 0  # rows read in the present pass
-        self._reading: Future[list[Container]] | None = None
+        self._reading: Future[Sequence[tuple[Container, int]]] | None = None
         self._mark: weakref.ref[_Mark] | None = None
         self._since: list[Chunk] = []  # chunks since the mark
 
@@ -76,26 +79,27 @@ class LoaderChunks(Chunks):
         super()._enter(chunk)
 
     def _fetched(self, wanted: int) -> list[Chunk]:
-        raw = self._read(wanted)
-        found = list[Chunk]()
-        for container in raw:
-            count = self.stream.rows_in(container)
-            numbers = (self._in_pass + torch.arange(count)) % max(self.num_data, count)
-            found.append(Chunk(self._next, [], numbers))
-            self._in_pass, self._next = self._in_pass + count, self._next + 1
+        raw, found = self._read(wanted), list[Chunk]()
+        for container, steps in raw:
+            count = rows_in(container) // steps
+            for _ in range(steps):
+                numbers = (self._in_pass + torch.arange(count)) % max(self.num_data, count)
+                found.append(Chunk(self._next, [], numbers))
+                self._in_pass, self._next = self._in_pass + count, self._next + 1
         where = f"pass {self.source.passes}"
         return self._as_chunks(found, raw, where, check=self.source.passes == 1)
 
-    def _read(self, wanted: int) -> list[Container]:
+    def _read(self, wanted: int) -> Sequence[tuple[Container, int]]:
+        """The next batches, joined where they are alike, with their number."""
         if self._given:
-            raw, self._given = self._given, []
-            return raw
+            given, self._given = self._given, []
+            return joined_alike(given, self.most_steps)
         while True:
             if self._reading is None:
                 with self.stream.random.drawing():
                     if self.source.begin():
                         self._in_pass = 0
-                    raw = [] if self.source.reads_beside else self._some(wanted)
+                    raw = () if self.source.reads_beside else self._some(wanted)
                 if self.source.reads_beside:
                     self._reading = self._beside(self._some, self.most_steps)
             if self._reading is not None:
@@ -105,12 +109,12 @@ class LoaderChunks(Chunks):
             if raw:
                 return raw
 
-    def _some(self, most: int) -> list[Container]:
-        """The next batches of the pass, as many as half a second brings."""
+    def _some(self, most: int) -> Sequence[tuple[Container, int]]:
+        """The next batches of the pass, as many as half a second brings; see `_read`."""
         raw, ends = list[Container](), time.monotonic() + SECONDS
         while len(raw) < most and (not raw or time.monotonic() < ends):
             new = self.source.read(1)
             if not new:
                 break
             raw += new
-        return raw
+        return joined_alike(raw, most)

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deepprob.data.streams import (
-    Container,
-    IndexedRows,
-    LoaderBatches,
-    rows_in,
-    shuffled_tensors,
-    stream_of,
-)
+from deepprob.data.containers import Container, rows_in
+from deepprob.data.streams import IndexedRows, LoaderBatches, shuffled_tensors, stream_of
 from deepprob.engine.moments import Moments, rows_of_a_piece
 from deepprob.engine.random import RandomStream
 from deepprob.errors import whole
@@ -70,11 +64,6 @@ class StreamedRows:
     def what(self) -> str:
         """The name of the data in error messages."""
         return self.source.what
-
-    @staticmethod
-    def rows_in(container: Container) -> int:
-        """Number of rows of a batch of a loader."""
-        return rows_in(container)
 
 
 def in_memory(program: Program, data: Any, batch_size: int | str | None) -> tuple[Any, int | str | None] | None:

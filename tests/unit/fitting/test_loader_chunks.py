@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import deepprob as dp
+from deepprob.data.containers import joined_alike
 from deepprob.data.streams import ReadingError
 from deepprob.fitting.callbacks import Callback, Fit
 from deepprob.inference import svi
@@ -319,9 +320,11 @@ class Melody(nn.Module):
             pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
 
 
-def test_padded_batches_of_unequal_length() -> None:
-    melody = Melody()
+def padded_songs(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return pad_sequence(rows, batch_first=True), torch.tensor([len(x) for x in rows])
 
+
+def songs_of(melody: Melody) -> Program:
     def model(x: Tensor, lengths: Tensor) -> None:
         inside = torch.arange(x.shape[1]) < lengths.unsqueeze(-1)
         with pyro.plate("data", len(x)):
@@ -329,12 +332,25 @@ def test_padded_batches_of_unequal_length() -> None:
             seen = dist.Normal(z[:, :1, None].expand(x.shape), 1.0).to_event(1)
             pyro.sample("x", seen.mask(inside).to_event(1), obs=x)
 
-    def padded(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return pad_sequence(rows, batch_first=True), torch.tensor([len(x) for x in rows])
+    return Program.of(model, melody.guide, data_plate="data")
 
-    program = Program.of(model, melody.guide, data_plate="data")
-    found = fitted(DataLoader(Songs(), batch_size=4, collate_fn=padded), program)
+
+def test_padded_batches_of_unequal_length() -> None:
+    found = fitted(DataLoader(Songs(), batch_size=4, collate_fn=padded_songs), songs_of(Melody()))
     assert steps_of(found) == 18 and all(math.isfinite(x) for x in found.history.steps["elbo"])
+
+
+def test_consecutive_batches_of_one_length_are_taken_as_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_length = sorted(range(24), key=lambda i: i % 5)
+    loader = DataLoader(Songs(), batch_size=2, sampler=by_length, collate_fn=padded_songs)
+    melody, results = Melody(), []
+    start = {name: x.clone() for name, x in melody.state_dict().items()}
+    for most in (None, 1):
+        melody.load_state_dict(start)
+        if most:
+            monkeypatch.setattr("deepprob.fitting.loader_chunks.joined_alike", lambda x, _: joined_alike(x, 1))
+        results.append(fitted(loader, songs_of(melody)))
+    assert same(*results) and results[0].history.steps["elbo"] == results[1].history.steps["elbo"]
 
 
 # -- queries ------------------------------------------------------------------------------------------------------
