@@ -10,7 +10,8 @@ import typer
 
 from deepprob.cli.exit_codes import Command, Subcommand
 from deepprob.cli.files import checked_ending, write, write_samples
-from deepprob.cli.options import data_sets, model_named, models, names_of, options_of, routines
+from deepprob.cli.options import data_sets, model_named, models, names_of, options_of
+from deepprob.cli.routines import routine_named, routines
 from deepprob.cli.screen import Screen
 from deepprob.cli.work import check_on, compare_on, exit_code, load, opened, predict_on, samples
 from deepprob.errors import unknown
@@ -45,10 +46,13 @@ _Epochs = Annotated[int | None, typer.Option(help="Passes over the data; by defa
 _Batch = Annotated[int | None, typer.Option(help="Rows per step; by default 128.")]
 _Rate = Annotated[float | None, typer.Option(help="Learning rate; by default the model's own.")]
 _WarmUp = Annotated[float | None, typer.Option(help="Epochs of KL warm-up.")]
+_Routine = Annotated[str, typer.Option(help="The routine that makes the posterior, see: deepprob list routines")]
 _Guide = Annotated[str | None, typer.Option(help="Guide, such as normal or low_rank; by default the model's own.")]
 _Latent = Annotated[int | None, typer.Option(help="Size of the latent code or state.")]
 _Hidden = Annotated[str | None, typer.Option(help="Sizes of hidden layers, such as 200,100.")]
-_Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other argument of the model.")]
+_Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Other argument of model or routine.")
+]
 _Csv = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV file for the scores of every epoch.")]
 _Board = Annotated[Path | None, typer.Option(metavar="DIR", help="TensorBoard folder for the scores of every epoch.")]
 _Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted fit in the same folder.")]
@@ -96,6 +100,7 @@ def fit(
     batch_size: _Batch = None,
     learning_rate: _Rate = None,
     warm_up: _WarmUp = None,
+    routine: _Routine = "svi",
     guide: _Guide = None,
     latent_dim: _Latent = None,
     hidden: _Hidden = None,
@@ -113,16 +118,16 @@ def fit(
     from deepprob.cli.fit import loggers_to, plan_fit, report_fit, report_interruption, run_fit
 
     screen = Screen(quiet=quiet, json=json)
-    kind = model_named(model)
-    given = options_of(kind, latent_dim, hidden, settings or [])
+    kind, make = model_named(model), routine_named(routine)
+    given, others = options_of(kind, make, latent_dim, hidden, settings or [])
     own = {"target": target, "drop": names_of(drop), "weights": weights, "size": size}
     dataset = opened(screen, data, split=split, needs_target="table" not in kind.tasks, **own)
     plan = plan_fit(model, kind, dataset, given, out=out, epochs=epochs, batch_size=batch_size)
     if resume and not plan.can_resume:
         screen.note(f"there is no interrupted fit in {plan.folder}; the fit starts from the beginning.")
-    steps: dict[str, Any] = {"guide": guide, "learning_rate": learning_rate, "warm_up": warm_up}
+    steps: dict[str, Any] = {"guide": guide, "learning_rate": learning_rate, "warm_up": warm_up, "settings": others}
     loggers = loggers_to(csv, tensorboard)
-    posterior = run_fit(screen, plan, device=device, seed=seed, resume=resume, loggers=loggers, **steps)
+    posterior = run_fit(screen, plan, make, device=device, seed=seed, resume=resume, loggers=loggers, **steps)
     if posterior.history.interrupted:
         report_interruption(screen, plan, posterior)
         raise typer.Exit(130)

@@ -7,13 +7,14 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepprob.cli.files import check_writable, write
 from deepprob.cli.options import describe_rows, program_for
+from deepprob.cli.routines import accepted_by
 from deepprob.cli.screen import Screen
 from deepprob.cli.work import Subject, check_on, warnings_as_notes
 from deepprob.data import DataSet
@@ -111,6 +112,7 @@ def loggers_to(csv: Path | None, tensorboard: Path | None) -> list[Callback]:
 def run_fit(
     screen: Screen,
     plan: FitPlan,
+    routine: Callable[..., Posterior],
     *,
     guide: str | None,
     learning_rate: float | None,
@@ -119,10 +121,25 @@ def run_fit(
     seed: int,
     resume: bool,
     loggers: Sequence[Callback] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Posterior:
     """Fit the program and save the posterior.
 
+    Args:
+        screen: The screen.
+        plan: The fit.
+        routine: The routine.
+        guide: The guide; None for the model's own.
+        learning_rate: The learning rate; None for the model's own.
+        warm_up: Epochs of KL warm-up, or None.
+        device: The device.
+        seed: The seed.
+        resume: Whether to resume an interrupted fit.
+        loggers: Callbacks that log.
+        settings: Other arguments of the routine.
+
     Raises:
+        ValueError: If the routine does not take one of these.
         DivergenceError: If the fit diverged; the last good posterior is saved first.
     """
 
@@ -131,28 +148,31 @@ def run_fit(
         screen.say((f"{name} on {data.name}", "bold"), f": {describe_rows(data)}")
         if "digest" in data.recipe:
             screen.say((data.origin, "dim"))
-        screen.say((f"{_planned(plan.length)}, seed {seed}", "dim"))
+        screen.say((f"{named}{_planned(plan.length)}, seed {seed}", "dim"))
 
+    named = "" if routine is svi else f"routine {routine.__name__}, "
     began = time.perf_counter()
     warming = [] if warm_up is None else [KLWarmUp(warm_up)]
     checkpoint = Checkpoint(
         plan.checkpoint, max(1, plan.length.total // plan.length.steps_per_epoch // CHECKPOINTS), resume=resume
     )
+    given = {
+        "epochs": plan.length.epochs,
+        "batch_size": plan.batch_size,
+        "guide": guide,
+        "optimizer": None if learning_rate is None else Optimizer(learning_rate=learning_rate),
+        **(settings or {}),
+    }
+    added = {
+        "held_out": plan.data.valid,
+        "device": device,
+        "seed": seed,
+        "progress": not screen.quiet and "auto",
+        "callbacks": [*warming, checkpoint, *loggers, Heading(print_heading)],
+    }
     with warnings_as_notes(screen):
         try:
-            posterior = svi(
-                plan.program,
-                plan.data.train,
-                epochs=plan.length.epochs,
-                batch_size="auto" if plan.batch_size is None else plan.batch_size,
-                guide=guide,
-                optimizer=Optimizer(learning_rate=learning_rate),
-                held_out=plan.data.valid,
-                device=device,
-                seed=seed,
-                progress=not screen.quiet and "auto",
-                callbacks=[*warming, checkpoint, *loggers, Heading(print_heading)],
-            )
+            posterior = routine(plan.program, plan.data.train, **accepted_by(routine, given, added))
         except DivergenceError as error:
             if error.posterior is not None and error.posterior.history.best_epoch:
                 _save(error.posterior, plan)

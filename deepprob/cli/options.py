@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from deepprob.cli.routines import keywords_of
 from deepprob.errors import unknown
 
 if TYPE_CHECKING:
@@ -34,13 +35,6 @@ def data_sets() -> Table:
     order = ("name", "task", "shape", "rows", "where", "licence")
     rows = [row._replace(rows=row.rows.replace(" ", "")) for row in list_data()]
     return order, [[getattr(row, column) for column in order] for row in rows]
-
-
-def routines() -> Table:
-    """All routines."""
-    from deepprob.inference import ROUTINES
-
-    return ("routine", "description"), [(name, _first_line(routine)) for name, routine in ROUTINES.items()]
 
 
 def _first_line(thing: object) -> str:
@@ -83,9 +77,11 @@ def program_for(name: str, kind: type[Program], dataset: DataSet, options: dict[
     return kind.from_data(dataset, **options)
 
 
-def options_of(kind: type[Program], latent_dim: int | None, hidden: str | None, settings: list[str]) -> dict[str, Any]:
-    """The model's arguments that the user set, by name."""
-    accepted = _argument_names(kind)
+def options_of(
+    kind: type[Program], routine: Callable[..., Any], latent_dim: int | None, hidden: str | None, settings: list[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the model, and those of the routine, that the user set, by name."""
+    accepted, more = _argument_names(kind), keywords_of(routine)
     given: dict[str, Any] = {} if latent_dim is None else {"latent_dim": latent_dim}
     if hidden is not None:
         sizes = _whole_numbers(hidden)
@@ -96,9 +92,10 @@ def options_of(kind: type[Program], latent_dim: int | None, hidden: str | None, 
             raise ValueError(f"--set needs NAME=VALUE; got {setting!r}. For example: --set likelihood=normal")
         given[name] = _value(value)
     for name in given:
-        if name not in accepted:
-            raise unknown(f"option of {kind.__name__}", name, accepted)
-    return given
+        if name not in accepted and name not in more:
+            raise unknown(f"option of {kind.__name__} and {routine.__name__}", name, [*accepted, *more])
+    own = {name: value for name, value in given.items() if name in accepted}
+    return own, {name: value for name, value in given.items() if name not in own}
 
 
 def _argument_names(kind: type[Program]) -> list[str]:
