@@ -15,6 +15,7 @@ from deepprob.diagnostics.case import REFUSALS, Case, given
 from deepprob.diagnostics.check import Array, array, number
 from deepprob.diagnostics.checks.calibration import bins_of, class_probs, one_label
 from deepprob.diagnostics.figures import entries
+from deepprob.diagnostics.proper_scores import aurc, brier, brier_parts, crps
 
 MOST_LATENTS = 40  # numbers of latent sites that a reader can look at
 
@@ -55,14 +56,16 @@ def scores(case: Case) -> dict[str, tuple[Score, ...]]:
         with suppress(*REFUSALS):  # the checks of the predictions tell the reason
             target = each.judged(each.target)
             if one_label(each):
-                found[each.site] = tuple(_of_classes(class_probs(each), target.reshape(-1), each.class_names))
+                classes = _of_classes(class_probs(each), target.reshape(-1), each.class_names)
+                found[each.site] = (*classes, *_of_doubt(each))
             elif each.supervised and each.prediction.kind in ("real", "count"):
                 mean = each.finite(each.prediction.mean, "prediction").reshape(each.target.shape)
-                found[each.site] = tuple(_of_numbers(each.judged(mean), target, f"units of {each.site}"))
+                ranked = crps(each.judged(array(each.prediction.draws), 1), target)
+                found[each.site] = tuple(_of_numbers(each.judged(mean), target, ranked, f"units of {each.site}"))
     return found
 
 
-def _of_numbers(mean: Array, target: Array, unit: str) -> Iterator[Score]:
+def _of_numbers(mean: Array, target: Array, ranked: Array, unit: str) -> Iterator[Score]:
     residual = (target - mean).reshape(len(target), -1)
     squares, sizes = np.square(residual).mean(1), np.abs(residual).mean(1)
     rmse = float(np.sqrt(squares.mean()))
@@ -70,6 +73,9 @@ def _of_numbers(mean: Array, target: Array, unit: str) -> Iterator[Score]:
     spread = float(np.sqrt(total))
     yield Score("RMSE", rmse, _se(squares) / (2 * rmse) if rmse else 0.0, unit, "The typical size of an error.")
     yield Score("MAE", float(sizes.mean()), _se(sizes), unit, "The mean absolute error.")
+    ranked = ranked.reshape(len(target), -1).mean(1)
+    words = "The continuous ranked probability score: the absolute error of the whole predictive distribution."
+    yield Score("CRPS", float(ranked.mean()), _se(ranked), unit, words)
     if len(target) > 1 and spread:
         words = f"The share of the variance that the predictions explain; the sd of the data is {number(spread)}."
         yield Score("R2", 1 - float(squares.mean()) / total, None, "", words)
@@ -87,10 +93,23 @@ def _of_classes(probs: Array, labels: ArrayLike, names: Sequence[str]) -> Iterat
     yield Score("gain over the base rate", float(gain.mean()), _se(gain), "", "What the inputs add to the accuracy.")
     loss = -np.log(np.maximum(probs[np.arange(len(y)), y], 1e-300))
     yield Score("log loss", float(loss.mean()), _se(loss), "nats", "Lower is better; 0 is certain and right.")
+    squares, parts = brier(probs, y), brier_parts(probs, y)
+    words = f"The squared error of the probabilities: reliability {number(parts.reliability)} (0 is calibrated), "
+    words += f"resolution {number(parts.resolution)} (higher is better), base rates {number(parts.uncertainty)}."
+    yield Score("Brier score", float(squares.mean()), _se(squares), "", words)
+    words = "The mean error rate of the most confident rows, over all shares of rows that are kept; lower is better."
+    yield Score("area under the risk-coverage curve", aurc(probs.max(1), 1 - right), None, "", words)
     if probs.shape[1] == 2 and 0 < y.sum() < len(y):
         no, yes = names
         words = f"The chance that a row of class {yes} gets a higher probability of it than one of {no}; 0.5 is luck."
         yield Score("AUROC", auroc(probs[:, 1], y), None, "", words)
+
+
+def _of_doubt(case: Case) -> Iterator[Score]:
+    """What part of the uncertainty more data would remove."""
+    known = array(case.prediction.epistemic).reshape(len(case.target), -1).mean(1)
+    words = "The uncertainty about the classes that comes from the parameters; more data would remove it."
+    yield Score("mutual information", float(known.mean()), _se(known), "nats", words)
 
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:

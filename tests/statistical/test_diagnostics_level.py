@@ -25,11 +25,13 @@ from deepprob.diagnostics.checks.drift import check_drift, shifts
 from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat
 from deepprob.diagnostics.checks.leakage import check_leakage
 from deepprob.diagnostics.checks.overfitting import check_overfitting
+from deepprob.diagnostics.checks.pit import check_pit
 from deepprob.diagnostics.checks.predictive import check_replicates, statistics
 from deepprob.diagnostics.checks.scores import check_skill
 from deepprob.diagnostics.checks.tightness import check_tightness
 from deepprob.diagnostics.dependence import autocorrelation, of_columns, on_predictions
 from deepprob.diagnostics.overlap import overlap_of
+from deepprob.diagnostics.proper_scores import pit
 from deepprob.diagnostics.report import Report, check
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior
@@ -104,6 +106,15 @@ def test_calibrated_intervals_of_dependent_rows_pass() -> None:
         y, again = replicated(rng, 200, 200)
         ends = {m: tuple(np.quantile(again, [(1 - m) / 2, (1 + m) / 2], axis=0)) for m in (0.5, 0.9)}
         return check_coverage(y, ends, again, level=0.05).verdict  # type: ignore[arg-type]
+
+    assert alarms(run, 200) <= most_alarms(0.05, 200)
+
+
+def test_ranks_of_dependent_rows_pass() -> None:
+    def run(rng: np.random.Generator) -> str:
+        y, again = replicated(rng, 200, 200)
+        draws = replicated(rng, 200, 200)[1]  # that set the ranks
+        return check_pit(pit(draws, y), pit(draws, again), level=0.05).verdict
 
     assert alarms(run, 200) <= most_alarms(0.05, 200)
 
@@ -267,10 +278,14 @@ def test_unconverged_overconfident_and_collapsed_fits_are_detected() -> None:
         ends = {m: tuple(np.quantile(again, [(1 - m) / 2, (1 + m) / 2], axis=0)) for m in (0.5, 0.9)}
         return check_coverage(y, ends, again, level=0.01).verdict  # type: ignore[arg-type]
 
+    def shifted(rng: np.random.Generator) -> str:
+        draws, again = rng.normal(size=(200, 200)), rng.normal(size=(200, 200))
+        return check_pit(pit(draws, 0.5 + rng.normal(size=200)), pit(draws, again), level=0.01).verdict
+
     def collapsed(rng: np.random.Generator) -> str:
         return check_active_dimensions(rng.normal(size=(200, 100, 8))).verdict
 
-    for run in (rising, overconfident, narrow, collapsed):
+    for run in (rising, overconfident, narrow, shifted, collapsed):
         assert alarms(run, 20) == 20
 
 

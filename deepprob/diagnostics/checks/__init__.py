@@ -15,6 +15,7 @@ from deepprob.diagnostics.checks.loo import influential_rows
 from deepprob.diagnostics.checks.modes import agreement_of_restarts, label_switching, other_modes
 from deepprob.diagnostics.checks.ood import ood_detection
 from deepprob.diagnostics.checks.overfitting import overfitting
+from deepprob.diagnostics.checks.pit import pit_uniformity
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.repeats import repeated_rows
 from deepprob.diagnostics.checks.scores import predictive_skill
@@ -48,6 +49,7 @@ CHECKS: dict[str, Diagnostic] = {
         repeated_rows,
         probability_calibration,
         interval_coverage,
+        pit_uniformity,
         predictive_skill,
         posterior_predictive,
         influential_rows,

@@ -15,6 +15,7 @@ from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.observed import only_known
+from deepprob.diagnostics.proper_scores import brier, crps
 from deepprob.errors import counted
 from deepprob.posteriors.training_rows import Summary
 
@@ -22,40 +23,6 @@ NAME = "predictive skill"
 _GAIN = 0.01  # nats per row; a smaller gain over the base rate is of no use
 _LOOK = "Check that inputs and targets belong together, or look for inputs that tell more."
 _ROWS = 20  # with fewer rows the t-test of the gain is not to be trusted
-
-
-def crps(draws: ArrayLike, target: ArrayLike) -> Array:
-    r"""Continuous ranked probability score of draws, in the target's units; lower is better.
-
-    .. math:: \mathbb{E}|Y - y| - \tfrac12 \mathbb{E}|Y - Y'|
-
-    Args:
-        draws: Shape ``(K, *batch)``.
-        target: Shape ``batch``.
-
-    References:
-        Gneiting, Raftery (2007), Strictly proper scoring rules, prediction, and estimation.
-
-    Examples:
-        >>> crps(np.full((10, 1), 2.0), [5.0]).tolist()
-        [3.0]
-    """
-    values, y = np.sort(array(draws), 0), array(target)
-    count = len(values)
-    weight = (2 * np.arange(1, count + 1) - count - 1).reshape(-1, *[1] * y.ndim)
-    # Pairs of a draw with itself are left out, so that the estimate is unbiased for any number of draws.
-    return array(np.abs(values - y).mean(0) - (weight * values).sum(0) / (count * max(count - 1, 1)))
-
-
-def brier(probs: ArrayLike, labels: ArrayLike) -> Array:
-    """Brier score of each row: squared distance of the probabilities from the true class; lower is better.
-
-    Examples:
-        >>> brier([[1.0, 0.0], [0.5, 0.5]], [0, 1]).tolist()
-        [0.0, 0.5]
-    """
-    p, y = array(probs), array(labels).astype(np.int64)
-    return np.asarray(np.square(p - np.eye(p.shape[1])[y]).sum(1))
 
 
 def check_skill(

@@ -16,8 +16,9 @@ from deepprob.diagnostics.checks.convergence import check_convergence, settled
 from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat
 from deepprob.diagnostics.checks.ood import check_detection
 from deepprob.diagnostics.checks.p_values import joint_p_value, two_sided_p_values
+from deepprob.diagnostics.checks.pit import check_pit
 from deepprob.diagnostics.checks.predictive import check_replicates
-from deepprob.diagnostics.checks.scores import brier, check_skill, crps
+from deepprob.diagnostics.checks.scores import check_skill
 from deepprob.diagnostics.checks.steps import check_steps
 from deepprob.diagnostics.checks.tightness import bounds, check_tightness
 from deepprob.diagnostics.dependence import (
@@ -30,6 +31,7 @@ from deepprob.diagnostics.dependence import (
     of_columns,
     on_predictions,
 )
+from deepprob.diagnostics.proper_scores import aurc, brier, brier_parts, crps, pit, risk_coverage
 from deepprob.diagnostics.report import check
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
@@ -214,6 +216,36 @@ class TestScores:
 
     def test_brier(self) -> None:
         assert brier([[0.5, 0.5]], [1]).tolist() == [0.5]
+
+    def test_the_parts_of_the_brier_score(self, rng: np.random.Generator) -> None:
+        p = rng.dirichlet(np.ones(3), size=4000)
+        y = (rng.random((4000, 1)) > p.cumsum(1)).sum(1)
+        parts = brier_parts(p, y)
+        assert parts.reliability - parts.resolution + parts.uncertainty + parts.within == pytest.approx(
+            float(brier(p, y).mean())
+        )
+        assert parts.reliability < 0.01 < parts.resolution and abs(parts.within) < 0.01
+        assert brier_parts(p**3 / (p**3).sum(1, keepdims=True), y).reliability > 0.02
+
+    def test_the_risk_coverage_curve_is_that_of_its_definition(self, rng: np.random.Generator) -> None:
+        confidence, wrong = rng.random(50), rng.random(50) < 0.3
+        coverage, risk = risk_coverage(confidence, wrong)
+        kept = np.argsort(-confidence)[:20]
+        assert coverage[19] == 0.4 and risk[19] == pytest.approx(wrong[kept].mean())
+        assert aurc(np.ones(50), wrong) == pytest.approx(wrong.mean())
+        assert aurc(-1.0 * wrong, wrong) < aurc(np.ones(50), wrong) < aurc(1.0 * wrong, wrong)
+
+    def test_ranks_of_calibrated_counts_are_uniform(self, rng: np.random.Generator) -> None:
+        u = pit(rng.poisson(2.0, size=(500, 4000)), rng.poisson(2.0, size=4000))
+        assert np.histogram(u, 10, (0, 1))[0] == pytest.approx(400, abs=100)  # 5 sd
+        assert pit(rng.poisson(2.0, size=(500, 4000)), rng.poisson(3.0, size=4000)).mean() > 0.6
+
+    def test_ranks_tell_bias_from_width(self, rng: np.random.Generator) -> None:
+        draws, again = rng.normal(size=(200, 300)), rng.normal(size=(200, 300))
+        ranks, y = pit(draws, again), rng.normal(size=300)
+        for target, words in ((y + 1, "too low"), (y - 1, "too high"), (3 * y, "too narrow"), (y / 4, "too wide")):
+            assert words in check_pit(pit(draws, target), ranks).reading
+        assert check_pit(pit(draws, y), ranks).verdict == "pass"
 
     def test_predictions_worse_than_the_baseline_fail(self, rng: np.random.Generator) -> None:
         base = rng.normal(size=200) + 2
