@@ -8,5 +8,15 @@ from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
 from deepprob.posteriors.prediction import Prediction
 from deepprob.posteriors.prior import sample_prior
+from deepprob.posteriors.recalibration import Conformal, TemperatureScaled
 
-__all__ = ["Encoding", "History", "Posterior", "Prediction", "draws_posterior", "sample_prior"]
+__all__ = [
+    "Conformal",
+    "Encoding",
+    "History",
+    "Posterior",
+    "Prediction",
+    "TemperatureScaled",
+    "draws_posterior",
+    "sample_prior",
+]

@@ -103,7 +103,7 @@ class Prediction:
             raise ValueError(
                 f"probs needs a categorical or binary site, but {self.site!r} is {self.kind}. Use mean, sd or interval."
             )
-        return self._averaged(self._probs)
+        return self._averaged(self.probs_by_draw)
 
     @property
     @torch.no_grad()
@@ -117,9 +117,9 @@ class Prediction:
             ValueError: If the family's mean and variance have no closed form.
         """
         if self.kind == "classes":
-            return self._averaged(entropy(self._probs))
+            return self._averaged(entropy(self.probs_by_draw))
         if self.kind == "binary":
-            return self._averaged(binary_entropy(self._probs))
+            return self._averaged(binary_entropy(self.probs_by_draw))
         return self._averaged(self._moment("variance")).sqrt()
 
     @property
@@ -143,7 +143,7 @@ class Prediction:
     def same_for_all_draws(self) -> bool:
         """Whether the components are one and the same distribution, so that `mean` and `sd` have no sampling error."""
         if self.kind in ("classes", "binary"):
-            parts = [self._probs]
+            parts = [self.probs_by_draw]
         elif self._known:
             parts = [self._moment("mean"), self._moment("variance")]
         else:
@@ -356,7 +356,8 @@ class Prediction:
         return True
 
     @property
-    def _probs(self) -> Tensor:
+    def probs_by_draw(self) -> Tensor:
+        """Probabilities under every component, ``(K, *shape)`` with the shape of `probs`."""
         owner = self.distribution if isinstance(self.distribution, PerDraw) else self._base
         return self._squeeze(torch.as_tensor(owner.probs))
 
