@@ -46,7 +46,6 @@ from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.program import Program
 
-ROUTINE = sys.modules["deepprob.inference.svi"]  # the package has the function under this name
 _LARGE = 2**24  # multiplications of a step that takes most of its time for them
 Made = tuple[Program, tuple[torch.Tensor, ...], int | None]
 
@@ -97,7 +96,7 @@ def fit(made: Made, epochs: int, compile: bool, tier: str = "") -> tuple[float, 
     program, data, batch_size = made
     said, began = io.StringIO(), time.perf_counter()
     plan = Plan(((tier, 0),), "a benchmark") if tier else None
-    with contextlib.redirect_stderr(said), mock.patch.object(ROUTINE, "saved_plan", lambda callbacks: plan):
+    with contextlib.redirect_stderr(said), mock.patch("deepprob.fitting.starting.saved_plan", lambda callbacks: plan):
         posterior = svi(
             program, data, epochs=epochs, batch_size=batch_size, compile=compile, progress="auto", device="cpu"
         )  # fmt: skip

@@ -59,7 +59,7 @@ def measure(name: str, situation: str) -> dict[str, Any]:
         options["compile"] = False
     plan = Plan((("eager", 0),), "a benchmark") if situation == "eager" else None
     wall, before = time.perf_counter(), processor_seconds(RUSAGE_SELF, RUSAGE_CHILDREN)
-    with mock.patch.object(sys.modules["deepprob.inference.svi"], "saved_plan", lambda callbacks: plan):
+    with mock.patch("deepprob.fitting.starting.saved_plan", lambda callbacks: plan):
         posterior = svi(program, **options, seed=0, progress=False)
     used, wall = processor_seconds(RUSAGE_SELF, RUSAGE_CHILDREN) - before, time.perf_counter() - wall
     ended = processor_seconds(RUSAGE_CHILDREN)

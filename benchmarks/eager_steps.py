@@ -64,7 +64,7 @@ def ours(example: zoo.Example, tier: str) -> float:
     """Seconds of a step of `svi`, by one tier."""
     program, data = example.make()
     clock, plan = Clock(), Plan(((tier, 0),), "a benchmark")
-    with mock.patch.object(sys.modules["deepprob.inference.svi"], "saved_plan", lambda callbacks: plan):
+    with mock.patch("deepprob.fitting.starting.saved_plan", lambda callbacks: plan):
         svi(
             program, data or None, steps=BLOCK * BLOCKS, batch_size=example.batch_size, objective=example.objective,
             progress=False, callbacks=[clock], device="cpu", compile=False,

@@ -1150,11 +1150,8 @@ ZOO: list[Example] = [
 # `make test` compiles the steps of these; the slow tests compile all others.
 COMPILED: tuple[str, ...] = (
     "AutoMultivariateNormal",
-    "several-particles",
     "minibatches-of-codes",
-    "LocScaleReparam",
     "gamma",
-    "score-of-rows",
     "batch-norm-and-dropout",
     "mixture-summed",
 )

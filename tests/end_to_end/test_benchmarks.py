@@ -69,6 +69,7 @@ def test_both_halves_of_the_labelled_set_hold_every_family(monkeypatch: pytest.M
         assert {(c.family, c.label) for c in CASES if c.half == half} == {(c.family, c.label) for c in CASES}
 
 
+@pytest.mark.slow
 def test_a_part_of_the_labelled_set_is_reported_and_its_labels_hold(tmp_path: Path) -> None:
     only = (
         "--only",

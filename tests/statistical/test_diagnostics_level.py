@@ -401,7 +401,7 @@ def line_report(seed: int, spread: float = 1.0, shift: float = 0.0) -> Report:
     return check(posterior, test, train=train, draws=200, particles=100, seed=seed)
 
 
-@pytest.mark.parametrize("report", [factors_report, line_report])
+@pytest.mark.parametrize("report", [factors_report, pytest.param(line_report, marks=pytest.mark.slow)])
 def test_a_report_on_an_exact_posterior_passes_nineteen_times_in_twenty(report: Callable[[int], Report]) -> None:
     verdicts = [report(seed).verdict for seed in range(40)]
     assert sum(v in ALARM for v in verdicts) <= most_alarms(0.05, 40)

@@ -124,6 +124,7 @@ def test_native_code_samples_a_gaussian() -> None:
     assert loop.operations > 0
 
 
+@pytest.mark.slow
 def test_native_code_samples_eight_schools_with_few_operations(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -236,7 +236,7 @@ def counts(count: int, seed: int, dispersion: float = 0.0) -> Data:
     return x, torch.poisson(mean, generator=g)
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow), 500])
+@pytest.mark.parametrize("count", [20, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 500))])
 def test_exact_predictions_of_counts_pass(count: int) -> None:
     for seed in SEEDS:
         train = counts(count, 100 + seed)

@@ -262,7 +262,7 @@ def test_noise_with_several_buckets_does_not_depend_on_callbacks(alike: bool) ->
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fit_with_several_buckets_resumes_bit_for_bit(compile: bool, tmp_path: Path) -> None:
     whole = fitted(compile, noisy=True, epochs=4)
 

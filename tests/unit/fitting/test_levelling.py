@@ -206,7 +206,7 @@ class _Kill(Callback):
             raise _Killed
 
 
-@pytest.mark.parametrize(("at", "compile"), [(330, False), (900, True)])
+@pytest.mark.parametrize(("at", "compile"), [(330, False), pytest.param(900, True, marks=pytest.mark.slow)])
 def test_killed_fit_resumes_bit_for_bit(
     at: int, compile: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,7 +98,7 @@ def test_parameters_are_those_of_pyros_guide(guide: str) -> None:
         assert torch.allclose(found["AutoNormal.scales.beta"], draws.std(0), rtol=0.05)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", [GUIDES[0], *(pytest.param(g, marks=pytest.mark.slow) for g in GUIDES[1:])])
 def test_guide_is_saved_and_resumed(guide: str, tmp_path: Path) -> None:
     program = Program.of(line, guide)
 
@@ -359,7 +359,7 @@ def test_a_start_that_is_finite_for_some_draws_is_fitted() -> None:
 
 
 @pytest.mark.skipif(not IS_HERE, reason=WHY_NOT)
-@pytest.mark.parametrize("name", ["kilpisjarvi", "kidiq"])
+@pytest.mark.parametrize("name", [pytest.param("kilpisjarvi", marks=pytest.mark.slow), "kidiq"])
 def test_posteriordb(name: str) -> None:
     problem = PROBLEMS[name]
     posterior = svi(problem.program(), problem.data(), steps=500, progress=False, compile=False)

@@ -337,7 +337,7 @@ def test_step_end_without_interval_is_called_after_every_step() -> None:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("epochs", [1, 256, 258])
+@pytest.mark.parametrize("epochs", [1, 256, pytest.param(258, marks=pytest.mark.slow)])
 def test_several_epochs_in_one_call_have_the_same_history(epochs: int) -> None:
     """A call takes up to 1 024 steps, 256 epochs."""
     free, watched = fitted(epochs=epochs), fitted(epochs=epochs, callbacks=[Watch(10**6)])
@@ -548,7 +548,7 @@ def test_the_plan_is_in_the_config() -> None:
     assert json.loads(json.dumps(compiled)) == compiled
 
 
-ROUTINE = sys.modules["deepprob.inference.svi"]  # the package has the function under this name
+STARTING = "deepprob.fitting.starting"
 TRACED = Plan((("traced", 0),), "a test")
 LATER = Plan((("eager", 0), ("traced", 7), ("compiled", 13)), "a test")
 
@@ -556,7 +556,7 @@ LATER = Plan((("eager", 0), ("traced", 7), ("compiled", 13)), "a test")
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], None]:
     """Gives a fit a plan."""
-    return lambda plan: monkeypatch.setattr(ROUTINE, "saved_plan", lambda callbacks: plan)
+    return lambda plan: monkeypatch.setattr(f"{STARTING}.saved_plan", lambda callbacks: plan)
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -586,11 +586,11 @@ def test_a_resumed_fit_follows_the_plan_of_its_checkpoint(
     def start(*arguments: Any, plan: Plan | None, **options: Any) -> PlannedStepper:
         return choose_stepper(*arguments, plan=plan or LATER, **options)
 
-    monkeypatch.setattr(ROUTINE, "choose_stepper", start)
+    monkeypatch.setattr(f"{STARTING}.choose_stepper", start)
     whole = run("whole")
     with pytest.raises(Killed):
         run("killed", Kill(at))
-    monkeypatch.setattr(ROUTINE, "choose_stepper", choose_stepper)
+    monkeypatch.setattr(f"{STARTING}.choose_stepper", choose_stepper)
     resumed = run("killed")
     assert_same_fit(whole, resumed)
     assert resumed.config["plan"]["tiers"] == LATER.to_json()["tiers"]

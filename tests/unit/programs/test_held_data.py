@@ -144,7 +144,7 @@ def test_rows_are_weighted_as_in_pyro() -> None:
     torch.testing.assert_close(list(ours), list(theirs))
 
 
-@pytest.mark.parametrize("guide", ["normal", by_row])
+@pytest.mark.parametrize("guide", ["normal", pytest.param(by_row, marks=pytest.mark.slow)])
 def test_parameters_of_rows_belong_to_the_rows(guide: Any) -> None:
     posterior = fitted(of_rows, guide, compile=False, steps=3000)
     mean = float(posterior.sample(draws=500)["mean"].mean())
@@ -163,6 +163,7 @@ def test_compiled_minibatches_of_held_data(tmp_path: Path) -> None:
     assert torch.equal(again.log_likelihood(draws=3, seed=2), compiled.log_likelihood(draws=3, seed=2))
 
 
+@pytest.mark.slow
 def test_pyros_own_rows_without_a_data_plate() -> None:
     posterior = svi(
         Program.of(with_pyros_rows, "normal"), None, steps=2000, progress=False,

@@ -146,7 +146,10 @@ def test_every_query_sees_all_rows(case: tuple[Callable[..., None], Any, int]) -
     assert dp.check(posterior, data, draws=20, particles=20).verdict in ("pass", "caution", "fail")
 
 
-@pytest.mark.parametrize("name", ["closure", "without a size", "sequential", "subsampling"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("closure", "without a size", "sequential")]
+
+
+@pytest.mark.parametrize("name", [*SLOW, "subsampling"])
 def test_evidence_is_exact_for_every_way_to_write_rows(name: str) -> None:
     model, data, _ = CASES[name]
     posterior = fitted(model, data, epochs=1000, seed=0)

@@ -113,6 +113,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_a_build_outlives_its_parent_and_serves_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = use_compiler("g++", tmp_path, monkeypatch)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -33,7 +33,7 @@ def step(index: Tensor, total: Tensor, x: Tensor, weight: Tensor, count: Tensor)
     return index + 1, last + outputs.mean(0)
 
 
-@pytest.mark.parametrize("release", ["known", "unknown"])
+@pytest.mark.parametrize("release", ["known", pytest.param("unknown", marks=pytest.mark.slow)])
 def test_a_loop_around_a_loop_over_time_serves_any_length(
     release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

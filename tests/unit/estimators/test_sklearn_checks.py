@@ -1,0 +1,28 @@
+"""The checks of scikit-learn for estimators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from deepprob.estimators import BayesianClassifier, BayesianRegressor
+
+pytestmark = pytest.mark.slow
+
+SHORT = {"steps": 300, "compile": False}
+WEIGHTS = "a row of weight 2 and two rows have the same posterior, but other noise of its fit"
+
+
+def expected(estimator: Any) -> dict[str, str]:
+    """Checks that fail, and why."""
+    return {"check_sample_weight_equivalence_on_dense_data": WEIGHTS}
+
+
+@parametrize_with_checks(
+    [BayesianRegressor((8,), options=SHORT, draws=20), BayesianClassifier((8,), options=SHORT, draws=20)],
+    expected_failed_checks=expected,
+)
+def test_scikit_learns_check(estimator: Any, check: Any) -> None:
+    check(estimator)
