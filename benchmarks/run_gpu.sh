@@ -81,15 +81,15 @@ for part in "${parts[@]}"; do
       if [ -n "${DEEPPROB_DATA:-}" ]; then
         if [ -n "${QUICK:-}" ]; then
           step vae_mnist "$PYTHON" benchmarks/vae_mnist.py --device cuda --epochs 1
-          step bnn_uci "$PYTHON" benchmarks/bnn_uci.py --device cuda --splits 1 --epochs 100 --warm-up 50
+          step bnn "$PYTHON" benchmarks/bnn.py --device cuda --sets yacht --splits 1
           step dmm_jsb "$PYTHON" benchmarks/dmm_jsb.py --device cuda --epochs 2
         else
           step vae_mnist "$PYTHON" benchmarks/vae_mnist.py --device cuda
-          step bnn_uci "$PYTHON" benchmarks/bnn_uci.py --device cuda
+          step bnn "$PYTHON" benchmarks/bnn.py --device cuda
           step dmm_jsb "$PYTHON" benchmarks/dmm_jsb.py --device cuda
         fi
       else
-        echo "without vae_mnist, bnn_uci, dmm_jsb: DEEPPROB_DATA names no folder of data sets"
+        echo "without vae_mnist, bnn, dmm_jsb: DEEPPROB_DATA names no folder of data sets"
       fi
       ;;
     *)
