@@ -9,11 +9,18 @@ if __name__ == "models":
     )
 
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
+from deepprob.models.bayesian_vae import BayesianVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
+from deepprob.programs.lifted import lift
 from deepprob.programs.program import Program
 
 #: The models by their names in commands and saved posteriors.
-MODELS: dict[str, type[Program]] = {"vae": VAE, "bnn": BayesianNeuralNetwork, "dmm": DeepMarkovModel}
+MODELS: dict[str, type[Program]] = {
+    "vae": VAE,
+    "bnn": BayesianNeuralNetwork,
+    "dmm": DeepMarkovModel,
+    "bayesian_vae": BayesianVAE,
+}
 
-__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "DeepMarkovModel"]
+__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "DeepMarkovModel", "lift"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.functional import softplus
@@ -16,23 +14,20 @@ from torch.nn.functional import softplus
 from deepprob.errors import positive, unknown
 from deepprob.networks.dense import MLP
 from deepprob.networks.for_data import described, network_for, table_for
-from deepprob.networks.inputs import as_accepted, has_lazy_parts, input_names, meet_rows, moments, signature_of
-from deepprob.networks.lifting import check_columns, fans, gains, lift, pretrained_names, run_with
-from deepprob.networks.likelihood import Likelihood
+from deepprob.networks.inputs import as_accepted, input_names, meet_rows, moments, signature_of
+from deepprob.networks.lifting import run_with
 from deepprob.networks.registry import NETWORKS
+from deepprob.networks.row_noise import GRADIENTS
+from deepprob.networks.target_families import NOISE
+from deepprob.networks.target_likelihood import TargetLikelihood
 from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.origin import Origin
 from deepprob.programs.program import Program
-
-PRIORS = ("hierarchical", "normal")
-
-_START_RAW, _HYPER_RAW = (math.log(math.expm1(sd)) for sd in (1e-2, 0.1))  # softplus makes them standard deviations
-_DISPERSION_MEDIANS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # of the priors; a fit starts there
-_DISPERSION_SD = 1.5  # of the logarithm
+from deepprob.programs.random_network import HYPER_RAW, RandomNetwork
 
 
-class BayesianNeuralNetwork(Program):
+class BayesianNeuralNetwork(Program, RandomNetwork):
     r"""A network whose weights are random variables, for regression, classification and counts.
 
     .. code-block:: text
@@ -45,14 +40,16 @@ class BayesianNeuralNetwork(Program):
                                                  Poisson, NegativeBinomial(mean, r)
         q(s), q(sigma), q(r) log-normal; q(W_kj | s) = N(m_kj, v_kj^2) times s / sqrt(fan_in)
 
-    Given their scale, the guide's weights are independent and proportional to it, as in the prior: the scale can change
-    without new values for all means.
+    Other likelihoods and priors have other sites: ``"degrees_of_freedom"``, ``"cutpoints"``, ``"dispersion"``,
+    ``"<name>.input_scale"``. Given their scale, the guide's weights are independent and proportional to it, as in the
+    prior: the scale can change without new values for all means.
 
     The program runs a copy of the network as a pure function of the weights, over all draws at once; the original does
     not change. A fit starts at the weights of your own network, or at means drawn from the prior for a network of
     deepprob, such as an `MLP`; ``svi(..., weights="keep")`` and ``"fresh"`` force one. So does a guide by name, such as
-    ``guide="normal"``, except for a flow. Frozen parameters (``requires_grad=False``) stay fixed and have no site. For
-    a Bayesian last layer, freeze all other layers.
+    ``guide="normal"``, except for a flow. Frozen parameters (``requires_grad=False``) stay fixed and have no site.
+    With ``layers``, the weights of all other layers are trained as numbers, without a prior; ``layers="last"`` makes a
+    Bayesian last layer.
 
     The network always runs in evaluation mode. Dropout is off, because the weights are already random. A batch norm
     uses its stored statistics, and its scale and shift are weights like any other. A batch norm without running
@@ -63,18 +60,32 @@ class BayesianNeuralNetwork(Program):
     variance of a Poisson is its mean, that of a negative binomial is ``mean + mean^2 / total_count``.
 
     Args:
-        net: A network with one output per column of y or per class, or the ``config`` of a deepprob network.
-        likelihood: ``"normal"``, ``"categorical"``, ``"bernoulli"``, ``"poisson"`` or ``"negative_binomial"``.
-        num_classes: Number of classes for ``"categorical"``.
-        prior: ``"hierarchical"``, as above; or ``"normal"``, all weights and biases ``N(0, prior_scale^2)``.
+        net: A network with one output per column of y or per class, or the ``config`` of a deepprob network. An ordinal
+            y needs one output, a heteroscedastic one two per column: all means, then all log-scales.
+        likelihood: ``"normal"``, ``"student_t"`` (degrees of freedom learned, too), ``"heteroscedastic_normal"``,
+            ``"censored_normal"``, ``"categorical"``, ``"ordinal"`` (cutpoints learned), ``"bernoulli"``, ``"poisson"``
+            or ``"negative_binomial"``; or a function from outputs ``(..., B, outputs)``, and a dispersion if it has a
+            second argument, to a Pyro distribution of y in its own units. See `TargetLikelihood`.
+        num_classes: Number of classes for ``"categorical"`` and ``"ordinal"``.
+        prior: ``"hierarchical"``, as above; ``"normal"``, all weights and biases ``N(0, prior_scale^2)``;
+            ``"student_t"``; ``"horseshoe"`` (regularized) or ``"plain_horseshoe"``, which turn inputs of a layer off;
+            ``"pretrained"``, ``N(w, prior_scale^2)`` around the given weights; or a mapping from layers (name, type,
+            pattern, ``"last"``) to these or to pairs of name and scale. Other layers of a mapping are hierarchical. See
+            `WeightPrior`.
         prior_scale: Scale of the prior, see above.
-        noise: Known standard deviation of the noise, in the units of y; None to learn it.
+        noise: Known standard deviation or scale of the noise, in the units of y; None to learn it.
         standardize: Whether to standardize real inputs (each column of a table, an image as a whole) and the columns
             of y. Without it, counts have a scale of 1.
+        limits: The limits ``(low, high)`` of ``"censored_normal"``, in the units of y; None for no limit on one side.
+        layers: The random layers: names, types, patterns or ``"last"``; None for all.
+        gradients: ``"shared"``, one draw of the weights for all rows of a step; or, for linear and convolutional layers
+            in fits with this guide, a draw for every row by ``"local"`` reparameterization or ``"flipout"``, with the
+            same expectation and less variance. See `RowNoise`. Other guides and queries share their draws.
 
     Raises:
         TypeError: If ``net`` is not a network.
-        ValueError: If a name is unknown, a number is out of range, or the network cannot have random weights.
+        ValueError: If a name or a layer is unknown, a number is out of range, or the network cannot have random
+            weights.
 
     References:
         Neal (1996), Bayesian Learning for Neural Networks.
@@ -100,38 +111,49 @@ class BayesianNeuralNetwork(Program):
     def __init__(
         self,
         net: nn.Module | Mapping[str, Any],
-        likelihood: str = "normal",
+        likelihood: str | Callable[..., Any] = "normal",
         num_classes: int | None = None,
-        prior: str = "hierarchical",
+        prior: str | Mapping[Any, Any] = "hierarchical",
         prior_scale: float = 1.0,
         noise: float | None = None,
         standardize: bool = True,
+        limits: Sequence[float | None] | None = None,
+        layers: Any = None,
+        gradients: str = "shared",
     ) -> None:
         super().__init__()
-        shape = () if likelihood == "categorical" else (None,)  # the columns of y are the network's outputs
-        self.observation = Likelihood(likelihood, shape, num_classes=num_classes)
-        if prior not in PRIORS:
-            raise unknown("prior", prior, PRIORS)
-        self.likelihood, self.prior = likelihood, prior
+        if gradients not in GRADIENTS:
+            raise unknown("gradients", gradients, GRADIENTS)
+        self.gradients = gradients
+        self.observation = TargetLikelihood(likelihood, num_classes=num_classes, limits=limits)
+        self.likelihood = likelihood
         self.num_classes = self.observation.num_classes
         self.prior_scale = positive("prior_scale", prior_scale)
         self.noise = None if noise is None else positive("noise", noise)
-        if noise is not None and likelihood != "normal":
-            raise ValueError(f"noise is only for likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
+        if noise is not None and NOISE not in self.observation.shared:
+            raise ValueError(
+                "noise is only for likelihood='normal', 'student_t' and 'censored_normal'; got "
+                f"likelihood={self.observation.name!r}. Leave it out."
+            )
+        self.limits = self.observation.limits
+        self.learned = tuple(one for one in self.observation.shared if noise is None or one is not NOISE)
         self.standardize = bool(standardize)
-        self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
+        taken = {"data", "y", *(one.name for one in self.observation.shared)}
+        self.hold(net, prior, self.prior_scale, layers, taken=taken)
         self.inputs = input_names(self.net)
-        all_trainable = all(p.requires_grad for p in self.net.parameters())
-        self._make_random()
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units([(torch.zeros(1), torch.ones(1)) for _ in self.inputs], (torch.zeros(1), torch.ones(1)))
-        self._start_narrow()
+        self.start_narrow()
         own = type(self.net) in NETWORKS.values()
-        self.built = [self] if own else []  # the guide, whose means are drawn anew
+        self.built = [self] if own and not self.weights.centered else []  # the guide, whose means are drawn anew
         self.train()
-        if own and all_trainable:
-            names = ("likelihood", "num_classes", "prior", "prior_scale", "noise", "standardize")
-            self.config = {"net": self.net.config} | {name: getattr(self, name) for name in names}
+        if own and not self.frozen and isinstance(likelihood, str):
+            names = ("likelihood", "num_classes", "prior_scale", "noise", "standardize")
+            self.config = {"net": self.net.config, "prior": self.weights.described}
+            self.config |= {name: getattr(self, name) for name in names}
+            chosen = None if layers is None else self.weights.names
+            later = {"limits": self.limits, "layers": chosen, "gradients": None if gradients == "shared" else gradients}
+            self.config |= {name: value for name, value in later.items() if value is not None}
 
     @classmethod
     def from_data(
@@ -176,65 +198,33 @@ class BayesianNeuralNetwork(Program):
         return Example(cls(MLP(3, 1, (5,), "tanh")), (x, x.sum(1, keepdim=True)))
 
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
-        """Reset the guide to narrow distributions at means drawn from the prior; pretrained parts keep their means.
-
-        Biases are drawn as well, because zero biases put the kinks of all rectifiers at the mean of the data.
-
-        Args:
-            generator: Source of the draws; None for torch's global generator.
-
-        Returns:
-            The scheme by parameter name.
-        """
-        record = {}
         if not self.shapes:
             self.built = [self]  # draw them when the sizes of lazy layers are known
-        with torch.no_grad():
-            for i, (name, loc) in enumerate(zip(self.shapes, self.raw_loc, strict=True)):
-                if name in self.kept:
-                    continue
-                loc.copy_(torch.randn(loc.shape, generator=generator))
-                record[f"raw_loc.{i}"] = "prior"
-            self._start_narrow()
-        return record
+        return super().draw_weights(generator)
 
     def start(self, site: str) -> Tensor | None:
-        if (mean := dict(zip(self.shapes, self.raw_loc, strict=True)).get(site)) is None:
-            return None
-        start: Tensor = mean.detach()
-        loc, unit = self._start_prior(site, start)
-        return loc + unit * start
+        return RandomNetwork.start(self, site)
 
     # -- the program ---------------------------------------------------------------------------------------------
 
     def model(self, *batch: Tensor | None) -> Tensor:
         """Draw weights, dispersion and targets given inputs; returns the targets."""
         inputs, y = self._parts(batch)
-        scales = {name: pyro.sample(f"{name}.scale", dist.LogNormal(self.scale_start, 1.0)) for name in self.scaled}
-        weights = {}
-        for name, like in zip(self.shapes, self.raw_loc, strict=True):
-            loc, unit = self._prior(name, like, scales.get(name))
-            weights[name] = pyro.sample(name, dist.Normal(loc, unit.expand_as(loc + unit)).to_event(like.dim()))
-        dispersion = self._dispersion()
+        weights = self.sample_prior()
+        numbers = self._numbers()
         with self.data_plate(*inputs):
             out = self.outputs(weights, *inputs)
-            columns = self.y_loc.numel() if y is None else y.shape[-1]
-            check_columns(out.shape[-1], columns, self.num_classes, exactly=y is not None)
-            fn = self.observation.distribution(out, loc=self.y_loc, scale=self.y_scale, dispersion=dispersion)
-            value: Tensor = pyro.sample("y", fn, obs=y)
+            columns = self.y_loc.numel() if y is None else self.observation.columns(y)
+            self.observation.check_outputs(out.shape[-1], columns, exactly=y is not None)
+            fn = self.observation.distribution(out, loc=self.y_loc, scale=self.y_scale, numbers=numbers)
+            value: Tensor = pyro.sample("y", fn, obs=None if y is None else self.observation.as_events(y, fn))
         return value
 
     def guide(self, *batch: Tensor | None) -> None:
         """Draw every global latent site: scales, weights and dispersion."""
-        scales = {
-            name: pyro.sample(f"{name}.scale", dist.LogNormal(loc, softplus(raw)))
-            for name, loc, raw in zip(self.scaled, self.scale_loc, self.scale_raw, strict=True)
-        }
-        for name, mean, raw in zip(self.shapes, self.raw_loc, self.raw_sd, strict=True):
-            loc, unit = self._prior(name, mean, scales.get(name))
-            pyro.sample(name, dist.Normal(loc + unit * mean, unit * softplus(raw)).to_event(mean.dim()))
-        if self.noise is None and (site := self.observation.dispersion) is not None:
-            pyro.sample(site, dist.LogNormal(self.noise_loc[0], softplus(self.noise_raw[0])).to_event(1))
+        self.sample_guide(per_row=self.training and self.gradients != "shared")
+        for one, loc, raw in zip(self.learned, self.noise_loc, self.noise_raw, strict=True):
+            pyro.sample(one.name, one.distribution(loc, softplus(raw)))
 
     def outputs(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """The network's outputs for rows, before the likelihood applies location and scale.
@@ -256,7 +246,8 @@ class BayesianNeuralNetwork(Program):
                 (x - getattr(self, loc)) / getattr(self, scale) if x.is_floating_point() else x
                 for x, (loc, scale) in zip(inputs, self._unit_names(), strict=True)
             )
-        return run_with(self.net, weights, self.shapes, *inputs)
+        noise = self.weights.noise(self.gradients, weights) if self.training else None
+        return run_with(self.net, weights, self.shapes, *inputs, noise=noise)
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -270,19 +261,21 @@ class BayesianNeuralNetwork(Program):
             for i, x in enumerate(inputs):
                 if x.is_floating_point():
                     x_units[i] = moments(x, 0 if x.dim() == 2 else None)
-        if y is not None and (start := self.observation.around(*moments(y, 0))):
-            plain = torch.zeros(y.shape[1]), torch.ones(y.shape[1])
-            y_units = (start.get("loc", plain[0]), start["scale"]) if self.standardize else plain
+        if y is not None and self.observation.has_columns:
+            columns = self.observation.columns(y)
+            plain = torch.zeros(columns), torch.ones(columns)
+            start = self.observation.around(*moments(y, 0)) if self.standardize else {}
+            y_units = start.get("loc", plain[0]), start.get("scale", plain[1])
         self._set_units(x_units, y_units)
         meet_rows(self.net, self.inputs, [x[:2].to(self.y_loc.device) for x in inputs])
         if not self.shapes:
-            self._make_random()
+            self.make_random()
             if self.built:
                 self.draw_weights()
 
     def restore(self) -> None:
         if not self.shapes:
-            self._make_random()
+            self.make_random()
 
     def validate(self, *batch: Any) -> Batch:
         """Check rows and targets, and convert them to the types that the network and the likelihood need.
@@ -300,54 +293,9 @@ class BayesianNeuralNetwork(Program):
                     f"Reshape one feature to {name}.reshape(-1, 1), or one row to {name}.reshape(1, -1)."
                 )
         inputs = as_accepted(self.net, inputs)
-        name = "labels y" if self.num_classes else "y"
-        return (*inputs,) if y is None else (*inputs, self.observation.validate(name, y))
-
-    def train(self, mode: bool = True) -> BayesianNeuralNetwork:
-        """Set the mode; the network itself stays in evaluation mode."""
-        super().train(mode)
-        self.net.eval()
-        return self
+        return (*inputs,) if y is None else (*inputs, self.observation.validate(y))
 
     # -- internals -----------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _make_random(self) -> None:
-        """Replace the network's trainable weights by those that the guide draws, once their sizes are known."""
-        lazy = has_lazy_parts(self.net)
-        weights = {} if lazy else {name: p for name, p in self.net.named_parameters() if p.requires_grad}
-        self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
-        self.gains, self.fans, self.kept = gains(self.net), fans(self.net, weights), pretrained_names(self.net)
-        priors = [self._start_prior(name, w) for name, w in weights.items()]
-        relative = [(w - loc) / unit for w, (loc, unit) in zip(weights.values(), priors, strict=True)]
-        self.raw_loc = nn.ParameterList(relative)  # in units of the prior
-        for weight in weights.values():
-            weight.requires_grad_(False).zero_()  # unused from here on; zeroed so that saved fits do not depend on it
-        self.raw_sd = nn.ParameterList([torch.full_like(w, _START_RAW) for w in weights.values()])
-        self.scaled = tuple(self.fans) if self.prior == "hierarchical" else ()
-        starts = [weights[name].new_full((), math.log(self.prior_scale)) for name in self.scaled]
-        self.scale_loc = nn.ParameterList(starts)
-        self.scale_raw = nn.ParameterList([torch.full_like(start, _HYPER_RAW) for start in starts])
-
-    @property
-    def scale_start(self) -> Tensor:
-        """Prior location of the scales, on the program's device."""
-        return torch.full_like(self.y_loc.sum(), math.log(self.prior_scale))
-
-    def _prior(self, name: str, like: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and unit (standard deviation) of a weight's prior, given the scale of its matrix."""
-        loc = torch.ones_like(like) if name in self.gains else torch.zeros_like(like)
-        if self.prior == "normal":
-            return loc, torch.full_like(like, self.prior_scale)
-        if scale is None:
-            return loc, torch.ones_like(like)
-        unit = scale.reshape(*scale.shape, *(1,) * like.dim()) / math.sqrt(self.fans[name])  # (*K, 1, 1, 1)
-        return loc, unit * torch.ones_like(like)
-
-    def _start_prior(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unit of a weight's prior at the scale where a fit starts."""
-        known = self.prior == "hierarchical" and name in self.fans
-        return self._prior(name, like, like.new_tensor(self.prior_scale) if known else None)
 
     def _signature(self) -> inspect.Signature:
         return signature_of(self.inputs)
@@ -369,32 +317,26 @@ class BayesianNeuralNetwork(Program):
         for pair, values in zip(names, [*x_units, y_units], strict=True):
             for name, value in zip(pair, values, strict=True):
                 self.register_buffer(name, value.to(like))
-        if self.noise is not None or (site := self.observation.dispersion) is None:
-            return
-        if not len(self.noise_loc) or self.noise_loc[0].shape != self.y_loc.shape:
-            self.noise_loc = nn.ParameterList([torch.full_like(self.y_loc, math.log(_DISPERSION_MEDIANS[site]))])
-            self.noise_raw = nn.ParameterList([torch.full_like(self.y_loc, _HYPER_RAW)])
+        starts = [start.to(like) for start in self._number_starts()]
+        if [x.shape for x in self.noise_loc] != [x.shape for x in starts]:
+            self.noise_loc = nn.ParameterList(starts)
+            self.noise_raw = nn.ParameterList([torch.full_like(start, HYPER_RAW) for start in starts])
 
     @torch.no_grad()
-    def _start_narrow(self) -> None:
-        """Start at narrow distributions, so that a fit finds the function before its uncertainty."""
-        starts = {
-            self.raw_sd: _START_RAW,
-            self.scale_loc: math.log(self.prior_scale),
-            self.scale_raw: _HYPER_RAW,
-            self.noise_loc: math.log(_DISPERSION_MEDIANS[self.observation.dispersion]),
-            self.noise_raw: _HYPER_RAW,
-        }
-        for parameters, start in starts.items():
-            for parameter in parameters:
-                parameter.fill_(start)
+    def start_narrow(self) -> None:
+        super().start_narrow()
+        for loc, raw, start in zip(self.noise_loc, self.noise_raw, self._number_starts(), strict=True):
+            loc.copy_(start)
+            raw.fill_(HYPER_RAW)
 
-    def _dispersion(self) -> Tensor | None:
-        """The noise in the units of y, or the total count; known or drawn from its prior."""
-        if self.noise is not None:
-            return torch.full_like(self.y_loc, self.noise)
-        if (site := self.observation.dispersion) is None:
-            return None
-        loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSION_MEDIANS[site]))
-        value: Tensor = pyro.sample(site, dist.LogNormal(loc, _DISPERSION_SD).to_event(1))
-        return value * self.y_scale if site == "noise" else value
+    def _number_starts(self) -> list[Tensor]:
+        """Locations of the priors of the numbers that all rows share."""
+        return [one.start(self.y_loc.numel(), self.num_classes) for one in self.learned]
+
+    def _numbers(self) -> dict[str, Tensor]:
+        """The numbers that all rows share, known or drawn from their priors; noise in the units of y."""
+        numbers = {} if self.noise is None else {"noise": torch.full_like(self.y_loc, self.noise)}
+        for one, start in zip(self.learned, self._number_starts(), strict=True):
+            value: Tensor = pyro.sample(one.name, one.distribution(start.to(self.y_loc), one.spread))
+            numbers[one.name] = value * self.y_scale if one.scaled else value
+        return numbers

@@ -210,8 +210,16 @@ class VAE(Program):
 
     def decode(self, z: Tensor) -> Any:
         """Distribution of a row given its code, event shape ``shape``."""
-        needed_by = f"likelihood={self.likelihood!r} over rows of shape {self.shape}"
-        out = run_by_row("decoder", self.decoder, z, 1, self.observation.size, needed_by)  # (*draws, B, outputs)
+        out = run_by_row("decoder", self.decoder, z, 1, self.observation.size, self.needed_by)
+        return self.observed(out)
+
+    @property
+    def needed_by(self) -> str:
+        """What needs the decoder's outputs, for error messages."""
+        return f"likelihood={self.likelihood!r} over rows of shape {self.shape}"
+
+    def observed(self, out: Tensor) -> Any:
+        """Distribution of a row given the decoder's outputs, ``(*draws, B, outputs)``."""
         observation = self.observation
         if isinstance(observation, MixedLikelihood):
             return observation(out)

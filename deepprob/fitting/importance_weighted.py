@@ -16,6 +16,7 @@ from deepprob.fitting.particles import check_drawn, check_precision, is_rough, r
 from deepprob.programs.elimination import PARTS, Part, terms
 from deepprob.programs.enumeration import any_enumerated, is_enumerated
 from deepprob.programs.layout import Layout
+from deepprob.programs.random_weights import PER_ROW
 from deepprob.programs.run import Run
 from deepprob.programs.sites import Site, drawn_sites, is_deterministic, is_local, sample_sites
 
@@ -148,6 +149,11 @@ def _check_guide(traces: list[tuple[Trace, Trace]]) -> None:
             raise ValueError(
                 f"site {name!r} is marked for enumeration in the guide, but importance weights need draws. Leave the "
                 "site out of the guide to sum it out of the model exactly, or remove the mark there to draw it."
+            )
+        if site["infer"].get(PER_ROW):
+            raise ValueError(
+                f"the program draws {name!r} anew for every row, but an importance weight needs one value for all. Use "
+                "gradients='shared', or objective='elbo'."
             )
 
 

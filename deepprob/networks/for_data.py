@@ -12,7 +12,7 @@ from deepprob.data.frames import is_frame
 from deepprob.data.opening import class_count
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
-from deepprob.networks.likelihood import Likelihood
+from deepprob.networks.target_likelihood import CLASSES, TargetLikelihood
 
 
 def network_for(
@@ -54,17 +54,19 @@ def network_for(
         x, y = fields[0], fields[-1]
         shape, classes, outputs = x.shape[1:], class_count(y) or 0, y[0].numel()
     family = options.get("likelihood", "categorical")
-    if classes and family != "categorical":
+    if classes and family not in CLASSES:
         _check_numbers(data, family)
         classes = 0
     if classes:
         options = {"likelihood": "categorical", "num_classes": classes} | dict(options)
+    chosen = {name: options[name] for name in ("num_classes", "limits") if name in options}
+    size = TargetLikelihood(options.get("likelihood", "normal"), **chosen).size(outputs)
     if len(shape) == 1:
-        return MLP(shape[0], classes or outputs, hidden_dims, activation), dict(options)
-    return ConvEncoder(tuple(shape), classes or outputs, activation=activation), dict(options)
+        return MLP(shape[0], size, hidden_dims, activation), dict(options)
+    return ConvEncoder(tuple(shape), size, activation=activation), dict(options)
 
 
-def table_for(frame: Any, target: str | Sequence[str], likelihood: str | None) -> Table:
+def table_for(frame: Any, target: str | Sequence[str], likelihood: Any) -> Table:
     """The table of a frame, whose numeric target holds classes or numbers as a likelihood needs them.
 
     Args:
@@ -74,22 +76,22 @@ def table_for(frame: Any, target: str | Sequence[str], likelihood: str | None) -
     """
     if likelihood in (None, "bernoulli"):
         return table(frame, target)
-    return table(frame, target, classes=likelihood == "categorical")
+    return table(frame, target, classes=likelihood in CLASSES)
 
 
-def described(likelihood: Likelihood, encoding: TableEncoding | None) -> str:
+def described(likelihood: TargetLikelihood, encoding: TableEncoding | None) -> str:
     """A likelihood with the names of its classes, if they are known.
 
     Examples:
-        >>> described(Likelihood("categorical", (), num_classes=2), None)
+        >>> described(TargetLikelihood("categorical", num_classes=2), None)
         "likelihood='categorical', num_classes=2"
     """
     number = f", num_classes={likelihood.num_classes}" if likelihood.num_classes else ""
     names = f", classes={encoding.classes}" if encoding and encoding.classes else ""
-    return f"likelihood={likelihood.family!r}{number}{names}"
+    return f"likelihood={likelihood.name!r}{number}{names}"
 
 
-def _check_numbers(data: Any, family: str) -> None:
+def _check_numbers(data: Any, family: Any) -> None:
     """Refuse a likelihood of numbers for a target that a table reads as classes; two of them are 0 and 1."""
     encoding = getattr(data.train if isinstance(data, DataSet) else data, "encoding", None)
     if encoding is None or (family == "bernoulli" and len(encoding.classes) == 2):

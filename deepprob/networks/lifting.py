@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,20 @@ from deepprob.engine.batching import over_draws
 from deepprob.networks.initialisation import is_pretrained
 from deepprob.networks.inputs import checked_rows, same_state
 from deepprob.networks.registry import network_from_config
+from deepprob.networks.row_noise import RowNoise
+
+Check = Callable[[Any, nn.Module, Tensor], Tensor]
+Parts = dict[tuple[str, str], Tensor]
 
 
-def lift(net: Any, taken: Collection[str] = ()) -> nn.Module:
+class Noise(NamedTuple):
+    """The distribution of weights whose draws are separate for every row, see `RowNoise`."""
+
+    kind: str
+    moments: Mapping[str, tuple[Tensor, Tensor]]
+
+
+def copied(net: Any, taken: Collection[str] = ()) -> nn.Module:
     """Copy a network, so that it can run with random weights.
 
     Args:
@@ -71,7 +83,13 @@ def refuse_scripted(net: nn.Module, title: str, named: Callable[[str], str] = st
 
 
 def run_with(
-    net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *inputs: Tensor
+    net: nn.Module,
+    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    *inputs: Tensor,
+    event_dims: Sequence[int] | None = None,
+    check: Check = checked_rows,
+    noise: Noise | None = None,
 ) -> Tensor:
     """Run a network with given weights, for every draw of them.
 
@@ -80,6 +98,10 @@ def run_with(
         weights: Weights by name, each with the same leading dimensions ``(*K, 1)`` or none.
         shapes: The shape of each weight without leading dimensions.
         inputs: Rows, ``(B, ...)`` each.
+        event_dims: Number of axes of one row of each input, which may then have leading dimensions ``(*K, B, ...)``;
+            None for inputs that all draws share.
+        check: Checks what the network returns for rows ``(B, ...)``.
+        noise: Means and standard deviations of the weights, for draws that are separate for every row.
 
     Returns:
         Outputs, ``(*K, B, outputs)``.
@@ -95,29 +117,56 @@ def run_with(
         >>> run_with(net, {"weight": draws}, {"weight": (2, 3)}, x)[:, 0].tolist()
         [[0.0, 0.0], [3.0, 3.0]]
     """
+    parts = {("value", name): weight for name, weight in weights.items()}
+    for name, (mean, sd) in ({} if noise is None else noise.moments).items():
+        parts |= {("mean", name): mean, ("sd", name): sd}
 
-    def run_one(weights: dict[str, Tensor]) -> Tensor:
+    def run_one(parts: Parts, *inputs: Tensor) -> Tensor:
         rows = tuple(x.clone() for x in inputs) if getattr(net, "writes_inputs", False) else inputs
-        with same_state(net):
-            return checked_rows(functional_call(net, weights, rows), net, inputs[0])
+        drawn, means, sds = ({n: x for (k, n), x in parts.items() if k == kind} for kind in ("value", "mean", "sd"))
+        separate = nullcontext() if noise is None else RowNoise(noise.kind, len(inputs[0]), drawn, means, sds)
+        with same_state(net), separate:
+            return check(functional_call(net, drawn, rows), net, inputs[0])
 
-    leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
-    if not leading:
-        return run_one(dict(weights))
-    stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
-    out = _all_draws(run_one, stacked)
-    # The last leading dimension holds the place of the row axis, which the network adds.
-    return out.reshape(*leading[:-1], *out.shape[-2:])
+    leading = torch.broadcast_shapes(*(x.shape[: x.dim() - len(shapes[n])] for (_, n), x in parts.items()))
+    # A last dimension of size 1 holds the place of the row axis, which the network adds.
+    draws = leading[:-1] if leading and leading[-1] == 1 else leading
+    before = [x.shape[: x.dim() - 1 - n] for x, n in zip(inputs, event_dims or (), strict=False)]
+    if not leading and not any(before):
+        return run_one(parts, *inputs)
+    common = torch.broadcast_shapes(draws, *before)
+    own_rows = list(zip(inputs, before, strict=True)) if any(before) else []
+    rows = [x.expand(*common, *x.shape[len(own) :]).reshape(-1, *x.shape[len(own) :]) for x, own in own_rows]
+    if not leading:  # one network for the rows of all draws
+        out = run_one(parts, *(x.flatten(0, 1) for x in rows))
+        return out.reshape(*common, -1, *out.shape[1:])
+    stacked = {(k, n): _spread(x, shapes[n], draws, common) for (k, n), x in parts.items()}
+    out = _all_draws(run_one if rows else lambda one: run_one(one, *inputs), stacked, *rows)
+    return out.reshape(*common, *out.shape[1:])
 
 
-def _all_draws(run_one: Callable[[dict[str, Tensor]], Tensor], stacked: dict[str, Tensor]) -> Tensor:
+def _spread(weight: Tensor, shape: tuple[int, ...], draws: torch.Size, common: torch.Size) -> Tensor:
+    """A weight for every entry of some leading dimensions, as one axis."""
+    before = weight.shape[: weight.dim() - len(shape)]
+    own = weight.reshape(*before[: len(draws)], *shape) if before else weight
+    return own.expand(*common, *shape).reshape(-1, *shape)
+
+
+def _all_draws(run_one: Callable[..., Tensor], stacked: Parts, *rows: Tensor) -> Tensor:
     """Outputs for weights ``(K, *weight)``, in one call if ``vmap`` supports the network, else draw by draw."""
     try:
-        found: Tensor = over_draws(run_one, stacked)
+        found: Tensor = over_draws(run_one, stacked, *rows)
         return found
     except Exception:  # vmap supports neither recurrent layers nor branches on values; the network's own errors recur
         count = len(next(iter(stacked.values())))
-        return torch.stack([run_one({n: w[k] for n, w in stacked.items()}) for k in range(count)])
+        return torch.stack(
+            [run_one({n: w[k] for n, w in stacked.items()}, *(x[k] for x in rows)) for k in range(count)]
+        )
+
+
+def input_axis(net: nn.Module, name: str) -> int:
+    """The axis of the inputs of a matrix of weights: 0 in a transposed convolution, else 1."""
+    return 0 if type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose") else 1
 
 
 def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
@@ -131,8 +180,7 @@ def fans(net: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, int]:
     found = {}
     for name, weight in weights.items():
         if weight.dim() > 1:
-            transposed = type(net.get_submodule(name.rpartition(".")[0])).__name__.startswith("ConvTranspose")
-            found[name] = weight.numel() // weight.shape[1 if transposed else 0]
+            found[name] = weight.numel() // weight.shape[1 - input_axis(net, name)]
     return found
 
 
@@ -147,22 +195,3 @@ def pretrained_names(net: nn.Module) -> set[str]:
     marked = [prefix for prefix, part in net.named_modules() if is_pretrained(part)]
     names = [name for name, _ in net.named_parameters()]
     return {name for name in names for prefix in marked if not prefix or name.startswith(f"{prefix}.")}
-
-
-def check_columns(outputs: int, columns: int, num_classes: int | None, *, exactly: bool) -> None:
-    """Refuse a network with another number of outputs than classes or columns of y.
-
-    Args:
-        outputs: The number of outputs.
-        columns: The number of columns of y.
-        num_classes: The number of classes, if y are classes.
-        exactly: Whether y is given; before a fit its columns are unknown.
-
-    Raises:
-        ValueError: If the numbers differ.
-    """
-    if num_classes is not None:
-        if outputs != num_classes:
-            raise ValueError(f"the network has {outputs} outputs, but num_classes={num_classes}. Make them equal.")
-    elif columns != outputs and (exactly or columns != 1):
-        raise ValueError(f"the network has {outputs} outputs, but y has {columns} columns. Make them equal.")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 
 from deepprob.data.precision import read_dtype
-from deepprob.distributions.per_draw import UNCHECKED
 from deepprob.errors import shown, shown_number, unknown, whole
 from deepprob.networks.conditional import positive_link
+from deepprob.networks.likelihood_families import FAMILIES, FLOOR
 
-_FLOOR = 1e-4  # of noise, rates and inverse total counts; the default floor of Conditional
-_PADDING_LOGIT = -1e4  # beyond a sequence's end: the log-probability of zero rounds to 0.0
-_PADDING_SD = 1e-12  # beyond a sequence's end: draws are zero up to rounding
+LIKELIHOODS = tuple(FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ class Likelihood:
     @property
     def dispersion(self) -> str | None:
         """Name of the dispersion, ``"noise"`` or ``"total_count"``; None for a family without one."""
-        return _FAMILIES[self.family].dispersion
+        return FAMILIES[self.family].dispersion
 
     @property
     def picture(self) -> str:
@@ -134,7 +130,7 @@ class Likelihood:
         ``"binary"``, ``"classes"``, ``"curve"`` or ``"counts"``.
         """
         is_image = len(self.event_shape) in (2, 3) and None not in self.event_shape
-        return "image" if is_image else _FAMILIES[self.family].picture
+        return "image" if is_image else FAMILIES[self.family].picture
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -158,7 +154,7 @@ class Likelihood:
         if self.grey:
             _check_grey(name, x)
             return x
-        family = _FAMILIES[self.family]
+        family = FAMILIES[self.family]
         if family.allows is not None and (wrong := _first(~family.allows(x))) is not None:
             raise ValueError(
                 f"{name} must be {family.expected} for likelihood={self.family!r}; got {shown_number(x[wrong])} in row "
@@ -172,7 +168,7 @@ class Likelihood:
 
     def features(self, x: Tensor) -> Tensor:
         """Observations as a network's input: counts as ``log(1 + x)``, because they span orders of magnitude."""
-        return x.log1p() if _FAMILIES[self.family].picture == "counts" else x
+        return x.log1p() if FAMILIES[self.family].picture == "counts" else x
 
     def units(self, x: Tensor) -> Tensor:
         """Number of values in each row, shape ``(B,)``."""
@@ -193,13 +189,13 @@ class Likelihood:
         """
         if self.family == "normal":
             return {"loc": mean} if sd is None else {"loc": mean, "scale": sd}
-        if _FAMILIES[self.family].picture == "counts":
+        if FAMILIES[self.family].picture == "counts":
             return {"scale": torch.where(mean > 0, mean, 1.0) / math.log(2)}  # softplus(0) is log 2
         return {}
 
     def raw_dispersion(self, shape: tuple[int, ...]) -> Tensor:
         """Initial value of an unbounded parameter, from which `bounded` computes the dispersion."""
-        return torch.full(shape, _FAMILIES[self.family].raw_start)
+        return torch.full(shape, FAMILIES[self.family].raw_start)
 
     def bounded(self, raw: Tensor, scale: Tensor | None = None) -> Tensor:
         r"""Dispersion from an unbounded parameter.
@@ -211,7 +207,7 @@ class Likelihood:
             raw: The parameter :math:`r`.
             scale: The scale :math:`s` of the data; None for 1.
         """
-        value = positive_link(raw, _FLOOR)
+        value = positive_link(raw, FLOOR)
         if self.dispersion == "total_count":
             return value.reciprocal()
         return value if scale is None else value * scale
@@ -250,7 +246,7 @@ class Likelihood:
         if None not in self.event_shape:
             self._check_size(out.shape[-1] if out.dim() else 0)
             out = out.reshape(out.shape[:-1] + self._sizes)
-        per_value = _FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
+        per_value = FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
         per_value = per_value if present is None else per_value.mask(present)
         events: TorchDistributionMixin = per_value.to_event(len(self.event_shape))
         return events
@@ -261,92 +257,6 @@ class Likelihood:
                 f"likelihood={self.family!r} over rows of shape {self.event_shape} needs a network with {self.size} "
                 f"outputs on its last axis; got {found}. Give its last layer {self.size} outputs."
             )
-
-
-# Families: the support of a value, and the distribution given the outputs -------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Family:
-    make: Callable[..., Any]
-    picture: str
-    allows: Callable[[Tensor], Tensor] | None = None
-    expected: str = ""
-    remedy: str = ""
-    dispersion: str | None = None
-    raw_start: float = 0.0
-
-
-def _bernoulli(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
-    logits = out if loc is None else loc + out
-    logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
-    return dist.Bernoulli(logits=logits, validate_args=UNCHECKED)
-
-
-def _categorical(out: Tensor, loc: Tensor | None, scale: object, dispersion: object, inside: Tensor | None) -> Any:
-    logits = out if loc is None else loc + out
-    if inside is not None:  # beyond the end, class 0 is certain
-        certain = _PADDING_LOGIT * (torch.arange(logits.shape[-1], device=logits.device) > 0)
-        logits = torch.where(inside.unsqueeze(-1), logits, certain.to(logits.dtype))
-    return dist.Categorical(logits=logits)
-
-
-def _normal(out: Tensor, loc: Tensor | None, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None) -> Any:
-    mean = out if scale is None else scale * out
-    mean = mean if loc is None else loc + mean
-    if inside is None:
-        return dist.Normal(mean, dispersion)
-    mean = torch.where(inside, mean, 0.0)
-    noise = torch.where(inside, dispersion, _PADDING_SD)
-    return dist.Normal(mean, noise, validate_args=UNCHECKED).mask(inside)
-
-
-def _poisson(out: Tensor, loc: object, scale: Tensor | None, dispersion: object, inside: Tensor | None) -> Any:
-    rate = _mean_count(out, scale)
-    rate = rate if inside is None else torch.where(inside, rate, 0.0)
-    return dist.Poisson(rate, validate_args=UNCHECKED)
-
-
-def _negative_binomial(
-    out: Tensor, loc: object, scale: Tensor | None, dispersion: Tensor, inside: Tensor | None
-) -> Any:
-    logits = _mean_count(out, scale).log() - dispersion.log()
-    logits = logits if inside is None else torch.where(inside, logits, _PADDING_LOGIT)
-    return dist.NegativeBinomial(dispersion, logits=logits, validate_args=UNCHECKED)
-
-
-def _mean_count(out: Tensor, scale: Tensor | None) -> Tensor:
-    mean = positive_link(out, _FLOOR)
-    return mean if scale is None else scale * mean
-
-
-def _is_binary(x: Tensor) -> Tensor:
-    return (x == 0) | (x == 1)
-
-
-def _is_count(x: Tensor) -> Tensor:
-    return (x >= 0) & (x == x.round())
-
-
-_COUNTS: dict[str, Any] = {
-    "picture": "counts",
-    "allows": _is_count,
-    "expected": "whole numbers of at least 0",
-    "remedy": "Give counts, or choose likelihood='normal'.",
-}
-_FAMILIES = {
-    "bernoulli": _Family(
-        _bernoulli, "binary", _is_binary, "0 or 1", "Write ({name} > threshold).float(), or choose another likelihood."
-    ),
-    "categorical": _Family(_categorical, "classes"),
-    "normal": _Family(_normal, "curve", dispersion="noise", raw_start=0.5),
-    "poisson": _Family(_poisson, **_COUNTS),
-    # Starts at a total count of 10, where counts with mean 10 have twice a Poisson's variance.
-    "negative_binomial": _Family(
-        _negative_binomial, dispersion="total_count", raw_start=math.log(math.expm1(0.1)), **_COUNTS
-    ),
-}
-LIKELIHOODS = tuple(_FAMILIES)
 
 
 # Checks ------------------------------------------------------------------------------------------------------------

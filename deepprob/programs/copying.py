@@ -21,6 +21,8 @@ from pyro.params import user_param_name
 from torch import nn
 from torch.distributions import Transform
 
+from deepprob.programs.random_network import RandomNetwork
+
 
 def captured_modules(fn: Any) -> list[nn.Module]:
     """The modules that a callable is, is bound to, or reaches through its closure and globals, each once."""
@@ -93,13 +95,19 @@ def path_to(fns: tuple[Any, ...], parameter: torch.Tensor) -> str:
 
 
 def lifted_weight(modules: Iterable[nn.Module], site: str) -> torch.Tensor | None:
-    """The weight that ``poutine.lift`` or ``random_module`` turned into a site, if one network alone has its name.
+    """The weight that became a site: of a lifted network, or by ``poutine.lift`` or ``random_module``.
+
+    The latter two do not tell whose weight a site is, so one network alone must have its name.
 
     Examples:
         >>> net = nn.Linear(1, 1)
         >>> torch.equal(lifted_weight([net], "net$$$bias"), net.bias), lifted_weight([net, net], "net$$$bias")
         (True, None)
     """
+    modules = list(modules)
+    for net in (part for module in modules for part in module.modules() if isinstance(part, RandomNetwork)):
+        if (start := net.start(site)) is not None:
+            return start
     name = user_param_name(site)
     weights = [dict(part.named_parameters()).get(name) for part in modules] if name != site else []
     found = [weight.detach().clone() for weight in weights if weight is not None]

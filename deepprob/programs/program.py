@@ -156,7 +156,7 @@ class Program(Plated):
 
     def start(self, site: str) -> Tensor | None:
         """Where a named guide starts a latent site: at a weight of the program; None for where the guide chooses."""
-        return None
+        return lifted_weight(self.children(), site)
 
     def bound_model(self) -> Callable[..., Any]:
         """The model for an AutoGuide: its data plate takes the bound rows even if outer handlers are blocked."""

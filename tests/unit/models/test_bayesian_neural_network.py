@@ -440,11 +440,11 @@ def test_data_set_determines_sizes_and_likelihood(name: str, likelihood: str, ou
         ({"noise": -1.0}, "noise must be a positive number; got -1.0"),
         (
             {"noise": 0.1, "likelihood": "bernoulli"},
-            "noise is only for likelihood='normal'; got likelihood='bernoulli'",
+            "noise is only for likelihood='normal', .*; got likelihood='bernoulli'",
         ),
         ({"likelihood": "categorical"}, "needs num_classes, a whole number of at least 2; got None"),
         ({"likelihood": "categorical", "num_classes": 1}, "needs num_classes, a whole number of at least 2; got 1"),
-        ({"num_classes": 3}, "num_classes is only for likelihood='categorical'; got likelihood='normal'"),
+        ({"num_classes": 3}, "num_classes is only for likelihood='categorical' .*; got likelihood='normal'"),
     ],
 )
 def test_wrong_settings_raise(arguments: dict[str, Any], message: str) -> None:
