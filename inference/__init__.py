@@ -10,10 +10,22 @@ if __name__ == "inference":
         "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"
     )
 
+from deepprob.inference.ensemble import ensemble
+from deepprob.inference.map_estimate import map_estimate
 from deepprob.inference.svi import extend, svi
 from deepprob.posteriors.posterior import Posterior
 
 #: The routines by their names in commands.
-ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
+ROUTINES: dict[str, Callable[..., Posterior]] = {
+    "svi": svi,
+    "map_estimate": map_estimate,
+    "ensemble": ensemble,
+}
 
-__all__ = ["ROUTINES", "extend", "svi"]
+__all__ = [
+    "ROUTINES",
+    "ensemble",
+    "extend",
+    "map_estimate",
+    "svi",
+]
