@@ -124,7 +124,8 @@ def map_estimate(
         ...     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
-        >>> posterior = map_estimate(Program.of(model), torch.tensor([2.0, 4.0]), steps=1000, progress=False)
+        >>> fast = Optimizer(learning_rate=0.05)
+        >>> posterior = map_estimate(Program.of(model), torch.tensor([2.0, 4.0]), steps=500, optimizer=fast)
         >>> draws = posterior.sample(draws=3)["loc"]
         >>> round(float(draws.mean()), 2), float(draws.std())
         (2.0, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -304,10 +304,9 @@ class BayesianNeuralNetwork(Program):
         return (*inputs,) if y is None else (*inputs, self.observation.validate(name, y))
 
     def train(self, mode: bool = True) -> BayesianNeuralNetwork:
-        """Set the mode; the network itself stays in evaluation mode."""
+        """Set the mode; the network itself stays in evaluation mode, except for `active_dropout`."""
         super().train(mode)
-        self.net.eval()
-        return self
+        return cast(BayesianNeuralNetwork, self.at_rest(self.net))
 
     # -- internals -----------------------------------------------------------------------------------------------
 
