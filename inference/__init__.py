@@ -10,10 +10,28 @@ if __name__ == "inference":
         "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"
     )
 
+from deepprob.inference.dropout import dropout
+from deepprob.inference.ensemble import ensemble
+from deepprob.inference.map_estimate import map_estimate
 from deepprob.inference.svi import extend, svi
+from deepprob.inference.swag import swag
 from deepprob.posteriors.posterior import Posterior
 
 #: The routines by their names in commands.
-ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
+ROUTINES: dict[str, Callable[..., Posterior]] = {
+    "svi": svi,
+    "map_estimate": map_estimate,
+    "ensemble": ensemble,
+    "swag": swag,
+    "dropout": dropout,
+}
 
-__all__ = ["ROUTINES", "extend", "svi"]
+__all__ = [
+    "ROUTINES",
+    "dropout",
+    "ensemble",
+    "extend",
+    "map_estimate",
+    "svi",
+    "swag",
+]

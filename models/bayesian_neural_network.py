@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -294,6 +294,11 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
                 )
         inputs = as_accepted(self.net, inputs)
         return (*inputs,) if y is None else (*inputs, self.observation.validate(y))
+
+    def train(self, mode: bool = True) -> BayesianNeuralNetwork:
+        """Set the mode; the network itself stays in evaluation mode, except for `active_dropout`."""
+        super().train(mode)
+        return cast(BayesianNeuralNetwork, self.at_rest(self.net))
 
     # -- internals -----------------------------------------------------------------------------------------------
 

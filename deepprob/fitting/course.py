@@ -34,6 +34,8 @@ class Length:
         epochs: Passes over the data, if they were given.
         fixed: Whether the length is fixed; otherwise the fit ends when its bound has levelled.
         done: Steps that an earlier fit has taken.
+        tail: Steps at a constant learning rate after the others, which are not among ``total``.
+        tail_rate: Their learning rate.
     """
 
     steps_per_epoch: int
@@ -41,6 +43,8 @@ class Length:
     epochs: int | None
     fixed: bool
     done: int = 0
+    tail: int = 0
+    tail_rate: float = 0.0
 
     @classmethod
     def of(cls, epochs: int | None, steps: int | None, steps_per_epoch: int) -> Length:
@@ -74,7 +78,7 @@ class Length:
     @property
     def expected(self) -> int:
         """Steps to plan the fit's speed for: most bounds level in a quarter of the budget."""
-        return self.to_take if self.fixed else self.to_take // 4
+        return self.tail + (self.to_take if self.fixed else self.to_take // 4)
 
 
 class Course:
@@ -82,7 +86,7 @@ class Course:
 
     A fit of a fixed length follows the optimizer's schedule from its first step to its last. A fit that ends when its
     bound has levelled holds the schedule's first rate until then, at most for two thirds of its budget; it follows the
-    schedule over the steps that are left, half as many as it has taken.
+    schedule over the steps that are left, half as many as it has taken. A tail of constant steps may follow.
 
     Args:
         optimizer: The optimizer, with its schedule.
@@ -91,7 +95,8 @@ class Course:
 
     Attributes:
         fixed: Whether the user asked for a fixed length.
-        total: Steps of the whole fit; of a fit that has not levelled yet, its budget.
+        total: Steps of the whole fit, its tail included; of a fit that has not levelled yet, its budget.
+        tail: Steps of the tail.
         schedule_begins: The step at which the schedule begins.
         holds: Whether the fit still waits for its bound to level.
         levelled: Whether its bound has levelled.
@@ -105,9 +110,15 @@ class Course:
 
     def __init__(self, optimizer: Optimizer, peak: float, length: Length) -> None:
         self.optimizer, self.peak, self.done = optimizer, peak, length.done
-        self.fixed, self.total, self.holds = length.fixed, length.total, not length.fixed
+        self.tail, self.tail_rate = length.tail, length.tail_rate
+        self.fixed, self.total, self.holds = length.fixed, length.total + self.tail, not length.fixed
         self.levelled = False
         self.schedule_begins = 0 if length.fixed else length.total - length.to_take // 3
+
+    @property
+    def tail_begins(self) -> int:
+        """The step at which the tail begins, the end of a fit without one."""
+        return self.total - self.tail
 
     @property
     def waits(self) -> bool:
@@ -117,11 +128,14 @@ class Course:
     def level_at(self, step: int) -> None:
         """Begin the schedule: the bound has levelled at this step."""
         self.schedule_begins, self.holds, self.levelled = step, False, True
-        self.total = min(self.total, step + max(_SHORTEST_DECAY, (step - self.done) // 2))
+        self.total = min(self.total, step + max(_SHORTEST_DECAY, (step - self.done) // 2) + self.tail)
 
     def rates(self, first: int, end: int) -> FloatArray:
         """The learning rates of the steps from ``first`` to before ``end``."""
-        length, held_until = self.total - self.schedule_begins, min(max(self.schedule_begins, first), end)
+        if end > (begins := self.tail_begins):
+            tail = np.full(end - max(first, begins), self.tail_rate)
+            return np.concatenate([self.rates(first, begins), tail]) if first < begins else tail
+        length, held_until = self.tail_begins - self.schedule_begins, min(max(self.schedule_begins, first), end)
         held = np.repeat(self.optimizer.rates(0, 1, length, self.peak), held_until - first)
         falling = self.optimizer.rates(held_until - self.schedule_begins, end - self.schedule_begins, length, self.peak)
         return np.concatenate([held, falling])

@@ -80,6 +80,8 @@ class RestartedFit(RunningFit):
         fit: The arguments of `RunningFit`.
     """
 
+    noun, keyword = "start", "restarts"  # in messages
+
     def __init__(self, others: Sequence[Start], *fit: Any) -> None:
         super().__init__(*fit)
         self.lead = 0
@@ -138,8 +140,8 @@ class RestartedFit(RunningFit):
             start.new = self._take_one(rows, knobs)
             if len(self.state.params) != len(self.first_shapes):
                 raise ValueError(
-                    f"restarts={len(self.starts)} needs every parameter before the first step, but step "
-                    f"{self.step + 1} registered another one. Register it in every run, or use restarts=1."
+                    f"{self.keyword}={len(self.starts)} needs every parameter before the first step, but step "
+                    f"{self.step + 1} registered another one. Register it in every run, or use {self.keyword}=1."
                 )
             start.at = super()._position()
 
@@ -176,7 +178,7 @@ class RestartedFit(RunningFit):
             if start.out and start.new:
                 start.new = {}
                 warnings.warn(
-                    f"start {k} of {len(self.starts)} (counted from 0) is out: {most} steps in a row up to step "
+                    f"{self.noun} {k} of {len(self.starts)} (counted from 0) is out: {most} steps in a row up to step "
                     f"{first + len(skipped)} were not finite. The others go on.",
                     UserWarning,
                     stacklevel=5,

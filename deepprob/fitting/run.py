@@ -78,14 +78,12 @@ class RunningFit:
         self.steps_per_epoch, self.course = self.order.steps_per_epoch, settings.course
         self.history = History(steps_per_epoch=self.steps_per_epoch)
         self.anneals = [c for c in self.callbacks if isinstance(c, Anneal)]
-        self.stop, self.step, self.epoch = False, 0, 0
-        self.first_step = 0
-        self.broken_off = False  # in the middle of a step
+        self.stop, self.step, self.epoch, self.first_step = False, 0, 0, 0
         self.warm_up_steps = max((c.warm_up(self) for c in self.callbacks), default=0)
         self.levelling = self._levelling()
         self.best = BestState(state.instance.snapshot(), scored=held_out is not None and held_out.is_bound)
-        self.bad_in_a_row = 0
-        self.epoch_seconds = 0.0  # spent on the current epoch
+        self.bad_in_a_row, self.epoch_seconds = 0, 0.0  # spent on the current epoch
+        self.broken_off = False  # in the middle of a step
         # Stop after every epoch if something watches epochs; otherwise run several in one call.
         self.by_epoch = held_out is not None or any(c.watches_epochs for c in self.callbacks)
 
@@ -104,7 +102,7 @@ class RunningFit:
         instance, first = self.state.instance, max(self.first_step, self.warm_up_steps)
         found = Levelling(margin_of(instance), instance.num_data, first)
         if self.course.fixed:
-            found.fixed(first, self.total_steps)
+            found.fixed(first, self.course.tail_begins)
         return found
 
     @property
@@ -148,7 +146,7 @@ class RunningFit:
         except KeyboardInterrupt:
             self.history.interrupted = self.broken_off = True
         warn_if_interrupted(self.history, self.total_steps)
-        warn_of_skipped(self.history)
+        self._warn_of_skipped()
         self.history.stopped_early = self.stop and self.step < self.total_steps
         if self._ends_by_budget:
             warn_if_not_level(self.history, self.first_step, self.warm_up_steps)
@@ -231,7 +229,7 @@ class RunningFit:
             course.level_at(self.step)
         elif course.holds and self.step >= course.schedule_begins:
             course.holds = False
-            self.levelling.to_the_end(max(self.step, self.warm_up_steps), course.total)
+            self.levelling.to_the_end(max(self.step, self.warm_up_steps), course.tail_begins)
 
     def _packed(self, name: str = "packed") -> Groups:
         """The packed parameters whose bound is to level, or their average if one is kept."""
@@ -343,6 +341,9 @@ class RunningFit:
         with self.state.averaged():
             return self.state.instance.snapshot()
 
+    def _warn_of_skipped(self) -> None:
+        warn_of_skipped(self.history)
+
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def _count_skipped(self, first: int, skipped: Sequence[float]) -> None:
@@ -390,8 +391,7 @@ class RunningFit:
         self.history.compiled_graphs = self.stepper.compiled_graphs + scores
         config = {**self.settings.config, **self.stepper.facts(), "steps": self.total_steps}
         record: dict[str, Any] = {"history": self.history, "config": config, "seed": self.settings.seed}
-        rows = self.buckets.training_rows(instance)
-        found = Posterior(instance, **record, training=training, training_rows=rows)
+        found = Posterior(instance, **record, training=training, training_rows=self.buckets.training_rows(instance))
         if not (self.history.interrupted or self.bad_in_a_row):
             seconds = sum(self.history.epochs.get("seconds", ()))
             if (numbers := self.buckets.numbers) is None:  # a sample of rows has another posterior

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ def running_fit(
     callbacks: list[Callback],
     announce: bool,
     others: Sequence[Start] = (),
+    kind: Callable[..., RunningFit] | None = None,
 ) -> RunningFit:
     """A fit before its first step, of one start or with others.
 
@@ -119,6 +120,8 @@ def running_fit(
         callbacks: The callbacks.
         announce: Whether to say what a compiler does.
         others: The starts beside the first.
+        kind: Makes the running fit from the other starts and the arguments of `RunningFit`; None for a fit that keeps
+            its best start.
     """
     length, instance, batch, size = state.length, state.instance, state.data, state.batch_size
     factory, bound = state.factory, state.objective
@@ -146,4 +149,6 @@ def running_fit(
     }
     settings = FitSettings(size, Course(factory, state.learning_rate, length), state.seed, callbacks, config)
     parts = state, stepper, buckets, score, state.noise, settings
+    if kind is not None:
+        return kind(others, *parts)
     return RestartedFit(others, *parts) if others else RunningFit(*parts)

@@ -20,6 +20,7 @@ from deepprob.networks.initialisation import can_draw_weights
 from deepprob.programs.arguments import rejoined
 from deepprob.programs.guides import GuideSpec
 from deepprob.programs.instance import ProgramInstance
+from deepprob.programs.minibatch import Batch
 from deepprob.programs.program import Program
 from deepprob.programs.relative_guides import RelativeGuide
 
@@ -61,6 +62,7 @@ def other_starts(
     guide: GuideSpec,
     batch_size: int | str | None,
     weights: str,
+    asked: str = "restarts",
 ) -> list[Start]:
     """The starts beside the first, each with a seed of its own.
 
@@ -71,12 +73,12 @@ def other_starts(
         guide: The guide, as `svi` got it.
         batch_size: Rows of a step, as `svi` got them.
         weights: The choice of weights.
+        asked: The argument by which the user asked for them.
     """
-    fitted = state.instance.program
-    batch = rejoined(state.data, fitted.call, replace(fitted.origin, weights=fitted.bound_rows.weights))
+    batch = batch_of(state)
     found, device = list[tuple[ProgramInstance, RandomStream]](), state.instance.device
     for k in range(1, count):
-        stream = RandomStream(_seed_of(state.seed, k), device)
+        stream = RandomStream(seed_of(state.seed, k), device)
         with stream.drawing(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the first start gave them
             known = {"num_data": None if state.chunks is None else state.instance.num_data}
@@ -101,11 +103,17 @@ def other_starts(
         if weights != "fresh" and can_draw_weights(state.instance.program):
             reason, remedy = f"weights={weights!r} keeps the weights of your networks", "Write weights='fresh'"
         warnings.warn(
-            f"restarts={count} has nothing to vary: {reason}, so the starts differ in their noise alone. {remedy}.",
+            f"{asked}={count} has nothing to vary: {reason}, so the starts differ in their noise alone. {remedy}.",
             UserWarning,
             stacklevel=3,
         )
     return starts
+
+
+def batch_of(state: LoopState) -> Batch:
+    """The data of a fit as they were when it accepted them, to build the program's instance again."""
+    fitted = state.instance.program
+    return rejoined(state.data, fitted.call, replace(fitted.origin, weights=fitted.bound_rows.weights))
 
 
 def _varied(guides: list[RelativeGuide]) -> list[list[Tensor]]:
@@ -123,6 +131,6 @@ def _differs(state: LoopState, start: Start) -> bool:
     return not all(torch.equal(a, b) for a, b in [*pairs, *zip(state.varied, start.varied, strict=True)])
 
 
-def _seed_of(seed: int, start: int) -> int:
+def seed_of(seed: int, start: int) -> int:
     """The seed of a start; those of two fits have nothing in common."""
     return int(np.random.SeedSequence([seed, start]).generate_state(1, np.uint64)[0] >> 1)

@@ -86,7 +86,9 @@ class DrawRunner:
         plain, sites = _constants_key(replace(run, given={}, do={})), [*run.given, *run.do]
         key = f"{trial.name}{' replayed' if stored else ''}{sites or ''}{plain or ''}"
         if key not in ways:
-            ways[key] = "stacked" if self.stacks(trial, run, stored) else "traced"
+            # Under a plate of draws, a network without random weights would run once, with one mask for all draws.
+            stacked = not run.program.active_dropout and self.stacks(trial, run, stored)
+            ways[key] = "stacked" if stacked else "traced"
         if ways[key] == "stacked":
             found = job.call(self._stacked(run, stored))
             return detached(found) if run.program.bound_rows.gradients else found

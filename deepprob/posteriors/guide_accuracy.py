@@ -32,6 +32,7 @@ from deepprob.programs.minibatch import Batch
 DRAWS = 1000
 _DRAWS_PER_NUMBER = 3  # that tell their covariance
 _FEW = 40
+_FEWEST_OF_A_CHAIN = 4  # draws that tell an effective size; in a shorter chain, a chain counts as one draw
 _MOST_CHAINS = 20  # numbers of a site whose effective draws are counted
 _MOST_TOGETHER = 1000  # numbers of a divergence, spread evenly over more
 _MOST_NUMBERS = 2**23  # coordinates times draws
@@ -210,7 +211,9 @@ def _with_chain_error(found: Tensor, chains: Tensor, draws: int) -> Tensor:
     """
     values = chains.reshape(*chains.shape[:2], -1).double().cpu().numpy()
     places = np.unique(np.linspace(0, values.shape[-1] - 1, _MOST_CHAINS).astype(int))
-    sizes = [ess(values[..., i]) for i in places if np.ptp(values[..., i]) > 0]
+    varied = [i for i in places if np.ptp(values[..., i]) > 0]
+    long = values.shape[1] >= _FEWEST_OF_A_CHAIN
+    sizes = [ess(values[..., i]) for i in varied] if long else [float(len(values))]
     effective = float(np.clip(np.nanmin(sizes or [1.0]), 1.0, draws))
     shift, shift_se, width, width_se = found
     return torch.stack([shift, (shift_se**2 + 1 / effective) ** 0.5, width, (width_se**2 + 0.5 / effective) ** 0.5])

@@ -112,6 +112,7 @@ def write_posterior(path: str | Path, content: Content) -> None:
         "origin": origin_to_json(program.origin),
         "call": call_to_json(program.call),
         "setup": instance.setup(),
+        "active_dropout": program.active_dropout,
         "history": content.history.facts(),
         "config": content.config,
         "seed": content.seed,
@@ -200,6 +201,7 @@ def _instance(
         saved=None if setup is None else (setup, state),
     )
     instance.inputs = specs
+    instance.program.active_dropout = manifest.get("active_dropout", False)
     instance.program.__dict__["origin"] = origin_from_json(manifest.get("origin"), columns_of(specs))
     if setup is None:
         instance.load(state)

@@ -18,7 +18,9 @@ from torch.distributions import constraints, transform_to
 from deepprob.programs.sites import Site
 
 
-class _Rename(Messenger):
+class Rename(Messenger):
+    """Renames sites."""
+
     def __init__(self, rename: Callable[[str], str]) -> None:
         super().__init__()
         self.rename = rename
@@ -62,10 +64,10 @@ class NamesApart(AutoGuide):
 
     def __init__(self, model: Callable[..., Any], **options: Any) -> None:
         self.names = _Names(dir(type(self)))
-        super().__init__(_Rename(self.names.keep)(model), **options)  # type: ignore[no-untyped-call]
+        super().__init__(Rename(self.names.keep)(model), **options)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with _Rename(self.names.site):
+        with Rename(self.names.site):
             found = super().forward(*args, **kwargs)
         return {self.names.site(name): value for name, value in found.items()}
 

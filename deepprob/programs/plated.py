@@ -9,21 +9,39 @@ from typing import Any
 
 import pyro
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
+from deepprob.networks.dropout import activate_dropout
 from deepprob.programs.arguments import Call, missing
 from deepprob.programs.inputs import is_sequence
 from deepprob.programs.minibatch import BoundRows, RowWeights, num_rows
 
 
 class Plated(PyroModule):
-    """A module with a model and a plate over the rows of its arguments; see `Program` for its attributes."""
+    """A module with a model and a plate over the rows of its arguments; see `Program` for its attributes.
+
+    With ``active_dropout`` its dropout is always active, and all else in evaluation mode.
+    """
 
     data_name: str = "data"
     call: Call | None = None
     found_plate: str = ""
     variable_length: bool = False
+    active_dropout: bool = False
     model: Any
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode."""
+        super().train(mode)
+        return self.at_rest()
+
+    def at_rest(self, *parts: nn.Module) -> Any:
+        """The program, with some parts in evaluation mode, except for active dropout."""
+        for part in parts:
+            part.eval()
+        if self.active_dropout:
+            activate_dropout(self)
+        return self
 
     def data_plate(self, *batch: Any) -> pyro.plate:
         """The plate over rows: ``pyro.plate("data", num_data)``, with the rows of the current batch.

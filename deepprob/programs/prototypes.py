@@ -64,6 +64,8 @@ def set_up(program: nn.Module, saved: Mapping[str, Any], device: torch.device) -
         if isinstance(guide, AutoStructured) and not isinstance(guide.dependencies, dict):
             kind = guide.dependencies
             guide.dependencies = {down: dict.fromkeys(ups, kind) for down, ups in entry["dependencies"]}
+        if entry.get("rank"):
+            guide.rank = entry["rank"]
         with _running(guide, _stand_in(entry["sites"], device)):
             guide._setup_prototype()
             if isinstance(guide, AutoContinuous):
@@ -90,6 +92,7 @@ def _to_json(guide: Any, row_plate: str) -> dict[str, Any]:
         "sites": sites,
         "open_plates": [name for name, frame in guide._prototype_frames.items() if frame.size is None],
         "names": [[site, name] for site, name in guide.names.kept.items()] if isinstance(guide, NamesApart) else [],
+        "rank": getattr(guide, "rank", None),
         "dependencies": [[down, list(ups)] for down, ups in edges.items()],
     }
 

@@ -61,7 +61,7 @@ class RelativeGuide(nn.Module):
         own = {name for name, _ in self.named_buffers()}
         for name, value in other.named_buffers():
             if name not in own:
-                _register(self, name, value.clone())
+                register(self, name, value.clone())
 
     def absolute(self, name: str) -> Tensor:
         """The value that a parameter would have in Pyro's guide, by its path in the guide."""
@@ -140,6 +140,17 @@ class AutoLowRankMultivariateNormal(_JointGuide, autoguide.AutoLowRankMultivaria
         _set(self, "scale", torch.ones_like(self.loc))
         _set(self, "cov_factor", factor[:, -self.cov_factor.shape[1] :].to(self.loc))
 
+    def become(self, mean: Tensor, sds: Tensor, factor: Tensor) -> None:
+        """Become the Gaussian whose covariance is the squares of ``sds`` on the diagonal, plus ``factor @ factor.T``.
+
+        Args:
+            mean: Its mean, shape ``(D,)``.
+            sds: Positive numbers, shape ``(D,)``.
+            factor: Shape ``(D, rank)``, with the guide's rank.
+        """
+        for name, value in {"loc": mean, "scale": sds, "cov_factor": factor / sds[:, None]}.items():
+            _set(self, name, value.to(self.loc))
+
     def get_posterior(self, *args: Any, **kwargs: Any) -> Any:
         if self.center is None:
             return self.of_parameters()
@@ -165,8 +176,8 @@ class AutoNormal(RelativeGuide, names_apart.AutoNormal):
         named = {name.removesuffix("_unconstrained"): x for name, x in self.locs.named_parameters()}
         sizes = [x.numel() for x in named.values()]
         for (name, loc), m, sd in zip(named.items(), center.split(sizes), sds.split(sizes), strict=True):
-            _register(self.centers, name, m.reshape(loc.shape).to(loc))
-            _register(self.roots, name, sd.reshape(loc.shape).to(loc))
+            register(self.centers, name, m.reshape(loc.shape).to(loc))
+            register(self.roots, name, sd.reshape(loc.shape).to(loc))
             _set(self, f"locs.{name}", torch.zeros_like(loc))
             _set(self, f"scales.{name}", torch.ones_like(loc))
 
@@ -199,7 +210,7 @@ def _set(guide: nn.Module, path: str, value: Tensor) -> None:
             module._parameters[name].copy_(value)
 
 
-def _register(module: nn.Module, path: str, value: Tensor) -> None:
+def register(module: nn.Module, path: str, value: Tensor) -> None:
     """Register a buffer by its path in a module."""
     name, _, rest = path.partition(".")
     if not rest:
@@ -207,4 +218,4 @@ def _register(module: nn.Module, path: str, value: Tensor) -> None:
         return
     if not hasattr(module, name):
         setattr(module, name, PyroModule())
-    _register(module.get_submodule(name), rest, value)
+    register(module.get_submodule(name), rest, value)

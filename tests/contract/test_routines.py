@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
@@ -10,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scenarios import ROUTINE_SETTINGS
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepprob.fitting.callbacks import Callback
 from deepprob.inference import ROUTINES
@@ -27,8 +28,24 @@ def model(y: Tensor | None = None) -> None:
         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
 
 
-def program() -> Program:
-    return Program.of(model, "normal", data_plate="data")
+class Dropped(nn.Module):
+    """The same model, with a location that dropout may set to zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, y: Tensor | None = None) -> None:
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 16 if y is None else len(y)) as rows:
+            pyro.sample("y", dist.Normal(self.drop(loc.expand(len(rows))), 1.0), obs=y)
+
+
+MODELS: dict[str, Callable[[], Callable[..., None]]] = {"dropout": Dropped}  # of routines that need their own
+
+
+def program(routine: str) -> Program:
+    return Program.of(MODELS.get(routine, lambda: model)(), "normal", data_plate="data")
 
 
 @pytest.fixture(params=sorted(ROUTINES))
@@ -37,7 +54,7 @@ def routine(request: pytest.FixtureRequest) -> str:
 
 
 def run(routine: str, **options: object) -> Posterior:
-    return ROUTINES[routine](program(), Y, **ROUTINE_SETTINGS[routine] | options)
+    return ROUTINES[routine](program(routine), Y, **ROUTINE_SETTINGS[routine] | options)
 
 
 def test_signature(routine: str) -> None:
@@ -74,7 +91,7 @@ def test_posterior_has_config_seed_and_versions(routine: str) -> None:
 def test_save_and_load(routine: str, tmp_path: Path) -> None:
     posterior = run(routine)
     posterior.save(tmp_path / "p")
-    again = Posterior.load(tmp_path / "p", program=Program.of(model, data_plate="data"))
+    again = Posterior.load(tmp_path / "p", program=program(routine))
     assert torch.equal(again.log_likelihood(Y), posterior.log_likelihood(Y))
     assert again.config == posterior.config
 

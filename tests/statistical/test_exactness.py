@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import math
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from linear_regression import SIGMA, LinearRegression, regression_data
 from torch import Tensor
 
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE
-from deepprob.programs.program import Program
-
-SIGMA = 0.5
-
-
-def regression_data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 5, generator=generator)
-    weights = torch.randn(5, generator=generator)
-    return x, x @ weights + SIGMA * torch.randn(200, generator=generator)
-
-
-class LinearRegression(Program):
-    """y ~ N(x w, sigma), w ~ N(0, I)."""
-
-    def model(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        w = pyro.sample("w", dist.Normal(torch.zeros(5), 1.0).to_event(1))  # (..., 5)
-        with self.data_plate(x):
-            mean = (x * w).sum(-1)
-            return pyro.sample("y", dist.Normal(mean, SIGMA), obs=y)
 
 
 @pytest.mark.parametrize("batch_size", [20, 200, None])
