@@ -10,10 +10,11 @@ if __name__ == "inference":
         "this folder is imported as deepprob.inference, not as inference. Write: from deepprob.inference import svi"
     )
 
+from deepprob.inference.laplace import laplace
 from deepprob.inference.svi import extend, svi
 from deepprob.posteriors.posterior import Posterior
 
 #: The routines by their names in commands.
-ROUTINES: dict[str, Callable[..., Posterior]] = {"svi": svi}
+ROUTINES: dict[str, Callable[..., Posterior]] = {"laplace": laplace, "svi": svi}
 
-__all__ = ["ROUTINES", "extend", "svi"]
+__all__ = ["ROUTINES", "extend", "laplace", "svi"]

@@ -22,8 +22,8 @@ from deepprob.networks.likelihood import Likelihood
 from deepprob.networks.registry import NETWORKS
 from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.network_program import NetworkProgram
 from deepprob.programs.origin import Origin
-from deepprob.programs.program import Program
 
 PRIORS = ("hierarchical", "normal")
 
@@ -32,7 +32,7 @@ _DISPERSION_MEDIANS = {"noise": 0.1, "total_count": 10.0, None: 1.0}  # of the p
 _DISPERSION_SD = 1.5  # of the logarithm
 
 
-class BayesianNeuralNetwork(Program):
+class BayesianNeuralNetwork(NetworkProgram):
     r"""A network whose weights are random variables, for regression, classification and counts.
 
     .. code-block:: text
@@ -118,6 +118,7 @@ class BayesianNeuralNetwork(Program):
         self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and likelihood != "normal":
             raise ValueError(f"noise is only for likelihood='normal'; got likelihood={likelihood!r}. Leave it out.")
+        self.known_scales = ("prior_scale",) * (prior == "normal") + ("noise",) * (noise is not None)
         self.standardize = bool(standardize)
         self.net = lift(net, taken={"data", "y", self.observation.dispersion or "y"})
         self.inputs = input_names(self.net)
@@ -318,8 +319,7 @@ class BayesianNeuralNetwork(Program):
         weights = {} if lazy else {name: p for name, p in self.net.named_parameters() if p.requires_grad}
         self.shapes = {name: tuple(w.shape) for name, w in weights.items()}
         self.gains, self.fans, self.kept = gains(self.net), fans(self.net, weights), pretrained_names(self.net)
-        priors = [self._start_prior(name, w) for name, w in weights.items()]
-        relative = [(w - loc) / unit for w, (loc, unit) in zip(weights.values(), priors, strict=True)]
+        relative = [(w - loc) / unit for name, w in weights.items() for loc, unit in [self._start_prior(name, w)]]
         self.raw_loc = nn.ParameterList(relative)  # in units of the prior
         for weight in weights.values():
             weight.requires_grad_(False).zero_()  # unused from here on; zeroed so that saved fits do not depend on it
@@ -338,7 +338,7 @@ class BayesianNeuralNetwork(Program):
         """Mean and unit (standard deviation) of a weight's prior, given the scale of its matrix."""
         loc = torch.ones_like(like) if name in self.gains else torch.zeros_like(like)
         if self.prior == "normal":
-            return loc, torch.full_like(like, self.prior_scale)
+            return loc, torch.ones_like(like) * self.prior_scale
         if scale is None:
             return loc, torch.ones_like(like)
         unit = scale.reshape(*scale.shape, *(1,) * like.dim()) / math.sqrt(self.fans[name])  # (*K, 1, 1, 1)
@@ -392,7 +392,7 @@ class BayesianNeuralNetwork(Program):
     def _dispersion(self) -> Tensor | None:
         """The noise in the units of y, or the total count; known or drawn from its prior."""
         if self.noise is not None:
-            return torch.full_like(self.y_loc, self.noise)
+            return torch.ones_like(self.y_loc) * self.noise
         if (site := self.observation.dispersion) is None:
             return None
         loc = torch.full_like(self.noise_loc[0], math.log(_DISPERSION_MEDIANS[site]))

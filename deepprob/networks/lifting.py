@@ -13,6 +13,7 @@ from torch.func import functional_call
 from deepprob.engine.batching import over_draws
 from deepprob.networks.initialisation import is_pretrained
 from deepprob.networks.inputs import checked_rows, same_state
+from deepprob.networks.linearised import expansion_of, linearised
 from deepprob.networks.registry import network_from_config
 
 
@@ -73,7 +74,7 @@ def refuse_scripted(net: nn.Module, title: str, named: Callable[[str], str] = st
 def run_with(
     net: nn.Module, weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], *inputs: Tensor
 ) -> Tensor:
-    """Run a network with given weights, for every draw of them.
+    """Run a network, or its expansion (see `linearised`), with given weights, for every draw of them.
 
     Args:
         net: The network.
@@ -101,11 +102,13 @@ def run_with(
         with same_state(net):
             return checked_rows(functional_call(net, weights, rows), net, inputs[0])
 
+    at = expansion_of(net, shapes)
+    run = run_one if at is None else linearised(run_one, at)
     leading = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
     if not leading:
-        return run_one(dict(weights))
+        return run(dict(weights))
     stacked = {n: w.expand(*leading, *shapes[n]).reshape(-1, *shapes[n]) for n, w in weights.items()}  # (K, *weight)
-    out = _all_draws(run_one, stacked)
+    out = _all_draws(run, stacked)
     # The last leading dimension holds the place of the row axis, which the network adds.
     return out.reshape(*leading[:-1], *out.shape[-2:])
 
