@@ -180,7 +180,8 @@ def laplace(
         data: The model's arguments, in memory, as for `svi`.
         structure: ``"full"``; ``"kronecker"``, one Kronecker product for the weights and the bias of each linear or
             convolutional layer, with any other weights independent; ``"low_rank"``, the largest eigenvalues of the
-            likelihood's curvature; ``"diagonal"``; ``"auto"`` for ``"kronecker"`` in a network, else ``"full"``.
+            likelihood's curvature and the diagonal of the rest; ``"diagonal"``; ``"auto"`` for ``"kronecker"`` in a
+            network, else ``"full"``.
         subset: ``"all"``; ``"last"`` for the last layer of a network; or names of sites. The others are points.
         prediction: ``"linearised"``; ``"sampled"``, the network at drawn weights; ``"auto"`` for the first where the
             program can.

@@ -58,22 +58,22 @@ class Curvature:
 
     # -- structures ----------------------------------------------------------------------------------------------
 
-    def dense(self) -> list[Part]:
+    def dense(self) -> Sequence[DensePart]:
         """The whole matrix."""
         matrix = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.mode.guide.loc.device)
         for rows in self._gradients():
             matrix += rows.double().T @ rows.double()
         return [DensePart(self.index(self.names), matrix)]
 
-    def diagonal(self) -> list[Part]:
+    def diagonal(self) -> Sequence[IndependentPart]:
         """The diagonal."""
         found = torch.zeros(self.size, dtype=torch.float64, device=self.mode.guide.loc.device)
         for rows in self._gradients():
             found += rows.square().sum(0, dtype=torch.float64)
         return [IndependentPart(self.index(self.names), found)]
 
-    def low_rank(self, rank: int) -> list[Part]:
-        """The largest eigenvalues of the matrix.
+    def low_rank(self, rank: int) -> Sequence[LowRankPart]:
+        """The largest eigenvalues of the matrix, and the diagonal of the rest.
 
         Args:
             rank: Their number.
@@ -85,9 +85,12 @@ class Curvature:
         for _ in range(_PASSES):
             basis = torch.linalg.qr(self._times(basis))[0]
         values, vectors = torch.linalg.eigh(basis.T @ self._times(basis))
-        return [LowRankPart(self.index(self.names), basis @ vectors[:, -rank:], values[-rank:].clamp_min(0.0))]
+        values, vectors = values[-rank:].clamp_min(0.0), basis @ vectors[:, -rank:]
+        (part,) = self.diagonal()
+        rest = (part.diagonal - vectors.square() @ values).clamp_min(0.0)
+        return [LowRankPart(self.index(self.names), vectors, values, rest)]
 
-    def kronecker(self) -> list[Part]:
+    def kronecker(self) -> Sequence[Part]:
         """A Kronecker product for every layer, and the diagonal for weights that are in none."""
         factors = self._factors()
         parts: list[Part] = []
@@ -202,7 +205,7 @@ def _rows_apart(directions: Sequence[Tensor]) -> list[Tensor]:
     return found
 
 
-STRUCTURES: dict[str, Callable[[Curvature, int], list[Part]]] = {
+STRUCTURES: dict[str, Callable[[Curvature, int], Sequence[Part]]] = {
     "full": lambda curvature, _: curvature.dense(),
     "diagonal": lambda curvature, _: curvature.diagonal(),
     "kronecker": lambda curvature, _: curvature.kronecker(),

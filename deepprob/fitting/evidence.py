@@ -35,7 +35,7 @@ from deepprob.programs.laplace import NO_MODE
 from deepprob.programs.run import Run
 
 _DRAWS, _STEP = 8, 1e-2  # of the variance of parameters: draws, and the share of their deviation to move by
-_STEPS = 50  # of a search
+_STEPS = 20  # of a search
 
 
 class Evidence:
@@ -185,6 +185,12 @@ class Evidence:
         size = sum(part.index.numel() for part in self.parts)
         constant = 0.5 * size * math.log(2.0 * math.pi)
         return likelihood + of_weights + constant - 0.5 * self.log_det(precision, ratio), of_scales
+
+    @cached_property
+    def total(self) -> float:
+        """The log marginal likelihood plus the log-density of the hyperparameters, at the mode; what `best` raises."""
+        value, of_scales = self.value()
+        return float((value + of_scales).detach())
 
     def best(self) -> Tensor:
         """The hyperparameters with the highest log marginal likelihood plus log-density, unconstrained.

@@ -19,9 +19,11 @@ from deepprob.programs.laplace import precision_at_mode
 from deepprob.programs.network_program import NetworkProgram
 
 PREDICTIONS = ("auto", "linearised", "sampled")
-_POLISHES, _HALVINGS = 20, 4  # Newton steps to the mode, and shorter ones
+_POLISHES, _FEW, _HALVINGS = 20, 5, 4  # Newton steps to the mode, those between searches, and shorter ones
 _AT_MODE = 1e-8  # nats that the log joint may still gain
-_SAME = 0.02  # of the logarithm of a scale: no other search follows
+_ROUNDING = 1e-3  # nats
+_SAME = 0.02  # change of the logarithm of a scale after which no other search follows
+_MOST_MOVED = 1.0  # of the logarithm of a scale, in one search: the curvature is that of the present mode
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Laplace:
 
     # -- at the mode ---------------------------------------------------------------------------------------------
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> Sequence[Part]:
         """The curvature at the present mean."""
         if self.is_network:
             curvature = Curvature(self.mode, self.names)
@@ -175,38 +177,42 @@ class Laplace:
         evidence = self.evidence(parts)
         return evidence.prior(evidence.start)[2].detach()
 
-    def polish(self, parts: Sequence[Part]) -> float:
+    def polish(self, parts: Sequence[Part], steps: int = _POLISHES) -> float:
         """Go to the mode by Newton steps with the approximation's own precision, as long as they come closer.
+
+        Args:
+            parts: The curvature.
+            steps: The most steps.
 
         Returns:
             What the log joint can still gain by such a step, in nats.
         """
         loc, blocks = self.mode.guide.loc, self.blocks(parts)
         names = self.names if self.is_network else list(self.mode.guide.sites)
-        _, gradient = self.mode.gradient(loc, names)
+        value, gradient = self.mode.gradient(loc, names)
         step, left = _newton(blocks, gradient)
-        for _ in range(_POLISHES):
+        for _ in range(steps):
             if not left > _AT_MODE:
                 break
             for halving in range(_HALVINGS):
                 moved = loc.detach() + (step * 0.5**halving).to(loc)
-                _, gradient = self.mode.gradient(moved, names)
+                higher, gradient = self.mode.gradient(moved, names)
                 new, now = _newton(blocks, gradient)
-                if now < left:
+                if higher > value or (now < left and higher > value - _ROUNDING):
                     break
             else:
                 break
             with torch.no_grad():
                 loc.copy_(moved)
-            step, left = new, now
+            step, left, value = new, now, higher
         return left
 
-    def set_scales(self, h: Tensor, evidence: Evidence) -> float:
-        """Set the hyperparameters, and return the largest change of the logarithm of one.
+    def set_scales(self, h: Tensor, evidence: Evidence) -> None:
+        """Set the hyperparameters.
 
         Args:
             h: Their values, unconstrained.
-            evidence: The marginal likelihood that has its maximum there.
+            evidence: The marginal likelihood as a function of them.
         """
         guide, program, count = self.mode.guide, self.mode.program, len(evidence.places)
         with torch.no_grad():
@@ -214,10 +220,9 @@ class Laplace:
         for name, value in zip(self.known, h[count:].exp().tolist(), strict=True):
             if isinstance(program, NetworkProgram):
                 program.set_scale(name, value)
-        return float((h - evidence.start).abs().max()) if len(h) else 0.0
 
-    def settle(self, rounds: int) -> tuple[list[Part], float, float]:
-        """Go to the mode and to the best hyperparameters, in turn.
+    def settle(self, rounds: int) -> tuple[Sequence[Part], float, float]:
+        """Go to the mode and to the best hyperparameters, in turn, as long as the marginal likelihood rises.
 
         Args:
             rounds: The most searches for hyperparameters.
@@ -225,18 +230,30 @@ class Laplace:
         Returns:
             The curvature there, what the log joint can still gain, and how far the hyperparameters have moved.
         """
-        total, moved = 0.0, 1.0
+        left = self.polish(self.parts(), _FEW if self.tuned else _POLISHES)
         parts = self.parts()
-        left = self.polish(parts)
-        for _ in range(rounds if self.tuned else 0):
-            parts = self.parts()
-            evidence = self.evidence(parts)
-            moved = self.set_scales(evidence.best(), evidence)
-            total += moved
-            left = self.polish(parts)
-            if moved < _SAME:
+        if not self.tuned:
+            return parts, left, 0.0
+        evidence, share = self.evidence(parts), 1.0
+        first = evidence.start
+        for _ in range(rounds):
+            here, loc = evidence.start, self.mode.guide.loc.detach().clone()
+            there = here + share * (evidence.best() - here).clamp(-_MOST_MOVED, _MOST_MOVED)
+            self.set_scales(there, evidence)
+            self.polish(parts, _FEW)
+            moved_parts = self.parts()
+            moved = self.evidence(moved_parts)
+            if not moved.total > evidence.total - _ROUNDING:
+                with torch.no_grad():
+                    self.mode.guide.loc.copy_(loc)
+                self.set_scales(here, evidence)
+                share *= 0.5
+                continue
+            parts, evidence = moved_parts, moved
+            if float((there - here).abs().max()) < _SAME:
                 break
-        return self.parts(), left, total
+        left = self.polish(parts)
+        return self.parts(), left, float((evidence.start - first).abs().max())
 
     def log_marginal_likelihood(self, parts: Sequence[Part], blocks: Sequence[Block]) -> float:
         """The log marginal likelihood given the sites that are not in the approximation."""

@@ -110,17 +110,18 @@ class KroneckerPart(Part):
 
 @dataclass(frozen=True, eq=False)
 class LowRankPart(Part):
-    """The largest eigenvalues of the curvature, ``(k,)``, with their eigenvectors ``(n, k)``; the others count as 0."""
+    """The largest eigenvalues of the curvature, ``(k,)``, their eigenvectors ``(n, k)``, and the rest's diagonal."""
 
     vectors: Tensor
     values: Tensor
+    rest: Tensor
 
-    def _scaled(self, prior: Tensor) -> tuple[Tensor, Tensor]:
-        scale = prior.clamp_min(_LEAST).rsqrt()
+    def _scaled(self, prior: Tensor, ratio: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+        scale = (ratio * self.rest + prior).clamp_min(_LEAST).rsqrt()
         return scale, scale.unsqueeze(-1) * self.vectors * self.values.sqrt()
 
     def log_det(self, prior: Tensor, ratio: Tensor) -> Tensor:
-        scale, factor = self._scaled(prior)
+        scale, factor = self._scaled(prior, ratio)
         small = torch.eye(len(self.values)).to(factor) + ratio * factor.mT @ factor
         found: Tensor = torch.linalg.slogdet(small).logabsdet
         return found - 2.0 * scale.log().sum()
