@@ -12,6 +12,7 @@ if __name__ == "inference":
 
 from deepprob.inference.dropout import dropout
 from deepprob.inference.ensemble import ensemble
+from deepprob.inference.laplace import laplace
 from deepprob.inference.map_estimate import map_estimate
 from deepprob.inference.svi import extend, svi
 from deepprob.inference.swag import swag
@@ -21,6 +22,7 @@ from deepprob.posteriors.posterior import Posterior
 ROUTINES: dict[str, Callable[..., Posterior]] = {
     "svi": svi,
     "map_estimate": map_estimate,
+    "laplace": laplace,
     "ensemble": ensemble,
     "swag": swag,
     "dropout": dropout,
@@ -31,6 +33,7 @@ __all__ = [
     "dropout",
     "ensemble",
     "extend",
+    "laplace",
     "map_estimate",
     "svi",
     "swag",

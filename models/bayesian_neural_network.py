@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
@@ -22,12 +22,12 @@ from deepprob.networks.target_families import NOISE
 from deepprob.networks.target_likelihood import TargetLikelihood
 from deepprob.programs.example import Example
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.network_program import NetworkProgram
 from deepprob.programs.origin import Origin
-from deepprob.programs.program import Program
 from deepprob.programs.random_network import HYPER_RAW, RandomNetwork
 
 
-class BayesianNeuralNetwork(Program, RandomNetwork):
+class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
     r"""A network whose weights are random variables, for regression, classification and counts.
 
     .. code-block:: text
@@ -128,7 +128,7 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
         self.observation = TargetLikelihood(likelihood, num_classes=num_classes, limits=limits)
         self.likelihood = likelihood
         self.num_classes = self.observation.num_classes
-        self.prior_scale = positive("prior_scale", prior_scale)
+        prior_scale = positive("prior_scale", prior_scale)
         self.noise = None if noise is None else positive("noise", noise)
         if noise is not None and NOISE not in self.observation.shared:
             raise ValueError(
@@ -137,9 +137,10 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
             )
         self.limits = self.observation.limits
         self.learned = tuple(one for one in self.observation.shared if noise is None or one is not NOISE)
+        self.known_scales = ("prior_scale",) * (prior == "normal") + ("noise",) * (noise is not None)
         self.standardize = bool(standardize)
         taken = {"data", "y", *(one.name for one in self.observation.shared)}
-        self.hold(net, prior, self.prior_scale, layers, taken=taken)
+        self.hold(net, prior, prior_scale, layers, taken=taken)
         self.inputs = input_names(self.net)
         self.noise_loc, self.noise_raw = nn.ParameterList(), nn.ParameterList()
         self._set_units([(torch.zeros(1), torch.ones(1)) for _ in self.inputs], (torch.zeros(1), torch.ones(1)))
@@ -187,6 +188,15 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
         program = cls(net, **options)
         program.__dict__["origin"] = Origin.of_source(made)
         return program
+
+    @property
+    def prior_scale(self) -> Any:
+        """The scale of the prior."""
+        return self.weights.prior_scale
+
+    @prior_scale.setter
+    def prior_scale(self, value: Any) -> None:
+        self.weights.rescale(value)
 
     def extra_repr(self) -> str:
         return described(self.observation, self.origin.encoding)
@@ -295,11 +305,6 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
         inputs = as_accepted(self.net, inputs)
         return (*inputs,) if y is None else (*inputs, self.observation.validate(y))
 
-    def train(self, mode: bool = True) -> BayesianNeuralNetwork:
-        """Set the mode; the network itself stays in evaluation mode, except for `active_dropout`."""
-        super().train(mode)
-        return cast(BayesianNeuralNetwork, self.at_rest(self.net))
-
     # -- internals -----------------------------------------------------------------------------------------------
 
     def _signature(self) -> inspect.Signature:
@@ -340,7 +345,7 @@ class BayesianNeuralNetwork(Program, RandomNetwork):
 
     def _numbers(self) -> dict[str, Tensor]:
         """The numbers that all rows share, known or drawn from their priors; noise in the units of y."""
-        numbers = {} if self.noise is None else {"noise": torch.full_like(self.y_loc, self.noise)}
+        numbers = {} if self.noise is None else {"noise": torch.ones_like(self.y_loc) * self.noise}
         for one, start in zip(self.learned, self._number_starts(), strict=True):
             value: Tensor = pyro.sample(one.name, one.distribution(start.to(self.y_loc), one.spread))
             numbers[one.name] = value * self.y_scale if one.scaled else value

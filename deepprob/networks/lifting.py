@@ -14,6 +14,7 @@ from torch.func import functional_call
 from deepprob.engine.batching import over_draws
 from deepprob.networks.initialisation import is_pretrained
 from deepprob.networks.inputs import checked_rows, same_state
+from deepprob.networks.linearised import expansion_of, linearised
 from deepprob.networks.registry import network_from_config
 from deepprob.networks.row_noise import RowNoise
 
@@ -91,7 +92,7 @@ def run_with(
     check: Check = checked_rows,
     noise: Noise | None = None,
 ) -> Tensor:
-    """Run a network with given weights, for every draw of them.
+    """Run a network, or its expansion (see `linearised`), with given weights, for every draw of them.
 
     Args:
         net: The network.
@@ -128,20 +129,28 @@ def run_with(
         with same_state(net), separate:
             return check(functional_call(net, drawn, rows), net, inputs[0])
 
+    at = expansion_of(net, shapes)
+
+    def run(parts: Parts, *inputs: Tensor) -> Tensor:
+        if at is None:
+            return run_one(parts, *inputs)
+        expanded = linearised(lambda values: run_one({("value", n): x for n, x in values.items()}, *inputs), at)
+        return expanded({name: parts["value", name] for name in at})
+
     leading = torch.broadcast_shapes(*(x.shape[: x.dim() - len(shapes[n])] for (_, n), x in parts.items()))
     # A last dimension of size 1 holds the place of the row axis, which the network adds.
     draws = leading[:-1] if leading and leading[-1] == 1 else leading
     before = [x.shape[: x.dim() - 1 - n] for x, n in zip(inputs, event_dims or (), strict=False)]
     if not leading and not any(before):
-        return run_one(parts, *inputs)
+        return run(parts, *inputs)
     common = torch.broadcast_shapes(draws, *before)
     own_rows = list(zip(inputs, before, strict=True)) if any(before) else []
     rows = [x.expand(*common, *x.shape[len(own) :]).reshape(-1, *x.shape[len(own) :]) for x, own in own_rows]
     if not leading:  # one network for the rows of all draws
-        out = run_one(parts, *(x.flatten(0, 1) for x in rows))
+        out = run(parts, *(x.flatten(0, 1) for x in rows))
         return out.reshape(*common, -1, *out.shape[1:])
     stacked = {(k, n): _spread(x, shapes[n], draws, common) for (k, n), x in parts.items()}
-    out = _all_draws(run_one if rows else lambda one: run_one(one, *inputs), stacked, *rows)
+    out = _all_draws(run if rows else lambda one: run(one, *inputs), stacked, *rows)
     return out.reshape(*common, *out.shape[1:])
 
 

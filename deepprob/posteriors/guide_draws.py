@@ -7,7 +7,7 @@ reals. Its log-weight is :math:`\log p(u, x) - \log q(u \mid x)`, and its score 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -186,7 +186,8 @@ def _split(fitted: FittedProgram, columns: Mapping[str, Tensor]) -> dict[str, Te
             continue
         shapes = packed[name]._unconstrained_shapes
         parts = column.split([shape.numel() for shape in shapes.values()], dim=-1)
-        found.update(zip(shapes, parts, strict=True))
+        fixed: Collection[str] = getattr(packed[name], "points", ())
+        found.update((n, x) for n, x in zip(shapes, parts, strict=True) if n not in fixed)
     return found
 
 

@@ -9,6 +9,8 @@ from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.effect import AutoMessenger
 
+from deepprob.programs.structured_guide import AutoStructuredNormal
+
 # A saved folder names one of these, never code to import.
 GUIDE_CLASSES: dict[str, type] = {
     kind.__name__: kind
@@ -26,6 +28,7 @@ GUIDE_CLASSES: dict[str, type] = {
         autoguide.AutoNormalMessenger,
         autoguide.AutoRegressiveMessenger,
         autoguide.AutoStructured,
+        AutoStructuredNormal,
     )
 }
 

@@ -77,6 +77,7 @@ class ProgramInstance:
         late: Those that a later run than the first registered.
         unsaved: Those of networks that a later run than the first made, so that they cannot be saved.
         averages: The decaying averages of baselines by site, part of a fit's state.
+        adapted: Forms and facts of the program, see `deepprob.programs.setup`, as the data or a routine made it.
         first_run_finite: Whether all log-probabilities of the first run were finite.
         guide_name: The guide's name if it has one.
         unmet: Whether the program was loaded and has not run since.
@@ -126,7 +127,7 @@ class ProgramInstance:
             self._restore(*saved)
             return
         self.program.adapt(*batch)
-        self._adapted = forms(self.program), facts(self.program)
+        self.adapted = forms(self.program), facts(self.program)
         probe = batch if full_batch else tuple(x[: min(_PROBE_ROWS, len(x))] for x in batch)
         self.structure = self.dry_run(probe, check=check)
         if not self.program.data_name and self.structure.row_plate:
@@ -147,7 +148,7 @@ class ProgramInstance:
         """What data made of the program, as JSON."""
         if self._saved is not None:
             return dict(self._saved[0])
-        return setup_to_json(self.program, self.store, self.structure, self.unseen, self._built, self._adapted)
+        return setup_to_json(self.program, self.store, self.structure, self.unseen, self._built, self.adapted)
 
     def _restore(self, setup: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
         with RandomStream(0, self.device).drawing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import pyro
@@ -122,6 +123,12 @@ class RandomWeights:
         if isinstance(self.prior, Mapping):
             return {name: [prior.kind, prior.scale] for name, prior in self.priors.items()}
         return self.prior
+
+    def rescale(self, prior_scale: Any) -> None:
+        """Give all priors another scale; not those of a mapping, which may have scales of their own."""
+        self.prior_scale = prior_scale
+        if self.shapes and not isinstance(self.prior, Mapping):
+            self.priors = {name: replace(prior, scale=prior_scale) for name, prior in self.priors.items()}
 
     # -- sites ---------------------------------------------------------------------------------------------------
 

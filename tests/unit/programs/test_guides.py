@@ -124,7 +124,7 @@ def test_laplace_needs_a_mode() -> None:
         with pyro.plate("data", 12):
             pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 
-    message = r"the Laplace approximation needs a mode, .* Fit for longer: raise epochs= or steps= of svi\. A hierarchy"
+    message = r"the Laplace approximation needs a mode, .* Fit for longer: raise epochs= or steps=\. A hierarchy"
     with pytest.raises(ValueError, match=message):
         fitted(saddle, "laplace")
 
