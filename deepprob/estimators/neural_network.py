@@ -24,6 +24,7 @@ from deepprob.models import BayesianNeuralNetwork
 from deepprob.posteriors.prediction import Prediction
 
 Floats = NDArray[np.float64]
+DROPOUT = 0.1  # the rate of dropout after every hidden layer, for method="dropout"
 
 
 class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
@@ -48,6 +49,7 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
         if self.method not in ROUTINES:
             raise unknown("method", self.method, ROUTINES)
         self._network = network | {"prior": self.prior}
+        self._net = self._network_of(data, network.get("num_classes"))
         program = self._program_to_load()
         if program is None:
             program = BayesianNeuralNetwork.from_data(data, self._hidden_dims(), **self._network)
@@ -59,8 +61,18 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
             raise unknown(f"option of method={self.method!r}", strange[0], [*known][2:])
         self.posterior_ = routine(program, data, **settings)
 
+    def _network_of(self, data: Table, num_classes: int | None) -> nn.Module | None:
+        """The user's network, or one with dropout; None for the network that the model makes for the data."""
+        if isinstance(self.net, nn.Module) or self.method != "dropout":
+            return self.net if isinstance(self.net, nn.Module) else None
+        layers, width = list[nn.Module](), data["x"].shape[1]
+        for size in self._hidden_dims():
+            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(DROPOUT)]
+            width = size
+        return nn.Sequential(*layers, nn.Linear(width, num_classes or len(data.encoding.targets)))
+
     def _program_to_load(self) -> BayesianNeuralNetwork | None:
-        return BayesianNeuralNetwork(self.net, **self._network) if isinstance(self.net, nn.Module) else None
+        return None if self._net is None else BayesianNeuralNetwork(self._net, **self._network)
 
     def _hidden_dims(self) -> tuple[int, ...]:
         sizes = (self.net,) if isinstance(self.net, int) else self.net
@@ -115,7 +127,8 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
 
     Args:
         net: Sizes of hidden layers, or a ``torch.nn.Module`` with one output per target, which is copied.
-        method: The routine that makes the posterior, a name in ``deepprob.inference.ROUTINES``.
+        method: The routine that makes the posterior, a name in ``deepprob.inference.ROUTINES``. Hidden layers of sizes
+            have dropout of rate 0.1 for ``"dropout"``.
         prior: The prior of the weights, see `deepprob.models.BayesianNeuralNetwork`.
         draws: Number of draws from the posterior for predictions, K.
         options: Further arguments of the routine, such as ``{"epochs": 200}``.
@@ -220,7 +233,8 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
 
     Args:
         net: Sizes of hidden layers, or a ``torch.nn.Module`` with one output per class, which is copied.
-        method: The routine that makes the posterior, a name in ``deepprob.inference.ROUTINES``.
+        method: The routine that makes the posterior, a name in ``deepprob.inference.ROUTINES``. Hidden layers of sizes
+            have dropout of rate 0.1 for ``"dropout"``.
         prior: The prior of the weights, see `deepprob.models.BayesianNeuralNetwork`.
         draws: Number of draws from the posterior for predictions, K.
         options: Further arguments of the routine, such as ``{"epochs": 200}``.
