@@ -68,13 +68,15 @@ class Evidence:
     @contextmanager
     def _known_as(self, h: Tensor) -> Iterator[None]:
         """A context in which the program's attributes have other values."""
-        attributes = vars(self.mode.program)
-        before = {name: attributes[name] for name in self.known}
+        program = self.mode.program
+        before = [getattr(program, name) for name in self.known]
         try:
-            attributes.update(zip(self.known, h[len(self.places) :].exp(), strict=True))
+            for name, value in zip(self.known, h[len(self.places) :].exp(), strict=True):
+                setattr(program, name, value)
             yield
         finally:
-            attributes.update(before)
+            for name, value in zip(self.known, before, strict=True):
+                setattr(program, name, value)
 
     def _values(self, h: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values of all sites: hyperparameters from h, the others at the mode."""
