@@ -62,17 +62,19 @@ class FitPlan:
 
 
 class Heading(Callback):
-    """Print a heading after data and settings were validated and before the first step.
+    """Print a heading once, after data and settings were validated and before the first step.
 
     Args:
         say: Prints the heading.
     """
 
     def __init__(self, say: Callable[[], object]) -> None:
-        self.say = say
+        self.say: Callable[[], object] | None = say
 
     def start(self, fit: Fit) -> None:
-        self.say()
+        if self.say is not None:
+            self.say()
+        self.say = None  # some routines fit twice
 
 
 def plan_fit(

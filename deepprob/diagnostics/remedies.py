@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 RICHER_GUIDE = "Try a richer guide (guide='multivariate_normal' or 'flow')."
+WIDTH = "For a width, fit guide='normal' or guide='laplace'."
 RICHER_ENCODER = "Try a larger encoder or a richer guide (full covariance, flow), or train it for longer."
 
 _FURTHER = {
@@ -11,22 +15,30 @@ _FURTHER = {
 }
 
 
-def possible(step: str, guide: object, *, extends: bool) -> str:
-    """A next step, or another one if the fit has tried its guide, or cannot go on.
+_BY_SVI = "Try another posterior: svi with guide='multivariate_normal' or 'flow', or draws by sghmc."
+_WIDTH_BY_SVI = "For a width, fit by svi, which has one for every latent number."
+
+
+def possible(step: str, config: Mapping[str, Any], *, extends: bool) -> str:
+    """A next step, or another one if the fit has tried it, cannot go on, or its routine takes no guide.
 
     Args:
         step: The next step.
-        guide: The guide of the fit, by name.
+        config: The settings of the fit.
         extends: Whether the fit can go on from where it ended.
 
     Examples:
-        >>> possible(RICHER_GUIDE, "normal", extends=True) == RICHER_GUIDE
+        >>> possible(RICHER_GUIDE, {"guide": "normal"}, extends=True) == RICHER_GUIDE
         True
-        >>> possible(RICHER_GUIDE, "flow", extends=True).split(",")[0]
+        >>> possible(RICHER_GUIDE, {"guide": "flow"}, extends=True).split(",")[0]
         'Reparameterize the model'
-        >>> possible("Train on: dp.extend(posterior, data).", "normal", extends=False)
+        >>> possible(RICHER_GUIDE, {"routine": "laplace"}, extends=False).split(":")[0]
+        'Try another posterior'
+        >>> possible("Train on: dp.extend(posterior, data).", {"guide": "normal"}, extends=False)
         'Fit again for longer: raise epochs= or steps=.'
     """
     if "dp.extend(" in step and not extends:
         return "Fit again for longer: raise epochs= or steps=."
-    return _FURTHER.get(str(guide), step) if step == RICHER_GUIDE else step
+    if config.get("routine", "svi") != "svi":
+        return {RICHER_GUIDE: _BY_SVI, WIDTH: _WIDTH_BY_SVI}.get(step, step)
+    return _FURTHER.get(str(config.get("guide")), step) if step == RICHER_GUIDE else step

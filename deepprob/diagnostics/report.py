@@ -232,7 +232,7 @@ class _Question:
             try:
                 found = self.diagnostic.answer(self.case, level)
                 fit = self.case.posterior
-                step = possible(found.next_step, fit.config.get("guide"), extends=fit.training is not None)
+                step = possible(found.next_step, fit.config, extends=fit.training is not None)
                 return replace(found, name=self.name, next_step=step, **self._asked)
             except REFUSALS as error:  # the data were checked: a query cannot answer this
                 reason = _reason(error)

@@ -16,7 +16,7 @@ from scipy import stats
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
-from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE
+from deepprob.diagnostics.remedies import RICHER_ENCODER, RICHER_GUIDE, WIDTH
 from deepprob.engine.accuracy import accuracy_of_rows
 from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.guide_accuracy import GuideAccuracy
@@ -103,7 +103,7 @@ def check_widths(accuracy: GuideAccuracy, of: str = "guide") -> Check:
             threshold=_WIDTH_CAUTION,
             verdict="caution",
             reading=f"The guide is a point estimate of {', '.join(accuracy.points)}: it does not say how sure it is.",
-            next_step="For a width, fit guide='normal' or guide='laplace'.",
+            next_step=WIDTH,
             unit="times",
         )
     found = _findings(accuracy, 2)
