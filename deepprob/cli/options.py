@@ -93,7 +93,7 @@ def options_of(
         given[name] = _value(value)
     for name in given:
         if name not in accepted and name not in more:
-            raise unknown(f"option of {kind.__name__} and {routine.__name__}", name, [*accepted, *more])
+            raise unknown(f"option of {kind.__name__}", name, [*accepted, *more])
     own = {name: value for name, value in given.items() if name in accepted}
     return own, {name: value for name, value in given.items() if name not in own}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-import deepprob.cli.fit
 import deepprob.diagnostics.report
 from deepprob.cli.commands import app
 from deepprob.cli.fit import Heading
@@ -28,7 +28,7 @@ from deepprob.data import DataSet, load_data
 from deepprob.diagnostics import Check
 from deepprob.diagnostics.report import Report
 from deepprob.fitting.divergence import DivergenceError
-from deepprob.inference import svi
+from deepprob.inference import ROUTINES, svi
 from deepprob.models import MODELS, VAE
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
@@ -195,6 +195,16 @@ WRONG = {
     "images must be in .0, 1. for a Bernoulli likelihood": ["fit", "vae", "wine", "--set", "likelihood=bernoulli"],
     "epochs must be a whole number of at least 1; got 0": ["fit", "vae", "digits", "--epochs", "0"],
     "batch_size must be a whole number of at least 1; got 0": ["fit", "vae", "digits", "--batch-size", "0"],
+    "unknown routine 'laplce'. Did you mean 'laplace'?": ["fit", "bnn", "iris", "--routine", "laplce"],
+    "routine 'laplace' takes no --guide. It takes: .*subset": [
+        "fit",
+        "bnn",
+        "iris",
+        "--routine",
+        "laplace",
+        "--guide",
+        "normal",
+    ],
     "unknown guide 'norml'. Did you mean 'normal'?": ["fit", "vae", "digits", "--guide", "norml"],
     "learning_rate must be": ["fit", "vae", "digits", "--learning-rate", "-1"],
     "data set 'digits' has 1 standard split": ["fit", "vae", "digits", "--split", "2"],
@@ -230,6 +240,15 @@ WRONG = {
 }
 
 
+def test_fit_by_another_routine() -> None:
+    command = ["fit", "bnn", "iris", "--routine", "ensemble", "--set", "members=2", "--epochs", "2", "--out", "run"]
+    result = deepprob_(*command)
+    assert result.exit_code in (0, 1), result.output
+    assert result.output.count("routine ensemble, 2 epochs") == 1
+    posterior = Posterior.load("run")
+    assert posterior.config["routine"] == "ensemble" and len(posterior.chains["layers.0.bias"]) == 2  # type: ignore[index]
+
+
 @pytest.mark.parametrize("message", WRONG)
 def test_errors_are_one_line_and_come_before_training(message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Heading, "start", lambda self, fit: pytest.fail("training began"))
@@ -254,10 +273,11 @@ def test_a_program_without_from_data_raises_an_error() -> None:
 
 
 def test_a_bug_has_exit_code_three_and_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    @functools.wraps(svi)
     def broken(*args: Any, **named: Any) -> None:
         raise RuntimeError("wheels came off")
 
-    monkeypatch.setattr(deepprob.cli.fit, "svi", broken)
+    monkeypatch.setitem(ROUTINES, "svi", broken)  # type: ignore[arg-type]
     result = deepprob_("fit", "vae", "digits")
     assert result.exit_code == 3
     assert re.match(r"error: RuntimeError: wheels came off \(a bug in deepprob; --debug", result.stderr)
@@ -267,10 +287,11 @@ def test_a_bug_has_exit_code_three_and_debug_shows_the_traceback(monkeypatch: py
 def test_a_diverged_fit_saves_the_last_good_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     good = svi(VAE((8, 8), 2, (8,)), load_data("digits").train, epochs=1, progress=False)
 
+    @functools.wraps(svi)
     def diverges(*args: Any, **named: Any) -> None:
         raise DivergenceError("elbo became nan at epoch 2.", good)
 
-    monkeypatch.setattr(deepprob.cli.fit, "svi", diverges)
+    monkeypatch.setitem(ROUTINES, "svi", diverges)  # type: ignore[arg-type]
     assert re.match(
         r"error: elbo became nan at epoch 2\. The kept posterior is in kept\.",
         error_of(deepprob_("fit", "vae", "digits", "--out", "kept")),
