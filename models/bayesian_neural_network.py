@@ -174,7 +174,7 @@ class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
 
         Args:
             data: A data set, a frame with its ``target``, or a table that `deepprob.table` made.
-            hidden_dims: Sizes of a dense network's hidden layers.
+            hidden_dims: Sizes of a dense network's hidden layers, beside which it has a linear path.
             activation: Activation of the hidden layers.
             target: The target's name in a frame, or names of several numeric targets.
             options: Other arguments of the constructor.

@@ -306,7 +306,10 @@ def _target(frame: Any, names: tuple[str, ...], classes: bool | None) -> TargetE
             "drop=[...]."
         )
     known = frame[name].dropna()
-    levels = tuple(map(text_of, sorted(known.unique()))) if numeric else tuple(sorted({text_of(x) for x in known}))
+    if kinds[name] == "ordinal":
+        levels = tuple(map(text_of, known.cat.remove_unused_categories().cat.categories))
+    else:
+        levels = tuple(map(text_of, sorted(known.unique()))) if numeric else tuple(sorted({text_of(x) for x in known}))
     if len(levels) < 2:
         raise ValueError(
             f"the target {name!r} must have at least 2 classes; got {', '.join(map(repr, levels)) or 'no value'}. "

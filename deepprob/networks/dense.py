@@ -25,7 +25,7 @@ class Stack(Network):
 class MLP(Stack):
     r"""A dense network, applied to the last axis.
 
-    .. math:: h_0 = x, \quad h_l = a(\mathrm{norm}(W_l h_{l-1} + b_l)), \quad y = W h_L + b
+    .. math:: h_0 = x, \quad h_l = a(\mathrm{norm}(W_l h_{l-1} + b_l)), \quad y = W h_L + b \; (+ A x)
 
     Args:
         in_features: Size of the input's last axis.
@@ -33,6 +33,7 @@ class MLP(Stack):
         hidden_dims: Sizes of the hidden layers; ``()`` makes an affine map.
         activation: The nonlinearity ``a``, a key of ``ACTIVATIONS``.
         layer_norm: Whether to normalize each hidden layer before its activation.
+        linear_path: Whether to add a linear map of the input, :math:`A x`, to the output.
 
     Raises:
         TypeError: If ``hidden_dims`` is not a sequence.
@@ -55,6 +56,7 @@ class MLP(Stack):
         hidden_dims: Sequence[int] = (64, 64),
         activation: str = "relu",
         layer_norm: bool = False,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features)
@@ -68,6 +70,9 @@ class MLP(Stack):
             "activation": activation,
             "layer_norm": layer_norm,
         }
+        if linear_path:
+            self.config["linear_path"] = True
+        self.path = nn.Linear(self.in_features, self.out_features, bias=False) if linear_path else None
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([self.in_features, *hidden], hidden, strict=False):
             layers.append(nn.Linear(fan_in, fan_out))
@@ -83,4 +88,12 @@ class MLP(Stack):
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
         check_trailing("MLP", x, (self.in_features,))
         y: Tensor = self.layers(x)
-        return y
+        return y if self.path is None else y + self.path(x)
+
+    def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
+        """Redraw all weights, see `Stack.draw_weights`; the linear path as a layer without activation."""
+        record = super().draw_weights(generator)
+        if self.path is not None:
+            own = draw_stack(nn.Sequential(self.path), generator)
+            record |= {name.replace("0.", "path."): scheme for name, scheme in own.items()}
+        return record

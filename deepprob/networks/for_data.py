@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from deepprob.data import DataSet, Table, TableEncoding, as_split, table
-from deepprob.data.frames import is_frame
+from deepprob.data.frames import frame_of, is_frame, named
 from deepprob.data.opening import class_count
+from deepprob.data.table import kind_of
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.target_likelihood import CLASSES, TargetLikelihood
@@ -18,7 +19,7 @@ from deepprob.networks.target_likelihood import CLASSES, TargetLikelihood
 def network_for(
     data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A dense network for rows of features or a convolutional one for images, with one output per target or class.
+    """A dense network with a linear path for rows of features, or a convolutional one for images.
 
     Args:
         data: A data set, a table with a target, or fields of any kind, the inputs before the target.
@@ -62,7 +63,8 @@ def network_for(
     chosen = {name: options[name] for name in ("num_classes", "limits") if name in options}
     size = TargetLikelihood(options.get("likelihood", "normal"), **chosen).size(outputs)
     if len(shape) == 1:
-        return MLP(shape[0], size, hidden_dims, activation), dict(options)
+        # Without a linear path, the KL of a wide layer's weights outweighs few rows: the fit predicts the base rate.
+        return MLP(shape[0], size, hidden_dims, activation, linear_path=len(hidden_dims) > 0), dict(options)
     return ConvEncoder(tuple(shape), size, activation=activation), dict(options)
 
 
@@ -73,10 +75,19 @@ def table_for(frame: Any, target: str | Sequence[str], likelihood: Any) -> Table
         frame: The frame.
         target: The name of the target, or names of several.
         likelihood: The name that the user gave; None to choose by the values.
+
+    Raises:
+        ValueError: If an ordinal likelihood gets classes without an order.
     """
     if likelihood in (None, "bernoulli"):
         return table(frame, target)
-    return table(frame, target, classes=likelihood in CLASSES)
+    made = table(frame, target, classes=likelihood in CLASSES)
+    if likelihood == "ordinal" and kind_of(named(frame_of(frame))[str(target)]) == "categorical":
+        raise ValueError(
+            f"likelihood='ordinal' needs classes in an order, but the target {target!r} holds text without one. Make "
+            f"it an ordered category: pd.Categorical(frame[{target!r}], categories=[...], ordered=True), lowest first."
+        )
+    return made
 
 
 def described(likelihood: TargetLikelihood, encoding: TableEncoding | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -94,3 +95,32 @@ def test_uncertainty_grows_away_from_the_data() -> None:
     seen, unseen = posterior.predict(x), posterior.predict(torch.tensor([[-4.0], [4.0]]))
     assert unseen.epistemic.min() > 3 * seen.epistemic.mean()
     assert seen.log_prob(y).mean() > 0.5  # at most log(1 / 0.1) - 1.42 = 0.88
+
+
+def small_table(rows: int) -> tuple[Tensor, Tensor]:
+    """Twelve features of which five matter a little, and two classes."""
+    generator = torch.Generator().manual_seed(0)
+    x, weights = torch.randn(rows, 12, generator=generator), torch.zeros(12)
+    weights[:5] = 0.5 * torch.randn(5, generator=generator)
+    return x, (torch.rand(rows, generator=generator) < torch.sigmoid(x @ weights + 0.2)).long()
+
+
+def test_the_default_network_is_as_good_as_logistic_regression_on_a_small_noisy_table() -> None:
+    x, y = small_table(1350)
+    train, test = (x[:350], y[:350]), (x[350:], y[350:])
+    expected = LogisticRegression().fit(*train).predict_log_proba(test[0])[range(1000), test[1]].mean()
+    posterior = svi(BayesianNeuralNetwork.from_data(train), train, steps=2500, seed=0, progress=False)
+    found = float(posterior.predict(test[0], draws=200).log_prob(test[1]).mean())
+    assert found > expected - 0.02, (found, expected)
+    share = train[1].float().mean()
+    base = float(torch.where(test[1] == 1, share.log(), (1 - share).log()).mean())
+    assert expected > base + 0.03  # power: a network that predicts the base rate fails
+
+
+def test_the_default_network_learns_what_is_not_linear() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(300, 2, generator=generator) * 4 - 2
+    y = torch.sin(2 * x[:, :1]) * x[:, 1:] + 0.1 * torch.randn(300, 1, generator=generator)
+    posterior = svi(BayesianNeuralNetwork.from_data((x, y)), (x, y), steps=4000, batch_size=None, progress=False)
+    residual = (posterior.predict(x, draws=100).mean - y).square().mean() / y.var()
+    assert residual < 0.05  # a linear map leaves nearly all

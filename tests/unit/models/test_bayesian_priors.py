@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -167,6 +169,18 @@ def test_from_data_gives_the_network_its_outputs(likelihood: str) -> None:
     program = BayesianNeuralNetwork.from_data((table()[0], targets(likelihood)), likelihood=likelihood, **options)
     assert program.net.out_features == outputs
     fit(program, (table()[0], targets(likelihood)), epochs=1)
+
+
+def test_ordinal_targets_of_a_frame_need_an_order() -> None:
+    sizes = np.array(["small", "middle", "large"])[targets("ordinal")]
+    frame = pd.DataFrame({"a": table()[0][:, 0], "size": sizes})
+    with pytest.raises(ValueError, match=r"needs classes in an order, but the target 'size' holds text.*ordered=True"):
+        BayesianNeuralNetwork.from_data(frame, target="size", likelihood="ordinal")
+    order = ["small", "middle", "large"]
+    frame["size"] = pd.Categorical(frame["size"], categories=order, ordered=True)
+    program = BayesianNeuralNetwork.from_data(frame, target="size", likelihood="ordinal")
+    assert program.num_classes == 3 and "classes=('small', 'middle', 'large')" in program.extra_repr()
+    assert fit(program, frame, epochs=1).predict(frame, draws=3).class_names == tuple(order)
 
 
 def test_a_function_takes_whole_numbers_and_several_columns() -> None:

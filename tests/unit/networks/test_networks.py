@@ -24,6 +24,7 @@ MADE: list[tuple[Network, tuple[int, ...]]] = [
     (MLP(5, 3), (5,)),
     (MLP(5, 3, hidden_dims=(), activation="tanh"), (5,)),
     (MLP(5, 3, hidden_dims=(7, 6), layer_norm=True), (5,)),
+    (MLP(5, 3, hidden_dims=(7,), linear_path=True), (5,)),
     (ConvEncoder((8, 8), 3, channels=(2, 4)), (8, 8)),
     (ConvEncoder((3, 5, 7), 3, channels=(2,)), (3, 5, 7)),
     (ConvEncoder((4, 4), 3, channels=()), (4, 4)),
@@ -173,6 +174,14 @@ def test_the_record_names_every_parameter_and_scheme(name: str) -> None:
     scheme = "glorot" if name in ("sigmoid", "tanh") else "kaiming"
     assert record["layers.0.weight"] == f"{scheme}_uniform({name})"
     assert record["layers.3.weight"] == "glorot_uniform(linear)"
+
+
+def test_a_linear_path_adds_a_map_of_the_input() -> None:
+    net, x = MLP(5, 3, hidden_dims=(7,), linear_path=True), torch.randn(4, 5, generator=seeded())
+    assert net.path is not None
+    torch.testing.assert_close(net(x), net.layers(x) + x @ net.path.weight.T)
+    record = init_weights(net, seeded())
+    assert record["path.weight"] == "glorot_uniform(linear)" and record.keys() == dict(net.named_parameters()).keys()
 
 
 @pytest.mark.parametrize(
