@@ -13,6 +13,7 @@ if __name__ == "inference":
 from deepprob.inference.dropout import dropout
 from deepprob.inference.ensemble import ensemble
 from deepprob.inference.map_estimate import map_estimate
+from deepprob.inference.sghmc import sghmc
 from deepprob.inference.svi import extend, svi
 from deepprob.inference.swag import swag
 from deepprob.posteriors.posterior import Posterior
@@ -24,6 +25,7 @@ ROUTINES: dict[str, Callable[..., Posterior]] = {
     "ensemble": ensemble,
     "swag": swag,
     "dropout": dropout,
+    "sghmc": sghmc,
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ensemble",
     "extend",
     "map_estimate",
+    "sghmc",
     "svi",
     "swag",
 ]
