@@ -14,6 +14,7 @@ from deepprob.inference.dropout import dropout
 from deepprob.inference.ensemble import ensemble
 from deepprob.inference.laplace import laplace
 from deepprob.inference.map_estimate import map_estimate
+from deepprob.inference.sghmc import sghmc
 from deepprob.inference.svi import extend, svi
 from deepprob.inference.swag import swag
 from deepprob.posteriors.posterior import Posterior
@@ -26,6 +27,7 @@ ROUTINES: dict[str, Callable[..., Posterior]] = {
     "ensemble": ensemble,
     "swag": swag,
     "dropout": dropout,
+    "sghmc": sghmc,
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "extend",
     "laplace",
     "map_estimate",
+    "sghmc",
     "svi",
     "swag",
 ]

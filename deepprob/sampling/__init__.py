@@ -1,0 +1,1 @@
+"""What chains share: their kernels, step sizes and units."""
