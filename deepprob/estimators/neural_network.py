@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_array, check_consistent_length, check_random_state
+from sklearn.utils import assert_all_finite, check_array, check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d, validate_data
 from torch import nn
@@ -80,11 +80,9 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
             raise TypeError(f"net must be a torch.nn.Module or sizes of hidden layers; got {shown(self.net)}.")
         return tuple(int(size) for size in sizes)
 
-    def _encoded(self, X: Any, y: NDArray[Any], sample_weight: Any, classes: bool) -> Table:
+    def _encoded(self, frame: Any, y: NDArray[Any], sample_weight: Any, classes: bool) -> Table:
         """The rows of a fit as a table: encoded features, targets and weights."""
-        frame = named(self._frame(X, reset=True))
-        check_consistent_length(frame, y)
-        weights = None
+        frame, weights = named(frame), None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, y, ensure_non_negative=True)
             kept = weights > 0  # the others have no influence, on means and scales either
@@ -188,9 +186,10 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
         """
         if y is None:
             raise ValueError("this estimator requires y to be passed, but the target y is None.")
-        targets = check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        frame, targets = self._frame(X, reset=True), check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
+        check_consistent_length(frame, targets)
         self._single = targets.ndim == 1
-        self._fit(self._encoded(X, targets, sample_weight, classes=False), likelihood=self.likelihood)
+        self._fit(self._encoded(frame, targets, sample_weight, classes=False), likelihood=self.likelihood)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -273,12 +272,14 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
         """
         if y is None:
             raise ValueError("this estimator requires y to be passed, but the target y is None.")
-        labels = column_or_1d(y, warn=True)
+        frame, labels = self._frame(X, reset=True), column_or_1d(y, warn=True)
+        check_consistent_length(frame, labels)
+        assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         self.classes_, numbers = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"a classifier needs at least 2 classes; got the one class {self.classes_[0]!r}.")
-        data = self._encoded(X, numbers.astype(np.int64), sample_weight, classes=True)
+        data = self._encoded(frame, numbers.astype(np.int64), sample_weight, classes=True)
         self._fit(data, likelihood="categorical", num_classes=len(self.classes_))
         return self
 
@@ -289,4 +290,5 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most likely class of rows, ``(N,)``."""
-        return cast(NDArray[Any], self.classes_[self.predict_proba(X).argmax(1)])
+        probs = self.predict_proba(X)
+        return cast(NDArray[Any], self.classes_[probs.argmax(1)])
