@@ -56,6 +56,7 @@ class TargetLikelihood:
     Examples:
         A class between two close cutpoints is unlikely, whatever the output:
 
+        >>> import torch
         >>> one = TargetLikelihood("ordinal", num_classes=3)
         >>> cutpoints = torch.tensor([0.0, 0.1])
         >>> one.distribution(torch.tensor([[0.0], [2.0]]), numbers={"cutpoints": cutpoints}).probs.round(decimals=2)

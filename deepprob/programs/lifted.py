@@ -51,6 +51,7 @@ def lift(
     Examples:
         The prior of a function is that of the weights, and two calls see one function:
 
+        >>> import torch
         >>> f = lift(nn.Linear(2, 1), name="f")
         >>> def model(x):
         ...     first, second = f(x), f(x)

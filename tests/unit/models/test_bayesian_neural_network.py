@@ -288,6 +288,7 @@ def test_every_column_of_y_has_its_own_noise() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.cat([x, torch.randn(200, 3, generator=generator)])
     fast = Optimizer(learning_rate=5e-2)
+    torch.manual_seed(0)  # of the network, where the fit starts
     both = torch.cat([x[:, :1], x[:, 1:2] + 3 * torch.randn(240, 1, generator=generator)], dim=1)
     found = fit(BayesianNeuralNetwork(nn.Linear(3, 2)), (x, both), epochs=300, batch_size=None, optimizer=fast)
     noise = found.sample(draws=50)["noise"].mean(0)
