@@ -45,7 +45,7 @@ def init(
         TypeError: If an argument has a wrong type.
         ValueError: If the program has no dropout, or data, program and settings do not fit together.
     """
-    check_program(program, weights)
+    check_program(program, weights, "dropout")
     found = dropout_parts(program)
     if not found:
         raise ValueError(

@@ -22,11 +22,11 @@ from deepprob.programs.program import Program
 _DEFAULT_BATCH_SIZE = 128
 
 
-def check_program(program: Any, weights: Any) -> None:
+def check_program(program: Any, weights: Any, routine: str = "svi") -> None:
     """Raise if the program or the choice of its weights is not valid."""
     if not isinstance(program, Program):
         raise TypeError(
-            f"svi expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
+            f"{routine} expects a Program; got {type(program).__name__}. Wrap a Pyro model: Program.of(model, guide)."
         )
     if weights not in ("auto", "fresh", "keep"):
         raise ValueError(f"weights must be 'auto', 'fresh' or 'keep'; got {shown(weights)}.")

@@ -60,7 +60,7 @@ def start_fit(
         ValueError: If data, program and settings do not fit together.
     """
     with torch.inference_mode(False):  # a fit needs gradients, whatever mode the caller is in
-        check_program(program, weights)
+        check_program(program, weights, routine)
         factory, device, seed = optimizer_named(optimizer), pick_device(device), whole("seed", seed, least=0)
         bound = objective_on(objective_named(objective), device)
         described, rows = description(bound), rows_of_fit(program, data, batch_size, device, seed)

@@ -65,6 +65,11 @@ def test_signature(routine: str) -> None:
     assert len(parameters) - 2 <= 14
 
 
+def test_refuses_what_is_no_program(routine: str) -> None:
+    with pytest.raises(TypeError, match=f"{routine} expects a Program; got function"):
+        ROUTINES[routine](model, Y)
+
+
 def test_runs_are_seeded(routine: str) -> None:
     fits = [run(routine, seed=s) for s in (0, 0, 1)]
     first, again, other = (fit.sample(draws=20)["loc"] for fit in fits)
