@@ -56,7 +56,7 @@ class Tied(nn.Module):
 
 
 def _images(outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, outputs))
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, outputs))
 
 
 Make = Callable[[], BayesianNeuralNetwork]
