@@ -15,12 +15,12 @@ from deepprob.fitting.at_mode import AtMode
 from deepprob.fitting.curvature import MOST_DENSE, STRUCTURES, Curvature
 from deepprob.fitting.evidence import Evidence
 from deepprob.fitting.precision import DensePart, IndependentPart, Part
+from deepprob.fitting.to_mode import to_mode
 from deepprob.programs.laplace import precision_at_mode
 from deepprob.programs.network_program import NetworkProgram
 
 PREDICTIONS = ("auto", "linearised", "sampled")
-_POLISHES, _FEW, _HALVINGS = 20, 5, 4  # Newton steps to the mode, those between searches, and shorter ones
-_AT_MODE = 1e-8  # nats that the log joint may still gain
+_POLISHES, _FEW = 60, 8  # steps to the mode, and those between searches for scales
 _ROUNDING = 1e-3  # nats
 _SAME = 0.02  # change of the logarithm of a scale after which no other search follows
 _MOST_MOVED = 1.0  # of the logarithm of a scale, in one search: the curvature is that of the present mode
@@ -178,7 +178,7 @@ class Laplace:
         return evidence.prior(evidence.start)[2].detach()
 
     def polish(self, parts: Sequence[Part], steps: int = _POLISHES) -> float:
-        """Go to the mode by Newton steps with the approximation's own precision, as long as they come closer.
+        """Go to the mode, in units of the approximation.
 
         Args:
             parts: The curvature.
@@ -187,25 +187,8 @@ class Laplace:
         Returns:
             What the log joint can still gain by such a step, in nats.
         """
-        loc, blocks = self.mode.guide.loc, self.blocks(parts)
         names = self.names if self.is_network else list(self.mode.guide.sites)
-        value, gradient = self.mode.gradient(loc, names)
-        step, left = _newton(blocks, gradient)
-        for _ in range(steps):
-            if not left > _AT_MODE:
-                break
-            for halving in range(_HALVINGS):
-                moved = loc.detach() + (step * 0.5**halving).to(loc)
-                higher, gradient = self.mode.gradient(moved, names)
-                new, now = _newton(blocks, gradient)
-                if higher > value or (now < left and higher > value - _ROUNDING):
-                    break
-            else:
-                break
-            with torch.no_grad():
-                loc.copy_(moved)
-            step, left, value = new, now, higher
-        return left
+        return to_mode(self.mode, self.blocks(parts), names, steps)
 
     def set_scales(self, h: Tensor, evidence: Evidence) -> None:
         """Set the hyperparameters.
@@ -275,18 +258,6 @@ class Laplace:
             "prediction": "linearised" if self.linearised else "sampled",
             "scales": {n: values[n].tolist() for n in self.scales} | {n: getattr(program, n) for n in self.known},
         }
-
-
-def _newton(blocks: Sequence[Block], gradient: Tensor) -> tuple[Tensor, float]:
-    """The Newton step for a gradient, and what it gains in a quadratic log joint."""
-    step = torch.zeros_like(gradient)
-    for block in blocks:
-        place = block.index.flatten()
-        noise = torch.zeros(len(place), dtype=gradient.dtype, device=gradient.device, requires_grad=True)
-        with torch.enable_grad():
-            (pulled,) = torch.autograd.grad((block.deviation(noise) * gradient[place]).sum(), noise)
-        step[place] = block.deviation(pulled)
-    return step, 0.5 * float(step @ gradient)
 
 
 _LOG_TWO_PI = 1.8378770664093453

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import deepprob as dp
 from deepprob.inference import extend, laplace, svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks.dense import MLP
@@ -56,7 +58,7 @@ class Tied(nn.Module):
 
 
 def _images(outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(18, outputs))
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(18, outputs))
 
 
 Make = Callable[[], BayesianNeuralNetwork]
@@ -268,3 +270,21 @@ def test_the_curvature_is_that_of_guide_laplace() -> None:
     theirs = svi(Program.of(model, "laplace"), y, steps=1500, progress=False).program.current_guide.get_posterior()
     torch.testing.assert_close(ours.mean, theirs.mean, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(ours.variance, theirs.variance, rtol=2e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("guide", [None, "laplace"])
+def test_the_curvature_counts_the_weights_of_rows(guide: str | None) -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x[..., 0], 1.0), obs=None if y is None else y.reshape(-1))
+
+    frame = pandas.DataFrame({"x": [1.0, 2.0, -1.0, 0.5], "y": [1.0, 1.5, 0.0, 0.3], "n": [1.0, 3.0, 2.0, 1.0]})
+    data = dp.table(frame, target="y", weights="n")
+    program = Program.of(model, guide, data_plate="data")
+    options: dict[str, Any] = {"steps": 200, "batch_size": None, "progress": False}
+    posterior = svi(program, data, **options) if guide else laplace(program, data, **options)
+    weights, x = posterior.program.bound_rows.weights, program.accept(data)[0][:, 0]
+    assert weights is not None and weights.std() > 0
+    variance = posterior.program.current_guide.get_posterior().variance
+    torch.testing.assert_close(variance, 1.0 / (1.0 + (weights * x.square()).sum(0, keepdim=True)))
