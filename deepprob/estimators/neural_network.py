@@ -146,7 +146,7 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(200, 1))
         >>> y = 2 * x[:, 0] + 0.1 * rng.normal(size=200)
-        >>> model = BayesianRegressor((8,), options={"epochs": 300}, random_state=0).fit(x, y)
+        >>> model = BayesianRegressor((8,), options={"steps": 2000}, random_state=0).fit(x, y)
         >>> mean, sd = model.predict([[0.5]], return_std=True)
         >>> bool(abs(mean[0] - 1) < 0.2), bool(0.05 < sd[0] < 0.3)
         (True, True)
