@@ -124,7 +124,7 @@ def test_every_column_has_its_own_scale_and_dispersion() -> None:
     found = svi(PROGRAMS["bnn"]("negative_binomial"), (features(), y), epochs=3, batch_size=None, compile=False)
     assert found.sample(draws=5)["total_count"].shape == (5, 2) and "noise" not in found.latent_sites
     start = found.program.observation.distribution(
-        torch.zeros(24, 2), scale=found.program.y_scale, dispersion=torch.ones(2)
+        torch.zeros(24, 2), scale=found.program.y_scale, numbers={"total_count": torch.ones(2)}
     )
     torch.testing.assert_close(start.mean[0], y.mean(0), rtol=1e-3, atol=0.0)
     plain = svi(
