@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepprob.posteriors import arviz_compat
+from deepprob.posteriors.loo import left_out_weights
 
 
 @pytest.fixture
@@ -73,3 +74,8 @@ def test_errors() -> None:
         arviz_compat.mcse(np.zeros((2, 9)) + np.arange(9), method="median")
     with pytest.raises(ValueError, match="at least 25 weights; got 10"):
         arviz_compat.psis(np.zeros(10))
+
+
+def test_leave_one_out_of_an_ensemble_names_the_draws_that_it_lacks() -> None:
+    with pytest.raises(ValueError, match="leave-one-out predictions of rows of the fit need at least 25 draws; got 5"):
+        left_out_weights(np.zeros((5, 3)))
