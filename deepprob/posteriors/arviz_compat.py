@@ -144,9 +144,7 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
     """
     weights = np.asarray(log_weights, dtype=np.float64)
     if weights.shape[-1] < FEWEST_WEIGHTS:
-        raise ValueError(
-            f"psis needs at least {FEWEST_WEIGHTS} weights; got {weights.shape[-1]}. Draw more particles."
-        )
+        raise ValueError(f"psis needs at least {FEWEST_WEIGHTS} weights; got {weights.shape[-1]}. Draw more particles.")
     flat = weights.reshape(-1, weights.shape[-1])
     smoothed, khat = np.empty_like(flat), np.zeros(len(flat))
     for i, row in enumerate(flat):  # ArviZ itself loops over rows, so this costs no speed

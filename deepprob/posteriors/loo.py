@@ -169,8 +169,8 @@ def left_out_weights(logs: Array, weights: Array | None = None) -> tuple[Array, 
     """
     if len(logs) < FEWEST_WEIGHTS:
         raise ValueError(
-            f"leave-one-out predictions of rows of the fit need at least {FEWEST_WEIGHTS} draws; got {len(logs)}. Judge "
-            "the posterior on held-out rows, or take more draws."
+            f"leave-one-out predictions of rows of the fit need at least {FEWEST_WEIGHTS} draws; got {len(logs)}. "
+            "Judge the posterior on held-out rows, or take more draws."
         )
     smoothed, khat = psis((-logs if weights is None else weights[:, None] - logs).T)
     return smoothed.T, np.asarray(khat)
