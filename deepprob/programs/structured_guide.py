@@ -82,7 +82,8 @@ class AutoStructuredNormal(autoguide.AutoLaplaceApproximation):
         for number, block in enumerate(blocks):
             for name, value in block.tensors.items():
                 value = value.to(self.loc.device) if name == "index" else value.to(self.loc)
-                self.register_buffer(f"block-{number}-{block.kind}-{name}", value)
+                # Contiguous as after a load: products of matrices with other strides are rounded in another way.
+                self.register_buffer(f"block-{number}-{block.kind}-{name}", value.contiguous())
 
     def values(self, latent: Tensor) -> dict[str, Tensor]:
         """The values of the sites for a vector of unconstrained coordinates.
