@@ -123,7 +123,7 @@ def map_estimate(
         2.0
     """
     if not isinstance(program, Program):
-        raise TypeError(f"map_estimate fits a Program; got {type(program).__name__}. Make one: Program.of(model).")
+        raise TypeError(f"map_estimate expects a Program; got {type(program).__name__}. Make one: Program.of(model).")
     steps, seed, where = whole("steps", steps), whole("seed", seed, least=0), pick_device(device)
     batch, noise, callbacks = program.accept(data), RandomStream(seed, where), callback_list(callbacks)
     with noise.drawing():

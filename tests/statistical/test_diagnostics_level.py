@@ -466,6 +466,7 @@ def test_reports_run_the_checks_that_apply() -> None:
         "label switching",
         "other modes",
         "interval coverage",
+        "probability integral transform",
         "predictive skill",
         "posterior predictive check",
         "influential rows",

@@ -131,7 +131,7 @@ def test_routine_skips_a_step_that_is_not_finite(routine: ModuleType) -> None:
 
 
 def test_routine_refuses_invalid_programs(routine: ModuleType) -> None:
-    with pytest.raises(TypeError, match=r"map_estimate fits a Program; got function\. Make one"):
+    with pytest.raises(TypeError, match=r"map_estimate expects a Program; got function\. Make one"):
         routine.map_estimate(regression, (X, Y))
 
     def known(y: Tensor) -> None:
