@@ -98,7 +98,7 @@ def checks(model: Callable[..., Any], data: Any, **options: Any) -> dict[str, Ch
 
 EVERY = {"weight of the likelihood", "posterior predictive check"}  # asked for every observed site
 RUN = {"finite steps", "ELBO convergence", "Pareto k-hat, global latents", *EVERY}
-TARGETS = {"interval coverage", "predictive skill"}
+TARGETS = {"interval coverage", "probability integral transform", "predictive skill"}
 PREDICTIONS = {*TARGETS, "calibration of probabilities"}  # of a target, asked for every observed site too
 
 
