@@ -249,8 +249,7 @@ class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
         Raises:
             ValueError: If the network does not return one row of outputs for each row, or its lazy layers lack sizes.
         """
-        if not self.shapes:
-            raise ValueError("net has lazy layers without sizes. Fit the program first, or run net(...) on some rows.")
+        self.weights.check_settled()
         if self.standardize:
             inputs = tuple(
                 (x - getattr(self, loc)) / getattr(self, scale) if x.is_floating_point() else x

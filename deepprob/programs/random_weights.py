@@ -104,6 +104,15 @@ class RandomWeights:
         for name in self.names:
             parameters[name].requires_grad_(False)
 
+    def check_settled(self) -> None:
+        """Refuse weights without sizes.
+
+        Raises:
+            ValueError: If the sizes of lazy layers are not known.
+        """
+        if not self.shapes:
+            raise ValueError("net has lazy layers without sizes. Fit the program first, or run net(...) on some rows.")
+
     @property
     def sites(self) -> list[str]:
         """The names of all sites."""
@@ -133,7 +142,12 @@ class RandomWeights:
     # -- sites ---------------------------------------------------------------------------------------------------
 
     def sample(self, net: nn.Module) -> dict[str, Tensor]:
-        """Draw the weights from their prior, as sites; returns them by parameter."""
+        """Draw the weights from their prior, as sites; returns them by parameter.
+
+        Raises:
+            ValueError: If the sizes of lazy layers are not known.
+        """
+        self.check_settled()
         parameters = dict(net.named_parameters())
         values = {one.site: self._sample(one, parameters[one.parameter]) for one in self.hypers}
         weights = {}
