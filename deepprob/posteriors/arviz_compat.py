@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 _ROUNDING = 64 * float(np.finfo(np.float32).eps)
-FEWEST_WEIGHTS = 25  # that a tail is fitted to
+_FEWEST = 25  # weights that a tail is fitted to
 
 
 @functools.cache
@@ -143,8 +143,8 @@ def psis(log_weights: ArrayLike) -> tuple[Array, Array]:
         (0.0, 1.0)
     """
     weights = np.asarray(log_weights, dtype=np.float64)
-    if weights.shape[-1] < FEWEST_WEIGHTS:
-        raise ValueError(f"psis needs at least {FEWEST_WEIGHTS} weights; got {weights.shape[-1]}. Draw more particles.")
+    if weights.shape[-1] < _FEWEST:
+        raise ValueError(f"psis needs at least {_FEWEST} weights; got {weights.shape[-1]}. Draw more particles.")
     flat = weights.reshape(-1, weights.shape[-1])
     smoothed, khat = np.empty_like(flat), np.zeros(len(flat))
     for i, row in enumerate(flat):  # ArviZ itself loops over rows, so this costs no speed

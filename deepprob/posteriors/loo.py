@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepprob.posteriors.arviz_compat import FEWEST_WEIGHTS, khat_limit, psis
+from deepprob.posteriors.arviz_compat import khat_limit, psis
 from deepprob.posteriors.densities import joint_weights, log_likelihood, row_weights
 from deepprob.posteriors.draw_chunks import DrawArray, draw_chunks, seed_of_part
 from deepprob.posteriors.fitted import FittedProgram
@@ -167,12 +167,13 @@ def left_out_weights(logs: Array, weights: Array | None = None) -> tuple[Array, 
         >>> set(left_out_weights(np.zeros((100, 1)))[0].ravel().round(2).tolist())
         {-4.61}
     """
-    if len(logs) < FEWEST_WEIGHTS:
+    try:
+        smoothed, khat = psis((-logs if weights is None else weights[:, None] - logs).T)
+    except ValueError as error:
         raise ValueError(
-            f"leave-one-out predictions of rows of the fit need at least {FEWEST_WEIGHTS} draws; got {len(logs)}. "
-            "Judge the posterior on held-out rows, or take more draws."
-        )
-    smoothed, khat = psis((-logs if weights is None else weights[:, None] - logs).T)
+            f"leave-one-out predictions of rows of the fit need at least 25 draws; got {len(logs)}. Judge the posterior "
+            "on held-out rows, or take more draws."
+        ) from error
     return smoothed.T, np.asarray(khat)
 
 
