@@ -171,8 +171,8 @@ def left_out_weights(logs: Array, weights: Array | None = None) -> tuple[Array, 
         smoothed, khat = psis((-logs if weights is None else weights[:, None] - logs).T)
     except ValueError as error:
         raise ValueError(
-            f"leave-one-out predictions of rows of the fit need at least 25 draws; got {len(logs)}. Judge the posterior "
-            "on held-out rows, or take more draws."
+            f"leave-one-out predictions of rows of the fit need at least 25 draws; got {len(logs)}. Judge the "
+            "posterior on held-out rows, or take more draws."
         ) from error
     return smoothed.T, np.asarray(khat)
 
