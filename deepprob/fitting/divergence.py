@@ -113,5 +113,5 @@ def warn_of_skipped(history: History) -> None:
             f"{len(skipped)} of {len(flags)} steps were not finite and were skipped; the last was step {skipped[-1]}. "
             "All of them: posterior.history.steps['skipped'].",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
