@@ -189,7 +189,10 @@ class Conformal:
         Raises:
             ValueError: If the target is a class.
         """
-        low, high = self.posterior.predict(*inputs, draws=self.draws, seed=seed).interval(self.mass)
+        prediction = self.posterior.predict(*inputs, draws=self.draws, seed=seed)
+        if prediction.kind in ("classes", "binary"):
+            raise ValueError(f"{prediction.site!r} is a class, which has no interval. Use sets.")
+        low, high = prediction.interval(self.mass)
         margin = self.margin.to(low)
         middle = (low + high) / 2  # a negative margin must not exchange the ends
         return torch.minimum(low - margin, middle), torch.maximum(high + margin, middle)
