@@ -99,7 +99,7 @@ def run(routine: str, settings: Mapping[str, Any], rows: Any, seed: int, draws: 
 def parts_of(name: str, split: int, validate: bool) -> tuple[Any, Any]:
     """Training and test rows of a split; for validation nine tenths and one tenth of its training rows."""
     data = load_data(f"uci/{SETS[name]}", split=split)
-    train, test = (data.train.split(0.1, seed=split)) if validate else (data.train, data.test)
+    train, test = (data.train.split(0.9, seed=split)) if validate else (data.train, data.test)
     return train.tensors, test.tensors
 
 

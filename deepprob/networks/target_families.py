@@ -11,28 +11,55 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import OrderedTransform
 from torch import Tensor
+from torch.distributions import Transform, constraints
 from torch.nn.functional import logsigmoid
 
 from deepprob.distributions.censored_normal import CensoredNormal
 from deepprob.distributions.per_draw import UNCHECKED
 
 _LOG_SCALE = 9.0  # bound on the log-scale of one row; its variance and precision stay finite in float32
-_ORDERED = OrderedTransform()  # one object, because torch knows the KL of equal transforms only
+
+
+class _ExpAbove(Transform):
+    """The map from real numbers to those above a bound."""
+
+    domain = constraints.real
+    bijective = True
+    sign = +1
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+        self.codomain = constraints.greater_than(bound)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self.bound + x.exp()
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return (y - self.bound).log()
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x
+
+
+# One object for each map, because torch knows the KL of equal transforms only.
+_ORDERED, _ABOVE_ONE = OrderedTransform(), _ExpAbove(1.0)
 
 
 @dataclass(frozen=True)
 class Shared:
     r"""A number that all rows share, learned beside the network: noise, degrees of freedom, cutpoints.
 
-    A positive number has a log-normal prior. Cutpoints :math:`c_1 < c_2 < \dots` have the prior of
-    :math:`c_1 \sim N` and :math:`\log(c_{k+1} - c_k) \sim N`.
+    A positive number has a log-normal prior, as has the part of a number that is above one. Cutpoints
+    :math:`c_1 < c_2 < \dots` have the prior of :math:`c_1 \sim N` and :math:`\log(c_{k+1} - c_k) \sim N`.
 
     Attributes:
         name: Its name, that of its site in a Bayesian network.
-        median: Median of the prior of a positive number, where a fit starts.
+        median: Median of the log-normal prior, where a fit starts.
         spread: Standard deviation of the prior, of the logarithm or the unconstrained cutpoints.
         scaled: Whether it is in standard deviations of y.
         ordered: Whether these are cutpoints.
+        above_one: Whether it is above one.
     """
 
     name: str
@@ -40,6 +67,7 @@ class Shared:
     spread: float = 1.5
     scaled: bool = False
     ordered: bool = False
+    above_one: bool = False
 
     def start(self, columns: int, num_classes: int | None) -> Tensor:
         """Location of the prior of unconstrained numbers: one for every column of y, or for every cutpoint.
@@ -53,14 +81,18 @@ class Shared:
 
     def distribution(self, loc: Tensor, spread: Tensor | float) -> Any:
         """The distribution whose unconstrained numbers are normal."""
-        if not self.ordered:
-            return dist.LogNormal(loc, spread).to_event(1)
-        return dist.TransformedDistribution(dist.Normal(loc, spread).to_event(1), [_ORDERED])
+        normal = dist.Normal(loc, spread).to_event(1)
+        if self.ordered:
+            return dist.TransformedDistribution(normal, [_ORDERED])
+        if self.above_one:
+            return dist.TransformedDistribution(normal, [_ABOVE_ONE])
+        return dist.LogNormal(loc, spread).to_event(1)
 
 
 NOISE = Shared("noise", median=0.1, scaled=True)
 TOTAL_COUNT = Shared("total_count", median=10.0)
 DISPERSION = Shared("dispersion")
+DEGREES_OF_FREEDOM = Shared("degrees_of_freedom", median=10.0, spread=1.0, above_one=True)  # the mean exists
 Numbers = Mapping[str, Tensor]
 
 
@@ -105,7 +137,7 @@ def _ordinal(out: Tensor, loc: object, scale: object, numbers: Numbers, limits: 
 
 
 TARGET_FAMILIES = {
-    "student_t": TargetFamily(_student_t, (NOISE, Shared("degrees_of_freedom", median=10.0, spread=1.0))),
+    "student_t": TargetFamily(_student_t, (NOISE, DEGREES_OF_FREEDOM)),
     "heteroscedastic_normal": TargetFamily(_heteroscedastic, per_column=2),
     "censored_normal": TargetFamily(_censored, (NOISE,)),
     "ordinal": TargetFamily(_ordinal, (Shared("cutpoints", ordered=True),)),

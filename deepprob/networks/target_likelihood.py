@@ -31,7 +31,7 @@ class TargetLikelihood:
     ============================ ===============================================================================
     family                       distribution
     ============================ ===============================================================================
-    ``"student_t"``              Student's t around :math:`l + s\,o` with one noise and degrees of freedom a column
+    ``"student_t"``              Student's t around :math:`l + s\,o` with one noise and degrees of freedom > 1 a column
     ``"heteroscedastic_normal"`` :math:`N(l + s\,o_1, (s\,e^{o_2})^2)`; the outputs are all means, then all log-scales
     ``"censored_normal"``        :math:`N(l + s\,o, \text{noise}^2)`, recorded between two known limits (Tobit)
     ``"ordinal"``                :math:`P(y \le k) = \sigma(c_k - o)` with cutpoints :math:`c_1 < c_2 < \dots`

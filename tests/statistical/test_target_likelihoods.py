@@ -53,6 +53,18 @@ def test_student_t_recovers_noise_and_degrees_of_freedom() -> None:
     assert prediction.log_prob(y).mean() > plain.predict(x, draws=200).log_prob(y).mean() + 0.1
 
 
+@pytest.mark.parametrize("guide", [None, "multivariate_normal"])
+def test_predictions_of_student_t_have_a_mean_under_the_heaviest_tails(guide: str | None) -> None:
+    x = inputs(400, 2)
+    y = drawn(dist.StudentT(0.7, x.sum(1, keepdim=True), 0.1))
+    program = BayesianNeuralNetwork(nn.Linear(2, 1), "student_t")
+    posterior = svi(program, (x, y), steps=1500, batch_size=None, guide=guide, seed=0, progress=False)
+    draws, prediction = posterior.sample(draws=100), posterior.predict(x, draws=100)
+    assert float(draws["degrees_of_freedom"].min()) > 1.0
+    assert float(draws["degrees_of_freedom"].mean()) < 1.3
+    assert torch.isfinite(prediction.mean).all()
+
+
 def test_heteroscedastic_noise_is_recovered() -> None:
     x = inputs(1500)
     mean, sd = torch.cat([x, -2 * x], 1), torch.cat([(0.5 * x - 1).exp(), (-0.3 * x).exp()], 1)
