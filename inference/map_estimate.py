@@ -84,8 +84,9 @@ def map_estimate(
 
     with latent sites :math:`z` and the program's parameters :math:`\theta`, if it has any. A normal prior of sd
     :math:`s` is a weight decay of :math:`1 / (N s^2)` per datum. The density is that of the sites' own values: another
-    parametrization has another mode. Where the scale of a prior is a site itself, as in the hierarchical prior of a
-    `BayesianNeuralNetwork`, the mode shrinks scale and weights together; give the network ``prior="normal"``.
+    parametrization has another mode. The joint mode of a network's weights and the scales of their prior is at zero,
+    so these scales keep their prior medians: with the hierarchical prior of a `BayesianNeuralNetwork`, the weight decay
+    is that of ``prior_scale``. `deepprob.inference.laplace` finds scales by the marginal likelihood.
 
     It is ``svi(program, data, guide="map")``.
 

@@ -82,11 +82,11 @@ class Dynamics(Optimizer):
         return found[0] if found else None
 
 
-class _NoiseLevel(Anneal):
-    """Sets the noise of every step."""
+class _Steered(Anneal):
+    """Sets a number of the guide at every step of a run."""
 
-    def __init__(self, run: Run, friction: float) -> None:
-        self.buffer, self.run, self.friction = "noise_level", run, friction
+    def __init__(self, buffer: str, run: Run, friction: float) -> None:
+        self.buffer, self.run, self.friction = buffer, run, friction
 
     def start(self, fit: Fit) -> None:
         """Nothing: the run has its length."""
@@ -94,12 +94,23 @@ class _NoiseLevel(Anneal):
     def warm_up(self, fit: Fit) -> int:
         return 0
 
-    def value(self, step: int, steps_per_epoch: int) -> float:
-        return noise_level(self.friction, self.run.size(step)) if self.run.is_hot(step) else 0.0
-
     @property
     def settings(self) -> dict[str, Any]:
         return {**vars(self.run), "friction": self.friction}
+
+
+class _NoiseLevel(_Steered):
+    """Sets the noise of every step."""
+
+    def value(self, step: int, steps_per_epoch: int) -> float:
+        return noise_level(self.friction, self.run.size(step)) if self.run.is_hot(step) else 0.0
+
+
+class _Release(_Steered):
+    """Holds the scales of weights wherever a chain looks for a mode, and until the weights have spread around it."""
+
+    def value(self, step: int, steps_per_epoch: int) -> float:
+        return float(self.run.is_released(step))
 
 
 def init(
@@ -184,7 +195,9 @@ def sghmc(
     small batches of many rows need small steps. On all rows the relative error of a variance is about
     :math:`h^2 / 4`.
 
-    Every chain first climbs to a mode from a random start by Adam, in the first half of the warm-up. There, gradients
+    Every chain first climbs to a mode from a random start by Adam, in the first half of the warm-up. The scales of a
+    network's prior keep their medians there, and for another quarter in which the weights spread: the joint mode of
+    scales and weights is at zero. Cycles hold the scales while they look for a mode. At the end of the climb, gradients
     give the units of all coordinates, see `deepprob.sampling.units`: a step of size 1 is about a posterior sd. All
     chains take every step together, in one vectorized step.
 
@@ -262,8 +275,8 @@ def sghmc(
         batch = batch_of(state)
         others = other_starts(state, chains, program, AutoPoint, batch_size, weights, "chains")
         kind = functools.partial(_ChainsFit, program=program, batch=batch, plan=run, friction=friction)
-        steered = [*own_callbacks, _NoiseLevel(run, friction)]
-        fit = running_fit(state, None, compile, steered, progress is not False, others, kind)
+        steered = [_NoiseLevel("noise_level", run, friction), _Release("released", run, friction)]
+        fit = running_fit(state, None, compile, [*own_callbacks, *steered], progress is not False, others, kind)
         check_common_buffers(state, "sghmc")
         return fit.run(progress)
 
@@ -359,6 +372,7 @@ class _ChainsFit(IteratesFit):
         for k in self.kept:
             self._enter(self.starts[k])
             points.append([p.detach().clone() for p in guide.points()])
+        guide.released.fill_(1.0)  # until the next step sets it
         units, variances = local_units(self._gradient, points, torch.Generator().manual_seed(self.settings.seed))
         share = share_of_shuffled(self.steps_per_epoch, self.friction, self.plan.step_size)
         with torch.no_grad():

@@ -18,7 +18,7 @@ from deepprob.errors import unknown
 from deepprob.programs.copying import copy_with_modules
 from deepprob.programs.guide_classes import GUIDE_CLASSES, makes_guide
 from deepprob.programs.minibatch import run_bound
-from deepprob.programs.names_apart import AutoDelta, AutoGaussianDense, AutoStructured
+from deepprob.programs.names_apart import HELD, AutoDelta, AutoGaussianDense, AutoStructured
 from deepprob.programs.program import FunctionProgram, Program
 from deepprob.programs.relative_guides import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from deepprob.programs.sites import Site
@@ -103,7 +103,7 @@ def attach_guide(program: Program, guide: GuideSpec, *, spread: bool = False) ->
 def _start(program: Program, site: Site, spread: bool) -> Tensor | None:
     """Where a guide starts a site; None for where the guide chooses."""
     found = program.start(site["name"])
-    if found is not None or not spread or site["fn"].support.is_discrete:
+    if found is not None or not spread or site["fn"].support.is_discrete or HELD in site["infer"]:
         return found
     chosen: Tensor = init_to_uniform(site, radius=_RADIUS)
     return chosen

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.gaussian import AutoGaussian
@@ -16,6 +17,12 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from deepprob.programs.sites import Site
+
+HELD = "held_at_modes"
+"""Marks a site with the number that it keeps where the other sites are at a mode.
+
+Such is the scale of a network's weights: the joint mode of scale and weights is at zero.
+"""
 
 
 class Rename(Messenger):
@@ -111,8 +118,35 @@ class AutoNormal(NamesApart, autoguide.AutoNormal):
         super().__init__(model, init_loc_fn=init_loc_fn)
 
 
+def start_of_point(site: Site) -> Tensor:
+    """Where a site of a point starts: at its prior median as in Pyro, or at the number that it keeps."""
+    held = site["infer"].get(HELD)
+    return median(site) if held is None else torch.full_like(site["fn"].mean, held)
+
+
+class _Hold(Messenger):
+    """Gives no gradient to the sites of a point that are marked as `HELD`."""
+
+    def __init__(self, guide: NamesApart) -> None:
+        super().__init__()
+        self.guide = guide
+
+    def _pyro_sample(self, msg: Any) -> None:
+        found, name = self.guide.prototype_trace, self.guide.names.kept.get(msg["name"])
+        if found is not None and name in found.nodes and HELD in found.nodes[name]["infer"]:
+            fn = msg["fn"]
+            msg["fn"] = Delta(fn.v.detach() + 0.0 * fn.v, event_dim=fn.event_dim)
+
+
 class AutoDelta(NamesApart, autoguide.AutoDelta):
-    """Pyro's AutoDelta for sites of any names."""
+    """Pyro's AutoDelta for sites of any names; sites that are marked as `HELD` keep their start."""
+
+    def __init__(self, model: Callable[..., Any], *, init_loc_fn: Callable[[Site], Tensor] = start_of_point) -> None:
+        super().__init__(model, init_loc_fn=init_loc_fn)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with _Hold(self):
+            return super().forward(*args, **kwargs)
 
 
 class AutoStructured(NamesApart, autoguide.AutoStructured):

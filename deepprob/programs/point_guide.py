@@ -29,16 +29,23 @@ from deepprob.programs.relative_guides import register
 
 
 class AutoPoint(names_apart.AutoDelta):
-    """A point in unconstrained coordinates; sites start at their prior medians, as in a joint guide."""
+    """A point in unconstrained coordinates; sites start at their prior medians, as in a joint guide.
+
+    Attributes:
+        noise_level: The variance of a gradient's noise, see `noise`.
+        released: 1 if the sites that are marked as `HELD` may move, 0 if they keep their start.
+    """
 
     units: Any
     variances: Any
     noise_level: Tensor
+    released: Tensor
 
     def __init__(self, model: Any, **options: Any) -> None:
-        super().__init__(model, **({"init_loc_fn": names_apart.median} | options))
-        self.names.reserved |= {"units", "variances", "noise_level"}
+        super().__init__(model, **options)
+        self.names.reserved |= {"units", "variances", "noise_level", "released"}
         self.register_buffer("noise_level", torch.zeros(()))
+        self.register_buffer("released", torch.zeros(()))
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         AutoGuide._setup_prototype(self, *args, **kwargs)
@@ -58,7 +65,7 @@ class AutoPoint(names_apart.AutoDelta):
             found = {}
             for name, site in self._sites():
                 transform, event_dim = biject_to(site["fn"].support), site["fn"].event_dim
-                free = attrgetter(name)(self) * attrgetter(name)(self.units)
+                free = self._movable(name, site) * attrgetter(name)(self.units)
                 value = transform(free)
                 density = transform.inv.log_abs_det_jacobian(value, free)
                 density = sum_rightmost(density, density.dim() - value.dim() + event_dim)
@@ -85,7 +92,8 @@ class AutoPoint(names_apart.AutoDelta):
     def noise(self) -> Tensor:
         """Zero, with a gradient of normal noise, whose variance is what the minibatch leaves of `noise_level`."""
         total = torch.zeros_like(self.noise_level)
-        for point, variance in zip(self.points(), self.variances_of_points(), strict=True):
+        points = [self._movable(name, site) for name, site in self._sites()]
+        for point, variance in zip(points, self.variances_of_points(), strict=True):
             sd = (self.noise_level - variance).clamp_min(0.0).sqrt()
             term = (point * (sd * torch.randn_like(point))).sum()
             total = total + (term - term.detach())
@@ -105,6 +113,11 @@ class AutoPoint(names_apart.AutoDelta):
             self.names.site(name): biject_to(site["fn"].support)(part.reshape(*part.shape[:-1], *like.shape))
             for (name, site), part, like in zip(self._sites(), parts, self.points(), strict=True)
         }
+
+    def _movable(self, name: str, site: Any) -> Tensor:
+        """The parameter of a site, whose gradient is zero while the site is held."""
+        point: Tensor = attrgetter(name)(self)
+        return point.detach() + self.released * (point - point.detach()) if names_apart.HELD in site["infer"] else point
 
     def _sites(self) -> Iterator[tuple[str, Any]]:
         found: Any = self.prototype_trace

@@ -17,6 +17,7 @@ from deepprob.networks.inputs import has_lazy_parts
 from deepprob.networks.layer_choice import chosen_parameters
 from deepprob.networks.lifting import Noise
 from deepprob.networks.weight_priors import check_prior, weight_priors
+from deepprob.programs.names_apart import HELD
 
 PER_ROW = "per_row"  # marks the guide's sites whose value is not what the likelihood of a row sees
 
@@ -226,7 +227,8 @@ class RandomWeights:
         return {f"net.{name}": scheme for name, scheme in record.items() if name not in own}
 
     def _sample(self, one: Hyper, like: Tensor) -> Tensor:
-        value: Tensor = pyro.sample(
-            self.prefix + one.site, self.priors[one.parameter].hyper_prior(one.suffix, like.new_empty(one.shape))
-        )
+        prior = self.priors[one.parameter]
+        options: Any = {HELD: prior.hyper_start(one.suffix)}
+        fn = prior.hyper_prior(one.suffix, like.new_empty(one.shape))
+        value: Tensor = pyro.sample(self.prefix + one.site, fn, infer=options)
         return value

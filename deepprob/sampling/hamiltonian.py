@@ -114,6 +114,8 @@ class Run:
         (28, [13, 16, 25, 28])
         >>> [round(run.size(step), 3) for step in (3, 4, 10, 15)], [run.is_hot(step) for step in (3, 4, 10)]
         ([0.1, 0.1, 0.071, 0.013], [True, False, True])
+        >>> [run.is_released(step) for step in (2, 3, 4, 10)]
+        [False, True, False, True]
     """
 
     warmup: int
@@ -148,6 +150,10 @@ class Run:
         if step < self.warmup or not self.cycles:
             return step >= self.climb
         return self._within(step) >= self.cycle // 2
+
+    def is_released(self, step: int) -> bool:
+        """Whether the scales of weights may move in a step: where there is noise, after half of it in the warm-up."""
+        return step >= self.climb + (self.warmup - self.climb) // 2 and self.is_hot(step)
 
     def next_draw(self, step: int) -> int:
         """The first step after this one that ends with a draw."""
