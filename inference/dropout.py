@@ -49,8 +49,8 @@ def init(
     found = dropout_parts(program)
     if not found:
         raise ValueError(
-            "dropout needs a network with dropout layers of a rate above 0, and the program has none. Add one to the "
-            "network, after an activation: nn.Dropout(0.1)."
+            "dropout needs a network with dropout layers of a rate above 0, and the program has none; a call of "
+            "torch.nn.functional.dropout is no layer. Add one to the network, after an activation: nn.Dropout(0.1)."
         )
     active: Program = copy_with_modules(program)
     active.active_dropout = True
@@ -99,8 +99,8 @@ def dropout(
     data change, it decides how wide the predictions are.
 
     Active are dropout layers (``nn.Dropout``, ``nn.AlphaDropout``, their kin and your subclasses) and the ``dropout=``
-    of torch's recurrent and attention layers. Everything else is in evaluation mode, also in the fit; a call of
-    ``torch.nn.functional.dropout`` in a layer of your own is so, too.
+    of torch's recurrent and attention layers. Everything else is in evaluation mode, also in the fit: a call of
+    ``torch.nn.functional.dropout`` that depends on ``self.training`` drops nothing. Make it an ``nn.Dropout``.
 
     Args:
         program: A `Program` with latent sites and a network with dropout, such as `BayesianNeuralNetwork`.

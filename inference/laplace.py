@@ -181,7 +181,7 @@ def laplace(
         structure: ``"full"``; ``"kronecker"``, one Kronecker product for the weights and the bias of each linear or
             convolutional layer, with any other weights independent; ``"low_rank"``, the largest eigenvalues of the
             likelihood's curvature and the diagonal of the rest; ``"diagonal"``; ``"auto"`` for ``"kronecker"`` in a
-            network, else ``"full"``.
+            network with such layers, else ``"full"``.
         subset: ``"all"``; ``"last"`` for the last layer of a network; or names of sites. The others are points.
         prediction: ``"linearised"``; ``"sampled"``, the network at drawn weights; ``"auto"`` for the first where the
             program can.

@@ -29,6 +29,11 @@ def over_draws(function: Callable[..., Any], *arguments: Any) -> Any:
         return torch.vmap(function, randomness="different")(*arguments)
 
 
+def transformed() -> bool:
+    """Whether the caller runs inside of a transform of ``torch.func``, such as ``vmap``."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 class _Quiet:
     """A context without torch's warnings of operations that run entry by entry; it may be entered again inside."""
 

@@ -14,7 +14,7 @@ from torch.distributions import biject_to, constraints
 
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.fisher import parameters_of
-from deepprob.networks.layer_calls import LayerCalls, in_directions
+from deepprob.networks.layer_calls import LayerCalls, in_directions, rows_apart
 from deepprob.posteriors.draws import Fixed
 from deepprob.programs.arguments import rows_of
 from deepprob.programs.instance import ProgramInstance
@@ -24,6 +24,7 @@ from deepprob.programs.sites import Site, is_deterministic, is_local, log_prob, 
 from deepprob.programs.structured_guide import AutoStructuredNormal
 
 ROWS = 512  # at a time
+_TRIED = 8  # rows whose gradients are compared one by one
 _CLOSE = 1e-3  # relative: gradients of layers against those of the whole run
 
 
@@ -52,11 +53,6 @@ class AtMode:
     def _latent(self) -> list[Site]:
         trace: Any = self.guide.prototype_trace
         return [site for _, site in trace.iter_stochastic_nodes()]
-
-    @property
-    def is_network(self) -> bool:
-        """Whether real latent sites are weights of layers."""
-        return bool(self.covered)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -149,7 +145,7 @@ class AtMode:
         leaves = self.leaves(self.real)
         weights = {n: x for n, x in leaves.items() if n in self.real}
         with self.running():
-            run = next(self.runs(rows=8))
+            run = next(self.runs(rows=_TRIED))
             with LayerCalls(weights) as layers:
                 trace = self.trace(run, leaves)
             if not layers.calls:
@@ -157,9 +153,8 @@ class AtMode:
             results = [x for site, _ in self.observed(trace, run) for x in parameters_of(site["fn"])]
             generator = torch.Generator().manual_seed(0)
             whole = [torch.randn(1, *x.shape, generator=generator).to(x) for x in results]
-            first = [_first_row(x) for x in whole]
             covered = self._agree(layers, weights, results, whole, by_row=False)
-            rows = self._agree(layers, weights, results, first, by_row=True) if len(run.rows) > 1 else covered
+            rows = self._agree(layers, weights, results, whole, by_row=True) if len(run.rows) > 1 else covered
         last = layers.calls[-1]
         return covered, covered & rows, tuple(n for n in (last.weight, last.bias) if n)
 
@@ -173,20 +168,17 @@ class AtMode:
         by_row: bool,
     ) -> frozenset[str]:
         """The weights whose gradients are those of their layers' calls."""
+        if by_row:
+            directions = [x[:_TRIED] for x in rows_apart(directions)]
         exact = dict(zip(weights, in_directions(results, directions, list(weights.values())), strict=True))
-        found = layers.weight_gradients(layers.gradients(results, directions), by_row=by_row)
+        only = layers.on_rows(max(len(x) for x in results if x.dim())) if by_row else None
+        found = layers.weight_gradients(layers.gradients(results, directions), by_row=by_row, only=only)
         same = set()
         for name, value in found.items():
-            value = value[:, 0] if by_row else value
+            value = torch.stack([rows[k] for k, rows in enumerate(value)]) if by_row else value
             if bool((value - exact[name]).abs().max() <= _CLOSE * exact[name].abs().max().clamp_min(1e-12)):
                 same.add(name)
         return frozenset(same)
-
-
-def _first_row(x: Tensor) -> Tensor:
-    found = torch.zeros_like(x)
-    found[:, 0] = x[:, 0]
-    return found
 
 
 def _is_real(support: Any) -> bool:

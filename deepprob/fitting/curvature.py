@@ -27,7 +27,7 @@ from torch import Tensor
 from deepprob.fitting.at_mode import AtMode
 from deepprob.fitting.fisher import fisher_of
 from deepprob.fitting.precision import DensePart, IndependentPart, KroneckerPart, LowRankPart, Part
-from deepprob.networks.layer_calls import LayerCalls, in_directions
+from deepprob.networks.layer_calls import LayerCalls, in_directions, rows_apart
 
 _MOST_NUMBERS = 2**24  # of gradients by row at a time
 _FEW_ROWS = 16  # where gradients by row are taken one row at a time
@@ -147,17 +147,18 @@ class Curvature:
 
     def _gradients(self) -> Iterator[Tensor]:
         """Gradients by row and direction, ``(R, n)`` at a time: the matrix is the sum of their outer products."""
-        by_layers = [name for name in self.names if name in self.mode.by_row]
-        others = [name for name in self.names if name not in by_layers]
-        rows = max(1, min(512, _MOST_NUMBERS // max(1, self.size * 8)))
-        for layers, weights, results, directions in self._passes(min(rows, _FEW_ROWS) if others else rows):
+        by_row = self.mode.by_row & set(self.names)
+        most = 512 if len(by_row) == len(self.names) else _FEW_ROWS
+        rows = max(1, min(most, _MOST_NUMBERS // max(1, self.size * 8)))
+        for layers, weights, results, directions in self._passes(rows):
+            # A layer of some rows only, chosen by their values, may have others here than in the trial.
+            here = by_row & layers.on_rows(max(x.shape[1] if x.dim() > 1 else 1 for x in directions))
             found: dict[str, Tensor] = {}
-            if by_layers:
-                parts = layers.weight_gradients(layers.gradients(results, directions), by_row=True)
-                found |= {name: parts[name].flatten(2).flatten(0, 1) for name in by_layers}
-            if others:
-                apart = _rows_apart(directions)
-                rest = in_directions(results, apart, [weights[name] for name in others])
+            if here:
+                parts = layers.weight_gradients(layers.gradients(results, directions), by_row=True, only=here)
+                found |= {name: x.flatten(2).flatten(0, 1) for name, x in parts.items()}
+            if others := [name for name in self.names if name not in here]:
+                rest = in_directions(results, rows_apart(directions), [weights[name] for name in others])
                 found |= {name: x.flatten(1) for name, x in zip(others, rest, strict=True)}
             yield torch.cat([found[name] for name in self.names], 1)
 
@@ -191,18 +192,6 @@ class Curvature:
             whole = bias in covered and users == {name} and all(call.bias == bias for call in calls)
             found[name, bias if whole else None] = list(calls)
         return found
-
-
-def _rows_apart(directions: Sequence[Tensor]) -> list[Tensor]:
-    """Directions in which one row at a time is not zero, ``(K, B, ...) -> (B K, B, ...)``."""
-    rows = max(x.shape[1] if x.dim() > 1 else 1 for x in directions)
-    found = []
-    for x in directions:
-        flat = x if x.dim() > 1 else x.unsqueeze(1)
-        mask = torch.eye(rows, flat.shape[1], device=x.device, dtype=x.dtype)
-        whole = flat.unsqueeze(1) * mask.reshape(1, rows, flat.shape[1], *(1,) * (flat.dim() - 2))
-        found.append(whole.reshape(-1, *x.shape[1:]))  # the row varies fastest
-    return found
 
 
 STRUCTURES: dict[str, Callable[[Curvature, int], Sequence[Part]]] = {

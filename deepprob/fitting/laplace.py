@@ -75,10 +75,10 @@ class Laplace:
     def __init__(self, mode: AtMode, choice: Choice) -> None:
         self.mode, self.choice = mode, choice
         found, sites = mode.instance.structure, list(mode.guide.sites)
-        self.is_network = mode.is_network and not found.local
+        self.is_network = (bool(mode.covered) or isinstance(mode.program, NetworkProgram)) and not found.local
         self.structure = choice.structure
         if choice.structure == "auto":
-            self.structure = "kronecker" if self.is_network else "full"
+            self.structure = "kronecker" if self.is_network and mode.covered else "full"
         weights = [name for name in sites if name in mode.real] if self.is_network else sites
         self.scales = [name for name in sites if name not in weights]
         self.names = self._subset(weights)
@@ -93,7 +93,7 @@ class Laplace:
         if subset == "all":
             return weights
         if subset == "last":
-            if not self.is_network:
+            if not self.mode.last:
                 raise ValueError(
                     "subset='last' is the last layer of a network, and no latent site of the program is the weight of "
                     "a layer. Name the sites, subset=[...], or leave subset out."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,7 @@ class LayerCall:
         """Gradients of the output, ``(K, *output)``, as ``(K, B, L, O)``."""
         if self.channels_first:
             return gradients.flatten(3).mT
-        return gradients.reshape(len(gradients), *self.inputs.shape[:2], -1)
+        return gradients.reshape(len(gradients), *self.inputs.shape[:2], gradients.shape[-1])
 
 
 class LayerCalls(TorchFunctionMode):
@@ -86,6 +86,15 @@ class LayerCalls(TorchFunctionMode):
         """The calls of one weight."""
         return [call for call in self.calls if call.weight == weight]
 
+    def on_rows(self, rows: int) -> set[str]:
+        """The weights and biases whose calls all have some number of rows, and not some of them or none."""
+        fits = {name: True for call in self.calls for name in (call.weight, call.bias) if name is not None}
+        for call in self.calls:
+            for name in (call.weight, call.bias):
+                if name is not None:
+                    fits[name] &= len(call.inputs) == rows
+        return {name for name, fit in fits.items() if fit}
+
     def gradients(self, results: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of results by the outputs of all calls.
 
@@ -100,21 +109,28 @@ class LayerCalls(TorchFunctionMode):
         found = in_directions(results, directions, outputs)
         return [call.by_position(g) for call, g in zip(self.calls, found, strict=True)]
 
-    def weight_gradients(self, gradients: Sequence[Tensor], *, by_row: bool) -> dict[str, Tensor]:
+    def weight_gradients(
+        self, gradients: Sequence[Tensor], *, by_row: bool, only: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
         """Gradients by weight, from those of `gradients`: ``(K, *weight)``, by row ``(K, B, *weight)``.
 
         Args:
             gradients: Gradients of the calls.
             by_row: Whether the rows are kept apart, or summed.
+            only: The weights and biases to take; None for all.
         """
         found: dict[str, Tensor] = {}
         equation = "kblo,bli->kboi" if by_row else "kblo,bli->koi"
         for call, gradient in zip(self.calls, gradients, strict=True):
+            if only is not None and not {call.weight, call.bias} & set(only):
+                continue
             whole = torch.einsum(equation, gradient, call.inputs)
             parts = (
                 {call.weight: whole} if call.bias is None else {call.weight: whole[..., :-1], call.bias: whole[..., -1]}
             )
             for name, part in parts.items():
+                if only is not None and name not in only:
+                    continue
                 part = part.reshape(*part.shape[: 2 if by_row else 1], *self.weights[name].shape)
                 found[name] = found[name] + part if name in found else part
         return found
@@ -144,9 +160,21 @@ def in_directions(results: Sequence[Tensor], directions: Sequence[Tensor], by: S
     return [x.new_zeros(count, *x.shape) if g is None else g for g, x in zip(found, by, strict=True)]
 
 
+def rows_apart(directions: Sequence[Tensor]) -> list[Tensor]:
+    """Directions in which one row at a time is not zero, ``(K, B, ...) -> (K B, B, ...)``; the row varies fastest."""
+    rows = max(x.shape[1] if x.dim() > 1 else 1 for x in directions)
+    found = []
+    for x in directions:
+        flat = x if x.dim() > 1 else x.unsqueeze(1)
+        mask = torch.eye(rows, flat.shape[1], device=x.device, dtype=x.dtype)
+        whole = flat.unsqueeze(1) * mask.reshape(1, rows, flat.shape[1], *(1,) * (flat.dim() - 2))
+        found.append(whole.reshape(-1, *x.shape[1:]))
+    return found
+
+
 def _rows(x: Tensor) -> Tensor | None:
     """The inputs of a linear layer, ``(B, L, I)``."""
-    return x.reshape(len(x), -1, x.shape[-1]) if x.dim() > 1 else None
+    return x.unsqueeze(1).flatten(1, -2) if x.dim() > 1 else None
 
 
 def _patches(func: Callable[..., Any], given: Mapping[str, Any]) -> Tensor | None:

@@ -16,6 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from deepprob.engine.batching import transformed
 
 Weights = dict[str, Tensor]
 
@@ -51,7 +55,7 @@ def linearised(function: Callable[[Weights], Tensor], at: Weights) -> Callable[[
     """The first-order expansion of a function of weights.
 
     One forward derivative takes a set of weights. An operation without one, as in some recurrent layers, costs two
-    backward derivatives.
+    backward derivatives. Attention runs without its fused kernels, which have neither.
 
     Args:
         function: From weights by name to outputs.
@@ -66,10 +70,8 @@ def linearised(function: Callable[[Weights], Tensor], at: Weights) -> Callable[[
 
     def expanded(weights: Weights) -> Tensor:
         moved = {name: weights[name] - start for name, start in at.items()}
-        try:
-            value, change = _by_forward(function, at, moved)
-        except (NotImplementedError, RuntimeError):
-            value, change = _by_backward(function, at, moved)
+        with sdpa_kernel(SDPBackend.MATH):
+            value, change = _derivative(function, at, moved)
         found: Tensor = value + change
         return found
 
@@ -84,6 +86,19 @@ def _load_forward_derivatives() -> None:
         torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
 
 
+def _derivative(function: Callable[[Weights], Tensor], at: Weights, moved: Weights) -> tuple[Tensor, Tensor]:
+    """The value and the forward derivative, by the first way that works."""
+    try:
+        return _by_forward(function, at, moved)
+    except (NotImplementedError, RuntimeError):
+        try:
+            return _by_backward(function, at, moved)
+        except (NotImplementedError, RuntimeError):
+            if transformed():  # the caller then takes the draws one by one
+                raise
+            return _by_autograd(function, at, moved)
+
+
 def _by_forward(function: Callable[[Weights], Tensor], at: Weights, moved: Weights) -> tuple[Tensor, Tensor]:
     """The value and the forward derivative."""
     found: Any = torch.func.jvp(function, (at,), (moved,))
@@ -96,3 +111,35 @@ def _by_backward(function: Callable[[Weights], Tensor], at: Weights, moved: Weig
     value, pull = found
     pushed: Any = torch.func.vjp(lambda direction: pull(direction)[0], torch.zeros_like(value))
     return value, pushed[1](moved)[0]
+
+
+def _by_autograd(function: Callable[[Weights], Tensor], at: Weights, moved: Weights) -> tuple[Tensor, Tensor]:
+    """As `_by_backward`, without ``torch.func``, whose tensors have no storage: packed sequences read the lengths'."""
+    with torch.enable_grad():
+        leaves = [x.detach().clone().requires_grad_() for x in at.values()]
+        value = function(dict(zip(at, leaves, strict=True)))
+    change: Tensor = _Along.apply((value, leaves), *(moved[name] for name in at))  # type: ignore[no-untyped-call]
+    return value.detach(), change
+
+
+class _Along(torch.autograd.Function):
+    """The derivative of a value along a change of its leaves, linear in the change.
+
+    Value and leaves come in a tuple, which autograd does not look into: the leaves are no parameters of the program.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: tuple[Tensor, list[Tensor]], *moved: Tensor) -> Tensor:
+        value, leaves = ctx.run = run
+        with torch.enable_grad():
+            direction = torch.zeros_like(value, requires_grad=True)
+            pulled = torch.autograd.grad(value, leaves, direction, create_graph=True, allow_unused=True)
+            parts = [(g * x).sum() for g, x in zip(pulled, moved, strict=True) if g is not None]
+            (change,) = torch.autograd.grad(torch.stack(parts).sum(), direction)
+        return change
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction: Tensor) -> Any:
+        value, leaves = ctx.run
+        return None, *torch.autograd.grad(value, leaves, direction, retain_graph=True, allow_unused=True)

@@ -56,6 +56,29 @@ def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int
     assert ((found - mean).abs() < 0.2 * fitted).all()
 
 
+@pytest.mark.slow
+def test_a_guide_with_all_correlations_has_the_sds_of_the_posterior() -> None:
+    x, y = linear_data()
+    x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]  # correlated weights, so that the sds of a mean field are far too small
+    program = BayesianNeuralNetwork(nn.Linear(5, 1, bias=False), prior="normal", noise=SIGMA, standardize=False)
+    posterior = svi(
+        program,
+        (x, y),
+        guide="multivariate_normal",
+        batch_size=None,
+        steps=2000,
+        objective=ELBO(particles=50),
+        optimizer=Optimizer(learning_rate=1e-2, schedule="cosine", average=0.995),
+        seed=1,
+        progress=False,
+    )
+    precision = (torch.eye(5) + x.T @ x / SIGMA**2).double()
+    exact = precision.inverse().diagonal().sqrt()
+    ratio = posterior.sample(draws=40_000)["weight"].reshape(-1, 5).double().std(0) / exact
+    assert ((ratio - 1).abs() < 0.03).all(), ratio
+    assert (precision.diagonal().rsqrt() / exact).min() < 0.75  # power: independent weights fail
+
+
 def test_elbo_is_below_the_evidence_and_importance_weights_reach_it() -> None:
     x, y = linear_data()
     posterior = fit_linear(None, steps=800)

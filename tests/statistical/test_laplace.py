@@ -207,7 +207,58 @@ class Tied(nn.Module):
         return self.out(torch.tanh(self.second(h)))
 
 
+class Experts(nn.Module):
+    """Two layers, each for some of the rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, chosen = x.new_zeros(len(x), 3), x[:, 0] > 0
+        out[chosen], out[~chosen] = self.first(x[chosen]), self.second(x[~chosen])
+        return out
+
+
+class Branch(nn.Module):
+    """Two layers, one of which never runs on these data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) if x.isfinite().all() else self.second(x)
+
+
+class Sorted(nn.Module):
+    """Layers that see the rows in another order, of which the first row is the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = -torch.arange(len(x)) % len(x)
+        return self.out(torch.tanh(self.first(x[order])))[order]
+
+
+class Products(nn.Module):
+    """A network of matrix products, without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = (nn.Parameter(0.5 * torch.randn(4, size)) for size in (4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.first) @ self.out
+
+
 NETWORKS = {
+    "experts": Experts,
+    "branch": Branch,
+    "sorted": Sorted,
+    "products": Products,
     "dense": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3)),
     "convolutions": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 4, (1, 3)), nn.Flatten(), nn.Linear(12, 3)
@@ -220,6 +271,9 @@ NETWORKS = {
 def classes(name: str) -> tuple[AtMode, Tensor]:
     torch.manual_seed(2)
     x, y = images() if name in ("convolutions", "groups") else (torch.randn(12, 4), torch.arange(12) % 3)
+    if name == "experts":
+        x[:8, 0] = x[:8, 0].abs()  # the trial's rows, all of one expert; of others there are three
+        x[8:11, 0] = -1.0
     net = NETWORKS[name]()
     if name == "tied":
         net.norm.running_mean.normal_()

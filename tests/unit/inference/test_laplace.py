@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import deepprob as dp
@@ -44,6 +45,41 @@ class LSTM(nn.Module):
         return self.out(self.layer(x)[0][:, -1])
 
 
+class PackedGRU(nn.Module):
+    """A recurrent layer on packed series, the first number of which tells their lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = 1 + (x[:, 0, 0] > 0).long() + (x[:, 0, 1] > 0).long()
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.out(self.layer(packed)[1][-1])
+
+
+class Attention(nn.Module):
+    """An encoder layer of torch, which attends by fused kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x).mean(1))
+
+
+class Products(nn.Module):
+    """A network of matrix products that decodes with the transpose of its encoder, without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x @ self.code) @ self.code.T
+
+
 class Tied(nn.Module):
     """A batch norm, dropout and two layers with one weight."""
 
@@ -70,6 +106,9 @@ CASES: dict[str, tuple[Make, tuple[Tensor, Tensor]]] = {
     ),
     "cnn": (lambda: BayesianNeuralNetwork(_images(3), "categorical", 3), (rows(1, 5, 5), CLASSES)),
     "lstm": (lambda: BayesianNeuralNetwork(LSTM()), (rows(5, 3), TARGETS)),
+    "packed gru": (lambda: BayesianNeuralNetwork(PackedGRU(), standardize=False), (rows(5, 3), TARGETS)),
+    "attention": (lambda: BayesianNeuralNetwork(Attention()), (rows(5, 4), TARGETS)),
+    "products": (lambda: BayesianNeuralNetwork(Products()), (rows(4), rows(4))),
     "tied": (lambda: BayesianNeuralNetwork(Tied()), (rows(4), TARGETS)),
     "bernoulli": (lambda: BayesianNeuralNetwork(nn.Linear(4, 1), "bernoulli"), (rows(4), (TARGETS > 0).float())),
     "poisson": (lambda: BayesianNeuralNetwork(nn.Linear(4, 1), "poisson"), (rows(4), COUNTS)),
@@ -96,7 +135,7 @@ def test_networks_are_fitted_asked_saved_and_exported(name: str, structure: str,
     assert {"posterior", "posterior_predictive", "log_likelihood", "observed_data"} <= groups
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "tied"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "packed gru", "attention", "products", "tied"])
 def test_a_linearised_network_is_linear_in_its_weights(name: str) -> None:
     torch.manual_seed(0)
     make, (x, y) = CASES[name]
@@ -130,6 +169,13 @@ def test_two_backward_derivatives_stand_in_for_a_forward_one() -> None:
 
     found = linearised(lambda w: Backward.apply(w["a"]), {"a": torch.tensor([3.0, 1.0])})  # type: ignore[no-untyped-call]
     torch.testing.assert_close(found({"a": torch.tensor([4.0, 1.0])}), torch.tensor([15.0, 1.0]))
+
+
+def test_a_network_without_layers_has_a_whole_curvature_by_default() -> None:
+    make, data = CASES["products"]
+    assert laplace(make(), data, **SHORT).config["structure"] == "full"
+    with pytest.raises(ValueError, match="no latent site of the program is the weight of a layer"):
+        laplace(make(), data, subset="last", **SHORT)
 
 
 def test_sampled_and_linearised_predictions_differ() -> None:

@@ -166,9 +166,22 @@ def test_a_short_swag_returns_the_mode() -> None:
     assert posterior.chains["noise"].shape == (1, 1, 1)
 
 
+class Function(nn.Module):
+    """A network that drops units by a call, and not by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(nn.functional.dropout(x, 0.1, self.training))
+
+
 def test_dropout_refuses_networks_without_it() -> None:
-    for net in (nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.0))):
-        with pytest.raises(ValueError, match=r"needs a network with dropout layers.*nn\.Dropout\(0\.1\)"):
+    for net in (nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.0)), Function()):
+        with pytest.raises(
+            ValueError, match=r"with dropout layers.*functional\.dropout is no layer.*nn\.Dropout\(0\.1\)"
+        ):
             dropout(BayesianNeuralNetwork(net), (X, X), **SHORT)
 
 
