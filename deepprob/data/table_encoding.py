@@ -68,10 +68,12 @@ class TargetEncoding:
     Attributes:
         names: The names of the columns.
         classes: The names of the classes, by number; empty for numbers.
+        ordered: Whether the classes have an order beyond that of the alphabet, as numbers and ordered categories have.
     """
 
     names: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    ordered: bool = False
 
     def encode(self, frame: Any) -> Tensor | None:
         """The target, ``(N,)``, or ``(N, K)`` for K columns; None if the frame lacks it or holds none of its values.
