@@ -26,10 +26,10 @@ from deepprob.errors import shown, unknown
 from deepprob.estimators.pickling import PosteriorInPickle
 from deepprob.inference import ROUTINES
 from deepprob.models import BayesianNeuralNetwork
+from deepprob.networks.dropout import USUAL_RATE
 from deepprob.posteriors.prediction import Prediction
 
 Floats = NDArray[np.float64]
-DROPOUT = 0.1  # the rate of dropout after every hidden layer, for method="dropout"
 
 
 class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
@@ -54,10 +54,11 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
         if self.method not in ROUTINES:
             raise unknown("method", self.method, ROUTINES)
         self._network = network | {"prior": self.prior}
-        self._net = self._network_of(data, network.get("num_classes"))
+        self._net = self.net if isinstance(self.net, nn.Module) else None
         program = self._program_to_load()
         if program is None:
-            program = BayesianNeuralNetwork.from_data(data, self._hidden_dims(), **self._network)
+            rate = USUAL_RATE if self.method == "dropout" else 0.0
+            program = BayesianNeuralNetwork.from_data(data, self._hidden_dims(), dropout=rate, **self._network)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         settings = {"seed": seed, "device": self.device, "progress": False, **(self.options or {})}
         routine = ROUTINES[self.method]
@@ -65,16 +66,6 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
         if strange := [name for name in settings if name not in known]:
             raise unknown(f"option of method={self.method!r}", strange[0], [*known][2:])
         self.posterior_ = routine(program, data, **settings)
-
-    def _network_of(self, data: Table, num_classes: int | None) -> nn.Module | None:
-        """The user's network, or one with dropout; None for the network that the model makes for the data."""
-        if isinstance(self.net, nn.Module) or self.method != "dropout":
-            return self.net if isinstance(self.net, nn.Module) else None
-        layers, width = list[nn.Module](), data["x"].shape[1]
-        for size in self._hidden_dims():
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(DROPOUT)]
-            width = size
-        return nn.Sequential(*layers, nn.Linear(width, num_classes or len(data.encoding.targets)))
 
     def _program_to_load(self) -> BayesianNeuralNetwork | None:
         return None if self._net is None else BayesianNeuralNetwork(self._net, **self._network)

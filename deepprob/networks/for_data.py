@@ -16,7 +16,7 @@ from deepprob.networks.target_likelihood import CLASSES, TargetLikelihood
 
 
 def network_for(
-    data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any]
+    data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any], dropout: float = 0.0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A dense network with a linear path for rows of features, or a convolutional one for images.
 
@@ -25,6 +25,7 @@ def network_for(
         hidden_dims: Sizes of a dense network's hidden layers.
         activation: Activation of the hidden layers.
         options: Options of the user, which go before those that the targets ask for.
+        dropout: Rate of dropout after a dense network's hidden layers.
 
     Returns:
         The network, and the options with ``likelihood`` and ``num_classes`` if the targets are classes.
@@ -67,7 +68,13 @@ def network_for(
     size = TargetLikelihood(options.get("likelihood", "normal"), **chosen).size(outputs)
     if len(shape) == 1:
         # Without a linear path, the KL of a wide layer's weights outweighs few rows: the fit predicts the base rate.
-        return MLP(shape[0], size, hidden_dims, activation, linear_path=len(hidden_dims) > 0), dict(options)
+        net = MLP(shape[0], size, hidden_dims, activation, linear_path=len(hidden_dims) > 0, dropout=dropout)
+        return net, dict(options)
+    if dropout:
+        raise ValueError(
+            f"dropout={dropout} is for rows of features; got images of shape {tuple(shape)}. Make a network of your "
+            "own with nn.Dropout."
+        )
     return ConvEncoder(tuple(shape), size, activation=activation), dict(options)
 
 

@@ -109,6 +109,13 @@ def test_a_class_whose_rows_have_no_weight_keeps_its_place() -> None:
     assert (model.predict(x[labels == 2]) == 2).all()
 
 
+def test_dropout_has_a_network_with_dropout() -> None:
+    x, y = rows()
+    model = BayesianRegressor((8,), "dropout", options={"epochs": 50}, random_state=0).fit(x, y)
+    assert model.posterior_.program.config["net"]["dropout"] == 0.1
+    assert model.predict(x, return_std=True)[1].shape == (120,)
+
+
 def test_sparse_rows() -> None:
     x, y = rows()
     x[np.abs(x) < 0.7] = 0.0
