@@ -50,7 +50,8 @@ def init(
     if not found:
         raise ValueError(
             "dropout needs a network with dropout layers of a rate above 0, and the program has none; a call of "
-            "torch.nn.functional.dropout is no layer. Add one to the network, after an activation: nn.Dropout(0.1)."
+            "torch.nn.functional.dropout is no layer. Add one to the network, after an activation: nn.Dropout(0.1); or "
+            "from_data(..., dropout=0.1)."
         )
     active: Program = copy_with_modules(program)
     active.active_dropout = True

@@ -164,6 +164,7 @@ class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
         activation: str = "tanh",
         *,
         target: str | Sequence[str] | None = None,
+        dropout: float = 0.0,
         **options: Any,
     ) -> BayesianNeuralNetwork:
         """Create a dense network for a table or a convolutional one for images.
@@ -177,6 +178,7 @@ class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
             hidden_dims: Sizes of a dense network's hidden layers, beside which it has a linear path.
             activation: Activation of the hidden layers.
             target: The target's name in a frame, or names of several numeric targets.
+            dropout: Rate of dropout after a dense network's hidden layers, for the routine ``dropout``.
             options: Other arguments of the constructor.
 
         Raises:
@@ -184,7 +186,7 @@ class BayesianNeuralNetwork(NetworkProgram, RandomNetwork):
             ValueError: If there are no targets.
         """
         made = data if target is None else table_for(data, target, options.get("likelihood"))
-        net, options = network_for(made, hidden_dims, activation, options)
+        net, options = network_for(made, hidden_dims, activation, options, dropout)
         program = cls(net, **options)
         program.__dict__["origin"] = Origin.of_source(made)
         return program

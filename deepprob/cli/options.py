@@ -83,6 +83,10 @@ def options_of(
     """The arguments of the model, and those of the routine, that the user set, by name."""
     accepted, more = _argument_names(kind), keywords_of(routine)
     given: dict[str, Any] = {} if latent_dim is None else {"latent_dim": latent_dim}
+    if routine.__name__ == "dropout" and "dropout" in accepted:
+        from deepprob.networks.dropout import USUAL_RATE
+
+        given["dropout"] = USUAL_RATE
     if hidden is not None:
         sizes = _whole_numbers(hidden)
         given |= {"hidden_dim": sizes[0]} if "hidden_dim" in accepted and len(sizes) == 1 else {"hidden_dims": sizes}

@@ -315,7 +315,7 @@ def _target(frame: Any, names: tuple[str, ...], classes: bool | None) -> TargetE
             f"the target {name!r} must have at least 2 classes; got {', '.join(map(repr, levels)) or 'no value'}. "
             "Choose another target, or rows of another class too."
         )
-    return TargetEncoding(names, levels)
+    return TargetEncoding(names, levels, ordered=kinds[name] != "categorical")
 
 
 def _class_weights(

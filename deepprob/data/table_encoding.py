@@ -68,10 +68,12 @@ class TargetEncoding:
     Attributes:
         names: The names of the columns.
         classes: The names of the classes, by number; empty for numbers.
+        ordered: Whether the classes have an order beyond that of the alphabet, as numbers and ordered categories have.
     """
 
     names: tuple[str, ...]
     classes: tuple[str, ...] = ()
+    ordered: bool = False
 
     def encode(self, frame: Any) -> Tensor | None:
         """The target, ``(N,)``, or ``(N, K)`` for K columns; None if the frame lacks it or holds none of its values.
@@ -129,12 +131,14 @@ class TableEncoding:
         target: The encoding of the target; None for a table without one.
         weights: The name of the column of row weights, if there is one.
         class_weights: The weight of every class; empty for 1 each.
+        unnamed: Whether the columns were those of an array, so that later arrays hold them in this order.
     """
 
     columns: tuple[ColumnEncoding, ...]
     target: TargetEncoding | None = None
     weights: str | None = None
     class_weights: tuple[float, ...] = ()
+    unnamed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,6 +181,19 @@ class TableEncoding:
         y = self.target.encode(frame) if self.target else None
         fields = {"x": features} if y is None else {"x": features, "y": y}
         return Table(fields, self, frame.index, self._weights(frame, y))
+
+    def framed(self, rows: Any) -> Any:
+        """An array of the columns of an unnamed fit as a frame; anything else as it is.
+
+        Args:
+            rows: The rows of a user.
+        """
+        if not self.unnamed or is_frame(rows) or getattr(rows, "ndim", 0) != 2:
+            return rows
+        import pandas as pd
+
+        values = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+        return pd.DataFrame(values, columns=unnamed_columns(values.shape[1]))
 
     def joined(self, frame: Any, target: Any) -> Any:
         """A frame of features with its target, which comes apart from it.
@@ -233,7 +250,17 @@ class TableEncoding:
             None if target is None else TargetEncoding(**_tuples(target)),
             saved["weights"],
             tuple(saved["class_weights"]),
+            saved.get("unnamed", False),
         )
+
+
+def unnamed_columns(count: int) -> list[str]:
+    """The names of the columns of an array.
+
+    Args:
+        count: Number of columns.
+    """
+    return [f"x{i}" for i in range(count)]
 
 
 def checked_weights(values: NDArray[np.float64], label: str) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from deepprob.diagnostics.case import REFUSALS, Case, given
 from deepprob.diagnostics.check import Array, array, number
-from deepprob.diagnostics.checks.calibration import bins_of, class_probs, one_label
+from deepprob.diagnostics.checks.calibration import class_probs, one_label
 from deepprob.diagnostics.figures import entries
-from deepprob.diagnostics.proper_scores import aurc, brier, brier_parts, crps
+from deepprob.diagnostics.proper_scores import aurc, bins_of, brier, brier_parts, crps
 
 MOST_LATENTS = 40  # numbers of latent sites that a reader can look at
 

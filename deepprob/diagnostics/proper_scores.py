@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from deepprob.diagnostics.check import Array, array
 
-_BINS = 15
+BINS = 15
+
+
+def bins_of(confidence: ArrayLike, bins: int = BINS) -> Any:
+    """Index of each row's confidence bin. Bins have equal numbers of rows, but for rows of equal confidence.
+
+    These share a bin: dealt out, they would come into bins by the order of the rows, which often is that of the labels.
+    """
+    below = stats.rankdata(array(confidence), "min").astype(np.int64) - 1
+    return np.unique(below * min(bins, len(below)) // len(below), return_inverse=True)[1]
 
 
 def crps(draws: ArrayLike, target: ArrayLike) -> Array:
@@ -62,8 +72,9 @@ class BrierParts(NamedTuple):
     within: float
 
 
-def brier_parts(probs: ArrayLike, labels: ArrayLike, bins: int = _BINS) -> BrierParts:
-    r"""The decomposition of the mean Brier score, class against the others, in bins of equal numbers of rows.
+def brier_parts(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> BrierParts:
+    r"""The decomposition of the mean Brier score, class against the others, in bins of equal numbers of rows but for
+    ties.
 
     .. math:: \overline{BS} = \sum_c \Big[ \sum_b \tfrac{n_b}{n} (\bar p_{bc} - \bar o_{bc})^2
               - \sum_b \tfrac{n_b}{n} (\bar o_{bc} - \bar o_c)^2 + \bar o_c (1 - \bar o_c) \Big] + W
@@ -82,7 +93,7 @@ def brier_parts(probs: ArrayLike, labels: ArrayLike, bins: int = _BINS) -> Brier
     Examples:
         Probabilities that are the base rates are reliable and do not tell rows apart:
 
-        >>> parts = brier_parts(np.full((4, 2), 0.5), [0, 1, 0, 1], bins=1)
+        >>> parts = brier_parts(np.full((4, 2), 0.5), [0, 0, 1, 1])
         >>> parts.reliability, parts.resolution, parts.uncertainty
         (0.0, 0.0, 0.5)
     """
@@ -90,8 +101,9 @@ def brier_parts(probs: ArrayLike, labels: ArrayLike, bins: int = _BINS) -> Brier
     hits = np.eye(p.shape[1])[y]
     reliability = resolution = 0.0
     for predicted, hit in zip(p.T, hits.T, strict=True):
-        for part in np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(p))):
-            share = len(part) / len(p)
+        index = bins_of(predicted, bins)
+        for part in (index == b for b in range(index.max() + 1)):
+            share = part.mean()
             reliability += share * float(predicted[part].mean() - hit[part].mean()) ** 2
             resolution += share * float(hit[part].mean() - hit.mean()) ** 2
     rates = hits.mean(0)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import assert_all_finite, check_array, check_consistent_length, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -16,15 +19,17 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 from torch import nn
 
 from deepprob.data import Table, table
+from deepprob.data.column_encoding import text_of
 from deepprob.data.frames import is_frame, named
+from deepprob.data.table_encoding import TargetEncoding, unnamed_columns
 from deepprob.errors import shown, unknown
 from deepprob.estimators.pickling import PosteriorInPickle
 from deepprob.inference import ROUTINES
 from deepprob.models import BayesianNeuralNetwork
+from deepprob.networks.dropout import USUAL_RATE
 from deepprob.posteriors.prediction import Prediction
 
 Floats = NDArray[np.float64]
-DROPOUT = 0.1  # the rate of dropout after every hidden layer, for method="dropout"
 
 
 class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
@@ -49,10 +54,11 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
         if self.method not in ROUTINES:
             raise unknown("method", self.method, ROUTINES)
         self._network = network | {"prior": self.prior}
-        self._net = self._network_of(data, network.get("num_classes"))
+        self._net = self.net if isinstance(self.net, nn.Module) else None
         program = self._program_to_load()
         if program is None:
-            program = BayesianNeuralNetwork.from_data(data, self._hidden_dims(), **self._network)
+            rate = USUAL_RATE if self.method == "dropout" else 0.0
+            program = BayesianNeuralNetwork.from_data(data, self._hidden_dims(), dropout=rate, **self._network)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         settings = {"seed": seed, "device": self.device, "progress": False, **(self.options or {})}
         routine = ROUTINES[self.method]
@@ -60,16 +66,6 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
         if strange := [name for name in settings if name not in known]:
             raise unknown(f"option of method={self.method!r}", strange[0], [*known][2:])
         self.posterior_ = routine(program, data, **settings)
-
-    def _network_of(self, data: Table, num_classes: int | None) -> nn.Module | None:
-        """The user's network, or one with dropout; None for the network that the model makes for the data."""
-        if isinstance(self.net, nn.Module) or self.method != "dropout":
-            return self.net if isinstance(self.net, nn.Module) else None
-        layers, width = list[nn.Module](), data["x"].shape[1]
-        for size in self._hidden_dims():
-            layers += [nn.Linear(width, size), nn.ReLU(), nn.Dropout(DROPOUT)]
-            width = size
-        return nn.Sequential(*layers, nn.Linear(width, num_classes or len(data.encoding.targets)))
 
     def _program_to_load(self) -> BayesianNeuralNetwork | None:
         return None if self._net is None else BayesianNeuralNetwork(self._net, **self._network)
@@ -80,19 +76,35 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
             raise TypeError(f"net must be a torch.nn.Module or sizes of hidden layers; got {shown(self.net)}.")
         return tuple(int(size) for size in sizes)
 
-    def _encoded(self, frame: Any, y: NDArray[Any], sample_weight: Any, classes: bool) -> Table:
+    def _encoded(self, frame: Any, y: Any, sample_weight: Any, names: Sequence[str], classes: Sequence[str]) -> Table:
         """The rows of a fit as a table: encoded features, targets and weights."""
-        frame, weights = named(frame), None
+        weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, y, ensure_non_negative=True)
             kept = weights > 0  # the others have no influence, on means and scales either
             frame, y, weights = frame[kept], y[kept], weights[kept]
         if len(frame) < 2:
             raise ValueError(f"a fit needs at least 2 samples with a weight; got n_samples={len(frame)}.")
-        columns = y.reshape(len(y), -1)
-        name = max(("target", *(f"{column}_" for column in frame.columns)), key=len)  # that no column has
-        targets = {f"{name}{i}": columns[:, i] for i in range(columns.shape[1])}
-        return table(frame.assign(**targets), [*targets], weights=weights, classes=classes)
+        with (
+            warnings.catch_warnings()
+        ):  # of columns that are constant in these rows, as in a part of a cross-validation
+            warnings.filterwarnings("ignore", "columns without two different values make no feature", UserWarning)
+            features = table(frame).encoding
+        # All classes, also those of which no row has a weight.
+        target = TargetEncoding(tuple(names), tuple(classes))
+        encoding = replace(features, target=target, unnamed=self._unnamed)
+        columns = dict(zip(names, y.reshape(len(y), -1).T, strict=True))
+        made = encoding.encode(frame.assign(**columns))
+        found = None if weights is None else torch.tensor(weights, dtype=torch.get_default_dtype())
+        return Table(dict(zip(made.names, made.tensors, strict=True)), encoding, made.index, found)
+
+    def _target_names(self, y: Any, count: int) -> list[str]:
+        """The names of the columns of the target: their own, if no column of the rows has them."""
+        given = getattr(y, "columns", [getattr(y, "name", None)])
+        if all(isinstance(name, str) and name not in self._columns for name in given) and len({*given}) == count:
+            return [*given]
+        name = max(("target", *(f"{column}_" for column in self._columns)), key=len)  # that no column has
+        return [name] if count == 1 else [f"{name}{i}" for i in range(count)]
 
     def _frame(self, X: Any, reset: bool) -> Any:
         """Rows as a frame with the columns of the fit: a frame as it is, an array after scikit-learn's checks."""
@@ -100,9 +112,16 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
 
         if is_frame(X):
             validate_data(self, X, skip_check_array=True, reset=reset)
-            return X
-        rows = validate_data(self, X, dtype=np.float64, ensure_all_finite="allow-nan", reset=reset)
-        return pd.DataFrame(rows, columns=[f"x{i}" for i in range(rows.shape[1])])
+            frame = named(X)
+        else:
+            rows = validate_data(
+                self, X, dtype=np.float64, accept_sparse=True, ensure_all_finite="allow-nan", reset=reset
+            )
+            values = rows.toarray() if issparse(rows) else rows
+            frame = pd.DataFrame(values, columns=unnamed_columns(values.shape[1]))
+        if reset:
+            self._columns, self._unnamed = [*frame.columns], not is_frame(X)
+        return frame.set_axis(self._columns, axis=1)  # scikit-learn has compared names, if both have some
 
     def _predicted(self, X: Any) -> Prediction:
         check_is_fitted(self)
@@ -110,7 +129,7 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = True
+        tags.input_tags.allow_nan = tags.input_tags.sparse = True
         tags.target_tags.required = True
         tags.non_deterministic = False
         return tags
@@ -121,7 +140,8 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
 
     .. math:: p(y \mid x, X, Y) = \frac1K \sum_{k=1}^K p(y \mid x, w_k), \qquad w_k \sim q(w) \approx p(w \mid X, Y)
 
-    Rows may be an array or a frame with numbers, text, categories, dates and gaps, which `deepprob.table` encodes.
+    Rows may be an array, a sparse matrix, or a frame with numbers, text, categories, dates and gaps, which
+    `deepprob.table` encodes.
 
     Args:
         net: Sizes of hidden layers, or a ``torch.nn.Module`` with one output per target, which is copied.
@@ -189,7 +209,8 @@ class BayesianRegressor(RegressorMixin, _BayesianNetwork):
         frame, targets = self._frame(X, reset=True), check_array(y, dtype=np.float64, ensure_2d=False, input_name="y")
         check_consistent_length(frame, targets)
         self._single = targets.ndim == 1
-        self._fit(self._encoded(frame, targets, sample_weight, classes=False), likelihood=self.likelihood)
+        names = self._target_names(y, 1 if self._single else targets.shape[1])
+        self._fit(self._encoded(frame, targets, sample_weight, names, ()), likelihood=self.likelihood)
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
@@ -228,7 +249,8 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
     .. math:: p(y = c \mid x, X, Y) = \frac1K \sum_{k=1}^K \mathrm{softmax}_c\big(f(x; w_k)\big),
               \qquad w_k \sim q(w) \approx p(w \mid X, Y)
 
-    Rows may be an array or a frame with numbers, text, categories, dates and gaps, which `deepprob.table` encodes.
+    Rows may be an array, a sparse matrix, or a frame with numbers, text, categories, dates and gaps, which
+    `deepprob.table` encodes.
 
     Args:
         net: Sizes of hidden layers, or a ``torch.nn.Module`` with one output per class, which is copied.
@@ -276,10 +298,11 @@ class BayesianClassifier(ClassifierMixin, _BayesianNetwork):
         check_consistent_length(frame, labels)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
-        self.classes_, numbers = np.unique(labels, return_inverse=True)
+        self.classes_ = np.unique(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"a classifier needs at least 2 classes; got the one class {self.classes_[0]!r}.")
-        data = self._encoded(frame, numbers.astype(np.int64), sample_weight, classes=True)
+        names = self._target_names(y, 1)
+        data = self._encoded(frame, labels, sample_weight, names, [text_of(label) for label in self.classes_])
         self._fit(data, likelihood="categorical", num_classes=len(self.classes_))
         return self
 

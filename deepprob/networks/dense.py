@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Generator, Tensor, nn
 
 from deepprob.errors import whole
+from deepprob.networks.dropout import rate_in_range
 from deepprob.networks.initialisation import activation_module, draw_stack
 from deepprob.networks.network import Network, check_trailing, whole_sizes
 
@@ -34,11 +35,12 @@ class MLP(Stack):
         activation: The nonlinearity ``a``, a key of ``ACTIVATIONS``.
         layer_norm: Whether to normalize each hidden layer before its activation.
         linear_path: Whether to add a linear map of the input, :math:`A x`, to the output.
+        dropout: Rate of dropout after each hidden layer's activation; 0 for none.
 
     Raises:
         TypeError: If ``hidden_dims`` is not a sequence.
-        ValueError: If a size is not a whole number of at least 1, the activation is unknown, or an input
-            has the wrong last axis.
+        ValueError: If a size is not a whole number of at least 1, the activation is unknown, a rate is out of range, or
+            an input has the wrong last axis.
 
     Examples:
         Any number of leading axes is the batch:
@@ -57,6 +59,7 @@ class MLP(Stack):
         activation: str = "relu",
         layer_norm: bool = False,
         linear_path: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features)
@@ -72,6 +75,8 @@ class MLP(Stack):
         }
         if linear_path:
             self.config["linear_path"] = True
+        if rate := rate_in_range("dropout", dropout):
+            self.config["dropout"] = rate
         self.path = nn.Linear(self.in_features, self.out_features, bias=False) if linear_path else None
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([self.in_features, *hidden], hidden, strict=False):
@@ -79,6 +84,8 @@ class MLP(Stack):
             if layer_norm:
                 layers.append(nn.LayerNorm(fan_out))
             layers.append(activation_module(activation))
+            if rate:
+                layers.append(nn.Dropout(rate))
         last = hidden[-1] if hidden else self.in_features
         self.layers = nn.Sequential(*layers, nn.Linear(last, self.out_features))
         activation_module(activation)  # an unknown name is an error even without hidden layers

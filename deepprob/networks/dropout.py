@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
+
+from deepprob.errors import shown
+
+USUAL_RATE = 0.1  # of networks that are made for Monte Carlo dropout
 
 
 def dropout_parts(net: nn.Module) -> dict[str, nn.Module]:
@@ -20,6 +25,21 @@ def dropout_parts(net: nn.Module) -> dict[str, nn.Module]:
         ['1', '2']
     """
     return {name: part for name, part in net.named_modules() if rate_of(part) > 0.0}
+
+
+def rate_in_range(name: str, rate: Any) -> float:
+    """A rate of dropout.
+
+    Args:
+        name: The argument's name in the error message.
+        rate: The rate.
+
+    Raises:
+        ValueError: If it is not a number of at least 0 and below 1.
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(f"{name} must be a rate of at least 0 and below 1; got {shown(rate)}. Write {name}=0.1.")
+    return float(rate)
 
 
 def rate_of(part: nn.Module) -> float:

@@ -8,16 +8,15 @@ from typing import Any
 from torch import nn
 
 from deepprob.data import DataSet, Table, TableEncoding, as_split, table
-from deepprob.data.frames import frame_of, is_frame, named
+from deepprob.data.frames import is_frame
 from deepprob.data.opening import class_count
-from deepprob.data.table import kind_of
 from deepprob.networks.convolutional import ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.target_likelihood import CLASSES, TargetLikelihood
 
 
 def network_for(
-    data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any]
+    data: Any, hidden_dims: tuple[int, ...], activation: str, options: Mapping[str, Any], dropout: float = 0.0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A dense network with a linear path for rows of features, or a convolutional one for images.
 
@@ -26,13 +25,14 @@ def network_for(
         hidden_dims: Sizes of a dense network's hidden layers.
         activation: Activation of the hidden layers.
         options: Options of the user, which go before those that the targets ask for.
+        dropout: Rate of dropout after a dense network's hidden layers.
 
     Returns:
         The network, and the options with ``likelihood`` and ``num_classes`` if the targets are classes.
 
     Raises:
         TypeError: If the data are a frame, or no fields of numbers.
-        ValueError: If they have no targets, or the likelihood needs numbers where the targets are classes.
+        ValueError: If they have no targets, or the likelihood needs numbers or an order where the targets are classes.
     """
     shape: Sequence[int]
     if isinstance(data, Table):
@@ -55,16 +55,26 @@ def network_for(
         x, y = fields[0], fields[-1]
         shape, classes, outputs = x.shape[1:], class_count(y) or 0, y[0].numel()
     family = options.get("likelihood", "categorical")
+    if family in CLASSES and "likelihood" in options and not classes and isinstance(data, Table | DataSet):
+        classes = class_count((data.train if isinstance(data, DataSet) else data).tensors[-1]) or 0  # of numbers
     if classes and family not in CLASSES:
         _check_numbers(data, family)
         classes = 0
+    if family == "ordinal":
+        _check_order(data)
     if classes:
         options = {"likelihood": "categorical", "num_classes": classes} | dict(options)
     chosen = {name: options[name] for name in ("num_classes", "limits") if name in options}
     size = TargetLikelihood(options.get("likelihood", "normal"), **chosen).size(outputs)
     if len(shape) == 1:
         # Without a linear path, the KL of a wide layer's weights outweighs few rows: the fit predicts the base rate.
-        return MLP(shape[0], size, hidden_dims, activation, linear_path=len(hidden_dims) > 0), dict(options)
+        net = MLP(shape[0], size, hidden_dims, activation, linear_path=len(hidden_dims) > 0, dropout=dropout)
+        return net, dict(options)
+    if dropout:
+        raise ValueError(
+            f"dropout={dropout} is for rows of features; got images of shape {tuple(shape)}. Make a network of your "
+            "own with nn.Dropout."
+        )
     return ConvEncoder(tuple(shape), size, activation=activation), dict(options)
 
 
@@ -75,19 +85,10 @@ def table_for(frame: Any, target: str | Sequence[str], likelihood: Any) -> Table
         frame: The frame.
         target: The name of the target, or names of several.
         likelihood: The name that the user gave; None to choose by the values.
-
-    Raises:
-        ValueError: If an ordinal likelihood gets classes without an order.
     """
     if likelihood in (None, "bernoulli"):
         return table(frame, target)
-    made = table(frame, target, classes=likelihood in CLASSES)
-    if likelihood == "ordinal" and kind_of(named(frame_of(frame))[str(target)]) == "categorical":
-        raise ValueError(
-            f"likelihood='ordinal' needs classes in an order, but the target {target!r} holds text without one. Make "
-            f"it an ordered category: pd.Categorical(frame[{target!r}], categories=[...], ordered=True), lowest first."
-        )
-    return made
+    return table(frame, target, classes=likelihood in CLASSES)
 
 
 def described(likelihood: TargetLikelihood, encoding: TableEncoding | None) -> str:
@@ -104,7 +105,7 @@ def described(likelihood: TargetLikelihood, encoding: TableEncoding | None) -> s
 
 def _check_numbers(data: Any, family: Any) -> None:
     """Refuse a likelihood of numbers for a target that a table reads as classes; two of them are 0 and 1."""
-    encoding = getattr(data.train if isinstance(data, DataSet) else data, "encoding", None)
+    encoding = _encoding_of(data)
     if encoding is None or (family == "bernoulli" and len(encoding.classes) == 2):
         return
     name, shown = encoding.targets[0], ", ".join(map(repr, encoding.classes[:5]))
@@ -112,3 +113,21 @@ def _check_numbers(data: Any, family: Any) -> None:
         f"likelihood={family!r} is for numbers, but the target {name!r} holds classes: {shown}. Leave likelihood "
         f"out; for numbers, give floats, or make the table with dp.table(frame, target={name!r}, classes=False)."
     )
+
+
+def _check_order(data: Any) -> None:
+    """Refuse an ordinal likelihood for classes of a table that have the order of the alphabet."""
+    encoding = _encoding_of(data)
+    if encoding is None or not encoding.classes or encoding.target.ordered:
+        return
+    name = encoding.targets[0]
+    raise ValueError(
+        f"likelihood='ordinal' needs classes in an order, but the target {name!r} holds text without one. Make it an "
+        f"ordered category: pd.Categorical(frame[{name!r}], categories=[...], ordered=True), lowest first; in a file, "
+        "number the classes from 0 for the lowest."
+    )
+
+
+def _encoding_of(data: Any) -> Any:
+    """The encoding of a table, also of a data set of tables; None for other data."""
+    return getattr(data.train if isinstance(data, DataSet) else data, "encoding", None)

@@ -19,6 +19,8 @@ from deepprob.posteriors.prediction import Prediction
 _FILE = "recalibration.json"
 _RANGE = 0.02, 50.0  # of temperatures
 _ROUNDING = 1e-9  # 0.9 / (1 - 0.9) is above 9
+# Of a number: equal rows, as of counts or categories, differ by rounding, and belong inside together.
+_TIES = 8 * torch.finfo(torch.float32).eps
 
 
 class TemperatureScaled:
@@ -172,12 +174,8 @@ class Conformal:
             raise ValueError(
                 f"mass={mass} needs at least {needed} held-out rows; got {count}. Give more rows, or a smaller mass."
             )
-        if prediction.kind in ("classes", "binary"):
-            scores = 1 - prediction.log_prob(target).exp()
-        else:
-            low, high = prediction.interval(mass)
-            scores = torch.maximum(low - target, target - high)
-        return cls(posterior, mass, scores.double().sort(0).values[place - 1], draws)
+        scores = _scores(prediction, target, mass)
+        return cls(posterior, mass, scores.sort(0).values[place - 1], draws)
 
     def interval(self, *inputs: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Both ends of the intervals of rows, each of the target's shape.
@@ -192,13 +190,16 @@ class Conformal:
         prediction = self.posterior.predict(*inputs, draws=self.draws, seed=seed)
         if prediction.kind in ("classes", "binary"):
             raise ValueError(f"{prediction.site!r} is a class, which has no interval. Use sets.")
-        low, high = prediction.interval(self.mass)
-        margin = self.margin.to(low)
+        ends = prediction.interval(self.mass)
+        low, high = (end.double() for end in ends)
+        margin = self.margin.to(low) + _TIES * torch.maximum(low.abs(), high.abs())
         middle = (low + high) / 2  # a negative margin must not exchange the ends
-        return torch.minimum(low - margin, middle), torch.maximum(high + margin, middle)
+        return torch.minimum(low - margin, middle).to(ends[0]), torch.maximum(high + margin, middle).to(ends[1])
 
     def sets(self, *inputs: Any, seed: int = 0) -> Tensor:
         """Whether each class belongs to the set of each row, ``(B, C)``; a set may be empty or hold several classes.
+
+        Several binary columns have a set each, ``(B, columns, 2)``.
 
         Args:
             inputs: The program's arguments without the target.
@@ -207,11 +208,8 @@ class Conformal:
         Raises:
             ValueError: If the target is not a class.
         """
-        prediction = self.posterior.predict(*inputs, draws=self.draws, seed=seed)
-        probs = prediction.probs
-        if prediction.kind == "binary":
-            probs = torch.stack([1 - probs, probs], -1)
-        return probs >= 1 - self.margin.to(probs).unsqueeze(-1)
+        probs = _by_class(self.posterior.predict(*inputs, draws=self.draws, seed=seed))
+        return 1 - probs <= self.margin.to(probs).unsqueeze(-1) + _TIES
 
     def save(self, path: str | Path) -> None:
         """Write posterior and margin to a folder."""
@@ -231,9 +229,28 @@ def _of_held_out(posterior: Posterior, data: tuple[Any, ...], draws: int, seed: 
     names = posterior.structure.observed
     if len(names) != 1:
         raise ValueError(f"recalibration needs one observed site; the program has {', '.join(names) or 'none'}.")
-    target: Any = posterior.trace(*parts, draws=1, seed=seed)[1].nodes[names[0]]["value"]
+    site: Any = posterior.trace(*parts, draws=1, seed=seed)[1].nodes[names[0]]
+    if not site["is_observed"]:
+        raise ValueError(f"recalibration needs the values of {names[0]!r}; got none. Give them behind the inputs.")
     inputs = parts[:-1] if len(parts) > 1 else parts
-    return posterior.predict(*inputs, draws=draws, seed=seed), target
+    return posterior.predict(*inputs, draws=draws, seed=seed), site["value"]
+
+
+def _scores(prediction: Prediction, target: Tensor, mass: float) -> Tensor:
+    """How far each target lies outside of its interval, or the probability of the other classes."""
+    if prediction.kind in ("classes", "binary"):
+        probs = _by_class(prediction)
+        one_hot = prediction.kind == "classes" and target.shape == probs.shape
+        labels = target.argmax(-1) if one_hot else target
+        return 1 - probs.gather(-1, labels.long().unsqueeze(-1)).squeeze(-1)
+    low, high = (end.double() for end in prediction.interval(mass))
+    return torch.maximum(low - target, target - high)
+
+
+def _by_class(prediction: Prediction) -> Tensor:
+    """Probabilities of the classes along the last axis; in float64, in which 1 - p is exact."""
+    probs = prediction.probs.double()
+    return torch.stack([1 - probs, probs], -1) if prediction.kind == "binary" else probs
 
 
 def _at_temperature(prediction: Prediction, temperature: float, seed: int = 0) -> Prediction:

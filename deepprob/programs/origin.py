@@ -145,7 +145,8 @@ def _parts(data: Any) -> list[Any]:
 
 def _one_frame(data: Any, encoding: TableEncoding) -> Any:
     """The frame, or the row of one, that data consist of, with the target beside it; None for other data."""
-    parts = _parts(data)
+    first, *others = _parts(data)
+    parts = [encoding.framed(first), *others]
     frames = [row_as_frame(part, () if len(parts) == 1 else encoding.wanted) for part in parts]
     if len(parts) == 1:
         return frames[0] if is_frame(frames[0]) else None

@@ -240,6 +240,16 @@ WRONG = {
 }
 
 
+def test_fit_by_dropout_makes_a_network_with_dropout() -> None:
+    command = ["fit", "bnn", "iris", "--routine", "dropout", "--hidden", "5", "--epochs", "2", "--out", "run"]
+    result = deepprob_(*command)
+    assert result.exit_code in (0, 1) and "routine dropout, 2 epochs" in result.output
+    posterior = Posterior.load("run")
+    assert posterior.program.config["net"]["dropout"] == 0.1  # type: ignore[index]
+    result = deepprob_(*command[:-1], "other", "--set", "dropout=2")
+    assert result.exit_code == 2 and "dropout must be a rate of at least 0 and below 1; got 2" in result.output
+
+
 def test_fit_by_another_routine() -> None:
     command = ["fit", "bnn", "iris", "--routine", "ensemble", "--set", "members=2", "--epochs", "2", "--out", "run"]
     result = deepprob_(*command)

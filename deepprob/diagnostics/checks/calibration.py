@@ -11,20 +11,12 @@ from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.checks.p_values import joint_p_value
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.proper_scores import BINS, bins_of
 from deepprob.posteriors.prediction import Prediction
 
-BINS = 15
 _CALIBRATION, _COVERAGE = "calibration of probabilities", "interval coverage"
 _ECE_CAUTION, _ECE_FAIL = 0.02, 0.15
 _COVERAGE_CAUTION, _COVERAGE_FAIL = 0.05, 0.2
-
-
-def bins_of(confidence: ArrayLike, bins: int = BINS) -> Any:
-    """Index of each row's confidence bin. Bins have equal numbers of rows, so that none is empty."""
-    order = np.argsort(array(confidence), kind="stable")
-    index = np.empty(len(order), dtype=np.int64)
-    index[order] = np.arange(len(order)) * min(bins, len(order)) // len(order)
-    return index
 
 
 def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, order: ArrayLike | None = None) -> Array:
@@ -33,7 +25,7 @@ def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS, order: Arra
     Args:
         confidence: Probability of the predicted class, shape ``(rows,)``.
         correct: Whether that class is the true one, shape ``(*replicates, rows)``.
-        bins: Number of bins, of equal numbers of rows.
+        bins: Number of bins, of equal numbers of rows but for ties.
         order: The numbers by which rows are put into bins, shape ``(rows,)``; None for the confidence.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 
 from deepprob.diagnostics import CHECKS, Check
 from deepprob.diagnostics.check import jsonable, number, worst
-from deepprob.diagnostics.checks.calibration import bins_of, check_calibration, check_coverage, ece
+from deepprob.diagnostics.checks.calibration import check_calibration, check_coverage, ece
 from deepprob.diagnostics.checks.collapse import check_active_dimensions, explained_variance
 from deepprob.diagnostics.checks.convergence import check_convergence, settled
 from deepprob.diagnostics.checks.khat import check_global_khat, check_local_khat
@@ -31,7 +31,7 @@ from deepprob.diagnostics.dependence import (
     of_columns,
     on_predictions,
 )
-from deepprob.diagnostics.proper_scores import aurc, brier, brier_parts, crps, pit, risk_coverage
+from deepprob.diagnostics.proper_scores import aurc, bins_of, brier, brier_parts, crps, pit, risk_coverage
 from deepprob.diagnostics.report import check
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
@@ -226,6 +226,15 @@ class TestScores:
         )
         assert parts.reliability < 0.01 < parts.resolution and abs(parts.within) < 0.01
         assert brier_parts(p**3 / (p**3).sum(1, keepdims=True), y).reliability > 0.02
+
+    def test_rows_of_equal_confidence_share_a_bin_whatever_their_order(self, rng: np.random.Generator) -> None:
+        y = np.repeat([0, 1], [70, 30])  # sorted, as many files are
+        p, replicates = np.full((100, 2), [0.7, 0.3]), (rng.random((200, 100)) < 0.3).astype(int)
+        parts = brier_parts(p, y)
+        assert parts.reliability == pytest.approx(0, abs=1e-12) == parts.resolution
+        found = check_calibration(p, y, replicates)
+        assert found.verdict == "pass" and found.details["ece"] == pytest.approx(0, abs=1e-12)
+        assert bins_of([0.5, 0.9, 0.5, 0.6], 4).tolist() == [0, 2, 0, 1]
 
     def test_the_risk_coverage_curve_is_that_of_its_definition(self, rng: np.random.Generator) -> None:
         confidence, wrong = rng.random(50), rng.random(50) < 0.3

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array, csr_matrix
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -95,6 +96,71 @@ def test_a_row_of_weight_zero_has_no_influence() -> None:
     weights = np.r_[np.ones(60), np.zeros(60)]
     model = BayesianRegressor((8,), options=SHORT, random_state=0).fit(x, wrong, sample_weight=weights)
     assert model.score(x[:60], y[:60]) > 0.9
+
+
+def test_a_class_whose_rows_have_no_weight_keeps_its_place() -> None:
+    x, y = rows()
+    labels = np.digitize(y, [-1.0, 1.0])
+    weights = (labels != 1).astype(float)
+    model = BayesianClassifier((8,), options=SHORT, random_state=0).fit(x, labels, sample_weight=weights)
+    kept = weights > 0
+    assert model.classes_.tolist() == [0, 1, 2] and model.score(x[kept], labels[kept]) > 0.9
+    model.fit(x, labels, sample_weight=(labels == 2).astype(float))
+    assert (model.predict(x[labels == 2]) == 2).all()
+
+
+def test_dropout_has_a_network_with_dropout() -> None:
+    x, y = rows()
+    model = BayesianRegressor((8,), "dropout", options={"epochs": 50}, random_state=0).fit(x, y)
+    assert model.posterior_.program.config["net"]["dropout"] == 0.1
+    assert model.predict(x, return_std=True)[1].shape == (120,)
+
+
+def test_sparse_rows() -> None:
+    x, y = rows()
+    x[np.abs(x) < 0.7] = 0.0
+    model = BayesianRegressor((8,), options=SHORT, random_state=0).fit(csr_matrix(x), y)
+    np.testing.assert_array_equal(model.predict(csr_array(x)), model.predict(x))
+    assert model.score(csr_matrix(x), y) > 0.8
+
+
+@pytest.mark.parametrize("kind", ["array", "frame"])
+def test_the_posterior_takes_what_the_estimator_takes(kind: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = rows()
+    x = 100 * x + 1000
+    labels = pandas.Series(np.where(y > 0, "right", "left"), name="side")
+    given = x if kind == "array" else pandas.DataFrame(x, columns=["a", "b", "c"])
+    short = {"steps": 100, "compile": False}
+    model = BayesianClassifier((8,), options=short, random_state=0, draws=20).fit(given, labels)
+    found = model.posterior_.predict(given, draws=20)
+    np.testing.assert_allclose(found.probs, model.predict_proba(given), rtol=1e-5)
+    assert found.to_frame().columns.tolist() == ["class", "prob[left]", "prob[right]"]
+    assert found.site == "y" and model.posterior_.program.origin.encoding.targets == ("side",)
+    assert model.posterior_.log_likelihood(given, labels, draws=20).mean() > -0.5
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.posterior_.predict(given, draws=20).probs, found.probs)
+
+
+def test_names_of_columns_may_come_or_go_after_the_fit() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y = rows()
+    frame = pandas.DataFrame(x, columns=["a", "b", "c"])
+    short = {"steps": 20, "compile": False}
+    model = BayesianRegressor((4,), options=short, random_state=0).fit(frame, y)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        np.testing.assert_array_equal(model.predict(x), model.predict(frame))
+    model = BayesianRegressor((4,), options=short, random_state=0).fit(x, y)
+    with pytest.warns(UserWarning, match="X has feature names"):
+        np.testing.assert_array_equal(model.predict(frame), model.predict(x))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_column_that_is_constant_in_a_part_of_the_rows_needs_no_warning() -> None:
+    x, y = rows()
+    model = BayesianRegressor((4,), options={"steps": 20, "compile": False}, random_state=0)
+    assert model.fit(np.c_[np.ones(120), x], y).predict(np.c_[np.ones(5), x[:5]]).shape == (5,)
+    assert model.posterior_.predict(np.c_[np.ones(5), x[:5]]).mean.shape == (5, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from deepprob.data.opening import open_data
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
@@ -181,6 +182,17 @@ def test_ordinal_targets_of_a_frame_need_an_order() -> None:
     program = BayesianNeuralNetwork.from_data(frame, target="size", likelihood="ordinal")
     assert program.num_classes == 3 and "classes=('small', 'middle', 'large')" in program.extra_repr()
     assert fit(program, frame, epochs=1).predict(frame, draws=3).class_names == tuple(order)
+
+
+def test_ordinal_targets_of_a_file_need_an_order(tmp_path: Path) -> None:
+    numbers = targets("ordinal").numpy()
+    frame = pd.DataFrame({"a": table()[0][:, 0], "size": np.array(["small", "middle", "large"])[numbers]})
+    frame.to_csv(tmp_path / "text.csv", index=False)
+    frame.assign(size=numbers).to_csv(tmp_path / "numbers.csv", index=False)
+    with pytest.raises(ValueError, match=r"the target 'size' holds text.*in a file, number the classes from 0"):
+        BayesianNeuralNetwork.from_data(open_data(str(tmp_path / "text.csv"), target="size"), likelihood="ordinal")
+    data = open_data(str(tmp_path / "numbers.csv"), target="size")
+    assert BayesianNeuralNetwork.from_data(data, likelihood="ordinal").num_classes == 3
 
 
 def test_a_function_takes_whole_numbers_and_several_columns() -> None:

@@ -176,6 +176,17 @@ def test_the_record_names_every_parameter_and_scheme(name: str) -> None:
     assert record["layers.3.weight"] == "glorot_uniform(linear)"
 
 
+def test_dropout_follows_every_hidden_layer_and_keeps_the_weights() -> None:
+    nets = [MLP(5, 3, hidden_dims=(7, 6), dropout=rate) for rate in (0.0, 0.5)]
+    again = network_from_config(json.loads(json.dumps(nets[1].config)))
+    assert [layer.p for layer in again.modules() if isinstance(layer, nn.Dropout)] == [0.5, 0.5]
+    records = [net.draw_weights(seeded()) for net in nets]
+    assert [*records[0].values()] == [*records[1].values()]
+    x, (plain, dropped) = torch.randn(4, 5, generator=seeded()), [net.eval() for net in nets]
+    torch.testing.assert_close(dropped(x), plain(x), rtol=0, atol=0)
+    assert (dropped.train()(x) != plain(x)).all()
+
+
 def test_a_linear_path_adds_a_map_of_the_input() -> None:
     net, x = MLP(5, 3, hidden_dims=(7,), linear_path=True), torch.randn(4, 5, generator=seeded())
     assert net.path is not None

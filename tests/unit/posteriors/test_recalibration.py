@@ -103,6 +103,62 @@ def test_conformal_sets_cover_classes() -> None:
     assert sets.gather(1, y.unsqueeze(1)).float().mean() == pytest.approx(0.9, abs=0.05)
 
 
+@pytest.mark.parametrize("mass", [0.6, 0.8])
+def test_conformal_sets_cover_where_rows_have_equal_probabilities(mass: float) -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1], [0.15, 0.6, 0.25]])
+
+    def by_group(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("b", dist.Normal(0.0, 0.01))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(probs[x]), obs=y)
+
+    def rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(0, 2, (count,), generator=generator)
+        return x, torch.multinomial(probs[x], 1, generator=generator)[:, 0]
+
+    posterior, (x, y) = fitted(by_group, *rows(50, 0)), rows(2000, 1)
+    shares = []
+    for seed in range(20):
+        sets = Conformal.fit(posterior, *rows(80, 2 + seed), mass=mass).sets(x)
+        shares.append(float(sets.gather(1, y.unsqueeze(1)).float().mean()))
+    assert sum(shares) / len(shares) > mass - 0.02  # sd below 0.01
+
+
+def test_conformal_intervals_of_counts_reach_the_counts_that_they_should() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("b", dist.Normal(0.0, 0.01))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x + 0.1, 1e-6), obs=y)
+
+    x = torch.arange(40.0)
+    y = x + torch.tensor([0.0, 0.0, 0.0, 3.0]).repeat(10)
+    low, high = Conformal.fit(fitted(model, x, y), x, y, mass=0.9).interval(100 * x)
+    assert ((low <= 100 * x - 2) & (100 * x + 3 <= high)).all() and (high - low).max() < 6.1
+
+
+def test_several_binary_columns_have_a_set_each() -> None:
+    def model(x: Tensor, y: Tensor | None = None) -> None:
+        pyro.sample("b", dist.Normal(0.0, 0.01))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=torch.stack([x, -3 * x], -1)).to_event(1), obs=y)
+
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    y = torch.bernoulli(torch.stack([x, -3 * x], -1).sigmoid(), generator=torch.Generator().manual_seed(1))
+    conformal = Conformal.fit(fitted(model, x[:50], y[:50]), x[:2000], y[:2000], mass=0.8)
+    sets = conformal.sets(x[2000:])
+    assert sets.shape == (2000, 2, 2) and conformal.margin.shape == (2,)
+    shares = sets.gather(-1, y[2000:].long().unsqueeze(-1)).float().mean((0, 2))
+    torch.testing.assert_close(shares, torch.full((2,), 0.8), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [Conformal, TemperatureScaled])
+def test_held_out_rows_without_targets_are_refused(kind: Any) -> None:
+    x, y = classes(40, 0)
+    with pytest.raises(ValueError, match="recalibration needs the values of 'y'; got none"):
+        kind.fit(fitted(overconfident, x, y), x)
+
+
 def test_too_few_rows_for_the_mass_are_refused() -> None:
     x, y = regression(8, 0)
     with pytest.raises(ValueError, match=r"mass=0.9 needs at least 9 held-out rows; got 8"):
