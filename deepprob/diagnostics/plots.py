@@ -94,7 +94,10 @@ def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
                     interpolation="nearest",
                 )
         if label.strip():
-            places[i, 0].set_title(label, loc="left", fontsize=9, color=MIDDLE, pad=3)
+            # The layout makes room for the height of a title, not for its width, which would spread the first columns.
+            places[i, 0].set_title(" ", fontsize=9, pad=3)
+            place = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points"}
+            places[i, 0].annotate(label, (0, 1), fontsize=9, color=MIDDLE, va="baseline", **place).set_in_layout(False)
     return figure
 
 

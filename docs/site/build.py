@@ -2,7 +2,8 @@
 
 The pages are copied to an empty folder, laid out as in the repository, with one page more for each public name. Sphinx
 turns them into HTML. Every warning is an error: a dead link, a name that cannot be documented, a formula that cannot be
-shown. Nothing is downloaded.
+shown. Nothing is downloaded: a notebook whose data are not in the folder that ``DEEPPROB_DATA`` names is shown without
+outputs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from functools import partial
 from pathlib import Path
 
 from sphinx.cmd.build import main as sphinx
+
+from deepprob.data.sources import SOURCES
 
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent
@@ -44,6 +47,7 @@ SECTIONS = {
 }
 COPIED = ["*.md", "docs/*.md", "docs/decisions/*.md", "docs/images/*", "docs/skeletons/*.py", "tutorials/*"]
 COPIED += ["benchmarks/README.md"]
+LOADED = re.compile(r'load_data\(\\"([^"\\]+)\\"')  # in the JSON of a notebook
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
 
 
@@ -161,6 +165,21 @@ def toctree(entries: Iterable[str], caption: str = "") -> str:
     options = [":hidden:", f":caption: {caption}"] if caption else [":glob:", ":maxdepth: 1"]
     lines = [re.sub(r"\.(md|rst|ipynb)$", "", each) for each in entries]
     return "\n".join(["```{toctree}", *options, "", *lines, "```", ""])
+
+
+def notebooks_without_data(root: Path = ROOT) -> list[str]:
+    """Notebooks whose data are not in the folder of data sets. They are not run: a build downloads nothing."""
+    folder = os.environ.get("DEEPPROB_DATA")
+    found = []
+    for path in sorted(root.glob("tutorials/*.ipynb")):
+        needed = [SOURCES[name] for name in LOADED.findall(path.read_text(encoding="utf-8"))]
+        files = [Path(folder or "", source.folder, file) for source in needed for file in source.files]
+        if files and not (folder and all(file.is_file() for file in files)):
+            found.append(path.relative_to(root).as_posix())
+            print(
+                f"{found[-1]} is shown without outputs. Name a folder with its data in DEEPPROB_DATA.", file=sys.stderr
+            )
+    return found
 
 
 def kernel_of_this_python(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from sphinx.errors import ExtensionError
 import deepprob
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build import MODULES, names_of
+from build import MODULES, names_of, notebooks_without_data
 
 project = "deepprob"
 author = "The deepprob developers"
@@ -35,6 +35,7 @@ suppress_warnings = ["myst.header"]  # a changelog repeats headings
 
 # A notebook is stored without outputs, so it runs at every build; DEEPPROB_SMOKE=1 takes short fits.
 nb_execution_mode = "force"
+nb_execution_excludepatterns = notebooks_without_data()
 nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -161,6 +162,23 @@ def test_search_finds_pages(words: str, page: str, site: Path, browser: Browser)
     wait(browser, "/found|matching/.test(document.querySelector('.search-summary')?.innerText)")
     found = browser.ask("[...document.querySelectorAll('ul.search a')].map(a => a.href)")
     assert any(urlsplit(url).path == str((site / page).resolve()) for url in found), found
+
+
+def test_a_notebook_without_its_data_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BUILD.parent)
+    notebooks_without_data = importlib.import_module("build").notebooks_without_data
+    monkeypatch.setenv("DEEPPROB_DATA", str(tmp_path))
+    for name, needed in (("one", "digits"), ("two", "usps")):
+        path = tmp_path / "tutorials" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps([f'data = dp.load_data("{needed}")\n']))
+    assert notebooks_without_data(tmp_path) == ["tutorials/two.ipynb"]
+    assert "Name a folder with its data in DEEPPROB_DATA." in capsys.readouterr().err
+    (tmp_path / "usps").mkdir()
+    (tmp_path / "usps" / "usps.npz").touch()
+    assert notebooks_without_data(tmp_path) == []
 
 
 def test_a_folder_that_is_no_site_is_not_replaced(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from deepprob.data.sources import SOURCES
+
 FOLDER = Path(__file__).parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 ALLOWED_IMPORTS = {"deepprob", "deepprob.models", "deepprob.inference"}
@@ -73,6 +75,21 @@ def deepprob_imports(tree: ast.Module) -> set[str]:
     return {name for name in names if name.partition(".")[0] == "deepprob"}
 
 
+def data_sets(tree: ast.Module) -> set[str]:
+    """The data sets that a program loads by name."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    named = [arg for node in calls if ast.unparse(node.func).endswith("load_data") for arg in node.args[:1]]
+    return {arg.value for arg in named if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+
+
+def loaded(path: Path, request: pytest.FixtureRequest) -> NotebookNode:
+    """A notebook to run; the test is skipped if it needs data that no package holds and no folder of data is named."""
+    notebook = nbformat.read(path, as_version=4)
+    if any(SOURCES[name].files for name in data_sets(parsed(notebook))):
+        request.getfixturevalue("data_folder")
+    return notebook
+
+
 def test_readme_lists_every_notebook() -> None:
     assert NOTEBOOKS
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
@@ -96,6 +113,13 @@ def test_an_internal_import_is_found(source: str) -> None:
     assert deepprob_imports(ast.parse(source)) - ALLOWED_IMPORTS
 
 
+def test_the_data_sets_of_a_notebook_are_found() -> None:
+    source = "digits, other = dp.load_data('digits'), dp.load_data(name)\nletters = dp.load_data('notmnist').test"
+    found = data_sets(ast.parse(source))
+    assert found == {"digits", "notmnist"}
+    assert {name for name in found if SOURCES[name].files} == {"notmnist"}
+
+
 @every_notebook
 def test_is_stored_without_outputs(path: Path) -> None:
     notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
@@ -117,15 +141,15 @@ def test_contains_asserts(path: Path) -> None:
 
 
 @every_notebook
-def test_runs_with_short_fits(path: Path, tmp_path: Path) -> None:
-    done = execute(nbformat.read(path, as_version=4), tmp_path)
+def test_runs_with_short_fits(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    done = execute(loaded(path, request), tmp_path)
     assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
 
 
 @pytest.mark.slow
 @every_notebook
-def test_runs_in_full(path: Path, tmp_path: Path) -> None:
-    done = execute(nbformat.read(path, as_version=4), tmp_path, smoke=False)
+def test_runs_in_full(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    done = execute(loaded(path, request), tmp_path, smoke=False)
     assert "Warning" not in printed(done, "stderr"), printed(done, "stderr")
 
 

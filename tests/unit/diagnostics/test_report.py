@@ -233,6 +233,13 @@ def test_plots_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+def test_images_are_evenly_spaced_below_a_long_label() -> None:
+    figure = plots.image_rows({"a label that is wider than its first two images": np.zeros((12, 4, 4))}, columns=12)
+    plots.render(figure)
+    steps = np.diff([axes.get_position().x0 for axes in figure.axes])
+    assert len(steps) == 11 and float(np.ptp(steps)) < 1e-3
+
+
 def test_plots_that_judge_predictions_accept_unusual_data(recwarn: pytest.WarningsRecorder) -> None:
     rng = np.random.default_rng(0)
     few, many = rng.dirichlet(np.ones(2), 9), rng.dirichlet(np.ones(20), 50)
