@@ -57,16 +57,19 @@ def test_the_guide_is_the_mean_field_optimum_at_every_batch_size(batch_size: int
 
 
 @pytest.mark.slow
-def test_a_guide_with_all_correlations_has_the_sds_of_the_posterior() -> None:
+@pytest.mark.parametrize("batch_size", [20, 200])
+@pytest.mark.parametrize(("guide", "steps"), [("multivariate_normal", 3000), ("low_rank", 12_000), ("flow", 12_000)])
+def test_a_guide_with_correlations_has_the_sds_of_the_posterior(guide: str, steps: int, batch_size: int) -> None:
+    # One pair of weights is correlated, so that the best member of each family has the sds of the posterior.
     x, y = linear_data()
-    x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]  # correlated weights, so that the sds of a mean field are far too small
+    x[:, 1] = 0.8 * x[:, 0] + 0.6 * x[:, 1]
     program = BayesianNeuralNetwork(nn.Linear(5, 1, bias=False), prior="normal", noise=SIGMA, standardize=False)
     posterior = svi(
         program,
         (x, y),
-        guide="multivariate_normal",
-        batch_size=None,
-        steps=2000,
+        guide=guide,
+        batch_size=batch_size,
+        steps=steps,
         objective=ELBO(particles=50),
         optimizer=Optimizer(learning_rate=1e-2, schedule="cosine", average=0.995),
         seed=1,
