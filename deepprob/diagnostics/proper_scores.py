@@ -103,7 +103,7 @@ def brier_parts(probs: ArrayLike, labels: ArrayLike, bins: int = BINS) -> BrierP
     for predicted, hit in zip(p.T, hits.T, strict=True):
         index = bins_of(predicted, bins)
         for part in (index == b for b in range(index.max() + 1)):
-            share = part.mean()
+            share = float(part.mean())
             reliability += share * float(predicted[part].mean() - hit[part].mean()) ** 2
             resolution += share * float(hit[part].mean() - hit.mean()) ** 2
     rates = hits.mean(0)
