@@ -189,6 +189,11 @@ class Case(CaseSites):
         values = [self._part(array(layout.draws_first(trace.nodes[name]))) for name in self.sites]
         return values[0].reshape(draws, -1, *values[0].shape[2:]) if len(values) == 1 else np.stack(values, 1)
 
+    @property
+    def members(self) -> int:
+        """How many fits the draws come from that are no Markov chains, such as those of an ensemble; else 0."""
+        return int(self.posterior.config.get("members", 0)) if self.posterior.kind == "draws" else 0
+
     # -- importance weights --------------------------------------------------------------------------------------
 
     @cached_property
@@ -221,6 +226,11 @@ class Case(CaseSites):
         posterior = self.posterior
         if posterior.kind != "draws" or posterior._fitted.amortized or posterior.accuracy is not None:
             return posterior.accuracy if posterior.kind == "draws" else None
+        if self.members and all(x.shape[1] == 1 for x in (posterior.chains or {}).values()):
+            raise ValueError(
+                f"The {self.members} members are modes, not draws from the posterior: nothing tells how far their "
+                "spread is from its widths."
+            )
         if not self.knows_train:
             raise ValueError(
                 "The draws were not compared with the density of their data: it failed, took too long, or an earlier "

@@ -226,7 +226,7 @@ def _by_site(found: list[Chains]) -> dict[str, dict[str, float]]:
 
 
 def _applies(case: Case) -> bool:
-    return bool(case.posterior.chains)
+    return bool(case.posterior.chains) and not case.members
 
 
 def _chains(case: Case) -> dict[str, Array]:

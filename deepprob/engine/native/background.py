@@ -71,8 +71,6 @@ class BackgroundBuild:
             self._process = subprocess.Popen(
                 command, env=path, stdin=job, stdout=self._report, stderr=subprocess.DEVNULL, start_new_session=True
             )  # fmt: skip
-        with contextlib.suppress(OSError):  # Linux may share the processors among sessions; niceness is within one then
-            Path(f"/proc/{self._process.pid}/autogroup").write_text(str(_NICENESS))
         _STARTED[:] = [each for each in _STARTED if each.poll() is None] + [self._process]
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import deepprob as dp
 from deepprob.diagnostics.checks.chains import check_ess, check_rhat
+from deepprob.inference import ensemble
 from deepprob.posteriors.arviz_compat import ess, rhat
 
 Y = torch.tensor([0.1, -0.4, 0.7, 0.2])
@@ -141,3 +142,13 @@ def test_short_and_constant_chains_are_unchecked_with_the_reason() -> None:
     with pytest.raises(ValueError, match="All draws are the same: there is nothing to compare"):
         check_rhat({"a": np.zeros((2, 50))})
     assert report_of(noise(2, 5))["R-hat"].verdict == "unchecked"
+
+
+def test_members_of_an_ensemble_are_no_chains() -> None:
+    program = dp.Program.of(model, data_plate="data")
+    posterior = ensemble(program, Y, members=3, steps=100, batch_size=None, progress=False)
+    checks = {check.name: check for check in dp.check(posterior, Y, train=Y).checks}
+    assert not {"R-hat", "effective sample size"} & set(checks)
+    means = checks["posterior means, global latents"]
+    assert means.verdict == "unchecked"
+    assert means.reading.startswith("The 3 members are modes, not draws from the posterior")

@@ -136,8 +136,6 @@ def test_a_build_has_a_session_of_its_own_and_a_low_priority(folder: Path) -> No
     assert os.getsid(process) == process
     while os.getpriority(os.PRIO_PROCESS, process) < 10:
         time.sleep(0.01)
-    group = Path(f"/proc/{process}/autogroup")
-    assert not group.exists() or group.read_text().endswith("nice 10\n")
     assert list(folder.iterdir()) == []  # what the process reads and writes has no name
     assert build.is_running
     os.kill(process, signal.SIGKILL)
