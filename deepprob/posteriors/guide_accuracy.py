@@ -148,8 +148,9 @@ def guide_accuracy(fitted: FittedProgram, batch: Batch, *, seed: int = 0, second
             each = (time.thread_time() - began) / few
             numbers = sum(x.shape[-1] for x in sample.values.values())
             affordable = min(draws, int(seconds / each), _MOST_NUMBERS // max(numbers, 1), fitted.num_stored or draws)
-            if affordable >= _FEW:
-                found = guide_draws(fitted, batch, _round(affordable), seed)
+            if affordable < _FEW:
+                break
+            found = guide_draws(fitted, batch, _round(affordable), seed)
         return None if found is None else judged(fitted, batch, found, seed)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import deepprob as dp
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
-from deepprob.posteriors.guide_accuracy import GuideAccuracy
+from deepprob.posteriors.guide_accuracy import GuideAccuracy, guide_accuracy
 from deepprob.posteriors.guide_draws import guide_draws, replayed_density
 from deepprob.posteriors.label_switching import Switching
 from deepprob.posteriors.posterior import Posterior
@@ -281,3 +281,18 @@ def test_a_wide_part_around_a_narrow_one_is_seen() -> None:
 
     posterior = fitted(model, "normal", torch.tensor(0.0), steps=500)
     assert dp.check(posterior, torch.tensor(0.0))["posterior widths, global latents"].verdict == "fail"
+
+
+def test_draws_that_would_take_too_long_are_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior, asked = fitted(line, "normal"), []
+
+    def recording(*arguments: Any) -> Any:
+        asked.append(arguments[2])
+        return guide_draws(*arguments)
+
+    monkeypatch.setattr("deepprob.posteriors.guide_accuracy.guide_draws", recording)
+    batch = posterior.instance.program.accept((X, Y))
+    assert guide_accuracy(posterior._fitted, batch, seconds=0.0) is None
+    assert asked == [2, 2]
+    assert guide_accuracy(posterior._fitted, batch, seconds=1e3) is not None
+    assert asked[-1] == 1000
