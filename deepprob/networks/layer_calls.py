@@ -88,12 +88,8 @@ class LayerCalls(TorchFunctionMode):
 
     def on_rows(self, rows: int) -> set[str]:
         """The weights and biases whose calls all have some number of rows, and not some of them or none."""
-        fits = {name: True for call in self.calls for name in (call.weight, call.bias) if name is not None}
-        for call in self.calls:
-            for name in (call.weight, call.bias):
-                if name is not None:
-                    fits[name] &= len(call.inputs) == rows
-        return {name for name, fit in fits.items() if fit}
+        pairs = [(name, call) for call in self.calls for name in (call.weight, call.bias) if name is not None]
+        return {name for name, _ in pairs} - {name for name, call in pairs if len(call.inputs) != rows}
 
     def gradients(self, results: Sequence[Tensor], directions: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of results by the outputs of all calls.
