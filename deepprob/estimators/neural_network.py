@@ -85,9 +85,8 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
             frame, y, weights = frame[kept], y[kept], weights[kept]
         if len(frame) < 2:
             raise ValueError(f"a fit needs at least 2 samples with a weight; got n_samples={len(frame)}.")
-        with (
-            warnings.catch_warnings()
-        ):  # of columns that are constant in these rows, as in a part of a cross-validation
+        with warnings.catch_warnings():
+            # A column can be constant in these rows, as in a part of a cross-validation.
             warnings.filterwarnings("ignore", "columns without two different values make no feature", UserWarning)
             features = table(frame).encoding
         # All classes, also those of which no row has a weight.
