@@ -114,7 +114,7 @@ class _BayesianNetwork(PosteriorInPickle, BaseEstimator):
             frame = named(X)
         else:
             rows = validate_data(
-                self, X, dtype=np.float64, accept_sparse=True, ensure_all_finite="allow-nan", reset=reset
+                self, X, dtype=np.float64, accept_sparse="csr", ensure_all_finite="allow-nan", reset=reset
             )
             values = rows.toarray() if issparse(rows) else rows
             frame = pd.DataFrame(values, columns=unnamed_columns(values.shape[1]))

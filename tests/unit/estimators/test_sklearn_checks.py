@@ -18,7 +18,7 @@ ORDER = "float32: probabilities of rows in another order differ by 3e-7 of their
 
 def expected(estimator: Any) -> dict[str, str]:
     """Checks that fail, and why."""
-    listed = {"check_sample_weight_equivalence_on_dense_data": WEIGHTS}
+    listed = {f"check_sample_weight_equivalence_on_{kind}_data": WEIGHTS for kind in ("dense", "sparse")}
     return listed | (
         {"check_methods_sample_order_invariance": ORDER} if isinstance(estimator, BayesianClassifier) else {}
     )
