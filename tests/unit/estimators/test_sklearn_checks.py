@@ -27,6 +27,7 @@ def expected(estimator: Any) -> dict[str, str]:
 @parametrize_with_checks(
     [BayesianRegressor((8,), options=SHORT, draws=20), BayesianClassifier((8,), options=SHORT, draws=20)],
     expected_failed_checks=expected,
+    xfail_strict=False,  # rounding decides about ORDER
 )
 def test_scikit_learns_check(estimator: Any, check: Any) -> None:
     check(estimator)
