@@ -85,8 +85,8 @@ class Dynamics(Optimizer):
 class _Steered(Anneal):
     """Sets a number of the guide at every step of a run."""
 
-    def __init__(self, buffer: str, run: Run, friction: float) -> None:
-        self.buffer, self.run, self.friction = buffer, run, friction
+    def __init__(self, buffer: str, run: Run, at: Callable[[int], float]) -> None:
+        self.buffer, self.run, self.at = buffer, run, at
 
     def start(self, fit: Fit) -> None:
         """Nothing: the run has its length."""
@@ -94,23 +94,10 @@ class _Steered(Anneal):
     def warm_up(self, fit: Fit) -> int:
         return 0
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {**vars(self.run), "friction": self.friction}
-
-
-class _NoiseLevel(_Steered):
-    """Sets the noise of every step."""
-
     def value(self, step: int, steps_per_epoch: int) -> float:
-        return noise_level(self.friction, self.run.size(step)) if self.run.is_hot(step) else 0.0
+        return float(self.at(step))
 
-
-class _Release(_Steered):
-    """Holds the scales of weights wherever a chain looks for a mode, and until the weights have spread around it."""
-
-    def value(self, step: int, steps_per_epoch: int) -> float:
-        return float(self.run.is_released(step))
+    settings = property(lambda self: {**vars(self.run)})
 
 
 def init(
@@ -195,11 +182,10 @@ def sghmc(
     small batches of many rows need small steps. On all rows the relative error of a variance is about
     :math:`h^2 / 4`.
 
-    Every chain first climbs to a mode from a random start by Adam, in the first half of the warm-up. The scales of a
-    network's prior keep their medians there, and for another quarter in which the weights spread: the joint mode of
-    scales and weights is at zero. Cycles hold the scales while they look for a mode. At the end of the climb, gradients
-    give the units of all coordinates, see `deepprob.sampling.units`: a step of size 1 is about a posterior sd. All
-    chains take every step together, in one vectorized step.
+    Every chain first climbs to a mode from a random start by Adam, in the first half of the warm-up; the scales of a
+    network's prior keep their medians for three quarters of it, and wherever a cycle looks for a mode, as the joint
+    mode of scales and weights is at zero. Gradients at the end of the climb give the units of all coordinates, see
+    `deepprob.sampling.units`: a step of size 1 is about a posterior sd. All chains take every step together.
 
     Args:
         program: A `Program` whose trained numbers are all latent sites, such as `BayesianNeuralNetwork`.
@@ -270,13 +256,13 @@ def sghmc(
         )
         if size is None:
             run.step_size = _default_size(friction, state.instance.num_data, state.batch_size)
-        own = {"guide": "point", "chains": chains, "friction": friction}
-        state.config = {**state.config, **own, **vars(run)}
+        state.config = {**state.config, "guide": "point", "chains": chains, "friction": friction, **vars(run)}
         batch = batch_of(state)
         others = other_starts(state, chains, program, AutoPoint, batch_size, weights, "chains")
         kind = functools.partial(_ChainsFit, program=program, batch=batch, plan=run, friction=friction)
-        steered = [_NoiseLevel("noise_level", run, friction), _Release("released", run, friction)]
-        fit = running_fit(state, None, compile, [*own_callbacks, *steered], progress is not False, others, kind)
+        noise = _Steered("noise_level", run, lambda i: noise_level(friction, run.size(i)) if run.is_hot(i) else 0.0)
+        own_callbacks += [noise, _Steered("released", run, run.is_released)]
+        fit = running_fit(state, None, compile, own_callbacks, progress is not False, others, kind)
         check_common_buffers(state, "sghmc")
         return fit.run(progress)
 
