@@ -32,7 +32,6 @@ from deepprob.data import load_data
 from deepprob.inference import ROUTINES
 from deepprob.models import BayesianNeuralNetwork
 
-NAMED = "sghmc"  # in advance
 SETS = {
     "yacht": "yacht",
     "energy": "energy",
@@ -123,7 +122,7 @@ def run(routine: str, setting: Setting, rows: Any, seed: int, draws: int, device
     """Fit some rows and score others."""
     train, test = rows
     x, y = train
-    outputs = y.shape[1] * (2 if setting.program.get("likelihood") == "heteroscedastic_normal" else 1)
+    outputs = y.shape[1]
     wall, cpu = time.perf_counter(), time.process_time()
     torch.manual_seed(seed)
     net: nn.Module = dp.MLP(x.shape[1], outputs, (50,), "relu")
