@@ -21,7 +21,8 @@ import torch
 from common import RESULTS, card
 
 from deepprob.data import Split, load_data
-from deepprob.fitting.callbacks import KLWarmUp, Log
+from deepprob.fitting.callbacks import Log
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import DeepMarkovModel

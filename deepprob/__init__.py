@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         Optimizer,
         TensorBoard,
     )
+    from deepprob.fitting import KLCycles as KLCycles
+    from deepprob.fitting import objectives as objectives
     from deepprob.inference import extend
     from deepprob.networks import (
         MLP,
@@ -91,7 +93,7 @@ _HOMES = {
     "deepprob.errors": ("StorageError",),
     "deepprob.fitting": (
         *("ELBO", "IWAE", "Anneal", "Callback", "Checkpoint", "DivergenceError", "EarlyStopping", "KLWarmUp", "Log"),
-        *("CSVLogger", "Optimizer", "TensorBoard"),
+        *("CSVLogger", "KLCycles", "Optimizer", "TensorBoard"),
     ),
     "deepprob.inference": ("extend",),
     "deepprob.networks": (
@@ -102,7 +104,11 @@ _HOMES = {
     "deepprob.programs": ("Program",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-_MODULES = {"data": "deepprob.data", "plots": "deepprob.diagnostics.plots"}
+_MODULES = {
+    "data": "deepprob.data",
+    "objectives": "deepprob.fitting.objectives",
+    "plots": "deepprob.diagnostics.plots",
+}
 
 
 def __getattr__(name: str) -> Any:

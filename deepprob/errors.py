@@ -120,18 +120,19 @@ def whole(name: str, value: object, least: int = 1) -> int:
     return number
 
 
-def positive(name: str, value: object) -> float:
+def positive(name: str, value: object, *, zero: bool = False) -> float:
     """Check that an argument is a positive, finite number.
 
     Args:
         name: Name of the argument ("prior_scale").
         value: The user's value.
+        zero: Whether 0 is allowed.
 
     Returns:
         The value as a ``float``.
 
     Raises:
-        ValueError: If the value is not a positive, finite number.
+        ValueError: If the value is not a positive, finite number, or 0 where that is allowed.
 
     Examples:
         >>> positive("noise", -0.1)
@@ -141,8 +142,8 @@ def positive(name: str, value: object) -> float:
     """
     scalar = isinstance(value, SupportsFloat) and getattr(value, "shape", ()) == () and not _is_bool(value)
     number = float(value) if scalar else math.nan  # type: ignore[arg-type]
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a positive number; got {shown(value)}.")
+    if not (0 < number < math.inf or (zero and number == 0)):
+        raise ValueError(f"{name} must be a positive number{' or 0' if zero else ''}; got {shown(value)}.")
     return number
 
 

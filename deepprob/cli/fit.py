@@ -19,9 +19,10 @@ from deepprob.cli.screen import Screen
 from deepprob.cli.work import Subject, check_on, warnings_as_notes
 from deepprob.data import DataSet
 from deepprob.diagnostics.report import Report
-from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
+from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
 from deepprob.fitting.course import Length
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.loggers import CSVLogger, TensorBoard
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi

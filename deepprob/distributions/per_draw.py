@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints, kl_divergence, register_kl
 
@@ -167,6 +167,12 @@ def unwrapped(fn: Any) -> Any:
     while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
         fn = fn.base_dist
     return fn
+
+
+def is_delta(fn: Any) -> bool:
+    """Whether all mass of a distribution, or of those of all draws, is at one value."""
+    fn = unwrapped(fn)
+    return isinstance(unwrapped(getattr(fn, "first", fn)), Delta)
 
 
 def take_apart(fn: Distribution) -> tuple[Any, list[Tensor]]:

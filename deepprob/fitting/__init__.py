@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, KLWarmUp, Log
+from deepprob.fitting.callbacks import Anneal, Callback, Checkpoint, EarlyStopping, Log
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.kl_schedules import KLCycles, KLWarmUp
 from deepprob.fitting.loggers import CSVLogger, TensorBoard
 from deepprob.fitting.objectives import ELBO, IWAE, OBJECTIVES, Objective, Terms
 from deepprob.fitting.optimizers import Optimizer
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoint",
     "DivergenceError",
     "EarlyStopping",
+    "KLCycles",
     "KLWarmUp",
     "Log",
     "Objective",

@@ -1,4 +1,4 @@
-"""Callbacks, called between the steps of a fit: warm-up, annealing, early stopping, checkpoints, logging.
+"""Callbacks, called between the steps of a fit: annealing, early stopping, checkpoints, logging.
 
 A plain function is a callback, too: `svi` calls it after every epoch with the running fit, of which it may use the part
 that `Fit` declares. It returns None or a bool, and True ends the fit::
@@ -161,41 +161,6 @@ def callback_list(callbacks: Any) -> list[Callback]:
     return [c if isinstance(c, Callback) else _EpochFunction(c) for c in given]
 
 
-class KLWarmUp(Callback):
-    r"""Raise the weight of the KL linearly from ``start_weight`` to 1.
-
-    Args:
-        epochs: Epochs until the weight is 1.
-        start_weight: The weight at the first step.
-
-    Examples:
-        >>> warm_up = KLWarmUp(epochs=2)
-        >>> [warm_up.kl_weight(step, steps_per_epoch=2) for step in range(5)]
-        [0.0, 0.25, 0.5, 0.75, 1.0]
-    """
-
-    def __init__(self, epochs: float, start_weight: float = 0.0) -> None:
-        if not epochs > 0:
-            raise ValueError(f"KLWarmUp's epochs must be positive; got {epochs}.")
-        if not 0 <= start_weight <= 1:
-            raise ValueError(f"KLWarmUp's start_weight must lie in [0, 1]; got {start_weight}.")
-        self.epochs, self.start_weight = epochs, start_weight
-
-    def start(self, fit: Fit) -> None:
-        _warn_if_longer(self, self.epochs, fit, "the KL never reaches its full weight. Shorten the warm-up")
-
-    def warm_up(self, fit: Fit) -> int:
-        return math.ceil(self.epochs * fit.steps_per_epoch)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "start_weight": self.start_weight}
-
-    def kl_weight(self, step: int, steps_per_epoch: int) -> float:
-        done = min(1.0, step / (self.epochs * steps_per_epoch))
-        return self.start_weight + (1.0 - self.start_weight) * done
-
-
 class Anneal(Callback):
     r"""Move a number of the program from one value to another, such as the temperature of a relaxed distribution.
 
@@ -262,7 +227,7 @@ class Anneal(Callback):
         self.buffer, self.begin, self.end, self.epochs, self.shape = buffer, start, end, epochs, shape
 
     def start(self, fit: Fit) -> None:
-        _warn_if_longer(self, self.epochs, fit, f"{self.buffer} never reaches {self.end:g}. Shorten the annealing")
+        warn_if_longer(self, self.epochs, fit, f"{self.buffer} never reaches {self.end:g}. Shorten the annealing")
 
     def warm_up(self, fit: Fit) -> int:
         return math.ceil(self.epochs * fit.steps_per_epoch)
@@ -281,7 +246,15 @@ class Anneal(Callback):
         return {"buffer": self.buffer, **ends, "epochs": self.epochs, "shape": self.shape}
 
 
-def _warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: str) -> None:
+def warn_if_longer(callback: Callback, epochs: float, fit: Fit, consequence: str) -> None:
+    """Warn if a callback's schedule is longer than the fit.
+
+    Args:
+        callback: The callback.
+        epochs: The length of its schedule.
+        fit: The running fit.
+        consequence: What follows, and the first remedy.
+    """
     if callback.warm_up(fit) > fit.total_steps:
         warnings.warn(
             f"{type(callback).__name__}(epochs={epochs}) is longer than the fit "

@@ -12,14 +12,17 @@ from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.errors import whole
+from deepprob.errors import positive, unknown, whole
 from deepprob.fitting.baselines import baseline_of, tracking
+from deepprob.fitting.free_bits import free_kl
+from deepprob.fitting.log_weights import drawn_pairs
 from deepprob.fitting.particles import check_drawn, check_precision, is_rough, run_particles
+from deepprob.fitting.path_gradients import check_reparameterized, path_loss
 from deepprob.programs.elimination import PARTS, Part, terms
 from deepprob.programs.enumeration import any_enumerated
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.run import Run
-from deepprob.programs.sites import Site, is_deterministic, is_local, log_prob, sample_sites
+from deepprob.programs.sites import Site, drawn_sites, is_deterministic, is_local, log_prob, sample_sites
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,34 @@ class ELBO:
     may also be ``"sequential"``), the average of ``log p(x | y)`` over its values counts as likelihood, and that of
     ``log q(y) - log p(y)`` as KL; see `deepprob.programs.elimination.terms`.
 
+    With ``gradient="stl"`` (sticking the landing), the gradient in the guide's parameters follows the draws only and
+    leaves out the score :math:`\nabla_\phi \log q_\phi(z)` at fixed draws, whose expectation is zero. Its noise
+    vanishes as the guide reaches the posterior. KLs have no closed form then.
+
+    With ``free_bits``, a latent dimension d whose KL is below :math:`\lambda` nats has no gradient of its KL, so that
+    it is not pushed to the prior:
+
+    .. math:: \text{loss} = -\text{likelihood} + \beta \sum_d \max\big(\lambda,
+              \tfrac1B \textstyle\sum_i \mathrm{KL}(q(z_{id}) \,\|\, p(z_{id}))\big)
+
+    The terms, among them ``elbo``, do not contain the minimum. A site whose guide does not factorize over dimensions,
+    or has no closed form, has the minimum :math:`\lambda` times its size.
+
     Args:
         particles: Draws from the guide per step, vectorized in a leading plate if the program broadcasts over it.
         analytic_kl: Whether to use closed-form KLs.
         layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; their
             outputs and all log-probabilities are in float32.
+        gradient: ``"total"``, or ``"stl"`` (``objective="stl"``), which needs draws with a reparameterized gradient.
+        free_bits: The minimum :math:`\lambda` of the KL of a dimension of local latents, in nats; 0 for none.
 
     References:
         Kingma, Welling (2014), Auto-Encoding Variational Bayes.
         Hoffman, Blei, Wang, Paisley (2013), Stochastic Variational Inference.
         Ranganath, Gerrish, Blei (2014), Black Box Variational Inference.
         Obermeyer et al. (2019), Tensor Variable Elimination for Plated Factor Graphs.
+        Roeder, Wu, Duvenaud (2017), Sticking the Landing.
+        Kingma et al. (2016), Improved Variational Inference with Inverse Autoregressive Flow (free bits).
 
     Examples:
         With the exact posterior as guide the bound is the log evidence for any noise:
@@ -76,10 +96,15 @@ class ELBO:
     particles: int = 1
     analytic_kl: bool = True
     layers: str = "float32"
+    gradient: str = "total"
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "particles", whole("particles", self.particles))
         check_precision(self.layers)
+        if self.gradient not in ("total", "stl"):
+            raise unknown("gradient", self.gradient, ("total", "stl"))
+        object.__setattr__(self, "free_bits", positive("free_bits", self.free_bits, zero=True))
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and the terms of the bound, all per datum.
@@ -91,37 +116,50 @@ class ELBO:
         Returns:
             The loss, a scalar whose gradient is unbiased, and detached scalars ``elbo``, ``likelihood``,
             ``kl_local``, ``kl_global``.
+
+        Raises:
+            ValueError: If ``gradient="stl"`` or ``free_bits`` does not fit the program.
         """
         if self.particles > 1 and not run.stacks:
             return self._one_by_one(run, kl_weight)
+        along_paths, plate = self.gradient == "stl", run.program.row_plate
         with tracking(run.program):
-            traces = run_particles(run, self.particles, self.layers)
-        plate, scores = run.program.row_plate, None
-        if any_enumerated(traces):
-            likelihood, kl_local, kl_global = self._enumerated_terms(plate, traces)
+            traces = run_particles(replace(run, leaves=along_paths), self.particles, self.layers)
+        guide_trace, model_trace = traces[0]
+        enumerated, closed = any_enumerated(traces), {}
+        if enumerated:
+            parts = self._enumerated_terms(plate, traces)
         else:
-            ((guide_trace, model_trace),) = traces
-            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl else {}
-            likelihood, kl_local, kl_global = self._terms(plate, guide_trace, model_trace, closed)
-            scores = _score_terms(run, guide_trace, model_trace, closed, kl_weight)
+            closed = closed_form_kls(guide_trace, model_trace) if self.analytic_kl and not along_paths else {}
+            parts = self._terms(plate, guide_trace, model_trace, closed)
         if run.program.has_baselines:
-            likelihood, kl_local, kl_global = map(detach_provenance, (likelihood, kl_local, kl_global))
+            parts = (detach_provenance(parts[0]), detach_provenance(parts[1]), detach_provenance(parts[2]))
         norm = 1.0 / (run.num_data * self.particles)
-        likelihood, kl_local, kl_global = likelihood * norm, kl_local * norm, kl_global * norm
-        loss = kl_weight * (kl_local + kl_global) - likelihood
-        if scores is not None:
+        likelihood, kl_local, kl_global = (part * norm for part in parts)
+        kl = kl_local + kl_global
+        raised = free_kl(plate, traces, self.free_bits, norm) + kl_global if self.free_bits else kl
+        loss = self._kl_loss(kl_weight, raised) - likelihood
+        slope = self._kl_slope(kl_weight, kl)
+        if along_paths:
+            check_reparameterized("stl", guide_trace)
+            log_q = torch.stack([log_prob(s).sum() for s in drawn_sites(guide_trace).values()]).sum() * norm
+            loss = path_loss(-loss, slope * log_q - loss, -loss, drawn_pairs(guide_trace))
+        elif not enumerated and (scores := _score_terms(run, guide_trace, model_trace, closed, slope)) is not None:
             loss = loss - (scores - scores.detach()) * norm  # changes the gradient only, not the value
-        terms = {
-            "elbo": (likelihood - kl_local - kl_global).detach(),
-            "likelihood": likelihood.detach(),
-            "kl_local": kl_local.detach(),
-            "kl_global": kl_global.detach(),
-        }
-        return loss, terms
+        terms = {"elbo": likelihood - kl, "likelihood": likelihood, "kl_local": kl_local, "kl_global": kl_global}
+        return loss, {name: term.detach() for name, term in terms.items()}
 
     def describe(self) -> dict[str, Any]:
         """The objective as JSON."""
-        return {"name": "elbo", **asdict(self)}
+        return {"name": "stl" if self.gradient == "stl" else "elbo", **asdict(self)}
+
+    def _kl_loss(self, kl_weight: float | Tensor, kl: Tensor) -> Tensor:
+        """The part of the loss that the KL makes, per datum."""
+        return kl_weight * kl
+
+    def _kl_slope(self, kl_weight: float | Tensor, kl: Tensor) -> float | Tensor:
+        """The derivative of `_kl_loss` in the KL."""
+        return kl_weight
 
     def _one_by_one(self, run: Run, kl_weight: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean over runs of one particle."""

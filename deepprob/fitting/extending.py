@@ -107,7 +107,7 @@ def objective_after(posterior: Posterior, given: Any) -> Objective:
     settings = dict(posterior.config["objective"])
     own = OBJECTIVES.get(settings.pop("name", None))
     made: Objective | None = None if own is None else type(own)(**settings)
-    if made is None or description(made) != posterior.config["objective"]:
+    if made is None or not posterior.config["objective"].items() <= description(made).items():
         raise ValueError(
             f"the objective of this fit, {shown(posterior.config['objective'])}, is not one of deepprob's. Give it: "
             "extend(..., objective=...)."

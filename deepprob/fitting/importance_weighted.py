@@ -1,30 +1,94 @@
-"""The importance-weighted bound, with named terms and without synchronization of host and device."""
+"""The importance-weighted bound, and what it shares with other bounds of importance weights."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.errors import whole
-from deepprob.fitting.particles import check_drawn, check_precision, is_rough, run_particles
-from deepprob.programs.elimination import PARTS, Part, terms
-from deepprob.programs.enumeration import any_enumerated, is_enumerated
-from deepprob.programs.layout import Layout
-from deepprob.programs.random_weights import PER_ROW
+from deepprob.errors import unknown, whole
+from deepprob.fitting.log_weights import LogWeights
+from deepprob.fitting.particles import check_precision
+from deepprob.fitting.path_gradients import check_reparameterized, path_loss
 from deepprob.programs.run import Run
-from deepprob.programs.sites import Site, drawn_sites, is_deterministic, is_local, sample_sites
 
-Parts = dict[Part, Tensor]
+
+class WeightedBound(ABC):
+    """A bound on the log evidence that is a function of the log importance weights of particles.
+
+    Subclasses are frozen dataclasses with these fields, have a ``name``, and write `reduce`.
+    """
+
+    name: ClassVar[str]
+    particles: int
+    layers: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "particles", whole("particles", self.particles))
+        check_precision(self.layers)
+
+    @property
+    def draws(self) -> int:
+        """Number of draws from the guide per step."""
+        return self.particles
+
+    @abstractmethod
+    def reduce(self, weights: Tensor) -> Tensor:
+        """The bound of every row, ``(R,)``, from log weights ``(K, R)``; leading axes after K are kept."""
+
+    def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to minimize and the terms of the bound, all per datum.
+
+        Args:
+            run: The program and its batch; the number of draws is that of the particles.
+            kl_weight: Weight of ``log q - log p`` inside the weights in the loss (not in ``terms``).
+
+        Returns:
+            The loss, a scalar whose gradient is unbiased, and detached scalars: the bound, under the objective's name;
+            ``elbo``, the mean of the log weights, with its parts ``likelihood``, ``kl_local``, ``kl_global``.
+
+        Raises:
+            ValueError: If the bound needs all rows but the batch is smaller, or the guide enumerates a site.
+        """
+        weights = LogWeights(run, self.draws, self.layers)
+        bound = self.reduce(weights(kl_weight))
+        loss = -(weights.norm * bound).sum()
+        if (log_q := weights.score_log_q()) is not None:
+            loss = loss - self.scores(weights, bound, log_q, kl_weight)
+        return loss, self.terms(weights)
+
+    def scores(self, weights: LogWeights, bound: Tensor, log_q: Tensor, kl_weight: float | Tensor) -> Tensor:
+        """A term with the value 0 and the score-function gradient of the bound."""
+        found: Tensor = (weights.norm * self._signals(weights(kl_weight).detach(), bound.detach()) * log_q).sum()
+        return found - found.detach()
+
+    def terms(self, weights: LogWeights) -> dict[str, Tensor]:
+        """The detached terms: the bound under the objective's name, the ELBO and its parts."""
+        found = weights.averages()
+        tight = (weights.norm * self.reduce(weights().detach())).sum()
+        return {"elbo": found.pop("elbo"), self.name: tight, **found}
+
+    def describe(self) -> dict[str, Any]:
+        """The objective as JSON."""
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+    def _signals(self, weights: Tensor, bound: Tensor) -> Tensor:
+        """The contribution of each particle to the bound, ``(K, R)``."""
+        count = len(weights)
+        if count == 1:
+            return bound.unsqueeze(0)
+        same = torch.eye(count, dtype=torch.bool, device=weights.device).unsqueeze(2)  # (K, K, 1)
+        mean = torch.where(same, 0.0, weights).sum(1) / (count - 1)  # (K, R), of the others' log weights
+        without = self.reduce(torch.where(same, mean.unsqueeze(1), weights).transpose(0, 1))  # (K, R)
+        return bound - torch.where(torch.isfinite(without), without, 0.0)
 
 
 @dataclass(frozen=True)
-class IWAE:
+class IWAE(WeightedBound):
     r"""The importance-weighted evidence lower bound, in nats per datum.
 
     .. math::
@@ -44,6 +108,14 @@ class IWAE:
     score-function gradient. Its baseline for a particle is the bound with the particle's weight replaced by the
     geometric mean of the others, which takes :math:`K^2` numbers per row.
 
+    With ``gradient="dreg"``, the gradient in the guide's parameters :math:`\phi` is doubly reparameterized. Both
+    gradients have the same expectation; that of the logarithm has a signal that vanishes against its noise as K grows.
+
+    .. math::
+        \nabla_\phi \, \mathbb E \log \frac1K \sum_k w_k =
+        \mathbb E \sum_k \tilde w_k^2 \, \frac{\partial \log w_k}{\partial z_k} \frac{\partial z_k}{\partial \phi},
+        \qquad \tilde w_k = \frac{w_k}{\sum_j w_j}
+
     *Enumeration.* Discrete sites that the guide leaves out are summed out of the model exactly, inside the weights. A
     site that is enumerated in the guide is refused.
 
@@ -56,10 +128,12 @@ class IWAE:
     Args:
         particles: Draws from the guide per step, K, vectorized in a leading plate if the program broadcasts over it.
         layers: Precision in which linear and convolutional layers multiply, as in `ELBO`.
+        gradient: ``"total"``, or ``"dreg"`` (``objective="dreg"``), which needs draws with a reparameterized gradient.
 
     References:
         Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
         Mnih, Rezende (2016), Variational Inference for Monte Carlo Objectives.
+        Tucker, Lawson, Gu, Maddison (2019), Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives.
 
     Examples:
         For a guide that is too wide, the bound grows with the particles, from the ELBO to the log evidence:
@@ -82,156 +156,39 @@ class IWAE:
         (True, True, True)
     """
 
+    name: ClassVar[str] = "iwae"
     particles: int = 10
     layers: str = "float32"
+    gradient: str = "total"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "particles", whole("particles", self.particles))
-        check_precision(self.layers)
+        super().__post_init__()
+        if self.gradient not in ("total", "dreg"):
+            raise unknown("gradient", self.gradient, ("total", "dreg"))
+
+    def reduce(self, weights: Tensor) -> Tensor:
+        """Logarithm of the mean weight over particles."""
+        return log_mean(weights)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimize and the terms of the bound, all per datum.
-
-        Args:
-            run: The program and its batch; the number of draws is that of the particles.
-            kl_weight: Weight of ``log q - log p`` inside the weights in the loss (not in ``terms``).
-
-        Returns:
-            The loss, a scalar whose gradient is unbiased, and detached scalars: ``iwae``, the bound; ``elbo``, the mean
-            of the same log weights, with its parts ``likelihood``, ``kl_local``, ``kl_global`` averaged over particles.
-
-        Raises:
-            ValueError: If the bound needs all rows but the batch is smaller, or the guide enumerates a site.
-        """
-        together = self.particles if run.stacks else 1
-        runs = [run_particles(run, together, self.layers) for _ in range(self.particles // together)]
-        for traces in runs:
-            _check_guide(traces)
-        pairs = [traces[0] for traces in runs]
-        layout = Layout(run.program.row_plate, run.plates, together)
-        guide_trace, model_trace = pairs[0]
-        outside = _outside(layout.plate, guide_trace, model_trace)
-        if outside and len(run.rows) < run.num_data:
-            raise ValueError(
-                f"site {outside!r} is not inside the data plate, so the importance-weighted bound needs all "
-                f"{run.num_data} rows; got a batch of {len(run.rows)}. Use batch_size=None, or objective='elbo'."
-            )
-        scale: Any = 1.0 if outside else _row_scale(run, model_trace)
-        found = [_parts(layout, *pair, bool(outside)) for pair in pairs]
-        _check_weights(run, outside, guide_trace)
-        if run.row_weights is not None and not outside:
-            scale = scale * run.row_weights.values  # (B,); every row's own bound is weighted, not what is inside of it
-        divisor = torch.where(scale == 0, 1.0, scale) if isinstance(scale, Tensor) else scale
-        parts = {
-            part: torch.cat([x[part] for x in found]) / divisor for part in PARTS
-        }  # (K, R), R = B or 1 for all data
-        norm = scale / run.num_data
-        weights = _log_weights(parts, kl_weight)
-        bound = _log_mean(weights)
-        loss = -(norm * bound).sum()
-        if any(is_rough(site) for _, site in sample_sites(guide_trace)):
-            log_q = torch.cat([_rough_log_q(layout, guide, bool(outside)) for guide, _ in pairs])
-            scores = (norm * _signals(weights, bound) * log_q).sum()
-            loss = loss - (scores - scores.detach())  # changes the gradient only, not the value
-        averages: dict[str, Tensor] = {part: (norm * value.mean(0)).sum().detach() for part, value in parts.items()}
-        elbo = averages["likelihood"] - averages["kl_local"] - averages["kl_global"]
-        tight = (norm * _log_mean(_log_weights(parts, 1.0).detach())).sum()
-        return loss, {"elbo": elbo, "iwae": tight, **averages}
+        """The loss to minimize and the terms; see `WeightedBound`."""
+        if self.gradient == "total":
+            return super().__call__(run, kl_weight=kl_weight)
+        weights = LogWeights(replace(run, leaves=True), self.particles, self.layers)
+        for guide_trace, _ in weights.pairs:
+            check_reparameterized("dreg", guide_trace)
+        logs = weights(kl_weight)
+        shares = logs.detach().softmax(0)
+        model = (weights.norm * shares * (logs + kl_weight * weights.log_q())).sum()
+        draws = (weights.norm * shares.square() * logs).sum()
+        value = (weights.norm * self.reduce(logs)).sum()
+        return path_loss(value, model, draws, weights.drawn()), self.terms(weights)
 
     def describe(self) -> dict[str, Any]:
         """The objective as JSON."""
-        return {"name": "iwae", **asdict(self)}
+        return {**super().describe(), "name": "dreg" if self.gradient == "dreg" else self.name}
 
 
-def _check_guide(traces: list[tuple[Trace, Trace]]) -> None:
-    for name, site in sample_sites(traces[0][0]):
-        if is_enumerated(site):
-            raise ValueError(
-                f"site {name!r} is marked for enumeration in the guide, but importance weights need draws. Leave the "
-                "site out of the guide to sum it out of the model exactly, or remove the mark there to draw it."
-            )
-        if site["infer"].get(PER_ROW):
-            raise ValueError(
-                f"the program draws {name!r} anew for every row, but an importance weight needs one value for all. Use "
-                "gradients='shared', or objective='elbo'."
-            )
-
-
-def _check_weights(run: Run, outside: str, guide_trace: Trace) -> None:
-    """Refuse weights of rows inside of one importance weight of all data, if rows have latents of their own."""
-    local = [n for n, s in drawn_sites(guide_trace).items() if is_local(s, run.program.row_plate)]
-    if run.row_weights is not None and outside and local:
-        raise ValueError(
-            f"weights of rows do not fit one importance-weighted bound of all data: {local[0]!r} belongs to rows and "
-            f"{outside!r} does not. Use objective='elbo'."
-        )
-
-
-def _outside(plate: str, guide_trace: Trace, model_trace: Trace) -> str:
-    """The first site outside the data plate; empty if there is none."""
-    sites = [*sample_sites(model_trace), *sample_sites(guide_trace)]
-    return next((n for n, s in sites if not is_deterministic(s) and not is_local(s, plate)), "")
-
-
-def _row_scale(run: Run, model_trace: Trace) -> float:
-    """The data plate's scale of log-probabilities, N / B."""
-    frames = (f for _, s in sample_sites(model_trace) for f in s["cond_indep_stack"] if f.name == run.program.row_plate)
-    frame = next(frames, None)
-    if frame is None or frame.size in (-1, len(run.rows)):
-        return run.num_data / len(run.rows)
-    # The plate does not run over the batch's rows, so Pyro scales it by its own sizes.
-    return float((frame.full_size or frame.size) / frame.size)
-
-
-def _parts(layout: Layout, guide_trace: Trace, model_trace: Trace, whole: bool) -> Parts:
-    """The parts of the log weights by particle: of every row, ``(K, B)``, or of all data, ``(K, 1)``."""
-    found: list[tuple[Part, Tensor]] = []
-    if any_enumerated([(guide_trace, model_trace)]):
-        for term in terms(guide_trace, model_trace, layout.plate, {}, average=False):
-            found.append((term.part, layout.by_row(term.value, term.frames)))
-    else:
-        check_drawn(guide_trace, model_trace)
-        for _, site in sample_sites(model_trace):
-            if not is_deterministic(site):
-                observed, value = bool(site["is_observed"]), layout.log_prob(site)
-                found.append(("likelihood", value) if observed else (_kl_part(layout, site), -value))
-        found += [(_kl_part(layout, s), layout.log_prob(s)) for s in drawn_sites(guide_trace).values()]
-    total: Parts = dict.fromkeys(PARTS, torch.zeros(layout.draws, 1))
-    for part, value in found:
-        total[part] = total[part] + (value.sum(1, keepdim=True) if whole else value)
-    return total
-
-
-def _kl_part(layout: Layout, site: Site) -> Part:
-    return "kl_local" if is_local(site, layout.plate) else "kl_global"
-
-
-def _log_weights(parts: Parts, kl_weight: float | Tensor) -> Tensor:
-    return parts["likelihood"] - kl_weight * (parts["kl_local"] + parts["kl_global"])
-
-
-def _log_mean(weights: Tensor) -> Tensor:
-    """Logarithm of the mean weight over particles: ``(R,)``."""
+def log_mean(weights: Tensor) -> Tensor:
+    """Logarithm of the mean over the first axis of numbers given by their logarithms."""
     return weights.logsumexp(0) - math.log(len(weights))
-
-
-def _rough_log_q(layout: Layout, guide_trace: Trace, whole: bool) -> Tensor:
-    """``log q`` of the sites without a reparameterized gradient, unscaled, ``(K, R)``."""
-    found = []
-    for _, site in sample_sites(guide_trace):
-        if is_rough(site):
-            value = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-            value = layout.by_row(value, site["cond_indep_stack"])
-            found.append(value.sum(1, keepdim=True) if whole else value)
-    return torch.stack(found).sum(0)
-
-
-def _signals(weights: Tensor, bound: Tensor) -> Tensor:
-    """The contribution of each particle to the bound, ``(K, R)``, detached."""
-    weights, bound, count = weights.detach(), bound.detach(), len(weights)
-    if count == 1:
-        return bound.unsqueeze(0)
-    same = torch.eye(count, dtype=torch.bool, device=weights.device).unsqueeze(2)  # (K, K, 1)
-    mean = torch.where(same, 0.0, weights).sum(1) / (count - 1)  # (K, R), of the others' log weights
-    without = _log_mean(torch.where(same, mean.unsqueeze(1), weights).transpose(0, 1))  # (K, R)
-    return bound - torch.where(torch.isfinite(without), without, 0.0)

@@ -15,9 +15,11 @@ from deepprob.engine.machine import multiplies_bfloat16
 from deepprob.engine.random import RandomStream
 from deepprob.engine.trace import restore
 from deepprob.errors import shown, unknown
+from deepprob.fitting.disentangling import Beta, TotalCorrelation
 from deepprob.fitting.elbo import ELBO
-from deepprob.fitting.importance_weighted import IWAE
+from deepprob.fitting.importance_weighted import IWAE, WeightedBound
 from deepprob.fitting.particles import check_precision
+from deepprob.fitting.weighted_bounds import MIWAE, VIMCO, Renyi, WakeSleep
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
 from deepprob.programs.run import Run
@@ -26,9 +28,15 @@ from deepprob.programs.tracing import tensors_of
 __all__ = [
     "ELBO",
     "IWAE",
+    "MIWAE",
     "OBJECTIVES",
+    "VIMCO",
+    "Beta",
     "Objective",
+    "Renyi",
     "Terms",
+    "TotalCorrelation",
+    "WakeSleep",
     "check_objective",
     "description",
     "objective_named",
@@ -66,7 +74,18 @@ class Objective(Protocol):
 
 _RECORDED = ("gradient_norm", "skipped")  # a step adds these to the terms
 
-OBJECTIVES: dict[str, Objective] = {"elbo": ELBO(), "iwae": IWAE()}
+OBJECTIVES: dict[str, Objective] = {
+    "elbo": ELBO(),
+    "stl": ELBO(gradient="stl"),
+    "iwae": IWAE(),
+    "dreg": IWAE(gradient="dreg"),
+    "miwae": MIWAE(),
+    "renyi": Renyi(),
+    "vimco": VIMCO(),
+    "wake_sleep": WakeSleep(),
+    "beta": Beta(),
+    "total_correlation": TotalCorrelation(),
+}
 
 
 def objective_named(objective: str | Objective) -> Objective:
@@ -147,10 +166,10 @@ def check_objective(objective: Objective, instance: ProgramInstance, batch: Batc
         TypeError: If the objective cannot be called as a fit calls it, or returns other types than it must.
         ValueError: If the loss or a term has the wrong shape or name, the loss has no gradient, or ``elbo`` is missing.
     """
-    if isinstance(objective, IWAE) and instance.program.has_baselines:
+    if isinstance(objective, WeightedBound) and instance.program.has_baselines:
         warnings.warn(
-            "objective 'iwae' does not use the baselines of score-function sites, because the other particles are the "
-            "baseline of each. Use objective='elbo' for your own.",
+            f"objective {objective.name!r} does not use the baselines of score-function sites, because the other "
+            "particles are the baseline of each. Use objective='elbo' for your own.",
             UserWarning,
             stacklevel=3,
         )

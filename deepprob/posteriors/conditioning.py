@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.autoguide import AutoStructured
 from pyro.infer.autoguide.guides import AutoContinuous
@@ -16,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
-from deepprob.distributions.per_draw import unwrapped
+from deepprob.distributions.per_draw import is_delta, unwrapped
 from deepprob.engine.random import RandomStream
 from deepprob.errors import unknown
 from deepprob.posteriors.fitted import FittedProgram
@@ -187,7 +186,7 @@ def _has_density(fitted: FittedProgram, site: Site, name: str) -> bool:
             f"latent site {name!r} cannot be given: the posterior holds draws, whose density is unknown. "
             "Intervene with do=, or give observed sites."
         )
-    if not isinstance(unwrapped(getattr(site["fn"], "first", site["fn"])), Delta):
+    if not is_delta(site["fn"]):
         return True
     parts = [part for part in fitted.program.modules() if isinstance(part, AutoStructured | AutoContinuous)]
     for part in parts:

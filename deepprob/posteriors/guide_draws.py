@@ -13,13 +13,12 @@ from functools import partial
 from typing import cast
 
 import torch
-from pyro.distributions import Delta
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to
 
-from deepprob.distributions.per_draw import unwrapped
+from deepprob.distributions.per_draw import is_delta
 from deepprob.posteriors.densities import (
     row_weights_of_terms,
     row_weights_of_traces,
@@ -147,7 +146,7 @@ def _log_weights(structure: Structure, layout: Layout, by_row: bool, run: Run) -
 
 def _log_q(layout: Layout, site: Site, to_support: Transform | None) -> Tensor | float:
     """What to add to the log-weight for the density of the model's side, in the coordinates of a site of the guide."""
-    if isinstance(unwrapped(site["fn"]), Delta) and not _is_stored(site):
+    if is_delta(site["fn"]) and not _is_stored(site):
         return 0.0  # it maps coordinates to the model's values, and its density is that map's
     log_q = 0.0 if _is_stored(site) else layout.log_prob(site).sum()
     if to_support is None:
@@ -160,7 +159,7 @@ def _has_coordinates(site: Site) -> bool:
     """Whether a site of a guide is drawn from a density, neither discrete nor computed from another site."""
     if is_discrete(site):
         return False
-    return _is_stored(site) or not isinstance(unwrapped(site["fn"]), Delta)
+    return _is_stored(site) or not is_delta(site["fn"])
 
 
 def _is_stored(site: Site) -> bool:

@@ -13,7 +13,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 
-from deepprob.programs.run import Run, share_masks, trace_guide
+from deepprob.programs.run import Run, cut_off, share_masks, trace_guide
 from deepprob.programs.sites import Site, sample_sites
 
 
@@ -40,6 +40,8 @@ def run_enumerated(run: Run, *, enumerate_guide: bool = True) -> list[tuple[Trac
     with run.bound():
         while not pending.empty():
             guide_trace = trace_guide(run, ours)
+            if run.leaves:
+                cut_off(run, _stacked_call(run, run.fixed_guide), guide_trace)
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*run.batch)
             share_masks(guide_trace, model_trace)
             found.append((guide_trace, model_trace))

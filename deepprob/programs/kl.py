@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from deepprob.distributions.per_draw import is_delta
 from deepprob.programs.enumeration import is_enumerated
 from deepprob.programs.sites import Site, is_auxiliary, sample_sites
 
@@ -54,11 +52,16 @@ def closed_form_kls(guide_trace: Trace, model_trace: Trace) -> dict[str, Tensor]
     return found
 
 
+def same_scale(posterior: Site, prior: Site) -> bool:
+    """Whether two sites have one scale; with different scales, log q and log p do not form one KL."""
+    return posterior["scale"] is prior["scale"] or bool(posterior["scale"] == prior["scale"])
+
+
 def _kl(posterior: Site, prior: Site) -> Tensor | None:
     q, p = posterior["fn"], prior["fn"]
-    if posterior["scale"] is not prior["scale"] and posterior["scale"] != prior["scale"]:
-        return None  # with different scales, log q and log p do not form one KL
-    if _is_delta(q):
+    if not same_scale(posterior, prior):
+        return None
+    if is_delta(q):
         return None  # Pyro's closed form ignores log_density, which holds a change of variables
     shape = torch.Size(np.broadcast_shapes(q.batch_shape, p.batch_shape))
     # Some of torch's forms index one distribution's values by the other's: they need equal shapes.
@@ -75,9 +78,3 @@ def _kl(posterior: Site, prior: Site) -> Tensor | None:
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     # A transform that changes nothing returns its argument, of which Delta makes a view.
     return one.shape == other.shape and one.data_ptr() == other.data_ptr()
-
-
-def _is_delta(distribution: Any) -> bool:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return isinstance(distribution, Delta)

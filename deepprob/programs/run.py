@@ -18,13 +18,22 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
+from deepprob.distributions.per_draw import is_delta
 from deepprob.networks.layer_modes import broadcast_linear
 from deepprob.programs.arguments import Call
 from deepprob.programs.copying import forget_values
 from deepprob.programs.layout import placed
 from deepprob.programs.minibatch import Batch, RowWeights
 from deepprob.programs.program import Program
-from deepprob.programs.sites import Site, is_auxiliary, is_data, is_deterministic, is_factor, sample_sites
+from deepprob.programs.sites import (
+    Site,
+    drawn_sites,
+    is_auxiliary,
+    is_data,
+    is_deterministic,
+    is_factor,
+    sample_sites,
+)
 from deepprob.programs.structure import values_along
 
 DRAWS = "_draws"
@@ -121,6 +130,8 @@ class Run:
         weighted: Whether a query weighs rows as the fit did; a run of a fit always does.
         row_weights: Their weights; None for 1 each.
         stacks: Whether the program broadcasts over a leading plate of draws; if not, objectives run it once per draw.
+        leaves: Whether guide and model are evaluated at copies of the guide's draws that are leaves of the graph. A
+            site of the guide then has the copy as ``site["value"]`` and the draw as ``site["drawn"]``.
     """
 
     program: Program
@@ -137,6 +148,7 @@ class Run:
     given: Mapping[str, Known] = field(default_factory=dict)
     do: Mapping[str, Known] = field(default_factory=dict)
     stacks: bool = True
+    leaves: bool = False
     weighted: bool = False
     row_weights: RowWeights | None = field(default=None, init=False, compare=False)
 
@@ -178,6 +190,9 @@ def run_program(run: Run) -> tuple[Trace, Trace]:
         The guide's trace and the model's.
     """
     guide_trace = run_guide(run)
+    if run.leaves:
+        with run.bound(), run.stacked():
+            cut_off(run, run.fixed_guide, guide_trace)
     model: Any = _Unobserve()(run.program.model) if run.predict else run.program.model
     model = poutine.replay(model, trace=guide_trace)
     if run.given or run.do:
@@ -238,6 +253,33 @@ def trace_guide(run: Run, guide: Callable[..., Any]) -> Trace:
     for name in [n for n, s in sample_sites(trace) if is_data(s) or n in observed]:
         trace.remove_node(name)
     return trace
+
+
+def cut_off(run: Run, guide: Callable[..., Any], guide_trace: Trace) -> None:
+    """Evaluate a guide's trace at copies of its draws that are leaves of the graph.
+
+    The density of a site may depend on earlier draws. A guide of several sites is therefore run again on the copies; a
+    computed site (a Delta) then follows from the copies of others.
+
+    Args:
+        run: The run.
+        guide: The guide.
+        guide_trace: Its trace, which is changed.
+    """
+    drawn = {name: site for name, site in drawn_sites(guide_trace).items() if not site["is_observed"]}
+    cut: dict[str, Any] = {}
+    for name, site in drawn.items():
+        if not is_delta(site["fn"]):
+            value = site["value"].detach()
+            cut[name] = {**site, "value": value.requires_grad_(site["value"].requires_grad)}
+    again: Any = cut
+    if len(drawn) > 1:
+        given = Trace()
+        given.nodes.update(cut)
+        again = trace_guide(run, poutine.replay(guide, trace=given)).nodes
+    for name, site in drawn.items():
+        evaluated: Any = {**again[name], "drawn": site["value"]}
+        guide_trace.nodes[name] = evaluated
 
 
 @contextmanager

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from deepprob.distributions.per_draw import unwrapped
+from deepprob.distributions.per_draw import is_delta
 
 Site = Any
 
@@ -49,8 +48,7 @@ def is_auxiliary(site: Site) -> bool:
 
 def _is_computed(site: Site) -> bool:
     """Whether the model computes a site from others: ``pyro.deterministic``, and sites that were reparameterised."""
-    fn = unwrapped(site["fn"])
-    return bool(site["is_observed"]) and isinstance(unwrapped(getattr(fn, "first", fn)), Delta)
+    return bool(site["is_observed"]) and is_delta(site["fn"])
 
 
 def is_data(site: Site) -> bool:

@@ -20,7 +20,8 @@ FIT = """
 import sys
 import torch
 from deepprob.fitting import tiers
-from deepprob.fitting.callbacks import Checkpoint, EarlyStopping, KLWarmUp
+from deepprob.fitting.callbacks import Checkpoint, EarlyStopping
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.plan import Plan
 from deepprob.inference import svi
 from deepprob.models import VAE

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from deepprob.fitting.callbacks import KLWarmUp
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi

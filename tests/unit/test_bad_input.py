@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from deepprob import Posterior, Program, load_data
 from deepprob.errors import StorageError
-from deepprob.fitting.callbacks import Callback, Fit, KLWarmUp
+from deepprob.fitting.callbacks import Callback, Fit
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import VAE, BayesianNeuralNetwork, DeepMarkovModel

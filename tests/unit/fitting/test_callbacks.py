@@ -17,7 +17,8 @@ from scripted import Scripted
 from torch import Tensor
 from uncompiled import replace_compiler
 
-from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, Log
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.posteriors.posterior import Posterior

@@ -90,7 +90,7 @@ def test_refuses_unknown_precision() -> None:
 
 
 def test_describes_its_settings() -> None:
-    assert IWAE(particles=5).describe() == {"name": "iwae", "particles": 5, "layers": "float32"}
+    assert IWAE(particles=5).describe() == {"name": "iwae", "particles": 5, "layers": "float32", "gradient": "total"}
     assert json.loads(json.dumps(IWAE(particles=np.int64(5)).describe())) == IWAE(particles=5).describe()
 
 

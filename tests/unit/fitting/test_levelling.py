@@ -18,8 +18,9 @@ import deepprob as dp
 from deepprob.diagnostics.checks.convergence import check_levels
 from deepprob.engine.statistics import Change, line_rise, paired_change
 from deepprob.fitting import course as courses
-from deepprob.fitting.callbacks import Callback, Checkpoint, Fit, KLWarmUp
+from deepprob.fitting.callbacks import Callback, Checkpoint, Fit
 from deepprob.fitting.course import Course, Length, budget
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.levelling import Levelling
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.run import RunningFit

@@ -57,7 +57,8 @@ def test_names_and_objects() -> None:
     assert objective_named("elbo") is OBJECTIVES["elbo"]
     own = ELBO(particles=3, analytic_kl=False)
     assert objective_named(own) is own
-    assert own.describe() == {"name": "elbo", "particles": 3, "analytic_kl": False, "layers": "float32"}
+    settings = {"particles": 3, "analytic_kl": False, "layers": "float32", "gradient": "total", "free_bits": 0.0}
+    assert own.describe() == {"name": "elbo", **settings}
     with pytest.raises(ValueError, match=r"unknown objective 'elb'\. Did you mean 'elbo'\? Choose from: elbo, iwae\."):
         objective_named("elb")
     message = r"objective must be a name \(elbo, iwae\) or a callable with a method describe, such as"

@@ -32,9 +32,10 @@ from deepprob.engine.loop import Loop
 from deepprob.engine.native.cache import NoCompiler
 from deepprob.engine.random import RandomStream
 from deepprob.fitting.buckets import LengthBuckets
-from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit
 from deepprob.fitting.compiling import CompileTask
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.objectives import ELBO
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.fitting.plan import Plan

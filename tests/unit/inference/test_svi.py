@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import deepprob as dp
 from deepprob.errors import StorageError
-from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, KLWarmUp, Log
+from deepprob.fitting.callbacks import Callback, Checkpoint, EarlyStopping, Fit, Log
 from deepprob.fitting.divergence import DivergenceError
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.inference.svi import LoopState, init, step

@@ -14,7 +14,7 @@ from torch import Tensor
 from deepprob.data import load_data
 from deepprob.data import sequences as long_form
 from deepprob.distributions import GaussianPath
-from deepprob.fitting.callbacks import KLWarmUp
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.objectives import ELBO
 from deepprob.inference import svi
 from deepprob.models import MODELS, DeepMarkovModel
