@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from deepprob.engine.loop import Loop, Step
 from deepprob.engine.loop_inputs import Noise, PerStep, StepData
@@ -15,7 +16,8 @@ from deepprob.engine.loop_inputs import Noise, PerStep, StepData
 # Largest relative difference, by the precision of layers. Products in bfloat16 round to 3 digits, and a fused sum
 # rounds at other places; `difference` measures how far such rounding grows.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
-_MOST_ROUNDING = 0.25  # beyond this share, rounding could hide any error
+# Beyond these shares, rounding could hide any error.
+_MOST_ROUNDING, _MOST_FLOAT32_ROUNDING = 0.25, 1e-3
 
 
 class Trial(NamedTuple):
@@ -65,8 +67,9 @@ def difference(
 ) -> str:
     """Compare one step of a loop with the eager step.
 
-    If the eager step rounds, its distance from `exact` measures the rounding, and the loop may differ by twice as much
-    beyond the tolerance.
+    The rounding of the eager step is its distance from `exact`, or from itself with every number of the carry moved by
+    one unit in the last place; the loop may differ by twice as much beyond the tolerance. A gradient that is a small
+    difference of large numbers rounds by more than the tolerance.
 
     Args:
         trials: Inputs to try in turn. The first one on which the eager step is finite is compared.
@@ -74,7 +77,7 @@ def difference(
         loop: The loop.
         read: Selects the results to compare.
         tolerance: Largest relative difference, beyond rounding.
-        exact: The eager step in full precision, if `eager` rounds.
+        exact: The eager step in full precision, if `eager` runs layers in less.
         drawing: Makes the context in which the loop runs, for draws that its noise does not serve.
 
     Returns:
@@ -89,8 +92,26 @@ def difference(
         return f"the eager {not_finite} is not finite, so compiled and eager steps cannot be compared"
     with drawing():
         found = read(*_one_step(loop, trial))
-    unrounded = expected if exact is None else read(*exact(*trial))
-    return _first_difference(found, expected, unrounded, tolerance)
+    if exact is not None:
+        return _first_difference(found, expected, read(*exact(*trial)), tolerance, _MOST_ROUNDING)
+    first = _first_difference(found, expected, expected, tolerance, 0.0)
+    if not first:
+        return ""
+    nearby = read(*eager(*trial._replace(carry=_one_unit_off(trial.carry))))
+    return _first_difference(found, expected, nearby, tolerance, _MOST_FLOAT32_ROUNDING)
+
+
+def _one_unit_off(carry: Any) -> Any:
+    """A carry whose numbers are moved by one unit in the last place, at random up or down."""
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(x: Any) -> Any:
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            return x
+        up = torch.rand(x.shape, generator=generator).to(x.device) < 0.5
+        return torch.nextafter(x.detach(), torch.where(up, torch.inf, -torch.inf).to(x.dtype))
+
+    return tree_map(moved, carry)
 
 
 def _not_finite(reading: Reading) -> str:
@@ -107,14 +128,14 @@ def _one_step(loop: Loop, trial: Trial) -> tuple[Any, dict[str, Tensor]]:
     return carry, {name: x[0] for name, x in record.items()}
 
 
-def _first_difference(found: Reading, expected: Reading, exact: Reading, tolerance: float) -> str:
+def _first_difference(found: Reading, expected: Reading, exact: Reading, tolerance: float, most: float) -> str:
     for a, b, c in zip(found.groups, expected.groups, exact.groups, strict=True):
         largest = max(1.0, *(float(x.abs()) for x in b.values()))
-        if name := _first_outside(a, b, c, dict.fromkeys(b, largest), tolerance):
+        if name := _first_outside(a, b, c, dict.fromkeys(b, largest), tolerance, most):
             return f"the compiled {name} is {float(a[name]):.8g} but the eager one is {float(b[name]):.8g}"
     own = {name: float(x.abs().max()) for name, x in expected.named.items() if x.numel()}
     sizes = {name: max(size, 0.1 * max(own.values())) for name, size in own.items()}
-    if name := _first_outside(found.named, expected.named, exact.named, sizes, tolerance):
+    if name := _first_outside(found.named, expected.named, exact.named, sizes, tolerance, most):
         return f"the compiled {name} differs from the eager one"
     for name, y in expected.others.items():
         rounding = _largest_difference(y, exact.others[name]) if y is not exact.others[name] else 0.0
@@ -129,6 +150,7 @@ def _first_outside(
     exact: Mapping[str, Tensor],
     sizes: Mapping[str, float],
     tolerance: float,
+    most: float,
 ) -> str:
     """Name of the first tensor outside the tolerance, or "" if all agree.
 
@@ -138,13 +160,14 @@ def _first_outside(
         exact: Results of the eager step in full precision.
         sizes: The size that each difference is relative to.
         tolerance: Largest relative difference, beyond rounding.
+        most: The largest rounding, relative too, in which an error can still be told.
     """
     rounding = max(
         (_largest_difference(expected[name], exact[name]) / size if size else 0.0 for name, size in sizes.items()),
         default=0.0,
     )
     allowed = tolerance + 2 * rounding
-    if allowed > _MOST_ROUNDING:
+    if rounding and allowed > most:
         allowed = 0.0  # no difference could be told from rounding
     for name, size in sizes.items():
         if not _largest_difference(found[name], expected[name]) <= allowed * size:

@@ -78,3 +78,20 @@ def test_allows_twice_the_rounding_of_the_eager_step_and_no_more() -> None:
         loop = loop_of(mover(lambda g, factor=factor: (1 + factor) * g))
         assert (difference(trials(0.5), rounded, loop, read, exact=exact) == "") is same
     assert difference(trials(0.5), rounded, loop_of(exact), read) != ""
+
+
+def cancelling(large: float, error: float = 0.0) -> Step:
+    """A step whose gradient is a small difference of large numbers."""
+
+    def step(carry: Any, data: StepData, _: Noise, knobs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        gradient = (large * carry["x"] + carry["x"]) - large * carry["x"] + error
+        return {**carry, "gradient": gradient}, {"loss": torch.zeros(())}
+
+    return step
+
+
+def test_allows_the_rounding_of_a_difference_of_large_numbers_and_no_more() -> None:
+    """At 0.7, a large number of 100 rounds by 1e-5 of the difference; one of 1e5 by more than can be judged."""
+    for large, error, same in ((100.0, 0.0, True), (100.0, 1e-2, False), (1e5, 0.0, False)):
+        loop = loop_of(cancelling(0.0, error))
+        assert (difference(trials(0.7), cancelling(large), loop, read) == "") is same, (large, error)
