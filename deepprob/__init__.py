@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from deepprob.posteriors import Posterior, Prediction, draws_posterior, sample_prior
     from deepprob.programs import Program
+    from deepprob.programs import penalize as penalize
 
 __version__ = "0.1.0"
 
@@ -101,7 +102,7 @@ _HOMES = {
         *("init_weights", "pretrained"),
     ),
     "deepprob.posteriors": ("Posterior", "Prediction", "draws_posterior", "sample_prior"),
-    "deepprob.programs": ("Program",),
+    "deepprob.programs": ("Program", "penalize"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _MODULES = {

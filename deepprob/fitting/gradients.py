@@ -16,6 +16,7 @@ from deepprob.engine.trace import SkipValueChecks, restore, same_values, trace_g
 from deepprob.fitting.objectives import Objective, Terms
 from deepprob.programs.instance import ProgramInstance
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.penalties import collecting_penalties
 from deepprob.programs.run import Run
 from deepprob.programs.tracing import TraceableSites, subject_of, tensors_of
 
@@ -59,7 +60,13 @@ def loss_and_gradients(
     plates, averages = instance.structure.plates, instance.averages
     program, stacks = instance.program, instance.stacks
     run = Run(program, batch, rows, instance.num_data, plates=plates, averages=averages, stacks=stacks)
-    loss, terms = objective(run, kl_weight=kl_weight)
+    with collecting_penalties() as penalties:
+        loss, terms = objective(run, kl_weight=kl_weight)
+    for name, values in penalties.items():
+        if name in terms:
+            raise ValueError(f"the penalty {name!r} has the name of a term of the objective. Rename it.")
+        mean = torch.stack(values).mean()  # over the runs of an objective
+        loss, terms = loss + mean, {**terms, name: mean.detach()}
     if not loss.requires_grad:  # a program without anything to train
         return loss, terms, [torch.zeros_like(p) for p in params]
     gradients = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)

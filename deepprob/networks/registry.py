@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deepprob.errors import unknown
+from deepprob.networks.by_class import MLPByClass
 from deepprob.networks.convolutional import ConvDecoder, ConvEncoder
 from deepprob.networks.dense import MLP
 from deepprob.networks.network import Network
@@ -14,6 +15,7 @@ from deepprob.networks.recurrent import Recurrent
 
 NETWORKS: dict[str, type[Network]] = {
     "mlp": MLP,
+    "mlp_by_class": MLPByClass,
     "conv_encoder": ConvEncoder,
     "conv_decoder": ConvDecoder,
     "recurrent": Recurrent,

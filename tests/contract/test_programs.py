@@ -164,10 +164,19 @@ def test_latents_of_rows_are_encoded_and_decoded(name: str, posterior: Posterior
         with pytest.raises(ValueError, match="encode is about the latent sites of rows"):
             posterior.encode(*data)
         return
-    (site,) = (n for n, kind in posterior.latent_sites.items() if kind == "local")
-    codes, rows = posterior.encode(*data), posterior.reconstruct(*data, draws=2)
-    assert codes.mean.shape == codes.sd.shape == posterior.sample(*data, draws=2)[site].shape[1:]
-    assert posterior.decode(codes.mean, *data, draws=2).draws.shape == rows.draws.shape
+    sites = [n for n, kind in posterior.latent_sites.items() if kind == "local"]
+    codes, rows, drawn = (
+        posterior.encode(*data),
+        posterior.reconstruct(*data, draws=2),
+        posterior.sample(*data, draws=2),
+    )
+    means, sds = (x if isinstance(x, dict) else {sites[0]: x} for x in (codes.mean, codes.sd))
+    for site in set(sites) - set(codes.classes):
+        assert means[site].shape == sds[site].shape == drawn[site].shape[1:]
+    for site in codes.classes:
+        assert means[site].shape[:-1] == drawn[site].shape[1:] and bool((means[site].sum(-1) - 1 < 1e-5).all())
+    known = {site: x.argmax(-1) if site in codes.classes else x for site, x in means.items()}
+    assert posterior.decode(known, *data, draws=2).draws.shape == rows.draws.shape
 
 
 def test_missing_values_are_drawn_and_the_others_stay(name: str, posterior: Posterior) -> None:
