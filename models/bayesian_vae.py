@@ -47,6 +47,7 @@ class BayesianVAE(VAE):
         prior_scale: Scale of the prior.
         layers: The random layers of the decoder, as of `lift`; None for all.
         code_prior: Prior of the codes, the argument ``prior`` of `VAE`.
+        network: As of `VAE`.
 
     Raises:
         TypeError: If ``decoder`` is not a network, or ``code_prior`` no prior.
@@ -74,7 +75,7 @@ class BayesianVAE(VAE):
         self,
         shape: Sequence[int],
         latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (400,),
+        hidden_dims: Sequence[int] | None = None,
         likelihood: str | Sequence[Sequence[Any]] = "bernoulli",
         posterior: str = "normal",
         num_classes: int | None = None,
@@ -85,9 +86,10 @@ class BayesianVAE(VAE):
         prior_scale: float = 1.0,
         layers: Any = None,
         code_prior: str | Mapping[str, Any] | nn.Module = "standard",
+        network: str = "dense",
     ) -> None:
         own = (shape, latent_dim, hidden_dims, likelihood, posterior, num_classes, activation, encoder, decoder)
-        super().__init__(*own, prior=code_prior)
+        super().__init__(*own, prior=code_prior, network=network)
         if (found := getattr(self.decoder, "out_features", None)) is not None:
             check_outputs("decoder", found, self.observation.size, self.needed_by)
         plain = self.decoder

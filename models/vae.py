@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from deepprob.data import Table, column_kinds
 from deepprob.errors import counted, unknown, whole
+from deepprob.networks.coders import Coders
 from deepprob.networks.conditional import Conditional
-from deepprob.networks.dense import MLP
 from deepprob.networks.flow import ConditionalFlow
 from deepprob.networks.inputs import as_accepted, check_outputs, moments, run_by_row
 from deepprob.networks.likelihood import Likelihood
@@ -58,7 +58,9 @@ class VAE(Program):
     Args:
         shape: Shape of one row, (28, 28) for an image.
         latent_dim: Size of the code, Z.
-        hidden_dims: Sizes of the encoder's hidden layers, reversed in the decoder; ``()`` makes both affine.
+        hidden_dims: Sizes of the encoder's hidden layers, reversed in the decoder; ``()`` makes both affine. Of
+            convolutional networks, the channels: each convolution halves the image. None for (400,), (32, 64) of
+            convolutional networks, (256, 256) of residual ones of rows.
         likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"``, ``"negative_binomial"``, or the
             kinds of the columns: ``[("real", "age"), ("binary", "smoker"), ("categories", "island", 3)]``.
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"``, ``"low_rank"`` or ``"flow"``
@@ -74,6 +76,8 @@ class VAE(Program):
         prior: ``"standard"``, ``"mixture"``, ``"vamp"`` or ``"flow"``; with settings, ``MixturePrior(latent_dim, 20)``,
             ``VampPrior(100)`` or ``FlowPrior(latent_dim, layers=6)``; or any module that returns a Pyro distribution of
             event shape ``(latent_dim,)`` when it is called without arguments. A fit keeps the weights of a module.
+        network: ``"dense"``; ``"conv"``, for images (height, width) or (channels, height, width); or ``"residual"``,
+            with a residual block at every hidden layer, convolutional for images and dense for rows of one axis.
 
     Raises:
         TypeError: If ``prior`` is neither a name nor such a module.
@@ -114,7 +118,7 @@ class VAE(Program):
         self,
         shape: Sequence[int],
         latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (400,),
+        hidden_dims: Sequence[int] | None = None,
         likelihood: str | Sequence[Sequence[Any]] = "bernoulli",
         posterior: str = "normal",
         num_classes: int | None = None,
@@ -122,6 +126,7 @@ class VAE(Program):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         prior: str | Mapping[str, Any] | nn.Module = "standard",
+        network: str = "dense",
     ) -> None:
         super().__init__()
         if posterior not in POSTERIORS:
@@ -129,27 +134,23 @@ class VAE(Program):
         self.shape = tuple(whole_sizes("shape", shape))
         if not self.shape:
             raise ValueError("shape must have at least one axis; got (). Write shape=(1,) and give x.reshape(-1, 1).")
-        hidden_dims = whole_sizes("hidden_dims", hidden_dims)
+        coders = Coders(network, self.shape, hidden_dims, activation)
         self.latent_dim = whole("latent_dim", latent_dim)
         self.observation = _observation(likelihood, self.shape, num_classes)
         table = self.table
         self.likelihood = likelihood if table is None else table.kinds
         self.missing = "refuse" if table is None else "allow"
         self.num_classes = self.observation.num_classes if isinstance(self.observation, Likelihood) else None
-        in_size = math.prod(self.shape) if table is None else table.in_size
         given = [network for network in (encoder, decoder) if network is not None]
-        encoder = encoder or nn.Sequential(
-            nn.Flatten(-len(self.shape)),
-            MLP(in_size, _code_size(posterior, self.latent_dim), hidden_dims, activation),
-        )
-        decoder = decoder or MLP(self.latent_dim, self.observation.size, tuple(reversed(hidden_dims)), activation)
-        self.encoder, self.encoder_takes_whole_numbers = self._conditional(encoder, posterior), False
+        if len(given) == 2 and network != "dense":
+            raise ValueError(f"network={network!r} has no effect beside an encoder and a decoder. Leave it out.")
+        encoder = encoder or coders.encoder(self._in_size, _code_size(posterior, self.latent_dim))
+        decoder = decoder or coders.decoder(self.latent_dim, self.observation.size)
+        self.encoder = self._conditional(encoder, posterior)
+        self.encoder_takes_whole_numbers = False
         self.decoder = decoder
-        self.prior = prior_named(prior, self.latent_dim)
-        if isinstance(self.prior, VampPrior):
-            self.prior.attach(self.shape if table is None else (table.in_size,))
-        flow, own_prior = getattr(self.encoder, "flow", None), None if self.prior is prior else self.prior
-        made = (encoder, decoder, flow, own_prior)
+        self.prior = self._prior_of(prior)
+        made = (encoder, decoder, getattr(self.encoder, "flow", None), None if self.prior is prior else self.prior)
         self.built = [network for network in made if network is not None and network not in given]
         self.register_buffer("prior_loc", torch.zeros(self.latent_dim))
         self.register_buffer("centre", torch.zeros(self.shape))
@@ -157,19 +158,19 @@ class VAE(Program):
             # All columns share one noise, as in probabilistic PCA; each column of counts has its own dispersion.
             columns = () if likelihood == "normal" else self.shape
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
-        described = "standard" if self.prior is None else getattr(self.prior, "config", None)
-        if not given and described is not None:
+        described = {} if self.prior is None else {"prior": getattr(self.prior, "config", None)}
+        if not given and None not in described.values():
             self.config = {
                 "shape": list(self.shape),
                 "latent_dim": self.latent_dim,
-                "hidden_dims": hidden_dims,
+                "hidden_dims": [*coders.sizes],
                 "likelihood": self.likelihood,
                 "posterior": posterior,
                 "num_classes": self.num_classes,
                 "activation": activation,
+                **described,
+                **({} if network == "dense" else {"network": network}),
             }
-            if self.prior is not None:
-                self.config["prior"] = described
 
     @classmethod
     def from_data(cls, data: Any, **options: Any) -> VAE:
@@ -226,6 +227,18 @@ class VAE(Program):
     def reads_missing(self) -> bool:  # type: ignore[override]
         """Whether the encoder has learned to read rows with missing values."""
         return self.table is not None and not self.table.complete
+
+    @property
+    def _in_size(self) -> int:
+        """How many numbers of a row the encoder reads."""
+        return math.prod(self.shape) if self.table is None else self.table.in_size
+
+    def _prior_of(self, prior: Any) -> nn.Module | None:
+        """The prior that the user chose; None for the standard normal."""
+        found = prior_named(prior, self.latent_dim)
+        if isinstance(found, VampPrior):
+            found.attach(self.shape if self.table is None else (self._in_size,))
+        return found
 
     def _conditional(self, network: nn.Module, posterior: str) -> Conditional | ConditionalFlow:
         """The posterior of a code, of which the network computes the parameters."""
