@@ -49,7 +49,10 @@ class VAE(Program):
     anew (dynamic binarization), so the ELBO bounds the evidence of binary data. With ``"normal"``, all columns share
     one learned noise; with ``hidden_dims=()`` as well, the model is probabilistic PCA. With ``"categorical"``, values
     are whole numbers below ``num_classes``. Counts are ``"poisson"`` or, if they are overdispersed,
-    ``"negative_binomial"`` with one learned dispersion per column.
+    ``"negative_binomial"`` with one learned dispersion per column; with more zeros than these have, they are
+    ``"zero_inflated_poisson"`` or ``"zero_inflated_negative_binomial"``. Grey values as such are
+    ``"continuous_bernoulli"``, a density on [0, 1], or ``"discretized_logistic"``: the probabilities of ``num_classes``
+    levels, whose bits per dimension are comparable between models. Real numbers with outliers are ``"student_t"``.
 
     A table whose columns are of different kinds has a list of them as likelihood; see `MixedLikelihood`. Its values may
     be missing (NaN): they do not count in the likelihood, and the encoder reads zeros and an indicator in their place.
@@ -61,11 +64,11 @@ class VAE(Program):
         hidden_dims: Sizes of the encoder's hidden layers, reversed in the decoder; ``()`` makes both affine. Of
             convolutional networks, the channels: each convolution halves the image. None for (400,), (32, 64) of
             convolutional networks, (256, 256) of residual ones of rows.
-        likelihood: ``"bernoulli"``, ``"normal"``, ``"categorical"``, ``"poisson"``, ``"negative_binomial"``, or the
-            kinds of the columns: ``[("real", "age"), ("binary", "smoker"), ("categories", "island", 3)]``.
+        likelihood: A name in ``LIKELIHOODS``, such as ``"bernoulli"`` or ``"normal"``; or the kinds of the columns:
+            ``[("real", "age"), ("binary", "smoker"), ("categories", "island", 3)]``.
         posterior: ``"normal"`` (independent dimensions), ``"multivariate_normal"``, ``"low_rank"`` or ``"flow"``
             (affine couplings, at least two dimensions).
-        num_classes: Number of values for ``"categorical"``.
+        num_classes: Number of values for ``"categorical"``, of levels for ``"discretized_logistic"`` (None for 256).
         activation: Activation of the hidden layers.
         encoder: A custom network from rows ``(rows, *shape)`` to ``Conditional.size(posterior, (latent_dim,))``
             outputs, or ``ConditionalFlow.size(latent_dim)`` for ``"flow"``. Whole numbers reach an encoder that can run
@@ -140,7 +143,7 @@ class VAE(Program):
         table = self.table
         self.likelihood = likelihood if table is None else table.kinds
         self.missing = "refuse" if table is None else "allow"
-        self.num_classes = self.observation.num_classes if isinstance(self.observation, Likelihood) else None
+        self.num_classes = getattr(self.observation, "levels", None) or getattr(self.observation, "num_classes", None)
         given = [network for network in (encoder, decoder) if network is not None]
         if len(given) == 2 and network != "dense":
             raise ValueError(f"network={network!r} has no effect beside an encoder and a decoder. Leave it out.")
@@ -156,7 +159,7 @@ class VAE(Program):
         self.register_buffer("centre", torch.zeros(self.shape))
         if isinstance(self.observation, Likelihood) and self.observation.dispersion:
             # All columns share one noise, as in probabilistic PCA; each column of counts has its own dispersion.
-            columns = () if likelihood == "normal" else self.shape
+            columns = self.shape if self.observation.dispersion == "total_count" else ()
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
         described = {} if self.prior is None else {"prior": getattr(self.prior, "config", None)}
         if not given and None not in described.values():
@@ -358,6 +361,8 @@ class VAE(Program):
 
 def _observation(likelihood: Any, shape: tuple[int, ...], num_classes: int | None) -> Likelihood | MixedLikelihood:
     """The likelihood of a name, or of the kinds of columns."""
+    if likelihood == "discretized_logistic":
+        return Likelihood(likelihood, shape, levels=num_classes)
     if isinstance(likelihood, str):
         return Likelihood(likelihood, shape, num_classes=num_classes, grey=likelihood == "bernoulli")
     found = MixedLikelihood(likelihood)
