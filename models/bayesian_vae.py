@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ class BayesianVAE(VAE):
     .. code-block:: text
 
         W ~ prior                      weights of the decoder, global       "decoder.<name>"
-        z_i ~ N(0, I)                  code, (Z,)                           "z", i = 1..N
+        z_i ~ code_prior               code, (Z,)                           "z", i = 1..N
         x_i ~ p(x | decoder(z_i; W))   row, of any shape                    "x", i = 1..N
         q(W) mean field, relative to the prior
         q(z_i | x_i) = posterior(encoder(x_i))
@@ -47,9 +46,11 @@ class BayesianVAE(VAE):
         prior: Prior of the decoder's weights, as of `lift`.
         prior_scale: Scale of the prior.
         layers: The random layers of the decoder, as of `lift`; None for all.
+        code_prior: Prior of the codes, the argument ``prior`` of `VAE`.
+        network: As of `VAE`.
 
     Raises:
-        TypeError: If ``decoder`` is not a network.
+        TypeError: If ``decoder`` is not a network, or ``code_prior`` no prior.
         ValueError: If a name is unknown or a size is out of range.
 
     References:
@@ -74,7 +75,7 @@ class BayesianVAE(VAE):
         self,
         shape: Sequence[int],
         latent_dim: int = 8,
-        hidden_dims: Sequence[int] = (400,),
+        hidden_dims: Sequence[int] | None = None,
         likelihood: str | Sequence[Sequence[Any]] = "bernoulli",
         posterior: str = "normal",
         num_classes: int | None = None,
@@ -84,9 +85,11 @@ class BayesianVAE(VAE):
         prior: str | Mapping[Any, Any] = "hierarchical",
         prior_scale: float = 1.0,
         layers: Any = None,
+        code_prior: str | Mapping[str, Any] | nn.Module = "standard",
+        network: str = "dense",
     ) -> None:
         own = (shape, latent_dim, hidden_dims, likelihood, posterior, num_classes, activation, encoder, decoder)
-        super().__init__(*own)
+        super().__init__(*own, prior=code_prior, network=network)
         if (found := getattr(self.decoder, "out_features", None)) is not None:
             check_outputs("decoder", found, self.observation.size, self.needed_by)
         plain = self.decoder
@@ -97,6 +100,8 @@ class BayesianVAE(VAE):
         self.built = built if decoder is not None or centered else [*built, self.decoder]
         if self.config is not None:
             chosen = self.decoder.weights.described, None if layers is None else self.decoder.weights.names
+            if "prior" in self.config:
+                self.config["code_prior"] = self.config["prior"]
             self.config |= {"prior": chosen[0], "prior_scale": prior_scale, "layers": chosen[1]}
 
     @classmethod
@@ -110,8 +115,7 @@ class BayesianVAE(VAE):
         """Draw the decoder's weights and the codes from the prior, and rows from the decoder; returns the rows."""
         weights = self.decoder.sample_prior()
         with self.data_plate(x):
-            prior = dist.Normal(self.prior_loc, torch.ones_like(self.prior_loc)).to_event(1)
-            z = pyro.sample("z", prior)  # (..., B, Z)
+            z = pyro.sample("z", self.code_prior())  # (..., B, Z)
             value: Tensor = pyro.sample("x", self.observed(self._outputs(weights, z)), obs=x)
         return value
 

@@ -4,7 +4,12 @@ from pyro.distributions import TorchDistribution
 
 from deepprob.distributions.columns import Columns
 from deepprob.distributions.gaussian_path import GaussianPath
+from deepprob.distributions.mixture import Mixture
 
-DISTRIBUTIONS: dict[str, type[TorchDistribution]] = {"columns": Columns, "gaussian_path": GaussianPath}
+DISTRIBUTIONS: dict[str, type[TorchDistribution]] = {
+    "columns": Columns,
+    "gaussian_path": GaussianPath,
+    "mixture": Mixture,
+}
 
-__all__ = ["DISTRIBUTIONS", "Columns", "GaussianPath"]
+__all__ = ["DISTRIBUTIONS", "Columns", "GaussianPath", "Mixture"]

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, Transform, constraints, kl_diverge
 from deepprob.engine.batching import over_draws
 
 _SLOT = object()  # the place of a tensor in a template
+_CACHED_PAIRS = ("_cached_x_y", "_cached_y_log_det")  # of transforms: tensors of one run
 
 
 class PerDraw(TorchDistribution):
@@ -212,7 +213,7 @@ def _walk(value: Any, leaf: Callable[[Any], Any], twins: dict[int, Any]) -> Any:
         twin = twins[id(value)] = copy.copy(value)
         twin.__dict__ = {}  # replaced, not changed: the copy shares it with the original
         for name, part in vars(value).items():
-            twin.__dict__[name] = (None, None) if name == "_cached_x_y" else _walk(part, leaf, twins)
+            twin.__dict__[name] = (None, None) if name in _CACHED_PAIRS else _walk(part, leaf, twins)
         if isinstance(value, Distribution):
             twin.__dict__["_validate_args"] = False
         return twin

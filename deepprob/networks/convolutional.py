@@ -11,6 +11,7 @@ from deepprob.errors import whole
 from deepprob.networks.dense import Stack
 from deepprob.networks.initialisation import activation_module
 from deepprob.networks.network import check_trailing, whole_sizes
+from deepprob.networks.residual import ResidualBlock
 
 
 class ConvEncoder(Stack):
@@ -21,6 +22,7 @@ class ConvEncoder(Stack):
         out_features: Size of the output's last axis.
         channels: Channels of the convolutions, 3 x 3 with stride 2 each.
         activation: A key of ``ACTIVATIONS``.
+        residual: Whether to add a residual block to the maps before each activation.
 
     Raises:
         TypeError: If ``image_shape`` or ``channels`` is not a sequence.
@@ -42,6 +44,7 @@ class ConvEncoder(Stack):
         out_features: int,
         channels: Sequence[int] = (32, 64),
         activation: str = "relu",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.image_shape, self._maps = _image("image_shape", image_shape)
@@ -55,10 +58,14 @@ class ConvEncoder(Stack):
             "channels": widths,
             "activation": activation,
         }
+        if residual:
+            self.config["residual"] = True
         depth, height, width = self._maps
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([depth, *widths], widths, strict=False):
-            layers += [nn.Conv2d(fan_in, fan_out, 3, 2, 1), activation_module(activation)]
+            layers.append(nn.Conv2d(fan_in, fan_out, 3, 2, 1))
+            layers += [ResidualBlock(fan_out, activation, image=True)] if residual else []
+            layers.append(activation_module(activation))
             height, width = _half(height), _half(width)
         last = (widths[-1] if widths else depth) * height * width
         self.layers = nn.Sequential(*layers, nn.Flatten(-3), nn.Linear(last, self.out_features))
@@ -85,6 +92,7 @@ class ConvDecoder(Stack):
         channels: Channels of the maps, from the smallest image to the largest.
         num_params: Numbers per pixel: 1 for a Bernoulli, 2 for a normal likelihood.
         activation: A key of ``ACTIVATIONS``.
+        residual: Whether to add a residual block to the maps before each activation.
 
     Raises:
         TypeError: If ``image_shape`` or ``channels`` is not a sequence.
@@ -107,6 +115,7 @@ class ConvDecoder(Stack):
         channels: Sequence[int] = (64, 32),
         num_params: int = 1,
         activation: str = "relu",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features)
@@ -122,6 +131,8 @@ class ConvDecoder(Stack):
             "num_params": num_params,
             "activation": activation,
         }
+        if residual:
+            self.config["residual"] = True
         grids = [(height, width)]
         for _ in widths:
             grids.insert(0, (_half(grids[0][0]), _half(grids[0][1])))
@@ -133,6 +144,7 @@ class ConvDecoder(Stack):
         for step, (rows, columns) in enumerate(grids[1:]):
             # doubling gives an even size; an odd size is one pixel less
             extra = (1 - rows % 2, 1 - columns % 2)
+            layers += [ResidualBlock(maps[step], activation, image=True)] if residual else []
             layers.append(activation_module(activation))
             layers.append(nn.ConvTranspose2d(maps[step], maps[step + 1], 3, 2, 1, extra))
         self.layers = nn.Sequential(*layers)

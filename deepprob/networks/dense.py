@@ -10,6 +10,7 @@ from deepprob.errors import whole
 from deepprob.networks.dropout import rate_in_range
 from deepprob.networks.initialisation import activation_module, draw_stack
 from deepprob.networks.network import Network, check_trailing, whole_sizes
+from deepprob.networks.residual import ResidualBlock
 
 
 class Stack(Network):
@@ -36,6 +37,7 @@ class MLP(Stack):
         layer_norm: Whether to normalize each hidden layer before its activation.
         linear_path: Whether to add a linear map of the input, :math:`A x`, to the output.
         dropout: Rate of dropout after each hidden layer's activation; 0 for none.
+        residual: Whether to add a residual block of the same width to each hidden layer, before its activation.
 
     Raises:
         TypeError: If ``hidden_dims`` is not a sequence.
@@ -60,6 +62,7 @@ class MLP(Stack):
         layer_norm: bool = False,
         linear_path: bool = False,
         dropout: float = 0.0,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = whole("in_features", in_features)
@@ -77,12 +80,16 @@ class MLP(Stack):
             self.config["linear_path"] = True
         if rate := rate_in_range("dropout", dropout):
             self.config["dropout"] = rate
+        if residual:
+            self.config["residual"] = True
         self.path = nn.Linear(self.in_features, self.out_features, bias=False) if linear_path else None
         layers: list[nn.Module] = []
         for fan_in, fan_out in zip([self.in_features, *hidden], hidden, strict=False):
             layers.append(nn.Linear(fan_in, fan_out))
             if layer_norm:
                 layers.append(nn.LayerNorm(fan_out))
+            if residual:
+                layers.append(ResidualBlock(fan_out, activation))
             layers.append(activation_module(activation))
             if rate:
                 layers.append(nn.Dropout(rate))

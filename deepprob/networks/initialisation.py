@@ -170,6 +170,8 @@ def draw_stack(layers: nn.Sequential, generator: Generator | None = None) -> dic
         elif isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
             record |= {f"{index}.weight": "ones", f"{index}.bias": "zeros"}
+        elif callable(draw := getattr(layer, "draw_weights", None)):
+            record |= {f"{index}.{name}": scheme for name, scheme in draw(generator).items()}
     return record
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from deepprob.data.precision import read_dtype
 from deepprob.errors import shown, shown_number, unknown, whole
-from deepprob.networks.conditional import positive_link
-from deepprob.networks.likelihood_families import FAMILIES, FLOOR
+from deepprob.networks.likelihood_families import FAMILIES
 
 LIKELIHOODS = tuple(FAMILIES)
+#: The families of sequences, and of rows whose length the network's output determines.
+SEQUENCE_LIKELIHOODS = tuple(name for name, family in FAMILIES.items() if family.sequences)
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,24 @@ class Likelihood:
     with the network's output :math:`o`, a location :math:`l` and a scale :math:`s` of the data, and a dispersion
     :math:`\phi` that all observations share:
 
-    ======================= ================================================= =============================
-    family                  :math:`m`                                         :math:`\phi`
-    ======================= ================================================= =============================
-    ``"bernoulli"``         logits :math:`l + o`
-    ``"categorical"``       logits :math:`l + o`, one for every class
-    ``"normal"``            mean :math:`l + s\,o`                             noise, the standard deviation
-    ``"poisson"``           mean :math:`s\,(\epsilon + \mathrm{softplus}(o))`
-    ``"negative_binomial"`` mean :math:`s\,(\epsilon + \mathrm{softplus}(o))` total_count: the variance is
-                                                                              :math:`m + m^2 / \phi`
-    ======================= ================================================= =============================
+    ========================== ================================================= =============================
+    family                     :math:`m`                                         :math:`\phi`
+    ========================== ================================================= =============================
+    ``"bernoulli"``            logits :math:`l + o`
+    ``"categorical"``          logits :math:`l + o`, one for every class
+    ``"normal"``               mean :math:`l + s\,o`                             noise, the standard deviation
+    ``"poisson"``              mean :math:`s\,(\epsilon + \mathrm{softplus}(o))`
+    ``"negative_binomial"``    mean :math:`s\,(\epsilon + \mathrm{softplus}(o))` total_count: the variance is
+                                                                                 :math:`m + m^2 / \phi`
+    ``"student_t"``            location :math:`l + s\,o`                         noise, degrees of freedom > 1
+    ``"continuous_bernoulli"`` logits :math:`o` of a value in [0, 1]
+    ``"discretized_logistic"`` location :math:`l + o` of a value in [0, 1]       scale of the logistic
+    ========================== ================================================= =============================
+
+    ``"zero_inflated_poisson"`` and ``"zero_inflated_negative_binomial"`` have a second output for every value, the
+    logits of a gate: with this probability the value is zero, otherwise it is a count of the family without the gate.
+    Outputs of a value stand side by side. Values of ``"discretized_logistic"`` are in one of ``levels`` equal bins of
+    [0, 1], and have its probability; those of ``"continuous_bernoulli"`` have a density.
 
     The network does not output the dispersion, because the noise of a single observation could shrink without bound.
     Counts have the softplus link of `Conditional`: it grows linearly, so a large output does not overflow as it would
@@ -46,6 +55,7 @@ class Likelihood:
         family: A name in ``LIKELIHOODS``.
         event_shape: Shape of one observation; None for an axis whose length the network's output determines.
         num_classes: Number of classes of ``"categorical"``.
+        levels: Number of levels of ``"discretized_logistic"``; None for 256.
         grey: Whether ``"bernoulli"`` takes values in [0, 1] as probabilities, from which `prepare` draws binary values.
 
     Raises:
@@ -78,6 +88,7 @@ class Likelihood:
     _: KW_ONLY
     num_classes: int | None = None
     grey: bool = False
+    levels: int | None = None
 
     def __post_init__(self) -> None:
         if self.family not in LIKELIHOODS:
@@ -88,6 +99,12 @@ class Likelihood:
         object.__setattr__(self, "event_shape", tuple(sizes))
         if self.grey and self.family != "bernoulli":
             raise ValueError(f"grey is only for likelihood='bernoulli'; got likelihood={self.family!r}. Leave it out.")
+        if None in self.event_shape and not FAMILIES[self.family].sequences:
+            raise ValueError(
+                f"likelihood={self.family!r} is for rows of a fixed size. For sequences, choose from: "
+                f"{', '.join(SEQUENCE_LIKELIHOODS)}."
+            )
+        self._check_levels()
         if self.family != "categorical":
             if self.num_classes is not None:
                 raise ValueError(
@@ -102,6 +119,15 @@ class Likelihood:
                 f"{self.num_classes!r}. Give the number of classes."
             ) from None
 
+    def _check_levels(self) -> None:
+        if self.family == "discretized_logistic":
+            levels = 256 if self.levels is None else self.levels
+            object.__setattr__(self, "levels", whole("the number of levels", levels, least=2))
+        elif self.levels is not None:
+            raise ValueError(
+                f"levels is only for likelihood='discretized_logistic'; got likelihood={self.family!r}. Leave it out."
+            )
+
     @property
     def size(self) -> int:
         """Number of outputs that a network needs.
@@ -115,13 +141,14 @@ class Likelihood:
 
     @property
     def _sizes(self) -> tuple[int, ...]:
-        """The event's known axes, followed by the classes."""
-        classes = () if self.num_classes is None else (self.num_classes,)
-        return tuple(n for n in self.event_shape if n is not None) + classes
+        """The event's known axes, followed by the outputs of a value if there are several, such as classes."""
+        per_value = FAMILIES[self.family].per_value if self.num_classes is None else self.num_classes
+        outputs = () if self.num_classes is None and per_value == 1 else (per_value,)
+        return tuple(n for n in self.event_shape if n is not None) + outputs
 
     @property
     def dispersion(self) -> str | None:
-        """Name of the dispersion, ``"noise"`` or ``"total_count"``; None for a family without one."""
+        """Name of the dispersion, such as ``"noise"`` or ``"total_count"``; None for a family without one."""
         return FAMILIES[self.family].dispersion
 
     @property
@@ -151,10 +178,10 @@ class Likelihood:
         if self.num_classes is not None:
             return _classes(name, x, self.num_classes)
         x = x.to(read_dtype())
-        if self.grey:
-            _check_grey(name, x)
-            return x
         family = FAMILIES[self.family]
+        if self.grey or family.unit_interval:
+            _check_unit_interval(name, x, "a Bernoulli likelihood" if self.grey else f"likelihood={self.family!r}")
+            return x
         if family.allows is not None and (wrong := _first(~family.allows(x))) is not None:
             raise ValueError(
                 f"{name} must be {family.expected} for likelihood={self.family!r}; got {shown_number(x[wrong])} in row "
@@ -184,33 +211,36 @@ class Likelihood:
             sd: Standard deviation of the training data; None keeps a normal's outputs in the units of the data.
 
         Returns:
-            For ``"normal"``, the mean as ``loc`` and ``sd`` as ``scale``; for counts, a ``scale`` that gives this mean
-            (or a mean of 1 where all training counts are zero); empty for other families, whose outputs have no units.
+            For families with a location, the mean as ``loc`` and ``sd`` as ``scale``; for counts, a ``scale`` that
+            gives this mean (or a mean of 1 where all training counts are zero); empty for others.
         """
-        if self.family == "normal":
+        family = FAMILIES[self.family]
+        if family.centred:
             return {"loc": mean} if sd is None else {"loc": mean, "scale": sd}
-        if FAMILIES[self.family].picture == "counts":
-            return {"scale": torch.where(mean > 0, mean, 1.0) / math.log(2)}  # softplus(0) is log 2
+        if family.mean_at_zero is not None:
+            return {"scale": torch.where(mean > 0, mean, 1.0) / family.mean_at_zero}
         return {}
 
     def raw_dispersion(self, shape: tuple[int, ...]) -> Tensor:
-        """Initial value of an unbounded parameter, from which `bounded` computes the dispersion."""
-        return torch.full(shape, FAMILIES[self.family].raw_start)
+        """Initial value of an unbounded parameter, from which `bounded` computes the dispersion.
+
+        A dispersion of several numbers has them on a last axis of its own.
+        """
+        start = torch.tensor(FAMILIES[self.family].raw_start)
+        return start.expand((*shape, *start.shape)).clone()
 
     def bounded(self, raw: Tensor, scale: Tensor | None = None) -> Tensor:
         r"""Dispersion from an unbounded parameter.
 
         Noise is :math:`s\,(\epsilon + \mathrm{softplus}(r))`; a total count is
-        :math:`1 / (\epsilon + \mathrm{softplus}(r))`, which is finite even for counts without overdispersion.
+        :math:`1 / (\epsilon + \mathrm{softplus}(r))`, which is finite even for counts without overdispersion. The two
+        numbers of ``"student_t"`` are noise and degrees of freedom, :math:`1 + \epsilon + \mathrm{softplus}(r)`.
 
         Args:
             raw: The parameter :math:`r`.
             scale: The scale :math:`s` of the data; None for 1.
         """
-        value = positive_link(raw, FLOOR)
-        if self.dispersion == "total_count":
-            return value.reciprocal()
-        return value if scale is None else value * scale
+        return FAMILIES[self.family].bound(raw, scale)
 
     def distribution(
         self,
@@ -246,7 +276,8 @@ class Likelihood:
         if None not in self.event_shape:
             self._check_size(out.shape[-1] if out.dim() else 0)
             out = out.reshape(out.shape[:-1] + self._sizes)
-        per_value = FAMILIES[self.family].make(out, loc, scale, dispersion, inside)
+        options = {} if self.levels is None else {"levels": self.levels}
+        per_value = FAMILIES[self.family].make(out, loc, scale, dispersion, inside, **options)
         per_value = per_value if present is None else per_value.mask(present)
         events: TorchDistributionMixin = per_value.to_event(len(self.event_shape))
         return events
@@ -293,13 +324,13 @@ def _classes(name: str, x: Tensor, num_classes: int) -> Tensor:
     return labels.long()
 
 
-def _check_grey(name: str, x: Tensor) -> None:
+def _check_unit_interval(name: str, x: Tensor, needed_by: str) -> None:
     if _first(~((x >= 0) & (x <= 1))) is None:
         return
     low, high = x.min().item(), x.max().item()
     remedy = f"Divide by {high:g}" if low >= 0 else f"Rescale with (x - {low:g}) / {high - low:g}"
     raise ValueError(
-        f"{name} must be in [0, 1] for a Bernoulli likelihood; got values from {low:g} to {high:g}. "
+        f"{name} must be in [0, 1] for {needed_by}; got values from {low:g} to {high:g}. "
         f"{remedy}, or choose likelihood='normal'."
     )
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from deepprob.data.precision import read_dtype
 from deepprob.errors import shown, shown_number, unknown, whole
-from deepprob.networks.likelihood import LIKELIHOODS, Likelihood
+from deepprob.networks.likelihood import SEQUENCE_LIKELIHOODS, Likelihood
 from deepprob.networks.target_families import DISPERSION, NOISE, TARGET_FAMILIES, TOTAL_COUNT, Shared
 
-TARGET_LIKELIHOODS = (*LIKELIHOODS, *TARGET_FAMILIES)
+TARGET_LIKELIHOODS = (*SEQUENCE_LIKELIHOODS, *TARGET_FAMILIES)
 
 CLASSES = ("categorical", "ordinal")
 
@@ -137,7 +137,7 @@ class TargetLikelihood:
             return y.to(read_dtype()) if y.is_floating_point() else y
         if self.family in CLASSES:
             return Likelihood("categorical", (), num_classes=self.num_classes).validate("labels y", y)
-        y = Likelihood(self.family if self.family in LIKELIHOODS else "normal", (None,)).validate("y", y)
+        y = Likelihood("normal" if self.family in TARGET_FAMILIES else self.family, (None,)).validate("y", y)
         if self.limits is not None and (wrong := (y < self._ends[0]) | (y > self._ends[1])).any():
             at = tuple(wrong.nonzero()[0].tolist())
             raise ValueError(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from deepprob.networks.conditional import Conditional
-from deepprob.networks.likelihood import LIKELIHOODS, Likelihood
+from deepprob.networks.likelihood import LIKELIHOODS, SEQUENCE_LIKELIHOODS, Likelihood
 
 COUNTS = ("poisson", "negative_binomial")
+ZERO_INFLATED = ("zero_inflated_poisson", "zero_inflated_negative_binomial")
 
 
 def likelihood(family: str, shape: tuple[int | None, ...] = (2,), **options: Any) -> Likelihood:
@@ -22,7 +23,7 @@ def likelihood(family: str, shape: tuple[int | None, ...] = (2,), **options: Any
 
 
 def made(one: Likelihood, out: Tensor, **options: Any) -> Any:
-    dispersion = torch.tensor(2.0) if one.dispersion else None
+    dispersion = one.bounded(one.raw_dispersion(())) if one.dispersion else None
     return one.distribution(out, **{"dispersion": dispersion} | options)
 
 
@@ -34,13 +35,13 @@ def made(one: Likelihood, out: Tensor, **options: Any) -> Any:
 @pytest.mark.parametrize("event", [(), (4,), (2, 3)])
 def test_shapes(family: str, batch: tuple[int, ...], event: tuple[int, ...]) -> None:
     one = likelihood(family, event)
-    assert one.size == math.prod(event) * (3 if family == "categorical" else 1)
+    assert one.size == math.prod(event) * (3 if family == "categorical" else 2 if family in ZERO_INFLATED else 1)
     found = made(one, torch.randn(*batch, one.size))
     assert found.batch_shape == batch and found.event_shape == event
     assert found.log_prob(found.sample()).shape == batch
 
 
-@pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
+@pytest.mark.parametrize("family", [f for f in SEQUENCE_LIKELIHOODS if f != "categorical"])
 def test_open_axis_takes_the_length_of_the_output(family: str) -> None:
     one = likelihood(family, (None, 2))
     assert made(one, torch.randn(5, 7, 2)).event_shape == (7, 2)
@@ -62,11 +63,11 @@ def test_classes_are_the_last_axis_of_the_output() -> None:
     assert torch.equal(found.logits, dist.Categorical(logits=out.reshape(5, 2, 3)).logits)
 
 
-@pytest.mark.parametrize("family", COUNTS)
+@pytest.mark.parametrize("family", COUNTS + ZERO_INFLATED)
 def test_output_of_zero_gives_the_mean_of_the_data(family: str) -> None:
     mean = torch.tensor([1e-3, 1.0, 1e5, 0.0])
     one = likelihood(family, (4,))
-    found = made(one, torch.zeros(4), **one.around(mean)).mean
+    found = made(one, torch.zeros(one.size), **one.around(mean)).mean
     torch.testing.assert_close(found[:3], mean[:3], rtol=3e-4, atol=0.0)
     assert found[3] == pytest.approx(
         1.0, rel=3e-4
@@ -94,7 +95,7 @@ def test_a_learned_dispersion_stays_in_bounds() -> None:
     )
 
 
-@pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
+@pytest.mark.parametrize("family", [f for f in SEQUENCE_LIKELIHOODS if f != "categorical"])
 def test_values_outside_the_mask_have_no_influence(family: str) -> None:
     one, inside = likelihood(family, (None, 2)), torch.tensor([True, True, False]).unsqueeze(-1)
     out = torch.randn(5, 3, 2, requires_grad=True)
@@ -118,7 +119,7 @@ def test_classes_outside_the_mask_have_no_influence() -> None:
     assert (found.sample((20,))[..., 2, :] == 0).all()
 
 
-@pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
+@pytest.mark.parametrize("family", [f for f in SEQUENCE_LIKELIHOODS if f != "categorical"])
 def test_missing_values_have_no_influence_and_are_still_drawn(family: str) -> None:
     one, present = likelihood(family, (None, 2)), torch.tensor([[True, True], [False, True], [True, True]])
     out = torch.randn(5, 3, 2, requires_grad=True)
@@ -220,7 +221,8 @@ def test_units_features_and_pictures() -> None:
     assert likelihood("poisson").units(x).tolist() == [2.0]
     torch.testing.assert_close(likelihood("poisson").features(x), torch.log(1 + x))
     assert likelihood("normal").features(x) is x
-    assert [likelihood(f).picture for f in LIKELIHOODS] == ["binary", "classes", "curve", "counts", "counts"]
+    pictures = ["binary", "classes", "curve", "counts", "counts", "curve", "curve", "curve", "counts", "counts"]
+    assert [likelihood(f).picture for f in LIKELIHOODS] == pictures
     assert likelihood("poisson", (8, 8)).picture == "image" and likelihood("poisson", (None, 8)).picture == "counts"
 
 

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from deepprob.networks.likelihood import LIKELIHOODS, Likelihood
+from deepprob.networks.likelihood import SEQUENCE_LIKELIHOODS, Likelihood
 from deepprob.networks.target_likelihood import TARGET_LIKELIHOODS, TargetLikelihood
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -39,7 +39,7 @@ def numbers(one: TargetLikelihood) -> dict[str, Tensor]:
 # -- distributions ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", [f for f in LIKELIHOODS if f != "categorical"])
+@pytest.mark.parametrize("family", [f for f in SEQUENCE_LIKELIHOODS if f != "categorical"])
 def test_families_of_other_models_are_the_same(family: str) -> None:
     one, out, y = likelihood(family), torch.randn(7, 2), torch.randint(0, 2, (7, 2)).float()
     dispersion = next(iter(numbers(one).values()), None)
