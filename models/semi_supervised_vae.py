@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from deepprob.data import DataSet, as_split
 from deepprob.errors import MissingValueError, positive, unknown, whole
-from deepprob.models.vae import POSTERIORS, VAE
+from deepprob.models.vae import VAE
 from deepprob.networks.by_class import MLPByClass
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
@@ -31,6 +31,7 @@ from deepprob.programs.penalties import penalize
 from deepprob.programs.program import Program
 
 UNLABELED = -1
+_POSTERIORS = ("normal", "multivariate_normal", "low_rank")
 _IMPOSSIBLE = -1e4  # a logit whose probability rounds to 0, with a finite logarithm
 _LABELED_AT_ONCE = 200  # labeled rows of one step's penalty
 
@@ -61,7 +62,7 @@ class SemiSupervisedVAE(Program):
         latent_dim: Size of the code, Z.
         hidden_dims: Sizes of the hidden layers of classifier and encoder, reversed in the decoder.
         likelihood: As of `VAE`, for rows of one kind.
-        posterior: As of `VAE`.
+        posterior: ``"normal"``, ``"multivariate_normal"`` or ``"low_rank"``, as of `VAE`.
         label_weight: Weight of the penalty, alpha, in nats per datum.
         activation: Activation of the hidden layers.
         classifier: A custom network from rows ``(rows, *shape)`` to ``num_classes`` logits.
@@ -105,8 +106,8 @@ class SemiSupervisedVAE(Program):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if posterior not in POSTERIORS:
-            raise unknown("posterior", posterior, POSTERIORS)
+        if posterior not in _POSTERIORS:
+            raise unknown("posterior", posterior, _POSTERIORS)
         self.shape = tuple(whole_sizes("shape", shape))
         self.num_classes = whole("num_classes", num_classes, least=2)
         self.latent_dim = whole("latent_dim", latent_dim)
@@ -131,7 +132,7 @@ class SemiSupervisedVAE(Program):
         self.register_buffer("labeled", torch.zeros(0, *self.shape))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.long))
         if self.observation.dispersion:
-            columns = () if likelihood == "normal" else self.shape
+            columns = self.shape if self.observation.dispersion == "total_count" else ()
             self.raw_noise = nn.Parameter(self.observation.raw_dispersion(columns))
         if not given:
             self.config = {
