@@ -80,16 +80,16 @@ for part in "${parts[@]}"; do
       step bnn_predict "$PYTHON" benchmarks/bnn_predict.py --device cuda
       if [ -n "${DEEPPROB_DATA:-}" ]; then
         if [ -n "${QUICK:-}" ]; then
-          step vae_mnist "$PYTHON" benchmarks/vae_mnist.py --device cuda --epochs 1
+          step vae "$PYTHON" benchmarks/vae.py --device cuda --epochs 1 --particles 100
           step bnn "$PYTHON" benchmarks/bnn.py --device cuda --sets yacht --splits 1
           step dmm_jsb "$PYTHON" benchmarks/dmm_jsb.py --device cuda --epochs 2
         else
-          step vae_mnist "$PYTHON" benchmarks/vae_mnist.py --device cuda
+          step vae "$PYTHON" benchmarks/vae.py --device cuda --full
           step bnn "$PYTHON" benchmarks/bnn.py --device cuda
           step dmm_jsb "$PYTHON" benchmarks/dmm_jsb.py --device cuda
         fi
       else
-        echo "without vae_mnist, bnn, dmm_jsb: DEEPPROB_DATA names no folder of data sets"
+        echo "without vae, bnn, dmm_jsb: DEEPPROB_DATA names no folder of data sets"
       fi
       ;;
     *)
