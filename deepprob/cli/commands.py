@@ -11,7 +11,7 @@ import typer
 from deepprob.cli.exit_codes import Command, Subcommand
 from deepprob.cli.files import checked_ending, write, write_samples
 from deepprob.cli.options import data_sets, model_named, models, names_of, options_of
-from deepprob.cli.routines import routine_named, routines
+from deepprob.cli.routines import objectives, routine_named, routines
 from deepprob.cli.screen import Screen
 from deepprob.cli.work import check_on, compare_on, exit_code, load, opened, predict_on, samples
 from deepprob.errors import unknown
@@ -274,13 +274,13 @@ def sample(
 @app.command(name="list", cls=Subcommand)
 def list_(
     what: Annotated[
-        str | None, typer.Argument(metavar="[WHAT]", help="models, data or routines; by default all.")
+        str | None, typer.Argument(metavar="[WHAT]", help="models, data, routines or objectives; by default all.")
     ] = None,
     json: _Json = False,
 ) -> None:
-    """List the available models, data sets and routines."""
+    """List the available models, data sets, routines and objectives."""
     screen = Screen(json=json)
-    tables = {"models": models, "data": data_sets, "routines": routines}
+    tables = {"models": models, "data": data_sets, "routines": routines, "objectives": objectives}
     if what is not None and what not in tables:
         raise unknown("list", what, tables)
     result: dict[str, Any] = {}

@@ -17,6 +17,16 @@ def routines() -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     return ("routine", "description"), rows
 
 
+def objectives() -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """All objectives of ``--set objective=NAME``: a header and rows."""
+    from deepprob.fitting.objectives import OBJECTIVES
+
+    paths = {"stl": ", with gradients along the paths of the draws", "dreg": ", with doubly reparameterized gradients"}
+    first = {name: (inspect.getdoc(type(made)) or "").partition("\n")[0] for name, made in OBJECTIVES.items()}
+    rows = [(name, text.removesuffix(".") + paths.get(name, "") + ".") for name, text in first.items()]
+    return ("objective", "description"), rows
+
+
 def routine_named(name: str) -> Callable[..., Any]:
     """The routine with a given name.
 

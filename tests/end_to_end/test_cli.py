@@ -173,7 +173,12 @@ def test_sample_writes_arrays_and_a_picture(fitted: Path, tmp_path: Path) -> Non
 
 
 def test_lists_are_complete() -> None:
-    for what, names in (("models", MODELS), ("data", ["digits", "uci/yacht"]), ("routines", ["svi"])):
+    for what, names in (
+        ("models", MODELS),
+        ("data", ["digits", "uci/yacht"]),
+        ("routines", ["svi"]),
+        ("objectives", ["elbo", "renyi"]),
+    ):
         result = deepprob_("list", what)
         assert result.exit_code == 0
         assert set(names) <= {line.split()[0] for line in result.stdout.splitlines()}
