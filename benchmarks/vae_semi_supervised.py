@@ -48,6 +48,8 @@ def fit(arguments: Any, x: Tensor, y: Tensor, seed: int) -> Posterior:
     options |= {"hidden_dims": arguments.hidden, "activation": arguments.activation}
     shared = {"batch_size": arguments.batch_size, "progress": False, "seed": seed}
     shared |= {"optimizer": dp.Optimizer(learning_rate=arguments.learning_rate)}
+    if arguments.warm_up:
+        shared["callbacks"] = [dp.KLWarmUp(arguments.warm_up)]
     if arguments.model == "m2":
         return svi(SemiSupervisedVAE((28, 28), 10, **options), (x, y), epochs=arguments.epochs, **shared)
     rows = svi(VAE((28, 28), 50, hidden_dims=(500,)), x, epochs=arguments.m1_epochs, **shared)
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--label-weight", type=float, default=10.0)
+    parser.add_argument("--warm-up", type=float, default=0.0, help="epochs of a warm-up of the KL")
     parser.add_argument("--latent-dim", type=int, default=50)
     parser.add_argument("--hidden", type=int, nargs="*", default=[500])
     parser.add_argument("--activation", default="relu")

@@ -111,7 +111,8 @@ class SemiSupervisedVAE(Program):
         self.shape = tuple(whole_sizes("shape", shape))
         self.num_classes = whole("num_classes", num_classes, least=2)
         self.latent_dim = whole("latent_dim", latent_dim)
-        self.label_weight = positive("label_weight", label_weight, zero=True)
+        weight = positive("label_weight", label_weight, zero=True)
+        self.register_buffer("label_weight", torch.tensor(weight))  # a buffer, so that `Anneal` can move it
         self.observation = Likelihood(likelihood, self.shape, grey=likelihood == "bernoulli")
         hidden = whole_sizes("hidden_dims", hidden_dims)
         size, code = math.prod(self.shape), (self.latent_dim,)
@@ -142,7 +143,7 @@ class SemiSupervisedVAE(Program):
                 "hidden_dims": hidden,
                 "likelihood": likelihood,
                 "posterior": posterior,
-                "label_weight": self.label_weight,
+                "label_weight": weight,
                 "activation": activation,
             }
 
@@ -265,7 +266,7 @@ class SemiSupervisedVAE(Program):
     def _penalize(self) -> None:
         """Add the cross-entropy of the classifier on labeled rows to the loss."""
         count = len(self.labels)
-        if not (self.training and count and self.label_weight):
+        if not (self.training and count):
             return
         x, y = self.labeled, self.labels
         if count > _LABELED_AT_ONCE:
