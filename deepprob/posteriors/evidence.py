@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from deepprob.posteriors.annealing import annealed_weights
 from deepprob.posteriors.densities import joint_weights, row_weights
 from deepprob.posteriors.fitted import FittedProgram
 from deepprob.programs.minibatch import Batch
@@ -106,8 +107,7 @@ def weight_parts(fitted: FittedProgram, batch: Batch, particles: int) -> Iterato
     Yields:
         For every chunk of rows its parts, ``(k, rows)``; if latents are not local, one chunk with parts ``(k,)``.
     """
-    most = _CACHED if fitted.instance.device.type == "cpu" else _BUSY
-    by_row = fitted.amortized
+    most, by_row = _most(fitted), fitted.amortized
     for chunk in fitted.chunks(batch, particles, most) if by_row else [batch]:
         run = fitted.prepared(chunk, particles, weighted=not by_row)
         size = max((x.numel() for x in run.batch if isinstance(x, Tensor)), default=1)
@@ -122,10 +122,18 @@ def _split(total: int, most: int) -> Iterator[int]:
     return (total // count + (i < total % count) for i in range(count))
 
 
-def evidence_of(fitted: FittedProgram, batch: Batch, particles: int) -> Evidence:
-    """The evidence of an accepted batch."""
-    found = [Evidence.of_weights(parts) for parts in weight_parts(fitted, batch, particles)]
+def evidence_of(fitted: FittedProgram, batch: Batch, particles: int, annealing: int = 0) -> Evidence:
+    """The evidence of an accepted batch, by importance sampling or with steps of annealing."""
+    if annealing:
+        chunks = fitted.chunks(batch, particles, _most(fitted))
+        found = [Evidence.of_weights([annealed_weights(fitted, chunk, particles, annealing)]) for chunk in chunks]
+    else:
+        found = [Evidence.of_weights(parts) for parts in weight_parts(fitted, batch, particles)]
     if len(found) == 1:
         return found[0]
     value, se, ess = (torch.cat([getattr(part, name) for part in found]) for name in ("value", "se", "ess"))
     return Evidence(value, se, ess, particles)
+
+
+def _most(fitted: FittedProgram) -> int:
+    return _CACHED if fitted.instance.device.type == "cpu" else _BUSY
