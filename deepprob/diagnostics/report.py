@@ -16,13 +16,14 @@ from deepprob.diagnostics import page
 from deepprob.diagnostics.advice import Uses, claims, decision, next_steps
 from deepprob.diagnostics.case import REFUSALS, Case
 from deepprob.diagnostics.check import About, Check, Verdict, array, jsonable, worst
-from deepprob.diagnostics.checks import CHECKS
+from deepprob.diagnostics.checks import CHECKS, EXTRA
 from deepprob.diagnostics.diagnostic import Diagnostic
 from deepprob.diagnostics.document import Document
 from deepprob.diagnostics.metrics import Score, scores, summaries
 from deepprob.diagnostics.picture import Picture
 from deepprob.diagnostics.pictures import pictures
 from deepprob.diagnostics.remedies import possible
+from deepprob.errors import unknown
 from deepprob.programs.minibatch import num_rows
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05  # of the tests together
 WIDTH = 100
+_NOT_APPLICABLE = "The check does not apply to this posterior and these data."
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def check(
     seed: int = 0,
     site: str | None = None,
     title: str | None = None,
+    extra: Sequence[str | Diagnostic] = (),
 ) -> Report:
     """Run every diagnostic that applies to a posterior, on data that were not used in the fit.
 
@@ -194,16 +197,20 @@ def check(
         seed: Seed of all random numbers; the same seed gives the same report.
         site: The observed site whose predictions to check; None for all of them.
         title: Names the posterior and the data in the report; by default the program's class and the number of rows.
+        extra: Further checks: names of those that are off by default because of their cost (``"sandwich of the
+            evidence"``), or diagnostics of your own.
 
     Returns:
         The report: ``print`` or ``save`` it, or read its ``verdict``. A check that cannot look says ``unchecked``.
 
     Raises:
-        ValueError: If the data cannot be those of the program, or there is no such site.
+        ValueError: If the data cannot be those of the program, or there is no such site or check.
     """
+    added = [_extra(each) for each in extra]
     case = Case(posterior, data, train=train, ood=ood, draws=draws, particles=particles, seed=seed, site=site)
     case.check_data()
     asked = [question for diagnostic in CHECKS.values() for question in _questions(diagnostic, case)]
+    asked += [question for diagnostic in added for question in _questions(diagnostic, case, _NOT_APPLICABLE)]
     level = ALPHA / max(sum(question.diagnostic.tests and not question.reason for question in asked), 1)
     return Report(
         checks=tuple(question.answer(level) for question in asked),
@@ -243,13 +250,24 @@ class _Question:
         return {"question": self.diagnostic.question, "about": self.diagnostic.about}
 
 
-def _questions(diagnostic: Diagnostic, case: Case) -> Iterator[_Question]:
+def _extra(check: str | Diagnostic) -> Diagnostic:
+    if isinstance(check, Diagnostic):
+        return check
+    if check not in EXTRA:
+        raise unknown("extra check", check, EXTRA)
+    return EXTRA[check]
+
+
+def _questions(diagnostic: Diagnostic, case: Case, otherwise: str = "") -> Iterator[_Question]:
+    """The questions of a diagnostic about a case; one that does not apply is asked if there is a reason to give."""
     cases = case.by_site() if diagnostic.by_site else [case]
     for each in cases:
         name = f"{diagnostic.name} of {each.site}" if len(cases) > 1 else diagnostic.name
         try:
             if diagnostic.applies(each):
                 yield _Question(diagnostic, each, name)
+            elif otherwise:
+                yield _Question(diagnostic, each, name, otherwise)
         except REFUSALS as error:
             yield _Question(diagnostic, each, name, _reason(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deepprob.posteriors.encoding import Encoding
+from deepprob.posteriors.evidence import Evidence
 from deepprob.posteriors.from_draws import draws_posterior
 from deepprob.posteriors.history import History
 from deepprob.posteriors.posterior import Posterior
@@ -13,6 +14,7 @@ from deepprob.posteriors.recalibration import Conformal, TemperatureScaled
 __all__ = [
     "Conformal",
     "Encoding",
+    "Evidence",
     "History",
     "Posterior",
     "Prediction",

@@ -109,7 +109,7 @@ class _Export:
                 self._add("log_likelihood", name, value, (plate,))
         if structure.latent:
             with part.querying(seed):
-                weights = joint_weights(part, batch, count)
+                weights = joint_weights(part, part.prepared(batch, count, weighted=True))
             log_q = sum((layout.total(s) for s in drawn_sites(guide_trace).values()), torch.zeros_like(weights))
             self._add("sample_stats", "lp", weights + log_q)
             if part.chains is None:

@@ -13,10 +13,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from deepprob.posteriors.fitted import FittedProgram
+from deepprob.posteriors.recipes import number_of
 from deepprob.programs.elimination import Term
 from deepprob.programs.kl import closed_form_kls
 from deepprob.programs.layout import Layout
 from deepprob.programs.minibatch import Batch
+from deepprob.programs.run import Run
 from deepprob.programs.sites import Site, drawn_sites, is_deterministic, is_local, sample_sites
 from deepprob.programs.structure import Structure
 from deepprob.programs.support import check_data, likelihood_sites
@@ -32,7 +34,7 @@ def log_likelihood(fitted: FittedProgram, batch: Batch, draws: int, site: str | 
     if site is not None:
         return _likelihood_of_site(fitted, batch, draws, site)
     if fitted.structure.summed:
-        return _likelihood_of_terms(layout, fitted.structure, fitted.terms(batch, draws))
+        return _likelihood_of_terms(layout, fitted.structure, fitted.terms(fitted.prepared(batch, draws)))
     model_trace = fitted.run(batch, draws)[1]
     check_data(model_trace, fitted.structure)
     return _likelihood_of_sites(layout, model_trace)
@@ -60,20 +62,24 @@ def _likelihood_of_site(fitted: FittedProgram, batch: Batch, draws: int, site: s
     return site_by_row(fitted.layout(draws), structure, found[site])
 
 
-def row_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
+def row_weights(fitted: FittedProgram, run: Run) -> Tensor:
     """``log p(x, z) - log q(z)`` by draw and row, ``(K, B)``, of the local latents z given the global ones.
+
+    Args:
+        fitted: The fitted program.
+        run: A prepared run with K draws.
 
     Raises:
         ValueError: If the guide's density of local sites does not split into rows.
     """
-    structure, layout = fitted.structure, fitted.layout(draws)
+    structure, layout = fitted.structure, fitted.layout(number_of(run))
     _check_by_row(structure)
     if structure.summed:
-        found = fitted.terms(batch, draws)
+        found = fitted.terms(run)
         total = _likelihood_of_terms(layout, structure, found)
         local = [t for t in found if t.part == "kl_local"]
         return total + row_weights_of_terms(layout, local) if local else total
-    guide_trace, model_trace = fitted.run(batch, draws)
+    guide_trace, model_trace = fitted.traces(run)
     check_data(model_trace, structure)
     return row_weights_of_traces(layout, guide_trace, model_trace)
 
@@ -90,12 +96,12 @@ def row_weights_of_traces(layout: Layout, guide_trace: Trace, model_trace: Trace
     return total
 
 
-def joint_weights(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
-    """``log p(x, z) - log q(z)`` of all rows together, by draw: ``(K,)``."""
-    layout = fitted.layout(draws)
+def joint_weights(fitted: FittedProgram, run: Run) -> Tensor:
+    """``log p(x, z) - log q(z)`` of all rows together, by draw of a prepared run: ``(K,)``."""
+    layout = fitted.layout(number_of(run))
     if fitted.structure.summed:
-        return weight_of_terms(layout, fitted.terms(batch, draws, weighted=True))
-    guide_trace, model_trace = fitted.run(batch, draws, weighted=True)
+        return weight_of_terms(layout, fitted.terms(run))
+    guide_trace, model_trace = fitted.traces(run)
     if fitted.structure.observed or fitted.structure.rows:  # else the guide was fitted to a prior
         check_data(model_trace, fitted.structure)
     return weight_of_traces(layout, guide_trace, model_trace)
@@ -124,7 +130,7 @@ def local_elbo(fitted: FittedProgram, batch: Batch, draws: int) -> Tensor:
     structure, layout = fitted.structure, fitted.layout(draws)
     _check_by_row(structure)
     if fitted.program.enumerates:
-        found = fitted.terms(batch, draws, bound=True)
+        found = fitted.terms(fitted.prepared(batch, draws), bound=True)
         total = _likelihood_of_terms(layout, structure, found)
         local = [t for t in found if t.part == "kl_local"]
         return (total + row_weights_of_terms(layout, local) if local else total).mean(0)

@@ -184,12 +184,18 @@ class FittedProgram:
         examples = (spec.example(rows).to(self.instance.device) for spec in self.instance.inputs)
         return tuple(x.fill_(math.nan) if x.is_floating_point() else x for x in examples)
 
-    def chunks(self, batch: Batch, draws: int) -> Iterator[Batch]:
-        """Split an accepted batch into chunks of rows that fit in memory with K draws each."""
+    def chunks(self, batch: Batch, draws: int, most: int | None = None) -> Iterator[Batch]:
+        """Split an accepted batch into chunks of rows that fit in memory with K draws each.
+
+        Args:
+            batch: The program's arguments.
+            draws: Number of draws, K.
+            most: The most numbers of an argument that a chunk may have, of all draws together.
+        """
         size, found = num_rows(batch), self.structure
         if self.instance.query_plate and found.all_local(found.observed + found.summed) and not self.keeps_rows:
             width = max((x[0].numel() for x in batch if len(x)), default=1)
-            step = max(1, _CHUNK // max(1, draws * width))
+            step = max(1, (most or _CHUNK) // max(1, draws * width))
             if step < size and not (found.local and found.global_):
                 for start in range(0, size, step):
                     yield rows_of(batch, slice(start, start + step))
@@ -201,8 +207,10 @@ class FittedProgram:
     def run(self, batch: Batch, draws: int, *, predict: bool = False, weighted: bool = False) -> tuple[Trace, Trace]:
         """Guide and model; sites summed out of the bound are drawn, given the data unless the data are predicted."""
         run = self.prepared(batch, draws, predict=predict, weighted=weighted)
-        if predict:
-            return self.predicted(run)
+        return self.predicted(run) if predict else self.traces(run)
+
+    def traces(self, run: Run) -> tuple[Trace, Trace]:
+        """Guide and model of a prepared run; sites summed out of the bound are drawn given the data."""
         guide_trace, model_trace = self.under_draws(_SUMMED if self.structure.summed else _TRACES, run)
         return guide_trace, model_trace
 
@@ -242,16 +250,13 @@ class FittedProgram:
         (trace,) = self.under_draws(_PRIOR, run)
         return trace
 
-    def terms(self, batch: Batch, draws: int, *, bound: bool = False, weighted: bool = False) -> list[Term]:
-        """The terms of the bound under draws; enumerated sites are summed out.
+    def terms(self, run: Run, *, bound: bool = False) -> list[Term]:
+        """The terms of the bound under the draws of a prepared run; enumerated sites are summed out.
 
         Args:
-            batch: The program's arguments.
-            draws: How many draws of the guide's other sites.
+            run: The run.
             bound: Whether the guide's marked sites are enumerated too, and closed forms taken.
-            weighted: Whether rows have their weights of the fit.
         """
-        run = self.prepared(batch, draws, weighted=weighted)
         with RandomStream(0, self.instance.device).drawing():  # the check must not advance the query's stream
             guide = None if self.chains is None else self.replayed()
             _, look = run_program(replace(run, draws=None, guide=guide))

@@ -77,8 +77,7 @@ def guide_draws(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> G
 
 def _drawn(fitted: FittedProgram, batch: Batch, draws: int, seed: int, *, scored: bool) -> GuideDraws:
     found = fitted.structure
-    name = "scored draws" if scored else "weighed draws"
-    job = Job(name, partial(_weigh, found, fitted.amortized, scored), drawn=lambda run: [run_guide(run)])
+    job = scored_job(fitted) if scored else _job("weighed draws", found, fitted.amortized, scored)
     size = max(1, _CHUNK // max((x.numel() for x in batch), default=1))
     parts: dict[str, list[Tensor]] = {}
     with fitted.querying(seed):
@@ -91,6 +90,15 @@ def _drawn(fitted: FittedProgram, batch: Batch, draws: int, seed: int, *, scored
     values, scores = ({n[1:]: x for n, x in joined.items() if n[0] == kind} for kind in (_VALUE, _SCORE))
     weights = weights.reshape(draws, -1) if fitted.amortized else weights.reshape(draws)
     return GuideDraws(weights, _split(fitted, values), _split(fitted, scores))
+
+
+def scored_job(fitted: FittedProgram) -> Job:
+    """The job that weighs draws of a guide, with gradients."""
+    return _job("scored draws", fitted.structure, fitted.amortized, True)
+
+
+def _job(name: str, structure: Structure, by_row: bool, scored: bool) -> Job:
+    return Job(name, partial(_weigh, structure, by_row, scored), drawn=lambda run: [run_guide(run)])
 
 
 def replayed_density(fitted: FittedProgram, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
@@ -116,14 +124,14 @@ def _weigh(structure: Structure, by_row: bool, scored: bool, run: Run) -> list[T
     """The log-weights of a run's draws, their coordinates and scores, as terms named by what they are."""
     layout = Layout(structure.row_plate, run.plates, run.draws or 1)
     with torch.no_grad():
-        drawn = {n: s for n, s in drawn_sites(run_guide(run)).items() if _has_coordinates(s)}
+        drawn = {n: s for n, s in drawn_sites(run_guide(run)).items() if has_coordinates(s)}
         stored = any(_is_stored(s) for s in drawn.values())  # only the model knows the supports of stored draws
         supports = drawn if not stored else drawn_sites(run_program(run)[1])
     with torch.set_grad_enabled(scored):
         maps = {n: biject_to(supports[n]["fn"].support) for n in drawn}
         points = {n: maps[n].inv(s["value"]).detach().clone().requires_grad_(scored) for n, s in drawn.items()}
         with Fixed({n: maps[n](u) for n, u in points.items()} if scored else {n: s["value"] for n, s in drawn.items()}):
-            weights, guide_trace = _log_weights(structure, layout, by_row, run)
+            weights, guide_trace = log_weights_of(structure, layout, by_row, run)
         density = weights.sum() + sum(_log_q(layout, s, maps.get(n)) for n, s in drawn_sites(guide_trace).items())
         gradients = torch.autograd.grad(density, list(points.values())) if scored and points else ()
     found = {_WEIGHTS: weights.detach() if run.draws else weights.detach()[0]}
@@ -134,7 +142,7 @@ def _weigh(structure: Structure, by_row: bool, scored: bool, run: Run) -> list[T
     return [Term(cast(Part, name), value, ()) for name, value in found.items()]
 
 
-def _log_weights(structure: Structure, layout: Layout, by_row: bool, run: Run) -> tuple[Tensor, Trace]:
+def log_weights_of(structure: Structure, layout: Layout, by_row: bool, run: Run) -> tuple[Tensor, Trace]:
     """The log-weights of a run, and the guide's trace."""
     if structure.summed:
         pairs = run_enumerated(run, enumerate_guide=False)
@@ -155,7 +163,7 @@ def _log_q(layout: Layout, site: Site, to_support: Transform | None) -> Tensor |
     return log_q + torch.as_tensor(to_support.log_abs_det_jacobian(to_support.inv(value), value)).sum()
 
 
-def _has_coordinates(site: Site) -> bool:
+def has_coordinates(site: Site) -> bool:
     """Whether a site of a guide is drawn from a density, neither discrete nor computed from another site."""
     if is_discrete(site):
         return False

@@ -198,10 +198,14 @@ def _densities(
         with part.querying(own_seed):
             # Local latents that the guide draws by row are integrated out: a row that is left out takes its own along.
             splits = site is None and part.chains is None and part.structure.by_row
-            logs.add(row_weights(part, batch, count) if splits else log_likelihood(part, batch, count, site))
+            logs.add(
+                row_weights(part, part.prepared(batch, count)) if splits else log_likelihood(part, batch, count, site)
+            )
         if corrected:
             with part.querying(own_seed):
-                weights[done : done + count] = joint_weights(part, batch, count).double().cpu().numpy()
+                weights[done : done + count] = (
+                    joint_weights(part, part.prepared(batch, count, weighted=True)).double().cpu().numpy()
+                )
         done += count
     return logs.finish(), weights
 
@@ -211,7 +215,7 @@ def _by_evidence(fitted: FittedProgram, batch: Batch, draws: int, seed: int) -> 
     found = []
     for i, chunk in enumerate(fitted.chunks(batch, draws)):
         with fitted.querying(seed_of_part(seed, i)):
-            weights = row_weights(fitted, chunk, draws).double().cpu().numpy()  # (K, B)
+            weights = row_weights(fitted, fitted.prepared(chunk, draws)).double().cpu().numpy()  # (K, B)
         known = np.isfinite(weights).all(0)
         pointwise, khats = np.full(len(known), np.nan), np.full(len(known), np.inf)
         pointwise[known] = np.logaddexp.reduce(weights[:, known], 0) - math.log(draws)

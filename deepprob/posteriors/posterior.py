@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from deepprob.errors import whole
 from deepprob.posteriors.arviz_export import argument_names, latents_to_arviz, to_arviz
 from deepprob.posteriors.conditioning import predicted_trace
-from deepprob.posteriors.densities import joint_weights, local_elbo, log_likelihood, row_weights
+from deepprob.posteriors.densities import local_elbo, log_likelihood
 from deepprob.posteriors.export_labels import labels_of
 from deepprob.posteriors.latent_draws import latent_draws
 from deepprob.posteriors.prediction import Prediction
@@ -234,54 +233,6 @@ class Posterior(Scoring):
             with fitted.querying(seed):
                 parts.append(log_likelihood(fitted, chunk, draws, site))
         return torch.cat(parts, dim=1)
-
-    def log_weights(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
-        r"""Log importance weights ``log p(x, z_k) - log q(z_k | x)``.
-
-        Args:
-            data: The program's arguments, including the observed ones.
-            particles: Number of particles, K.
-            seed: Random seed of the draws.
-
-        Returns:
-            Shape ``(K, B)`` if all latents are local, else ``(K,)`` for all rows together.
-
-        Raises:
-            ValueError: If the posterior holds draws, whose density is unknown.
-        """
-        particles, fitted = whole("particles", particles), self._fitted
-        if self.chains is not None:
-            raise ValueError(
-                "importance weights need a guide's density; this posterior holds draws. Use log_likelihood."
-            )
-        batch = fitted.accept(data)
-        with fitted.querying(seed):
-            if not fitted.amortized:
-                return joint_weights(fitted, batch, particles)
-            return torch.cat([row_weights(fitted, x, particles) for x in fitted.chunks(batch, particles)], dim=1)
-
-    def log_evidence(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
-        r"""Importance-weighted lower bound on the log evidence, in nats.
-
-        .. math:: \log \hat p(x) = \log \frac1K \sum_k p(x, z_k) / q(z_k \mid x)
-
-        Args:
-            data: The program's arguments, including the observed ones.
-            particles: Number of particles, K. With one the bound is the ELBO; it tightens in expectation as K grows.
-            seed: Random seed of the draws.
-
-        Returns:
-            One value per row, shape ``(B,)``, if all latents are local; otherwise one number for all rows.
-
-        Raises:
-            ValueError: If the posterior holds draws, whose density is unknown; or if the data do not match those of the
-                fit, lack an observed argument, or lie outside of a site's support.
-
-        References:
-            Burda, Grosse, Salakhutdinov (2016), Importance Weighted Autoencoders.
-        """
-        weights = self.log_weights(*data, particles=particles, seed=seed)
-        return weights.logsumexp(0) - math.log(particles)
 
     def elbo(self, *data: Any, particles: int = 1, seed: int = 0) -> Tensor:
         """Evidence lower bound of every row, in nats, without the KL of global latents.

@@ -14,6 +14,7 @@ from torch import Tensor
 from deepprob import Program, check
 from deepprob.diagnostics import CHECKS
 from deepprob.diagnostics.advice import QUESTIONS
+from deepprob.diagnostics.checks import EXTRA
 from deepprob.inference import svi
 from deepprob.models import VAE
 
@@ -68,7 +69,7 @@ def test_a_page_has_the_questions_of_all_checks() -> None:
     assert {heading: [row[:2] for row in rows] for heading, rows in written.items()} == {
         heading: [[d.name, d.question] for d in CHECKS.values() if d.about == about]
         for about, heading in QUESTIONS.items()
-    }
+    } | {"On request": [[d.name, d.question] for d in EXTRA.values()]}
 
 
 def test_a_page_has_the_limits_of_checks() -> None:

@@ -1,4 +1,4 @@
-"""All diagnostics, one file per question. `CHECKS` lists them in the order of a report."""
+"""All diagnostics, one file per question. `CHECKS` lists them in the order of a report; `EXTRA` are off by default."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from deepprob.diagnostics.checks.overfitting import overfitting
 from deepprob.diagnostics.checks.pit import pit_uniformity
 from deepprob.diagnostics.checks.predictive import posterior_predictive
 from deepprob.diagnostics.checks.repeats import repeated_rows
+from deepprob.diagnostics.checks.sandwich import evidence_sandwich
 from deepprob.diagnostics.checks.scores import predictive_skill
 from deepprob.diagnostics.checks.steps import finite_steps
 from deepprob.diagnostics.checks.tightness import bound_tightness, global_tightness
@@ -60,4 +61,7 @@ CHECKS: dict[str, Diagnostic] = {
     )
 }
 
-__all__ = ["CHECKS"]
+# Checks that a report has only if they are asked for, because of their cost.
+EXTRA: dict[str, Diagnostic] = {evidence_sandwich.name: evidence_sandwich}
+
+__all__ = ["CHECKS", "EXTRA"]

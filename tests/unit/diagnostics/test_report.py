@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from deepprob.data import Split
-from deepprob.diagnostics import Check, judging, plots
+from deepprob.diagnostics import Check, Diagnostic, judging, plots
 from deepprob.diagnostics.advice import Uses, claims
 from deepprob.diagnostics.checks import CHECKS
 from deepprob.diagnostics.picture import Picture, drawn
@@ -125,6 +125,30 @@ def test_a_claim_examined_in_part_needs_care() -> None:
 
 def test_every_diagnostic_supports_a_claim() -> None:
     assert {diagnostic.about for diagnostic in CHECKS.values()} == {"fit", "posterior", "predictions", "data"}
+
+
+def test_further_checks_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deepprob.diagnostics.checks.sandwich._STEPS", 4)
+    example = VAE.example()
+    posterior = svi(example.program, example.data, steps=20, seed=0, progress=False)
+    own = Diagnostic(
+        "mine", "Is it mine?", lambda case: True, lambda *_: Check("mine", 1.0, None, None, "pass", ""), about="fit"
+    )
+    report = check(posterior, *example.data, extra=["sandwich of the evidence", own])
+    assert [each.name for each in report.checks[-2:]] == ["sandwich of the evidence", "mine"]
+    assert report["sandwich of the evidence"].verdict != "unchecked"
+    with pytest.raises(ValueError, match=r"unknown extra check 'sandwich'.*sandwich of the evidence"):
+        check(posterior, *example.data, extra=["sandwich"])
+
+
+def test_a_check_on_request_that_does_not_apply_says_so() -> None:
+    never = Diagnostic(
+        "mine", "Is it mine?", lambda case: False, lambda *_: Check("", 0.0, None, None, "pass", ""), about="fit"
+    )
+    example = VAE.example()
+    report = check(svi(example.program, example.data, steps=1, progress=False), *example.data, extra=[never])
+    assert report["mine"].verdict == "unchecked"
+    assert "does not apply" in report["mine"].reading
 
 
 def test_next_steps_are_ordered_and_do_not_repeat() -> None:
