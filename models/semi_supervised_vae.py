@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from deepprob.data import DataSet, as_split
+from deepprob.distributions.common_noise import CommonNormal
 from deepprob.errors import MissingValueError, positive, unknown, whole
 from deepprob.models.vae import VAE
 from deepprob.networks.by_class import MLPByClass
@@ -233,7 +234,13 @@ class SemiSupervisedVAE(Program):
     def encode(self, x: Tensor, y: Tensor) -> Any:
         """Distribution of the code given a row and its class."""
         size = self.encoder.in_size, f"a code of {self.latent_dim} dimensions"
-        return self.encoder.distribution(self._run("encoder", self._features(x), len(self.shape), y, *size))
+        code = self.encoder.distribution(self._run("encoder", self._features(x), len(self.shape), y, *size))
+        if self.encoder.family != "normal" or y.dim() < 2 or len(y) != y.numel():
+            return code
+        # All classes at once: with the same noise, the differences between them tell the classifier more.
+        common = CommonNormal(code.base_dist.loc, code.base_dist.scale, validate_args=False)
+        common.along = -y.dim() - 1
+        return common.to_event(1)  # type: ignore[no-untyped-call]
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """Distribution of a row given its code and its class, event shape ``shape``."""
