@@ -11,6 +11,7 @@ if __name__ == "models":
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.bayesian_vae import BayesianVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
+from deepprob.models.mixture_vae import MixtureVAE
 from deepprob.models.vae import VAE
 from deepprob.programs.lifted import lift
 from deepprob.programs.program import Program
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Program]] = {
     "bnn": BayesianNeuralNetwork,
     "dmm": DeepMarkovModel,
     "bayesian_vae": BayesianVAE,
+    "mixture_vae": MixtureVAE,
 }
 
-__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "DeepMarkovModel", "lift"]
+__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "DeepMarkovModel", "MixtureVAE", "lift"]
