@@ -11,6 +11,7 @@ if __name__ == "models":
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.bayesian_vae import BayesianVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
+from deepprob.models.mixture_vae import MixtureVAE
 from deepprob.models.semi_supervised_vae import SemiSupervisedVAE
 from deepprob.models.vae import VAE
 from deepprob.programs.lifted import lift
@@ -22,7 +23,17 @@ MODELS: dict[str, type[Program]] = {
     "bnn": BayesianNeuralNetwork,
     "dmm": DeepMarkovModel,
     "bayesian_vae": BayesianVAE,
+    "mixture_vae": MixtureVAE,
     "semi_supervised_vae": SemiSupervisedVAE,
 }
 
-__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "DeepMarkovModel", "SemiSupervisedVAE", "lift"]
+__all__ = [
+    "MODELS",
+    "VAE",
+    "BayesianNeuralNetwork",
+    "BayesianVAE",
+    "DeepMarkovModel",
+    "MixtureVAE",
+    "SemiSupervisedVAE",
+    "lift",
+]

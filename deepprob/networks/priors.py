@@ -57,6 +57,13 @@ class MixturePrior(nn.Module):
         """Standard deviations, ``(K, Z)``."""
         return positive_link(self.raw_scale, _FLOOR)
 
+    @torch.no_grad()
+    def place(self, weights: Any, loc: Any, scale: Any) -> None:
+        """Set weights ``(K,)``, means ``(K, Z)`` and standard deviations ``(K, Z)``, all as numbers of any kind."""
+        self.logits.copy_(torch.as_tensor(weights).log())
+        self.loc.copy_(torch.as_tensor(loc))
+        self.raw_scale.copy_(torch.as_tensor(scale).sub(_FLOOR).clamp(min=_FLOOR).expm1().log())
+
     def draw_weights(self, generator: Generator | None = None) -> dict[str, str]:
         """Draw the means from a standard normal; the weights are equal, and the standard deviations one."""
         with torch.no_grad():

@@ -83,6 +83,9 @@ def draw_summed(run: Run) -> tuple[Trace, Trace]:
     """
     ((guide_trace, model_trace),) = run_enumerated(run, enumerate_guide=False)
     enumerated = prune_subsample_sites(model_trace)
+    for name, site in enumerated.nodes.items():
+        if name in guide_trace.nodes:  # known: Pyro would gather a value with event dimensions as if it had none
+            enumerated.nodes[name] = {**site, "is_observed": True}
     enumerated.compute_log_prob()
     enumerated.pack_tensors()
     model = poutine.trace(poutine.replay(_stacked_call(run, run.program.model), trace=guide_trace))

@@ -151,7 +151,7 @@ def test_query_shapes(name: str, posterior: Posterior) -> None:
     assert posterior.log_likelihood(*scenario.data, draws=3).shape == (3, 24)
     assert posterior.elbo(*scenario.data).shape == (24,)
     for site, value in posterior.sample(*scenario.data, draws=3).items():
-        local = posterior.latent_sites[site] == "local"
+        local = site in posterior.structure.summed or posterior.latent_sites[site] == "local"
         assert value.shape[: 1 + local] == ((3, 24) if local else (3,))
     assert posterior.predict(*scenario.data[: scenario.inputs], draws=3).mean.shape[0] == 24
     evidence = posterior.log_evidence(*scenario.data, particles=3)
@@ -196,7 +196,7 @@ def test_to_arviz_groups(name: str, posterior: Posterior) -> None:
     idata = posterior.to_arviz(*MODEL_SCENARIOS[name].data, draws=4)
     groups = {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats", "prior"}
     assert groups | {"prior_predictive"} <= set(idata.groups())
-    assert set(idata.posterior.data_vars) == set(posterior.latent_sites)
+    assert set(idata.posterior.data_vars) == {*posterior.latent_sites, *posterior.structure.summed}
     for values in idata.log_likelihood.data_vars.values():
         assert values.shape == (1, 4, 24)
 

@@ -231,3 +231,28 @@ def test_objective_runs_without_a_first_run() -> None:
     assert program.enumerates is None
     _, terms = ELBO()(Run(program, (X,), torch.arange(4), 4))
     torch.testing.assert_close(terms["elbo"], joint().logsumexp(1).mean())
+
+
+def test_a_vector_whose_prior_is_a_mixture_has_classes_by_bayes_rule() -> None:
+    """The vector has as many entries as there are classes, draws and rows: no axis may be taken for another."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(LOCS[k].unsqueeze(-1), 0.5).expand([*k.shape, 2]).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("weight", torch.tensor(1.0)) * x, 0.7).to_event(1))
+
+    x = torch.tensor([[0.3, 0.9], [1.2, -0.4]])
+    posterior = svi(Program.of(model, guide, data_plate="data"), x, steps=1, progress=False)
+    assert {name: value.shape for name, value in posterior.sample(x, draws=2).items()} == {"z": (2, 2, 2), "k": (2, 2)}
+    found = posterior.sample(x, draws=4000)
+    by_class = dist.Normal(LOCS, 0.5).log_prob(found["z"].unsqueeze(-1)).sum(-2) + PRIOR.log()  # (K, B, classes)
+    expected = by_class.softmax(-1)[..., 1]
+    error = (found["k"] - expected).std(0) / 4000**0.5
+    assert ((found["k"] - expected).mean(0).abs() < 4.5 * error).all()
+    ours = posterior.encode(x, draws=4000).mean
+    assert isinstance(ours, dict) and ((ours["k"][:, 1] - expected.mean(0)).abs() < 4.5 * 0.008).all()
