@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,8 +13,12 @@ from numpy.typing import ArrayLike
 
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.figures import legend_above
+from deepprob.diagnostics.latent_walks import interpolated, traversed
 from deepprob.diagnostics.metrics import shares_by_bin
 from deepprob.diagnostics.style import BLUE, GREY, INK, MIDDLE, ORANGE, new_axes, new_figure
+
+if TYPE_CHECKING:
+    from deepprob.posteriors.posterior import Posterior
 
 
 def render(figure: Figure) -> bytes:
@@ -107,6 +111,40 @@ def _picture(image: Array, low: float, high: float) -> Array:
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
     return (image - low) / max(high - low, 1e-12)
+
+
+def traversal(
+    posterior: Posterior, *rows: Any, dims: Sequence[int] | None = None, most: int = 6, columns: int = 9
+) -> Figure:
+    """Images as each latent dimension moves from -2 to 2 sds of its prior, and the others stay at a row's.
+
+    Args:
+        posterior: A posterior of images with one latent vector a row.
+        rows: The program's arguments; the code of the first row moves.
+        dims: The dimensions; None for those with the largest KL from the prior, a mean over all rows.
+        most: Most dimensions of these.
+        columns: Number of values of a dimension.
+
+    Raises:
+        ValueError: If the rows are no images, or a dimension does not exist.
+    """
+    return image_rows(traversed(posterior, rows, dims, most, columns), columns=columns)
+
+
+def interpolation(posterior: Posterior, a: Any, b: Any, *, columns: int = 9) -> Figure:
+    """Images on the lines between the codes of pairs of rows.
+
+    Args:
+        posterior: A posterior of images with one latent vector a row.
+        a: The rows at the left end, ``(pairs, ...)``.
+        b: The rows at the right end.
+        columns: Number of images in a row, those of the ends included.
+
+    Raises:
+        ValueError: If the rows are no images.
+    """
+    rows = interpolated(posterior, a, b, columns)
+    return image_rows({" " * (i + 1): images for i, images in enumerate(rows)}, columns=columns)
 
 
 def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figure:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from deepprob.diagnostics import judging
 from deepprob.diagnostics.case import Case, given, num_optional
 from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.latent_walks import traversed
 from deepprob.diagnostics.picture import Picture, drawn
 from deepprob.diagnostics.plots import image_rows
 from deepprob.networks.likelihood import Likelihood
@@ -19,6 +20,7 @@ from deepprob.programs.arguments import Arguments, rows_of
 from deepprob.programs.minibatch import Batch
 
 _FEW = 4  # most features of a sequence that are drawn as lines
+_CODES = 100  # rows that choose latent dimensions
 _STEPS = 60  # most steps of a sequence that are drawn
 
 
@@ -53,6 +55,22 @@ def _images(case: Case, count: int = 8) -> Iterator[Picture]:
     # A row of images is as high as one of them is wide, and has a label.
     image = drawn(image_rows(grid, columns=count), height=len(grid) * (4.2 / count + 0.22))
     yield Picture("reconstructions", title, caption, f"Rows of {len(batch[0])} images: {alt}.", image, photos=True)
+
+
+def _traversal(case: Case, columns: int = 8, most: int = 4) -> Iterator[Picture]:
+    if image_shape(case) is None or not case.per_row or len(case.posterior.structure.local) != 1:
+        return
+    rows = traversed(case.posterior, given(rows_of(case.batch, slice(0, _CODES))), None, most, columns)
+    image = drawn(image_rows(rows, columns=columns), height=len(rows) * (4.2 / columns + 0.22))
+    yield Picture(
+        "traversal",
+        "Traversal of latent dimensions",
+        "One dimension of the first row's code moves from -2 to 2 sds of its prior, and the others stay. A dimension "
+        "of few nats per row should change little.",
+        f"Rows of {columns} images, one for each of {len(rows)} latent dimensions: {', '.join(rows)}.",
+        image,
+        photos=True,
+    )
 
 
 def _sequences(case: Case) -> Iterator[Picture]:
@@ -126,4 +144,4 @@ def _start_of(case: Case, batch: Batch, steps: int) -> Batch:
     return Arguments(cut, batch.call) if isinstance(batch, Arguments) else tuple(cut)
 
 
-MAKERS = (_images, _sequences)
+MAKERS = (_images, _traversal, _sequences)

@@ -319,7 +319,7 @@ def test_report_of_an_image_model() -> None:
     report = check(posterior, data, ood=1 - x, draws=30, particles=30)
     names = {"ELBO convergence", "tightness of the bound", "active latent dimensions", "out-of-distribution detection"}
     assert names < {c.name for c in report.checks}
-    assert picture_names(report) == ["reconstructions", "codes", "information", "training"]
+    assert picture_names(report) == ["reconstructions", "traversal", "codes", "information", "training"]
     json.dumps(report.to_dict(), allow_nan=False)
     assert "simulations of data like these" in report.decision
 
