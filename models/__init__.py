@@ -10,6 +10,7 @@ if __name__ == "models":
 
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.bayesian_vae import BayesianVAE
+from deepprob.models.conditional_vae import ConditionalVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
 from deepprob.models.vae import VAE
 from deepprob.programs.lifted import lift
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Program]] = {
     "bnn": BayesianNeuralNetwork,
     "dmm": DeepMarkovModel,
     "bayesian_vae": BayesianVAE,
+    "conditional_vae": ConditionalVAE,
 }
 
-__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "DeepMarkovModel", "lift"]
+__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "ConditionalVAE", "DeepMarkovModel", "lift"]
