@@ -12,6 +12,7 @@ from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.bayesian_vae import BayesianVAE
 from deepprob.models.conditional_vae import ConditionalVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
+from deepprob.models.hierarchical_vae import HierarchicalVAE
 from deepprob.models.vae import VAE
 from deepprob.programs.lifted import lift
 from deepprob.programs.program import Program
@@ -23,6 +24,16 @@ MODELS: dict[str, type[Program]] = {
     "dmm": DeepMarkovModel,
     "bayesian_vae": BayesianVAE,
     "conditional_vae": ConditionalVAE,
+    "hierarchical_vae": HierarchicalVAE,
 }
 
-__all__ = ["MODELS", "VAE", "BayesianNeuralNetwork", "BayesianVAE", "ConditionalVAE", "DeepMarkovModel", "lift"]
+__all__ = [
+    "MODELS",
+    "VAE",
+    "BayesianNeuralNetwork",
+    "BayesianVAE",
+    "ConditionalVAE",
+    "DeepMarkovModel",
+    "HierarchicalVAE",
+    "lift",
+]

@@ -164,9 +164,15 @@ def test_latents_of_rows_are_encoded_and_decoded(name: str, posterior: Posterior
         with pytest.raises(ValueError, match="encode is about the latent sites of rows"):
             posterior.encode(*data)
         return
-    (site,) = (n for n, kind in posterior.latent_sites.items() if kind == "local")
-    codes, rows = posterior.encode(*data), posterior.reconstruct(*data, draws=2)
-    assert codes.mean.shape == codes.sd.shape == posterior.sample(*data, draws=2)[site].shape[1:]
+    sites = [n for n, kind in posterior.latent_sites.items() if kind == "local"]
+    codes, rows, drawn = (
+        posterior.encode(*data),
+        posterior.reconstruct(*data, draws=2),
+        posterior.sample(*data, draws=2),
+    )
+    for site in sites:
+        mean, sd = (x if isinstance(x, torch.Tensor) else x[site] for x in (codes.mean, codes.sd))
+        assert mean.shape == sd.shape == drawn[site].shape[1:]
     assert posterior.decode(codes.mean, *data, draws=2).draws.shape == rows.draws.shape
 
 
