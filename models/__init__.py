@@ -10,7 +10,9 @@ if __name__ == "models":
 
 from deepprob.models.bayesian_neural_network import BayesianNeuralNetwork
 from deepprob.models.bayesian_vae import BayesianVAE
+from deepprob.models.conditional_vae import ConditionalVAE
 from deepprob.models.deep_markov_model import DeepMarkovModel
+from deepprob.models.hierarchical_vae import HierarchicalVAE
 from deepprob.models.mixture_vae import MixtureVAE
 from deepprob.models.semi_supervised_vae import SemiSupervisedVAE
 from deepprob.models.vae import VAE
@@ -25,6 +27,8 @@ MODELS: dict[str, type[Program]] = {
     "bayesian_vae": BayesianVAE,
     "mixture_vae": MixtureVAE,
     "semi_supervised_vae": SemiSupervisedVAE,
+    "conditional_vae": ConditionalVAE,
+    "hierarchical_vae": HierarchicalVAE,
 }
 
 __all__ = [
@@ -32,7 +36,9 @@ __all__ = [
     "VAE",
     "BayesianNeuralNetwork",
     "BayesianVAE",
+    "ConditionalVAE",
     "DeepMarkovModel",
+    "HierarchicalVAE",
     "MixtureVAE",
     "SemiSupervisedVAE",
     "lift",

@@ -114,7 +114,7 @@ class VAE(Program):
     """
 
     registry_name = "vae"
-    tasks = ("images", "binary", "classification", "regression", "table")
+    tasks: tuple[str, ...] = ("images", "binary", "classification", "regression", "table")
     learning_rate = 1e-3
 
     def __init__(
@@ -290,13 +290,19 @@ class VAE(Program):
         """What needs the decoder's outputs, for error messages."""
         return f"likelihood={self.likelihood!r} over rows of shape {self.shape}"
 
-    def observed(self, out: Tensor) -> Any:
-        """Distribution of a row given the decoder's outputs, ``(*draws, B, outputs)``."""
+    def observed(self, out: Tensor, present: Tensor | None = None) -> Any:
+        """Distribution of a row given the decoder's outputs, ``(*draws, B, outputs)``.
+
+        Args:
+            out: The outputs.
+            present: Mask of the values that count, ``(B, *shape)``; None for all, or those that a table has.
+        """
         observation = self.observation
         if isinstance(observation, MixedLikelihood):
             return observation(out)
         dispersion = observation.bounded(self.raw_noise) if observation.dispersion else None
-        return observation.distribution(out, dispersion=dispersion, **observation.around(self.centre))
+        around = observation.around(self.centre)
+        return observation.distribution(out, dispersion=dispersion, present=present, **around)
 
     def adapt(self, *batch: Any) -> None:
         """Center the encoder's input, and the mean of a normal or of counts, on the training mean.
@@ -349,8 +355,8 @@ class VAE(Program):
             return (self.observation.validate("x", x),)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(
-                f"rows must have shape {self.shape}, as in VAE({self.shape}); got {tuple(x.shape[1:])}. "
-                f"Reshape them: x.reshape(-1, {', '.join(map(str, self.shape))})."
+                f"rows must have shape {self.shape}, as in {type(self).__name__}({self.shape}); got "
+                f"{tuple(x.shape[1:])}. Reshape them: x.reshape(-1, {', '.join(map(str, self.shape))})."
             )
         return (self.observation.validate("images" if self.likelihood == "bernoulli" else "values", x),)
 

@@ -162,7 +162,9 @@ def checked_rows(out: Any, net: nn.Module, x: Tensor) -> Tensor:
     return out
 
 
-def run_by_row(name: str, net: nn.Module, x: Tensor, event_dim: int, size: int, needed_by: str) -> Tensor:
+def run_by_row(
+    name: str, net: nn.Module, x: Tensor, event_dim: int, size: int, needed_by: str, *others: Tensor
+) -> Tensor:
     """Run a network on rows ``(rows, *event)``, whatever the leading dimensions of ``x``.
 
     Args:
@@ -172,6 +174,7 @@ def run_by_row(name: str, net: nn.Module, x: Tensor, event_dim: int, size: int, 
         event_dim: Number of dimensions of the event.
         size: Outputs that a row needs.
         needed_by: What needs them, for error messages.
+        others: Its further inputs, ``(B, *event)`` each, where the last of the leading dimensions is B.
 
     Returns:
         Outputs, ``(*leading, size)``.
@@ -183,10 +186,14 @@ def run_by_row(name: str, net: nn.Module, x: Tensor, event_dim: int, size: int, 
         >>> net = nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4)))  # dimension 1 counts from the rows
         >>> run_by_row("decoder", net, torch.zeros(7, 5, 2), 1, 12, "the likelihood").shape
         torch.Size([7, 5, 12])
+        >>> run_by_row("decoder", nn.Bilinear(2, 3, 12), torch.zeros(7, 5, 2), 1, 12, "", torch.zeros(5, 3)).shape
+        torch.Size([7, 5, 12])
     """
     leading = x.shape[: x.dim() - event_dim]
     rows = x if len(leading) == 1 else x.reshape(-1, *x.shape[x.dim() - event_dim :])
-    out = net(rows)
+    if len(leading) > 1:
+        others = tuple(other.expand(*leading[:-1], *other.shape).flatten(0, len(leading) - 1) for other in others)
+    out = net(rows, *others)
     if not isinstance(out, Tensor) or not out.dim() or len(out) != len(rows):
         came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(

@@ -47,13 +47,15 @@ def imputed(
     shared = latent_draws(fitted, (), draws, seed) if chained and structure.global_ else {}
     shared = {name: shared[name] for name in structure.global_ if name in shared}
     with fitted.querying(seed):
-        places = _places(fitted, batch, masks, gaps.names)
+        places = _places(fitted, batch, masks, gaps)
         masks = [_whole(places[i], mask) if i in places else mask for i, mask in enumerate(masks)]
         chosen = _chosen(places, masks, site)
         if chained:
             filled = _chained(fitted, batch, masks, places, shared, draws, sweeps)[chosen]
         else:
             filled = _direct(fitted, batch, masks, places, draws)[chosen]
+            if bool(filled.isnan().any()):  # a program may take missing inputs, too; from one that does not come NaN
+                _check_placed(places, masks, gaps.names)
     found = places[chosen]
     return of_draws(filled.reshape(draws, *found["value"].shape), found, found["name"])
 
@@ -118,7 +120,7 @@ class Gaps:
 # Arguments and sites -------------------------------------------------------------------------------------------------
 
 
-def _places(fitted: FittedProgram, batch: Batch, masks: Sequence[Tensor], names: Sequence[str]) -> dict[int, Site]:
+def _places(fitted: FittedProgram, batch: Batch, masks: Sequence[Tensor], gaps: Gaps) -> dict[int, Site]:
     """The observed sites that hold the values of an argument, by the argument's place.
 
     Raises:
@@ -132,13 +134,19 @@ def _places(fitted: FittedProgram, batch: Batch, masks: Sequence[Tensor], names:
         if (i := next(same, None)) is not None:
             _check_independent(name, site, masks[i])
             found[i] = site
+    if not gaps.allowed:
+        _check_placed(found, masks, gaps.names)
+    return found
+
+
+def _check_placed(places: Mapping[int, Site], masks: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Refuse missing values of an input, whose values no site has."""
     for i, mask in enumerate(masks):
-        if i not in found and bool(mask.any()):
+        if i not in places and bool(mask.any()):
             raise ValueError(
                 f"{names[i]} has missing values, but no single observed site of the program has its values, so that "
                 f"they cannot be drawn. Give {names[i]} complete."
             )
-    return found
 
 
 def _holds(value: Tensor, x: Tensor, missing: Tensor) -> bool:

@@ -80,10 +80,15 @@ def checked_missing(missing: str) -> str:
 
 
 @contextmanager
-def explaining_masks() -> Iterator[None]:
-    """Add to an error about missing values (NaN) how a model takes them."""
+def explaining_masks(
+    remedy: str = "A model that masks them takes them: Program.of(..., missing='allow').",
+) -> Iterator[None]:
+    """Add to an error about missing values (NaN) how a model takes them.
+
+    Args:
+        remedy: The sentence that says it.
+    """
     try:
         yield
     except MissingValueError as error:
-        remedy = "A model that masks them takes them: Program.of(..., missing='allow')."
         raise MissingValueError(f"{error} {remedy}") from None

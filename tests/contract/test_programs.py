@@ -182,7 +182,7 @@ def test_latents_of_rows_are_encoded_and_decoded(name: str, posterior: Posterior
 def test_missing_values_are_drawn_and_the_others_stay(name: str, posterior: Posterior) -> None:
     data = MODEL_SCENARIOS[name].data
     (site,) = posterior.structure.observed
-    place = 0 if site == "x" else len(data) - 1
+    place = posterior.program.argument_names.index(site)
     whole = posterior.program.accept(data)[place]
     missing = torch.zeros(whole.shape, dtype=torch.bool)
     missing[:2] = True

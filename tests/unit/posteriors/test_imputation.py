@@ -202,6 +202,30 @@ def test_missing_targets_are_predicted() -> None:
         posterior.impute(y.new_full(x.shape, NAN), example.data[1])
 
 
+def test_missing_inputs_are_for_programs_that_read_them() -> None:
+    def regression(fill: bool) -> Program:
+        def model(x: Tensor, y: Tensor | None = None) -> None:
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                mean = z + (x.nan_to_num() if fill else x)
+                with pyro.poutine.mask(mask=True if y is None else ~y.isnan()):
+                    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+        def guide(x: Tensor, y: Tensor | None = None) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+        return Program.of(model, guide, data_plate="data", missing="allow")
+
+    x, y = torch.randn(8), torch.randn(8)
+    gaps = torch.where(torch.arange(8) < 2, NAN, x), torch.where(torch.arange(8) < 2, NAN, y)
+    reads, fails = (svi(regression(fill), (x, y), steps=1, progress=False) for fill in (True, False))
+    filled = reads.impute(*gaps, draws=5).draws
+    assert filled.isfinite().all() and torch.equal(filled[:, 2:], y[2:].expand(5, -1))
+    with pytest.raises(ValueError, match=r"x has missing values, but no single observed site.*Give x complete\."):
+        fails.impute(*gaps, draws=5)
+
+
 def test_frames_have_missing_values() -> None:
     pd = pytest.importorskip("pandas")
     posterior = svi(VAE((2,), 1, (4,), "normal"), torch.randn(20, 2), steps=2, progress=False)
