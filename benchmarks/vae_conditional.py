@@ -92,7 +92,7 @@ def rows(images: Tensor, known: Tensor, predicted: Tensor | None = None) -> Rows
 @torch.no_grad()
 def grey_bounds(program: ConditionalVAE, c: Tensor, x: Tensor, particles: int) -> Tensor:
     """Importance-weighted bound of every image, with the cross-entropy of grey pixels as likelihood."""
-    posterior, prior, weights = program.encode(x, c), program.prior(c), []
+    posterior, prior, weights = program.encode(x, c), program.code_prior(c), []
     for _ in range(particles):
         z = posterior.sample()
         logits = program.decode(z, c).base_dist.logits

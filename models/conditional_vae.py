@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from deepprob.data import DataSet, Split, Table, as_split
 from deepprob.data.opening import class_count
-from deepprob.models.vae import VAE
+from deepprob.errors import unknown
+from deepprob.models.vae import NORMAL_POSTERIORS, VAE
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
 from deepprob.networks.inputs import check_outputs, moments, run_by_row
@@ -55,7 +56,7 @@ class ConditionalVAE(VAE):
         latent_dim: As of `VAE`.
         hidden_dims: Sizes of the hidden layers of the encoder and of the prior network, reversed in the decoder.
         likelihood: As of `VAE`.
-        posterior: As of `VAE`.
+        posterior: ``"normal"``, ``"multivariate_normal"`` or ``"low_rank"``, as of `VAE`.
         num_classes: As of `VAE`.
         activation: As of `VAE`.
         condition_classes: Number of classes of a condition of class numbers; the networks read one-hot vectors. None
@@ -108,6 +109,8 @@ class ConditionalVAE(VAE):
         decoder: nn.Module | None = None,
         prior_network: nn.Module | None = None,
     ) -> None:
+        if posterior not in NORMAL_POSTERIORS:
+            raise unknown("posterior", posterior, NORMAL_POSTERIORS)
         super().__init__(shape, latent_dim, hidden_dims, likelihood, posterior, num_classes, activation)
         self.condition_shape = tuple(whole_sizes("condition_shape", condition_shape))
         family = "normal" if condition_classes is None else "categorical"
@@ -193,17 +196,17 @@ class ConditionalVAE(VAE):
             present = ~x.isnan()
             seen = torch.where(present, x, 0.0)
         with self.data_plate(c):
-            z = pyro.sample("z", self.prior(c))  # (..., B, Z)
+            z = pyro.sample("z", self.code_prior(c))  # (..., B, Z)
             value: Tensor = pyro.sample("x", self.decode(z, c, present), obs=seen)
         return value
 
     def guide(self, c: Tensor, x: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Draw codes given conditions and rows, or from the prior network without rows; returns the codes."""
         with self.data_plate(c):
-            z: Tensor = pyro.sample("z", self.prior(c) if x is None else self.encode(x, c))
+            z: Tensor = pyro.sample("z", self.code_prior(c) if x is None else self.encode(x, c))
         return z
 
-    def prior(self, c: Tensor) -> Any:
+    def code_prior(self, c: Tensor) -> Any:  # type: ignore[override]
         """Distribution of the code given a condition, event shape ``(latent_dim,)``."""
         return _given("prior_network", self.prior_network, self._condition(c))
 
@@ -325,7 +328,7 @@ def _conditional(name: str, network: nn.Module, family: str, code: tuple[int, ..
     return Conditional(network, family, code)
 
 
-def _given(name: str, conditional: Conditional, x: Tensor, *others: Tensor) -> Any:
+def _given(name: str, conditional: Any, x: Tensor, *others: Tensor) -> Any:
     """The distribution of codes given rows of inputs, (B, ...) each."""
     needed = conditional.in_size, _needed_by(conditional.family, conditional.event_shape)
     return conditional.distribution(run_by_row(name, conditional.network, x, x.dim() - 1, *needed, *others))

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from deepprob.data import DataSet, as_split
 from deepprob.distributions.common_noise import CommonNormal
 from deepprob.errors import MissingValueError, positive, unknown, whole
-from deepprob.models.vae import VAE
+from deepprob.models.vae import NORMAL_POSTERIORS, VAE
 from deepprob.networks.by_class import MLPByClass
 from deepprob.networks.conditional import Conditional
 from deepprob.networks.dense import MLP
@@ -32,7 +32,6 @@ from deepprob.programs.penalties import penalize
 from deepprob.programs.program import Program
 
 UNLABELED = -1
-_POSTERIORS = ("normal", "multivariate_normal", "low_rank")
 _IMPOSSIBLE = -1e4  # a logit whose probability rounds to 0, with a finite logarithm
 _LABELED_AT_ONCE = 200  # labeled rows of one step's penalty
 
@@ -107,8 +106,8 @@ class SemiSupervisedVAE(Program):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if posterior not in _POSTERIORS:
-            raise unknown("posterior", posterior, _POSTERIORS)
+        if posterior not in NORMAL_POSTERIORS:
+            raise unknown("posterior", posterior, NORMAL_POSTERIORS)
         self.shape = tuple(whole_sizes("shape", shape))
         self.num_classes = whole("num_classes", num_classes, least=2)
         self.latent_dim = whole("latent_dim", latent_dim)

@@ -29,7 +29,8 @@ from deepprob.programs.minibatch import Batch
 from deepprob.programs.origin import Origin
 from deepprob.programs.program import Program
 
-POSTERIORS = ("normal", "multivariate_normal", "low_rank", "flow")
+NORMAL_POSTERIORS = ("normal", "multivariate_normal", "low_rank")
+POSTERIORS = (*NORMAL_POSTERIORS, "flow")
 
 
 class VAE(Program):

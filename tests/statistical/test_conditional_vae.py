@@ -44,7 +44,7 @@ def exact(posterior: Posterior, c: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance of rows given their conditions, under the fitted parameters."""
     program = posterior.program
     with torch.no_grad():
-        prior, origin = program.prior(c), torch.zeros(len(c), 1)
+        prior, origin = program.code_prior(c), torch.zeros(len(c), 1)
         at_zero, at_one = program.decode(origin, c).mean, program.decode(origin + 1, c).mean
         loadings, noise = (at_one - at_zero)[0], program.decode(origin, c).variance[0]
     mean = at_zero + prior.mean * loadings

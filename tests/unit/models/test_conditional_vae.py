@@ -48,7 +48,7 @@ def test_conditions_of_every_kind(kind: str, missing: str) -> None:
 def test_without_rows_the_codes_come_from_the_prior() -> None:
     c, options = CONDITIONS["a vector"]
     posterior = svi(ConditionalVAE((3, 2), **options, **SMALL), (c, IMAGES), steps=3, progress=False)
-    found, prior = posterior.encode(c), posterior.program.prior(c)
+    found, prior = posterior.encode(c), posterior.program.code_prior(c)
     torch.testing.assert_close(found.mean, prior.mean)
     torch.testing.assert_close(found.sd, prior.variance.sqrt())
     assert not torch.allclose(posterior.encode(c, IMAGES).mean, prior.mean)  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def test_the_condition_changes_every_network() -> None:
     program = ConditionalVAE((3, 2), (4,), **SMALL)
     c = torch.randn(24, 4, generator=RANDOM)
     z, bits = torch.zeros(24, 2), (IMAGES > 0.5).float()
-    for made in (lambda c: program.prior(c), lambda c: program.encode(bits, c), lambda c: program.decode(z, c)):
+    for made in (lambda c: program.code_prior(c), lambda c: program.encode(bits, c), lambda c: program.decode(z, c)):
         assert not torch.allclose(made(c).mean, made(c.flip(0)).mean)
 
 
