@@ -43,7 +43,7 @@ def decoded(fitted: FittedProgram, z: Any, batch: Batch, drawn: Mapping[str, Ten
     structure = fitted.structure
     local = structure.local + local_summed(structure)
     values = dict(z) if isinstance(z, Mapping) else {local[0]: z}
-    if not isinstance(z, Mapping) and len(local) > 1:
+    if not isinstance(z, Mapping) and len(structure.local or local) > 1:  # a summed-out site follows from the drawn one
         raise ValueError(
             f"the program has several local latent sites ({', '.join(local)}). Give the values by site: "
             f"posterior.decode({{{local[0]!r}: ..., {local[1]!r}: ...}})."
