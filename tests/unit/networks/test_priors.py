@@ -52,7 +52,7 @@ def test_pseudo_inputs_start_once() -> None:
     assert torch.equal(before, prior.pseudo_inputs)
     init_weights(prior)
     prior.adapt(3, lambda chosen: torch.ones(len(chosen), 2))
-    assert float(prior.pseudo_inputs.mean()) > 0.9
+    assert float(prior.pseudo_inputs.detach().mean()) > 0.9
     with pytest.raises(ValueError, match=r"belongs to rows of shape \(2,\); got rows of shape \(3,\)\. Make a new one"):
         prior.attach((3,))
 
