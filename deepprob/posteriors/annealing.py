@@ -221,7 +221,7 @@ def schedule(steps: int) -> list[float]:
 
     Examples:
         >>> [round(b, 3) for b in schedule(4)]
-        [0.0, 0.106, 0.5, 0.894, 1.0]
+        [0.0, 0.105, 0.5, 0.895, 1.0]
     """
     at = [1 / (1 + math.exp(-_STEEP * (2 * t / steps - 1))) for t in range(steps + 1)]
     return [(b - at[0]) / (at[-1] - at[0]) for b in at]

@@ -28,7 +28,7 @@ def penalize(name: str, value: Tensor) -> None:
     Examples:
         A penalty on the size of a parameter moves its estimate from 2 to 1:
 
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> from deepprob.inference import svi
         >>> from deepprob.programs import Program
         >>> def model(y):

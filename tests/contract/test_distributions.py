@@ -82,9 +82,9 @@ def proposed(draws: Tensor, discrete: Tensor) -> tuple[Tensor, Tensor]:
     wide = Normal(draws.mean(0), 1.5 * draws.std(0) + discrete)
     value = wide.sample(torch.Size([len(draws)]))
     log_density = torch.where(discrete, 0.0, wide.log_prob(value)).flatten(-discrete.dim()).sum(-1)
-    rows = value.flatten(1, -discrete.dim() - 1).flatten(2)  # (K, batch, event)
     if not discrete.any():
         return value, log_density
+    rows = value.flatten(1, -discrete.dim() - 1).flatten(2)  # (K, batch, event)
     counts = []
     for i, column in enumerate(draws.reshape(rows.shape).unbind(1)):
         seen = column[:, discrete.flatten()].unique(dim=0)
