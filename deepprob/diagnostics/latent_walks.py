@@ -1,4 +1,4 @@
-"""Mean rows along lines through the latent space: traversals of a dimension, and interpolations between rows."""
+"""Mean images of codes along lines and in planes: traversals of a dimension, interpolations, and the plane of codes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.checks.collapse import kl_from_prior
+from deepprob.diagnostics.image_grid import image_rows
 from deepprob.posteriors.posterior import Posterior
 
 _DRAWS = 20  # of decoder weights
@@ -35,10 +38,10 @@ def traversed(
     codes = posterior.encode(*rows)
     means, sds = _vector(codes.mean), _vector(codes.sd)  # (rows, Z)
     mean = means[0]
-    (site,) = posterior.structure.local
-    prior = posterior.sample_prior(_PRIOR_ROWS)[site][0]  # (rows, Z)
-    loc, scale = prior.mean(0), prior.std(0)
-    nats = ((scale / sds).log() + (sds.square() + (means - loc).square()) / (2 * scale.square()) - 0.5).mean(0)
+    loc, scale = _prior_moments(posterior)
+    nats = _kl_by_dimension(posterior, rows)
+    if len(nats) != len(mean):  # no closed form by dimension: that of normals with the same moments
+        nats = ((scale / sds).log() + (sds.square() + (means - loc).square()) / (2 * scale.square()) - 0.5).mean(0)
     if dims is None:
         dims = nats.argsort(descending=True)[:most].tolist()
     if wrong := [d for d in dims if not 0 <= d < len(mean)]:
@@ -65,6 +68,70 @@ def interpolated(posterior: Posterior, a: Any, b: Any, columns: int) -> Array:
     return decoded_means(posterior, left + share * (right - left))
 
 
+def plane(posterior: Posterior, columns: int) -> Array:
+    """The mean images of a grid of codes of two numbers, side by side as one image; the largest second number first."""
+    loc, scale = _prior_moments(posterior)
+    if len(loc) != 2:
+        raise ValueError(f"a plane needs codes of two numbers; got {len(loc)}. Use dp.plots.traversal.")
+    shares = (torch.arange(columns, device=loc.device) + 0.5) / columns
+    first, second = (loc + scale * torch.special.ndtri(shares).unsqueeze(-1)).T
+    grid = torch.stack([first.expand(columns, -1), second.flip(0).unsqueeze(-1).expand(-1, columns)], -1)
+    images = decoded_means(posterior, grid)
+    height = 1 if images.ndim == 5 and images.shape[2] in (1, 3) else 0  # axis of the height in an image
+    gaps = [(0, int(axis in (height + 2, height + 3))) for axis in range(images.ndim)]  # of a pixel between neighbours
+    images = np.pad(images, gaps, constant_values=images.min())
+    return np.concatenate([np.concatenate([*line], height + 1) for line in images], height)
+
+
+def traversal(
+    posterior: Posterior, *rows: Any, dims: Sequence[int] | None = None, most: int = 6, columns: int = 9
+) -> Figure:
+    """Images as each latent dimension moves from -2 to 2 sds of its prior, and the others stay at a row's.
+
+    Args:
+        posterior: A posterior of images with one latent vector a row.
+        rows: The program's arguments; the code of the first row moves.
+        dims: The dimensions; None for those with the largest KL from the prior, a mean over all rows.
+        most: Most dimensions of these.
+        columns: Number of values of a dimension.
+
+    Raises:
+        ValueError: If the rows are no images, or a dimension does not exist.
+    """
+    return image_rows(traversed(posterior, rows, dims, most, columns), columns=columns)
+
+
+def interpolation(posterior: Posterior, a: Any, b: Any, *, columns: int = 9) -> Figure:
+    """Images on the lines between the codes of pairs of rows.
+
+    Args:
+        posterior: A posterior of images with one latent vector a row.
+        a: The rows at the left end, ``(pairs, ...)``.
+        b: The rows at the right end.
+        columns: Number of images in a row, those of the ends included.
+
+    Raises:
+        ValueError: If the rows are no images.
+    """
+    rows = interpolated(posterior, a, b, columns)
+    return image_rows({" " * (i + 1): images for i, images in enumerate(rows)}, columns=columns)
+
+
+def manifold(posterior: Posterior, *, columns: int = 15) -> Figure:
+    """Images of a plane of codes: from left to right the first dimension grows, from bottom to top the second.
+
+    The codes of neighbours are quantiles of equal distance of a normal with the prior's mean and sd.
+
+    Args:
+        posterior: A posterior of images with one latent vector of two numbers a row.
+        columns: Number of images on either side.
+
+    Raises:
+        ValueError: If the rows are no images, or a code has not two numbers.
+    """
+    return image_rows({"": plane(posterior, columns)[None]}, columns=1)
+
+
 def decoded_means(posterior: Posterior, z: Tensor) -> Array:
     """Mean rows of codes ``(*leading, Z)``, or their most likely classes.
 
@@ -85,3 +152,17 @@ def _vector(codes: Tensor | dict[str, Tensor]) -> Tensor:
             "shape. Use posterior.decode with the values of all sites."
         )
     return codes
+
+
+def _kl_by_dimension(posterior: Posterior, rows: Sequence[Any]) -> Tensor:
+    """KL of each latent dimension from the prior in nats, a mean over rows; one number if it has no closed form."""
+    (site,) = posterior.structure.local
+    return torch.from_numpy(kl_from_prior(*posterior.trace(*rows, draws=_DRAWS))[site])
+
+
+def _prior_moments(posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Mean and sd of each dimension of the prior, estimated from draws: ``(Z,)``."""
+    sites = posterior.structure.local
+    prior = posterior.sample_prior(_PRIOR_ROWS)
+    codes = _vector(prior[sites[0]][0] if len(sites) == 1 else {name: prior[name] for name in sites})
+    return codes.mean(0), codes.std(0)

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from deepprob.diagnostics.check import Array, array
+from deepprob.diagnostics.check import array
 from deepprob.diagnostics.figures import legend_above
-from deepprob.diagnostics.latent_walks import interpolated, traversed
+from deepprob.diagnostics.image_grid import image_rows
+from deepprob.diagnostics.latent_walks import interpolation, manifold, traversal
 from deepprob.diagnostics.metrics import shares_by_bin
-from deepprob.diagnostics.style import BLUE, GREY, INK, MIDDLE, ORANGE, new_axes, new_figure
+from deepprob.diagnostics.style import BLUE, GREY, INK, ORANGE, new_axes, new_figure
 
-if TYPE_CHECKING:
-    from deepprob.posteriors.posterior import Posterior
+__all__ = [
+    "image_rows",
+    "interpolation",
+    "kl_bars",
+    "latent_scatter",
+    "manifold",
+    "predicted_against_observed",
+    "predictive_band",
+    "reliability",
+    "render",
+    "training_curve",
+    "traversal",
+]
 
 
 def render(figure: Figure) -> bytes:
@@ -70,81 +81,6 @@ def training_curve(
     axes.set_ylabel("ELBO, nats per datum")
     legend_above(figure)
     return figure
-
-
-def image_rows(rows: Mapping[str, ArrayLike], *, columns: int = 10) -> Figure:
-    """Rows of images on a common grey scale, each below its label.
-
-    Args:
-        rows: Images by label, shape ``(n, height, width)`` or with channels first or last.
-        columns: Largest number of images in a row.
-    """
-    grids = {label: array(images)[:columns] for label, images in rows.items()}
-    low = min(float(g.min()) for g in grids.values())
-    high = max(float(g.max()) for g in grids.values())
-    named = sum(bool(label.strip()) for label in grids)
-    figure = new_figure(9.0, 9.0 / columns * len(grids) + 0.25 * named)
-    places = figure.subplots(len(grids), columns, squeeze=False, gridspec_kw={"wspace": 0.05, "hspace": 0.05})
-    for i, (label, images) in enumerate(grids.items()):
-        for j in range(columns):
-            axes = places[i, j]
-            axes.set_axis_off()
-            if j < len(images):
-                axes.imshow(
-                    _picture(images[j], low, high),
-                    cmap="gray_r",
-                    vmin=0,
-                    vmax=1,
-                    interpolation="nearest",
-                )
-        if label.strip():
-            # The layout makes room for the height of a title, not for its width, which would spread the first columns.
-            places[i, 0].set_title(" ", fontsize=9, pad=3)
-            place = {"xycoords": "axes fraction", "xytext": (0, 3), "textcoords": "offset points"}
-            places[i, 0].annotate(label, (0, 1), fontsize=9, color=MIDDLE, va="baseline", **place).set_in_layout(False)
-    return figure
-
-
-def _picture(image: Array, low: float, high: float) -> Array:
-    if image.ndim == 3 and image.shape[0] in (1, 3):
-        image = np.moveaxis(image, 0, -1)
-    if image.ndim == 3 and image.shape[-1] == 1:
-        image = image[..., 0]
-    return (image - low) / max(high - low, 1e-12)
-
-
-def traversal(
-    posterior: Posterior, *rows: Any, dims: Sequence[int] | None = None, most: int = 6, columns: int = 9
-) -> Figure:
-    """Images as each latent dimension moves from -2 to 2 sds of its prior, and the others stay at a row's.
-
-    Args:
-        posterior: A posterior of images with one latent vector a row.
-        rows: The program's arguments; the code of the first row moves.
-        dims: The dimensions; None for those with the largest KL from the prior, a mean over all rows.
-        most: Most dimensions of these.
-        columns: Number of values of a dimension.
-
-    Raises:
-        ValueError: If the rows are no images, or a dimension does not exist.
-    """
-    return image_rows(traversed(posterior, rows, dims, most, columns), columns=columns)
-
-
-def interpolation(posterior: Posterior, a: Any, b: Any, *, columns: int = 9) -> Figure:
-    """Images on the lines between the codes of pairs of rows.
-
-    Args:
-        posterior: A posterior of images with one latent vector a row.
-        a: The rows at the left end, ``(pairs, ...)``.
-        b: The rows at the right end.
-        columns: Number of images in a row, those of the ends included.
-
-    Raises:
-        ValueError: If the rows are no images.
-    """
-    rows = interpolated(posterior, a, b, columns)
-    return image_rows({" " * (i + 1): images for i, images in enumerate(rows)}, columns=columns)
 
 
 def latent_scatter(centres: ArrayLike, labels: ArrayLike | None = None) -> Figure:

@@ -197,8 +197,8 @@ def check(
         seed: Seed of all random numbers; the same seed gives the same report.
         site: The observed site whose predictions to check; None for all of them.
         title: Names the posterior and the data in the report; by default the program's class and the number of rows.
-        extra: Further checks: names of those that are off by default because of their cost (``"sandwich of the
-            evidence"``), or diagnostics of your own.
+        extra: Further checks: names of those that are off by default (``"information of the codes"``,
+            ``"aggregate posterior"``, ``"sandwich of the evidence"``), or diagnostics of your own.
 
     Returns:
         The report: ``print`` or ``save`` it, or read its ``verdict``. A check that cannot look says ``unchecked``.

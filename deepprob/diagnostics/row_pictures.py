@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from deepprob.diagnostics import judging
 from deepprob.diagnostics.case import Case, given, num_optional
 from deepprob.diagnostics.check import Array, array
-from deepprob.diagnostics.latent_walks import traversed
+from deepprob.diagnostics.image_grid import image_rows
+from deepprob.diagnostics.latent_walks import plane, traversed
 from deepprob.diagnostics.picture import Picture, drawn
-from deepprob.diagnostics.plots import image_rows
 from deepprob.networks.likelihood import Likelihood
 from deepprob.posteriors.prediction import Prediction
 from deepprob.programs.arguments import Arguments, rows_of
@@ -69,6 +69,22 @@ def _traversal(case: Case, columns: int = 8, most: int = 4) -> Iterator[Picture]
         "of few nats per row should change little.",
         f"Rows of {columns} images, one for each of {len(rows)} latent dimensions: {', '.join(rows)}.",
         image,
+        photos=True,
+    )
+
+
+def _manifold(case: Case, columns: int = 12) -> Iterator[Picture]:
+    structure = case.posterior.structure
+    if image_shape(case) is None or not case.per_row or [structure.sites[n].numbers for n in structure.local] != [2]:
+        return
+    image = plane(case.posterior, columns)[None]
+    yield Picture(
+        "manifold",
+        "Plane of codes",
+        "Each image is the mean given a code; from left to right the first latent dimension grows, from bottom to top "
+        "the second, in steps of equal probability under the prior. All of them should look like data.",
+        f"Grid of {columns} times {columns} images, one for each of as many codes of two dimensions.",
+        drawn(image_rows({"": image}, columns=1)),
         photos=True,
     )
 
@@ -144,4 +160,4 @@ def _start_of(case: Case, batch: Batch, steps: int) -> Batch:
     return Arguments(cut, batch.call) if isinstance(batch, Arguments) else tuple(cut)
 
 
-MAKERS = (_images, _traversal, _sequences)
+MAKERS = (_images, _traversal, _manifold, _sequences)

@@ -90,6 +90,14 @@ def test_a_part_of_the_labelled_set_is_reported_and_its_labels_hold(tmp_path: Pa
     assert "of 2 reports on good posteriors" in several
 
 
+@pytest.mark.slow
+def test_collapsed_codes_are_told_and_remedies_cure(tmp_path: Path) -> None:
+    printed = run("vae_collapse.py", "--seeds", "2", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "vae_collapse.json").read_text())["result"]["rows"]
+    assert len(found) == 12
+    assert sum(row["right"] for row in found) >= 11, printed
+
+
 def test_the_gpu_script_parses_and_needs_a_gpu() -> None:
     script = BENCHMARKS / "run_gpu.sh"
     subprocess.run(["bash", "-n", str(script)], check=True)

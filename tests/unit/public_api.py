@@ -55,9 +55,8 @@ def lines() -> Iterator[str]:
     yield from _described("plot", root.plot, exported)
     yield ""
     yield "deepprob.diagnostics.plots"
-    for name, function in inspect.getmembers(root.plots, inspect.isfunction):
-        if not name.startswith("_") and function.__module__ == root.plots.__name__:
-            yield from _described(name, function, exported)
+    for name in sorted(root.plots.__all__):
+        yield from _described(name, getattr(root.plots, name), exported)
 
 
 def names_of(face: str) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from deepprob.diagnostics.checks.accuracy import posterior_means, posterior_widths, row_means, row_widths
+from deepprob.diagnostics.checks.aggregate import aggregate_posterior
 from deepprob.diagnostics.checks.amortization import amortization_gap
 from deepprob.diagnostics.checks.calibration import interval_coverage, probability_calibration
 from deepprob.diagnostics.checks.chains import effective_draws, rhat_of_chains
 from deepprob.diagnostics.checks.collapse import active_dimensions
 from deepprob.diagnostics.checks.convergence import elbo_convergence
 from deepprob.diagnostics.checks.drift import input_drift
+from deepprob.diagnostics.checks.information import code_information
 from deepprob.diagnostics.checks.khat import global_khat, local_khat
 from deepprob.diagnostics.checks.leakage import data_leakage
 from deepprob.diagnostics.checks.loo import influential_rows
@@ -61,7 +63,9 @@ CHECKS: dict[str, Diagnostic] = {
     )
 }
 
-# Checks that a report has only if they are asked for, because of their cost.
-EXTRA: dict[str, Diagnostic] = {evidence_sandwich.name: evidence_sandwich}
+# Checks that a report has only if they are asked for: they take minutes, or are of use for some models only.
+EXTRA: dict[str, Diagnostic] = {
+    diagnostic.name: diagnostic for diagnostic in (code_information, aggregate_posterior, evidence_sandwich)
+}
 
 __all__ = ["CHECKS", "EXTRA"]

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from deepprob.diagnostics.case import Case
 from deepprob.diagnostics.check import Array, Check, Verdict, array, number
 from deepprob.diagnostics.diagnostic import Diagnostic
+from deepprob.diagnostics.remedies import AGAINST_COLLAPSE
 from deepprob.programs.minibatch import num_rows
 
 ACTIVE_SHARE, LEAST_NATS = 0.01, 0.05
@@ -124,17 +125,20 @@ def check_active_dimensions(draws: ArrayLike, kl: ArrayLike | None = None) -> Ch
     total = (
         "" if kl is None else f"; their KL from the prior is {number(float(np.sum(array(kl))))} nats per row in total"
     )
+    found, remedy = ".", ""
+    if verdict == "fail":
+        found, remedy = ": the posterior has collapsed to the prior.", AGAINST_COLLAPSE
+    elif verdict == "caution":
+        found = f": the posterior of the other {latent - count} has collapsed to the prior."
+        remedy = f"{AGAINST_COLLAPSE} If fewer dimensions are enough, reduce latent_dim."
     return Check(
         name=NAME,
         value=value,
         se=None,
         threshold=0.5,
         verdict=verdict,
-        reading=f"{count} of {latent} latent dimensions depend on the row{total}"
-        + (": the posterior has collapsed to the prior." if count == 0 else "."),
-        next_step=""
-        if verdict == "pass"
-        else "Warm up the KL over more epochs, use a weaker decoder, or reduce latent_dim.",
+        reading=f"{count} of {latent} latent dimensions depend on the row{total}{found}",
+        next_step=remedy,
         details={
             "explained": share.tolist(),
             "explained_se": se.tolist(),

@@ -32,7 +32,10 @@ from deepprob.diagnostics.dependence import (
     on_predictions,
 )
 from deepprob.diagnostics.proper_scores import aurc, bins_of, brier, brier_parts, crps, pit, risk_coverage
+from deepprob.diagnostics.remedies import AGAINST_COLLAPSE, possible
 from deepprob.diagnostics.report import check
+from deepprob.fitting.disentangling import Beta, TotalCorrelation
+from deepprob.fitting.elbo import ELBO
 from deepprob.inference import svi
 from deepprob.models import BayesianNeuralNetwork
 from deepprob.networks.dense import MLP
@@ -168,6 +171,33 @@ class TestActiveDimensions:
         check = check_active_dimensions(noise + active, np.full(4, 0.5))
         assert check_active_dimensions(noise + active, np.full(4, 0.01)).verdict == "fail"
         assert "4 of 4" in check.reading and "2 nats" in check.reading
+
+    def test_collapse_is_named_with_what_prevents_it(self, rng: np.random.Generator) -> None:
+        noise = rng.normal(size=(100, 300, 4))
+        some = noise + rng.normal(size=(300, 4)) * (np.arange(4) < 1)
+        none, part = check_active_dimensions(noise), check_active_dimensions(some)
+        assert none.reading.endswith("the posterior has collapsed to the prior.")
+        assert part.reading.endswith("the posterior of the other 3 has collapsed to the prior.")
+        assert none.next_step == AGAINST_COLLAPSE
+        assert AGAINST_COLLAPSE in part.next_step and "reduce latent_dim" in part.next_step
+
+    @pytest.mark.parametrize(
+        ("objective", "words"),
+        [
+            (ELBO(), "callbacks=[dp.KLWarmUp(epochs)]"),
+            (TotalCorrelation(beta=6.0), "callbacks=[dp.KLWarmUp(epochs)]"),
+            (ELBO(free_bits=0.01), "Raise free_bits, now 0.01 nats"),
+            (Beta(20.0), "The KL weighs 20 times: lower beta"),
+            (Beta(20.0, capacity=0.1), "Raise the capacity of the codes, now 0.1 nats"),
+        ],
+    )
+    def test_the_remedy_of_a_collapse_is_one_that_the_fit_has_not_tried(
+        self, objective: ELBO | TotalCorrelation, words: str
+    ) -> None:
+        step = f"{AGAINST_COLLAPSE} Or do without."
+        found = possible(step, {"routine": "svi", "objective": objective.describe()}, extends=True)
+        assert words in found
+        assert found.endswith("Or do without.")
 
 
 class TestPValues:
