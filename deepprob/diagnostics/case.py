@@ -15,6 +15,7 @@ from deepprob.diagnostics.case_sites import CaseSites
 from deepprob.diagnostics.check import Array, array
 from deepprob.diagnostics.finite import finite_rows
 from deepprob.diagnostics.left_out import LeftOut, left_out
+from deepprob.engine.subject import Untraceable
 from deepprob.posteriors.guide_accuracy import DRAWS as GLOBAL_DRAWS
 from deepprob.posteriors.guide_accuracy import GuideAccuracy, judged
 from deepprob.posteriors.guide_draws import GuideDraws, guide_draws
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from deepprob.posteriors.prediction import Prediction
 
 # Errors that say that a question has no answer for a program whose data were checked.
-REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError)
+REFUSALS = (ValueError, RuntimeError, TypeError, IndexError, AttributeError, Untraceable)
 # Replicates per false alarm: with 2 / level of them the smallest p-value is half the level.
 _REPLICATES = 2
 _PARTICLES = 20  # of the bound of a row

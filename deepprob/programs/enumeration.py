@@ -83,12 +83,23 @@ def draw_summed(run: Run) -> tuple[Trace, Trace]:
     """
     ((guide_trace, model_trace),) = run_enumerated(run, enumerate_guide=False)
     enumerated = prune_subsample_sites(model_trace)
-    for name, site in enumerated.nodes.items():
-        if name in guide_trace.nodes:  # known: Pyro would gather a value with event dimensions as if it had none
-            enumerated.nodes[name] = {**site, "is_observed": True}
+    for name, site in list(sample_sites(enumerated)):
+        known = name in guide_trace.nodes
+        if (known or site["is_observed"]) and not _varies(run, site):  # no influence: the pixels given a code
+            enumerated.remove_node(name)
+        elif known:  # Pyro would gather a value with event dimensions as if it had none
+            given: Site = {**site, "is_observed": True}
+            enumerated.nodes[name] = given
     enumerated.compute_log_prob()
     enumerated.pack_tensors()
     model = poutine.trace(poutine.replay(_stacked_call(run, run.program.model), trace=guide_trace))
     with run.bound():
         _sample_posterior_from_trace(model, enumerated, 1, False, *run.batch)
     return guide_trace, model.trace
+
+
+def _varies(run: Run, site: Site) -> bool:
+    """Whether the density of a site may differ between values of the sites that are summed out."""
+    fn, value, mask = site["fn"], site["value"], site["mask"]
+    shapes = (fn.batch_shape, value.shape[: value.dim() - fn.event_dim], getattr(mask, "shape", ()))
+    return max(map(len, shapes)) > run.plates + (run.draws is not None)

@@ -11,12 +11,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import deepprob as dp
 from deepprob.diagnostics import Case, Check
 from deepprob.inference import svi
+from deepprob.models import VAE
 from deepprob.posteriors.posterior import Posterior
 from deepprob.programs.program import Program
 
@@ -305,6 +306,22 @@ def test_codes_of_all_rows_have_no_bound_by_row_but_checks() -> None:
 
     posterior = fitted(codes, Y, "multivariate_normal")
     assert "ELBO convergence" in {check.name for check in dp.check(posterior, Y, draws=30, particles=30).checks}
+
+
+def test_a_network_that_counts_its_calls_leaves_one_question_open() -> None:
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, z: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(z)
+
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    program = VAE((3,), 2, (4,), likelihood="normal", decoder=Counting(2, 3))
+    report = dp.check(svi(program, rows, steps=5, progress=False), rows)
+    found = report["amortization gap"]
+    assert found.verdict == "unchecked" and "changes 'calls' in Python" in found.reading
+    assert [check.name for check in report.checks if check.verdict == "unchecked"] == [found.name]
 
 
 def test_bad_data_are_refused_and_not_unchecked() -> None:

@@ -118,7 +118,7 @@ def test_a_bayesian_decoder_takes_them_too() -> None:
 
 
 def test_a_flow_reaches_a_higher_bound_where_the_posterior_is_awkward() -> None:
-    """x = |z|^2 + noise: the posterior is a ring. Measured gain about 0.7 nats; half of it is asked for."""
+    """x = |z|^2 + noise: the posterior is a ring, which no normal resembles."""
 
     class Ring(nn.Module):
         def __init__(self) -> None:

@@ -44,21 +44,26 @@ def test_every_entry_can_depend_on_every_other() -> None:
     assert bool((jacobian != 0).all())
 
 
-def test_the_density_integrates_to_one_and_its_draws_follow_it() -> None:
-    """On a grid; draws by the means of three functions, 4.5 standard errors, once in 150 000 by chance."""
-    flow = bent(Flow(2, 4), 0.15)
+@pytest.mark.parametrize("scale", [0.15, 0.5])
+def test_the_density_on_a_grid_is_that_of_the_draws_there(scale: float) -> None:
+    """Mass, means and second moments, within 4.5 standard errors: once in 150 000 comparisons by chance.
+
+    Weights of sd 0.15 leave the whole density on the grid. Those of sd 0.5 stretch it: 44 % of it lie outside.
+    """
+    flow = bent(Flow(2, 4), scale)
     zeros = torch.zeros(2, dtype=torch.float64)
     fn = flow.distribution(zeros, zeros + 1)
     axis = torch.linspace(-12, 12, 601, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     mass = fn.log_prob(grid).exp() * (axis[1] - axis[0]) ** 2
-    assert float(mass.sum()) == pytest.approx(1.0, abs=1e-5)
+    if scale == 0.15:
+        assert float(mass.sum()) == pytest.approx(1.0, abs=1e-5)
     draws = fn.rsample(torch.Size([20_000]))
-    functions = (lambda z: z, lambda z: z.square(), lambda z: z.prod(-1, keepdim=True))
-    for function in functions:
-        found, expected = function(draws), (mass[:, None] * function(grid)).sum(0)
+    inside = (draws.abs() < 12).all(-1, keepdim=True)
+    for function in (torch.ones_like, lambda z: z, lambda z: z.square(), lambda z: z.prod(-1, keepdim=True)):
+        found, expected = function(draws) * inside, (mass[:, None] * function(grid)).sum(0)
         error = found.std(0) / math.sqrt(len(draws))
-        assert bool(((found.mean(0) - expected).abs() < 4.5 * error).all())
+        assert bool(((found.mean(0) - expected).abs() < 4.5 * error + 1e-5).all())
 
 
 def test_the_density_of_a_draw_runs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:

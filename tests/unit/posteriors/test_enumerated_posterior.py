@@ -107,6 +107,50 @@ def test_summed_sites_are_drawn_from_their_posterior() -> None:
     assert ((draws - exact).abs() < 4 * (exact * (1 - exact) / 20_000).sqrt()).all()  # four standard errors, four rows
 
 
+def test_a_mask_that_depends_on_a_summed_site_counts_in_its_draws() -> None:
+    def masked(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 4 if x is None else len(x)):
+            k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
+            with pyro.poutine.mask(mask=k == 1):
+                pyro.sample("x", dist.Normal(0.0, 0.5), obs=x)
+
+    draws = posterior_of(masked).sample(X, draws=20_000)["k"].double().mean(0)
+    density = 0.6 * dist.Normal(0.0, 0.5).log_prob(X).exp().double()
+    exact = density / (density + 0.4)
+    assert ((draws - exact).abs() < 4.5 * (exact * (1 - exact) / 20_000).sqrt()).all()
+
+
+def test_a_density_without_influence_on_a_summed_site_is_not_evaluated() -> None:
+    """The row of a code is as likely under every cluster; the densities of many pixels would be most of the work."""
+    evaluated = []
+
+    class Recorded(dist.Normal):
+        def log_prob(self, value: Tensor) -> Tensor:
+            evaluated.append(value.shape)
+            found: Tensor = super().log_prob(value)
+            return found
+
+    def model(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 4 if x is None else len(x)):
+            k = pyro.sample("k", dist.Categorical(PRIOR), infer=PARALLEL)
+            z = pyro.sample("z", dist.Normal(LOCS[k], 0.5))
+            pyro.sample("x", Recorded(z, 1.0), obs=x)
+
+    def guide(x: Tensor | None = None) -> None:
+        with pyro.plate("data", 4 if x is None else len(x)):
+            pyro.sample("z", dist.Normal(0.0 if x is None else x / 2, 0.7))
+
+    posterior = posterior_of(model, guide)
+    first = posterior.sample(X, draws=20_000)  # decides how draws are stacked
+    evaluated.clear()
+    draws = posterior.sample(X, draws=20_000)
+    assert not evaluated
+    assert all(torch.equal(first[name], draws[name]) for name in first)
+    exact = (PRIOR.log() + dist.Normal(LOCS, 0.5).log_prob(draws["z"][..., None])).softmax(-1)[..., 1].double()
+    error = (draws["k"].double() - exact).mean(0) / ((exact * (1 - exact)).mean(0) / 20_000).sqrt()
+    assert (error.abs() < 4.5).all()
+
+
 def test_states_of_a_chain_are_drawn_jointly() -> None:
     x = torch.tensor([[0.3, 1.2, -0.4], [0.9, 0.5, 0.1]])
     posterior = posterior_of(markov, x=x)
