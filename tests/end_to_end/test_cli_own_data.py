@@ -242,7 +242,7 @@ def test_list_alone_lists_everything() -> None:
     assert plain.exit_code == 0
     assert all(name in plain.stdout for name in ("vae", "digits", "svi"))
     found = json.loads(deepprob_("list", "--json").stdout)
-    assert [*found] == ["models", "data", "routines"] and found["models"][0]["model"] == "vae"
+    assert [*found] == ["models", "data", "routines", "objectives"] and found["models"][0]["model"] == "vae"
 
 
 def test_help_shows_no_type_for_flags() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.importance_weighted import IWAE
+from deepprob.fitting.kl_schedules import KLWarmUp
 from deepprob.fitting.optimizers import Optimizer
 from deepprob.inference import svi
 from deepprob.models import HierarchicalVAE
