@@ -395,7 +395,7 @@ def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
         ({"callbacks": len}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"callbacks": [print]}, r"callbacks must be a list of Callback objects; got builtin_function_or_method\."),
         ({"optimizer": 0.1}, r"optimizer must be a name, a class of torch\.optim, or .*got float\."),
-        ({"objective": 1}, r"objective must be a name \(elbo, iwae\) or a callable .*; got int\."),
+        ({"objective": 1}, r"objective must be a name \(elbo, stl, iwae, .*\) or a callable .*; got int\."),
         ({"guide": 1}, r"guide must be a name, an AutoGuide class or a callable; got int\."),
         ({"device": X}, r"device must be a name or a torch\.device; got Tensor\. Choose from: auto, cpu, cuda"),
         ({"device": None}, r"device must be a name or a torch\.device; got NoneType\. Choose from: auto, cpu, cuda"),
