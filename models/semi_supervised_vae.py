@@ -234,7 +234,8 @@ class SemiSupervisedVAE(Program):
         """Distribution of the code given a row and its class."""
         size = self.encoder.in_size, f"a code of {self.latent_dim} dimensions"
         code = self.encoder.distribution(self._run("encoder", self._features(x), len(self.shape), y, *size))
-        if self.encoder.family != "normal" or y.dim() < 2 or len(y) != y.numel():
+        # The steps of a fit enumerate the classes; in queries, the first dimension of drawn ones may be that of draws.
+        if not self.training or self.encoder.family != "normal" or y.dim() < 2 or len(y) != y.numel():
             return code
         # All classes at once: with the same noise, the differences between them tell the classifier more.
         common = CommonNormal(code.base_dist.loc, code.base_dist.scale, validate_args=False)

@@ -64,7 +64,8 @@ class ELBO:
         analytic_kl: Whether to use closed-form KLs.
         layers: Precision in which linear and convolutional layers multiply, ``"float32"`` or ``"bfloat16"``; their
             outputs and all log-probabilities are in float32.
-        gradient: ``"total"``, or ``"stl"`` (``objective="stl"``), which needs draws with a reparameterized gradient.
+        gradient: ``"total"``, or ``"stl"`` (``objective="stl"``), which needs draws with a reparameterized gradient
+            and no ``free_bits``.
         free_bits: The minimum :math:`\lambda` of the KL of a dimension of local latents, in nats; 0 for none.
 
     References:
@@ -105,6 +106,8 @@ class ELBO:
         if self.gradient not in ("total", "stl"):
             raise unknown("gradient", self.gradient, ("total", "stl"))
         object.__setattr__(self, "free_bits", positive("free_bits", self.free_bits, zero=True))
+        if self.free_bits and self.gradient == "stl":
+            raise ValueError("free_bits needs the gradient of the KL, a part of which 'stl' leaves out. Leave out one.")
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and the terms of the bound, all per datum.

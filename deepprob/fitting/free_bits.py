@@ -9,6 +9,8 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from deepprob.distributions.per_draw import is_delta
+from deepprob.fitting.particles import is_rough
 from deepprob.programs.enumeration import any_enumerated
 from deepprob.programs.kl import closed_form_kls, same_scale
 from deepprob.programs.sites import Site, is_auxiliary, is_local, log_prob, sample_sites
@@ -28,7 +30,7 @@ def free_kl(plate: str, traces: Sequence[tuple[Trace, Trace]], free_bits: float,
         norm: What turns a sum over all rows into a mean: 1 over rows and particles.
 
     Raises:
-        ValueError: If a site is summed out.
+        ValueError: If a site is summed out, discrete, or computed from another one.
     """
     if any_enumerated(traces):
         raise ValueError(
@@ -40,6 +42,11 @@ def free_kl(plate: str, traces: Sequence[tuple[Trace, Trace]], free_bits: float,
     for name, site in sample_sites(guide_trace):
         if site["is_observed"] or is_auxiliary(site) or not is_local(site, plate):
             continue
+        if is_rough(site) or (is_delta(site["fn"]) and name not in closed):
+            raise ValueError(
+                f"free_bits needs latent sites that the guide draws itself, with a reparameterized gradient; {name!r} "
+                "is discrete or computed from another site. Leave it out."
+            )
         prior = model_trace.nodes[name]
         groups = _by_dimension(site, prior)
         if groups is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,18 +16,21 @@ from deepprob.fitting.path_gradients import check_reparameterized, path_loss
 from deepprob.programs.run import Run
 
 
-class WeightedBound(ABC):
+class WeightedBound:
     """A bound on the log evidence that is a function of the log importance weights of particles.
 
-    Subclasses are frozen dataclasses with these fields, have a ``name``, and write `reduce`.
+    Subclasses are frozen dataclasses with these fields and have a ``name``. The bound is that of the `IWAE`, unless
+    they write `reduce`.
     """
 
     name: ClassVar[str]
+    least: ClassVar[int] = 1  # particles
+    by_scores: ClassVar[bool] = False  # whether every draw has the score-function gradient
     particles: int
     layers: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "particles", whole("particles", self.particles))
+        object.__setattr__(self, "particles", whole("particles", self.particles, least=self.least))
         check_precision(self.layers)
 
     @property
@@ -36,9 +38,9 @@ class WeightedBound(ABC):
         """Number of draws from the guide per step."""
         return self.particles
 
-    @abstractmethod
     def reduce(self, weights: Tensor) -> Tensor:
         """The bound of every row, ``(R,)``, from log weights ``(K, R)``; leading axes after K are kept."""
+        return log_mean(weights)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and the terms of the bound, all per datum.
@@ -54,10 +56,10 @@ class WeightedBound(ABC):
         Raises:
             ValueError: If the bound needs all rows but the batch is smaller, or the guide enumerates a site.
         """
-        weights = LogWeights(run, self.draws, self.layers)
+        weights = LogWeights(replace(run, leaves=self.by_scores), self.draws, self.layers)
         bound = self.reduce(weights(kl_weight))
         loss = -(weights.norm * bound).sum()
-        if (log_q := weights.score_log_q()) is not None:
+        if (log_q := weights.score_log_q(every=self.by_scores)) is not None:
             loss = loss - self.scores(weights, bound, log_q, kl_weight)
         return loss, self.terms(weights)
 
@@ -165,10 +167,6 @@ class IWAE(WeightedBound):
         super().__post_init__()
         if self.gradient not in ("total", "dreg"):
             raise unknown("gradient", self.gradient, ("total", "dreg"))
-
-    def reduce(self, weights: Tensor) -> Tensor:
-        """Logarithm of the mean weight over particles."""
-        return log_mean(weights)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and the terms; see `WeightedBound`."""

@@ -138,25 +138,10 @@ class VIMCO(WeightedBound):
     """
 
     name: ClassVar[str] = "vimco"
+    least: ClassVar[int] = 2
+    by_scores: ClassVar[bool] = True
     particles: int = 10
     layers: str = "float32"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "particles", whole("particles", self.particles, least=2))
-        super().__post_init__()
-
-    def reduce(self, weights: Tensor) -> Tensor:
-        """Logarithm of the mean weight over particles."""
-        return log_mean(weights)
-
-    def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimize and the terms; see `WeightedBound`."""
-        weights = LogWeights(replace(run, leaves=True), self.particles, self.layers)
-        bound = self.reduce(weights(kl_weight))
-        loss = -(weights.norm * bound).sum()
-        if (log_q := weights.score_log_q(every=True)) is not None:
-            loss = loss - self.scores(weights, bound, log_q, kl_weight)
-        return loss, self.terms(weights)
 
 
 @dataclass(frozen=True)
@@ -169,7 +154,7 @@ class WakeSleep(WeightedBound):
 
     The gradient of the guide is that of :math:`-\mathrm{KL}(p(z \mid x) \,\|\, q(z \mid x))`, estimated with
     normalized weights, and no draw is differentiated: discrete sites need no other estimator. Both gradients are biased
-    for few particles. There is no sleep phase, as in the paper's best variant ("wake-wake").
+    for few particles. There is no sleep phase.
 
     Args:
         particles: Number of particles, K, at least 2.
@@ -186,16 +171,9 @@ class WakeSleep(WeightedBound):
     """
 
     name: ClassVar[str] = "wake_sleep"
+    least: ClassVar[int] = 2
     particles: int = 10
     layers: str = "float32"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "particles", whole("particles", self.particles, least=2))
-        super().__post_init__()
-
-    def reduce(self, weights: Tensor) -> Tensor:
-        """Logarithm of the mean weight over particles."""
-        return log_mean(weights)
 
     def __call__(self, run: Run, *, kl_weight: float | Tensor = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimize and the terms; see `WeightedBound`."""

@@ -273,7 +273,7 @@ def cut_off(run: Run, guide: Callable[..., Any], guide_trace: Trace) -> None:
             value = site["value"].detach()
             cut[name] = {**site, "value": value.requires_grad_(site["value"].requires_grad)}
     again: Any = cut
-    if len(drawn) > 1:
+    if len(drawn) > 1 or not cut:
         given = Trace()
         given.nodes.update(cut)
         again = trace_guide(run, poutine.replay(guide, trace=given)).nodes
